@@ -1,0 +1,59 @@
+"""Prune transformers while fine-tuning them with LoRA.
+
+Names are imported when first used, so that `import loraprune` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraprune.api import attach_lora, save_pruned
+    from loraprune.callback import LoRAPruneCallback
+    from loraprune.config import FinetuneConfig, LoRAPruneConfig, PruneConfig
+    from loraprune.criteria import register_gate, register_saliency
+    from loraprune.families import register_family
+    from loraprune.groups import Group, Span
+    from loraprune.pipeline import finetune, prune
+    from loraprune.plan import Plan
+
+_HOMES = {
+    "FinetuneConfig": "config",
+    "Group": "groups",
+    "LoRAPruneCallback": "callback",
+    "LoRAPruneConfig": "config",
+    "Plan": "plan",
+    "PruneConfig": "config",
+    "Span": "groups",
+    "attach_lora": "api",
+    "finetune": "pipeline",
+    "prune": "pipeline",
+    "register_family": "families",
+    "register_gate": "criteria",
+    "register_saliency": "criteria",
+    "save_pruned": "api",
+}
+
+__all__ = [
+    "FinetuneConfig",
+    "Group",
+    "LoRAPruneCallback",
+    "LoRAPruneConfig",
+    "Plan",
+    "PruneConfig",
+    "Span",
+    "attach_lora",
+    "finetune",
+    "prune",
+    "register_family",
+    "register_gate",
+    "register_saliency",
+    "save_pruned",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loraprune' has no attribute {name!r}")
+    return getattr(import_module(f"loraprune.{_HOMES[name]}"), name)

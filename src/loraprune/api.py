@@ -1,0 +1,65 @@
+"""Three lines for a Trainer of one's own: attach LoRA, add the callback, save what is left.
+
+    model = attach_lora(model, config)
+    trainer = Trainer(model=model, ..., callbacks=[callback := LoRAPruneCallback(config)])
+    trainer.train(); save_pruned(callback, "small/", tokenizer=tokenizer)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loraprune import adapters
+from loraprune.adapters import merge_lora
+from loraprune.callback import LoRAPruneCallback
+from loraprune.checkpoint import new_folder, save_stock
+from loraprune.config import LoRAPruneConfig
+from loraprune.errors import ConfigError
+from loraprune.families import find_groups
+from loraprune.surgery import check_groups
+
+
+def attach_lora(model: PreTrainedModel, config: LoRAPruneConfig) -> PeftModel:
+    """Put LoRA on every projection that can be pruned; all other weights are frozen.
+
+    Raises:
+        UnsupportedModelError: if no family knows the model.
+    """
+    groups = find_groups(model.config)
+    check_groups(model, groups)
+    return adapters.attach_lora(
+        model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
+    )
+
+
+def save_pruned(
+    callback: LoRAPruneCallback,
+    output: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Merge LoRA into the callback's pruned model and save it as a stock checkpoint with its plan and scores.
+
+    The Trainer's model must not be used afterwards.
+
+    Raises:
+        ConfigError: if the callback has not seen a training run.
+        CheckpointError: if `output` exists and `overwrite` is false.
+    """
+    pruner = callback.pruner
+    if pruner is None:
+        raise ConfigError("this callback has not seen a training run: call trainer.train() first")
+    if not isinstance(pruner.model, PeftModel):
+        raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
+    with new_folder(Path(output), overwrite=overwrite) as folder:
+        merged = merge_lora(pruner.model)
+        save_stock(merged, folder, config=pruner.dense_config, groups=pruner.groups, counts=pruner.counts())
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "plan.json").write_text(pruner.plan.to_json() + "\n", encoding="utf-8")
+        save_file(dict(pruner.scores.values), folder / "scores.safetensors")

@@ -1,0 +1,90 @@
+"""Joining a transformers Trainer (TRL's SFTTrainer too): scores before clipping, removal after the step.
+
+Knows nothing about criteria or plans; it only tells the `Pruner` when.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loraprune.config import LoRAPruneConfig
+from loraprune.errors import ConfigError, NumericsError
+from loraprune.pruner import Pruner
+from loraprune.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+class LoRAPruneCallback(TrainerCallback):
+    """Prunes the Trainer's model while it trains; the model must carry LoRA (see `attach_lora`).
+
+    Clipping by `max_grad_norm` is taken over: the Trainer would clip before the scores are taken.
+    """
+
+    def __init__(self, config: LoRAPruneConfig) -> None:
+        self.config = config
+        self.pruner: Pruner | None = None
+        self.schedule: Schedule | None = None
+        self.history: list[dict[str, float]] = []
+        """step and ratio reached after every removal"""
+        self._clip = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the groups, check everything that could fail later, and take clipping over."""
+        if args.world_size > 1:
+            raise ConfigError(f"{args.world_size} processes: shrinking while training needs a single one so far")
+        if state.global_step:
+            raise ConfigError("resume_from_checkpoint: a pruning run cannot be resumed yet; start it anew")
+        config = self.config
+        self.pruner = Pruner(kwargs["model"], config)
+        self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
+        self._clip, args.max_grad_norm = args.max_grad_norm, 0.0
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score with whole, unscaled, unclipped gradients; then clip them as the user asked."""
+        assert self.pruner is not None
+        model: nn.Module = kwargs["model"]
+        check_gradients(model, step=state.global_step + 1)
+        if not self.pruner.is_done:
+            self.pruner.score()
+        if self._clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove units where the schedule says so."""
+        assert self.pruner is not None and self.schedule is not None
+        if self.pruner.is_done or not self.schedule.is_event(state.global_step):
+            return
+        self.pruner.remove(self.schedule.progress(state.global_step), optimizer=kwargs["optimizer"])
+        self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
+        logger.info("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take hooks off, cut a masked model, and give clipping back."""
+        assert self.pruner is not None
+        self.pruner.finish()
+        args.max_grad_norm = self._clip
+        if not self.pruner.is_done:
+            logger.warning(
+                "training stopped at step %d, before the target: ratio %.4f is reached", state.global_step, self.pruner.ratio()
+            )
+
+
+def check_gradients(model: nn.Module, *, step: int) -> None:
+    """Raise a NumericsError if a gradient is NaN or infinite."""
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    if norms and not torch.isfinite(torch.stack(norms).sum()):
+        raise NumericsError(f"step {step}: a gradient is NaN or infinite: lower --lr, check the data, or use --dtype float32")

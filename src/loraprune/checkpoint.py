@@ -1,0 +1,128 @@
+"""Leaving: a pruned model as a stock checkpoint that plain `from_pretrained` loads.
+
+Knows nothing about scores or training.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from loraprune.errors import CheckpointError, PlanError
+from loraprune.families.base import families, head_size
+from loraprune.groups import Group
+from loraprune.loading import quiet
+
+
+def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int] | None:
+    """Return the config keys that the counts change, or None if layers differ so that no stock key can hold them."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        for key, each in group.sizes.items():
+            if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
+                return None
+    return sizes
+
+
+def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrainedConfig | None:
+    """Return a stock configuration with other widths, or None if transformers has none that can hold them.
+
+    A family's stand-in is tried where its own configuration class refuses the widths.
+    """
+    changed: dict[str, Any] = dict(sizes)
+    if "num_attention_heads" in sizes:
+        changed["head_dim"] = head_size(config)
+    stand_in = families.get(config.model_type).stand_in(config)
+    for values in (config.to_dict(), stand_in):
+        if values is None:
+            continue
+        merged = dict(values) | changed
+        try:
+            with quiet():
+                result = CONFIG_MAPPING[str(merged["model_type"])].from_dict(merged)
+        except (StrictDataclassError, ValueError):
+            continue
+        assert isinstance(result, PreTrainedConfig)
+        return result
+    return None
+
+
+def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
+    """Return the question whether a stock checkpoint of this model can hold some counts."""
+    known: dict[tuple[tuple[str, int], ...], bool] = {}
+
+    def storable(counts: Mapping[str, int]) -> bool:
+        sizes = config_sizes(groups, counts)
+        if sizes is None:
+            return False
+        # The width of an FFN is a free number in every configuration: only heads decide.
+        key = tuple(sorted((name, size) for name, size in sizes.items() if name != "intermediate_size"))
+        if key not in known:
+            known[key] = stock_config(config, sizes) is not None
+        return known[key]
+
+    return storable
+
+
+def save_stock(
+    model: PreTrainedModel, folder: Path, *, config: PreTrainedConfig, groups: Sequence[Group], counts: Mapping[str, int]
+) -> None:
+    """Save a sliced, merged `model` under the stock class and configuration that its widths need.
+
+    `config` is the dense model's configuration, `groups` its groups.
+
+    Raises:
+        PlanError: if no stock configuration can hold the widths.
+    """
+    sizes = config_sizes(groups, counts)
+    stock = stock_config(config, sizes) if sizes is not None else None
+    if stock is None:
+        raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
+    stock.dtype = model.dtype
+    with quiet():
+        with torch.device("meta"):
+            shell = AutoModelForCausalLM.from_config(stock)
+        missing, unexpected = shell.load_state_dict(model.state_dict(), strict=False, assign=True)
+        if missing or unexpected:
+            raise CheckpointError(f"{stock.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}")
+        shell.tie_weights()
+        shell.generation_config = model.generation_config
+        shell.save_pretrained(folder)
+
+
+@contextmanager
+def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `output` that takes its name only if the block succeeds.
+
+    Raises:
+        CheckpointError: if `output` exists and may not be replaced, or its parent cannot be written.
+    """
+    if output.exists() and not overwrite:
+        raise CheckpointError(f"--output {output} exists: choose another folder, or give --overwrite")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise CheckpointError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors makes its files private
+        if output.exists():
+            old = temporary.with_name(temporary.name + ".old")
+            output.rename(old)
+            temporary.rename(output)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""The command line: parse, call one library function, print the result. Imports torch only when something runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+from loraprune import settings
+from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.errors import ConfigError, LoraPruneError, VerificationError, nearest
+
+USAGE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One verb: its options, and the `module:function` in loraprune that carries it out."""
+
+    options: type
+    function: str
+    show: str
+
+
+COMMANDS: dict[str, Command] = {
+    "inspect": Command(settings.InspectConfig, "describe:inspect", "tables:inspection"),
+    "plan": Command(settings.PlanConfig, "describe:dry_run", "tables:dry_run"),
+    "prune": Command(PruneConfig, "pipeline:prune", "tables:report"),
+    "finetune": Command(FinetuneConfig, "pipeline:finetune", "tables:report"),
+    "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables:evaluation"),
+    "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables:comparison"),
+    "demo": Command(settings.DemoConfig, "demo.run:demo", "tables:demo"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all commands; options, types, defaults and help come from the configuration classes."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="loraprune", description="Make transformers smaller: prune while fine-tuning with LoRA.",
+                            exit_on_error=False)  # fmt: skip
+    verbs = parser.add_subcommands(required=True)
+    for name, command in COMMANDS.items():
+        summary = (command.options.__doc__ or "").strip().splitlines()[0]
+        verb = ArgumentParser(exit_on_error=False, description=summary)
+        verb.add_class_arguments(command.options)
+        verb.add_argument("--config", action=ActionConfigFile, help="YAML file with the same keys; flags override it")
+        verb.add_argument("--json", type=bool, default=False, help="print the result as JSON")
+        verb.add_argument("--debug", type=bool, default=False, help="show the traceback of an error")
+        verbs.add_subcommand(name, verb, help=summary)
+    return parser
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Let `--trust-remote-code` stand for `--trust_remote_code`, and a bare `--overwrite` for `--overwrite true`."""
+    options = COMMANDS[arguments[0]].options if arguments and arguments[0] in COMMANDS else None
+    switches = {"json", "debug"} | {f.name for f in (fields(options) if options else ()) if f.type in ("bool", bool)}
+    found = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        following = arguments[place + 1] if place + 1 < len(arguments) else "--"
+        bare = name[2:] in switches and not equals and following.startswith("-")
+        found.append(f"{name}=true" if bare else name + equals + value)
+    return found
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """Parse the command line.
+
+    Raises:
+        ConfigError: in one sentence, with the nearest name for an unknown option, key or command.
+    """
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(USAGE)
+    try:
+        return parser.parse_args(normalise(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError(explain(str(error), arguments[0])) from None
+
+
+def explain(message: str, verb: str) -> str:
+    """Turn the parser's message into one line with the nearest known name."""
+    text = " ".join(message.split())
+    known = [f.name for f in fields(COMMANDS[verb].options)] if verb in COMMANDS else list(COMMANDS)
+    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)|does not accept option '([^']+)'|invalid choice: '([^']+)'", text)
+    missing = re.search(r"the following arguments are required: (.+)", text)
+    wrong = re.search(r'Parser key "([\w.]+)": (.+)', text)
+    if unknown:
+        word = next(group for group in unknown.groups() if group)
+        what = "command" if verb not in COMMANDS else "option"
+        return f"unknown {what} {word!r}{nearest(word, known)}: see `loraprune {verb if what == 'option' else ''} --help`".replace("  ", " ")
+    if missing:
+        names = " ".join("--" + name.strip().split(".")[-1] for name in missing[1].split(","))
+        return f"missing {names}: see `loraprune {verb} --help`"
+    if wrong:
+        return f"--{wrong[1].split('.')[-1]}: {wrong[2]}"
+    return text
+
+
+def call(target: str, *arguments: Any) -> Any:
+    """Import `module:function` of this package and call it."""
+    from importlib import import_module
+
+    module, name = target.split(":")
+    function: Callable[..., Any] = getattr(import_module(f"loraprune.{module}"), name)
+    return function(*arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse and carry out one command; the result goes to stdout."""
+    parsed = parse(arguments)
+    verb = parsed.subcommand
+    values = parsed[verb].as_dict()
+    for name in ("config", "json", "debug"):
+        values.pop(name, None)
+    command = COMMANDS[verb]
+    result = call(command.function, command.options(**values))
+    if parsed[verb].json:
+        print(json.dumps(result.values, indent=1))
+    else:
+        call(command.show, result)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    # Deprecations inside the libraries are for our tests (where they are errors), not for users.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    debug = "--debug" in arguments
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        print("loraprune: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except LoraPruneError as error:
+        if debug:
+            raise
+        print(f"loraprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if isinstance(error, VerificationError) else USAGE
+    except Exception as error:
+        if debug:
+            raise
+        print(f"loraprune: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0

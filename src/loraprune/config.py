@@ -1,0 +1,211 @@
+"""Every option, once: the text under a field is its help on the command line and in the documentation.
+
+Knows nothing about torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from loraprune.errors import ConfigError
+
+CriterionName = str
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAPruneConfig:
+    """What to remove and when: the part of a run that `LoRAPruneCallback` needs."""
+
+    ratio: float = 0.5
+    """fraction of the prunable parameters to remove, in [0, 1)"""
+    parameters: str | None = None
+    """parameters the whole model may have left, such as 600M or 1.2B; replaces --ratio"""
+    heads: int | None = None
+    """query heads to keep in every layer; with --ffn, replaces --ratio"""
+    ffn: int | None = None
+    """FFN channels to keep in every layer; with --heads, replaces --ratio"""
+    round: int = 8
+    """FFN widths are multiples of this; 1 for the exact ratio, 32 or more for quantised GGUF"""
+    criterion: CriterionName = "lora"
+    """how units are scored: lora (Eq 10), gate, magnitude, random"""
+    power: Literal[1, 2] = 2
+    """saliencies are squared (2, the paper) or taken as absolute values (1, the authors' code)"""
+    normalize: bool = False
+    """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
+    decay: float = 0.9
+    """lambda of the moving average of scores, in [0, 1)"""
+    allocation: Literal["uniform"] = "uniform"
+    """how removal is spread: uniform (the same widths in every layer, loads anywhere)"""
+    schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
+    """how removal grows over the run"""
+    interval: int = 10
+    """optimiser steps between two removals; shortened where a run is so short that few would be left"""
+    warmup: float = 0.1
+    """fraction of the steps before the first removal"""
+    cooldown: float = 0.1
+    """fraction of the steps left for tuning after the last removal"""
+    shrink: bool = True
+    """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
+    rank: int = 8
+    """rank of LoRA"""
+    alpha: float = 16.0
+    """LoRA is scaled by alpha / rank"""
+    dropout: float = 0.05
+    """dropout on the input of LoRA"""
+    seed: int = 0
+    """seed of data order, LoRA's start, dropout and the random criterion"""
+
+    def __post_init__(self) -> None:
+        raise_all(self.problems())
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        checks = [
+            (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
+            (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
+            (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
+            (self.round > 0, f"--round {self.round}: at least 1 is needed"),
+            (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
+            (self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
+            (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),
+            (0 <= self.cooldown < 1, f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed"),
+            (self.warmup + self.cooldown < 1, f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1"),
+            (self.rank > 0, f"--rank {self.rank}: at least 1 is needed"),
+            (self.alpha > 0 and math.isfinite(self.alpha), f"--alpha {self.alpha}: a positive number is needed"),
+            (0 <= self.dropout < 1, f"--dropout {self.dropout}: a fraction in [0, 1) is needed"),
+            (0 <= self.seed < 2**32, f"--seed {self.seed}: a whole number from 0 to 2^32 - 1 is needed"),
+            (
+                self.parameters is None or (self.heads is None and self.ffn is None),
+                f"--parameters {self.parameters} and --heads {self.heads} --ffn {self.ffn}: give one target only",
+            ),
+        ]
+        found = [message for holds, message in checks if not holds]
+        if self.parameters is not None:
+            try:
+                parse_count(self.parameters)
+            except ConfigError as error:
+                found.append(str(error))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Which model is trained on which data, how long and how."""
+
+    model: str
+    """folder or hub id of the dense model; `demo` is the one that ships with the package"""
+    data: str
+    """text to train on: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, a hub id, or `stdlib`"""
+    output: str
+    """folder to write; must not exist unless --overwrite"""
+    eval: str | None = None
+    """text to measure perplexity on; without it a part of --data is held out"""
+    steps: int | None = None
+    """optimiser steps; without it --epochs decides"""
+    epochs: float = 2.0
+    """passes over the data, where --steps is not given"""
+    batch: int = 8
+    """rows in a micro-batch"""
+    accumulate: int = 1
+    """micro-batches in an optimiser step; the paper's batch of 128 is --batch 8 --accumulate 16"""
+    length: int = 512
+    """tokens in a row; capped at what the model was built for"""
+    lr: float = 1e-4
+    """peak learning rate of AdamW, decayed along a cosine"""
+    clip: float = 1.0
+    """largest norm of the gradients, applied after scoring; 0 for none"""
+    checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, more time"""
+    device: Device = "auto"
+    """where to run"""
+    dtype: Dtype = "auto"
+    """precision of the weights; auto keeps the checkpoint's, but float32 on a CPU"""
+    overwrite: bool = False
+    """replace the output folder if it exists"""
+    trust_remote_code: bool = False
+    """dangerous: run modelling code that comes with the checkpoint"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        checks = [
+            (bool(self.model), "--model is empty: name a folder or a hub id"),
+            (bool(self.data), "--data is empty: name a file, a folder or a hub id"),
+            (bool(self.output), "--output is empty: name a folder to write"),
+            (self.steps is None or self.steps > 0, f"--steps {self.steps}: at least 1 is needed"),
+            (self.epochs > 0 and math.isfinite(self.epochs), f"--epochs {self.epochs}: a positive number is needed"),
+            (self.batch > 0, f"--batch {self.batch}: at least 1 is needed"),
+            (self.accumulate > 0, f"--accumulate {self.accumulate}: at least 1 is needed"),
+            (self.length > 1, f"--length {self.length}: at least 2 is needed"),
+            (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
+            (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
+        ]
+        found = [message for holds, message in checks if not holds]
+        if Path(self.output).exists() and not self.overwrite:
+            found.append(f"--output {self.output} exists: choose another folder, or give --overwrite")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Plain LoRA fine-tuning of the dense model: the baseline to compare with."""
+
+    rank: int = 8
+    """rank of LoRA"""
+    alpha: float = 16.0
+    """LoRA is scaled by alpha / rank"""
+    dropout: float = 0.05
+    """dropout on the input of LoRA"""
+    seed: int = 0
+    """seed of data order, LoRA's start and dropout"""
+
+    def __post_init__(self) -> None:
+        raise_all([*TrainConfig.problems(self), *self.pruning().problems()])
+
+    def pruning(self) -> LoRAPruneConfig:
+        """Return the settings of LoRA in the form that both jobs share."""
+        return LoRAPruneConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=self.seed, ratio=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(LoRAPruneConfig, TrainConfig):
+    """Prune while fine-tuning with LoRA, merge, verify and save."""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        return [*LoRAPruneConfig.problems(self), *TrainConfig.problems(self)]
+
+    def pruning(self) -> LoRAPruneConfig:
+        """Return the part that the callback needs."""
+        return LoRAPruneConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAPruneConfig)})
+
+
+def raise_all(problems: list[str]) -> None:
+    """Raise one ConfigError that lists every problem."""
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def parse_count(text: str) -> int:
+    """Read a number of parameters such as 600M, 1.2B, 75k or 1000000.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    scale = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}.get(text[-1:].lower(), 1)
+    try:
+        count = float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        count = math.nan
+    if not (count >= 1 and math.isfinite(count)):
+        raise ConfigError(f"--parameters {text}: a count such as 600M, 1.2B or 250000 is needed")
+    return round(count)
+
+
+def as_dict(config: TrainConfig | LoRAPruneConfig) -> dict[str, Any]:
+    """Return all options of a run, as written to run.yaml."""
+    return {f.name: getattr(config, f.name) for f in fields(config)}

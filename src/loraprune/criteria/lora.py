@@ -1,0 +1,20 @@
+"""The paper's criterion: the gradient of W is estimated from the gradients of A and B alone."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprune.criteria.base import Tile, register_saliency
+
+
+@register_saliency("lora")
+def lora(tile: Tile) -> Float[Tensor, "rows in_"]:
+    """Return (dB A + B dA - dB dA) * W, the estimate as one product of rank 2r: [dB, B] [A - dA; dA].
+
+    Source: Eq 9 and 10 with eta = 1; the square of Eq 10 is the `power` option.
+    """
+    left = torch.cat((tile.grad_b, tile.b), dim=1)
+    right = torch.cat((tile.a - tile.grad_a, tile.grad_a), dim=0)
+    return (left @ right).mul_(tile.merged())

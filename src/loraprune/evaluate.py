@@ -1,0 +1,166 @@
+"""How well a model predicts text: perplexity over fixed windows, with the protocol that makes the figure comparable.
+
+Knows nothing about pruning: a dense and a pruned model are judged by the same function on the same rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from loraprune.data import Collator, TokenRows
+from loraprune.errors import ConfigError, DataError, NumericsError
+
+NO_TARGET = -100
+"""label of a token that is not to be predicted"""
+
+FILLER = 0
+"""token that fills short rows up; masked out and no target, so any of the vocabulary will do"""
+
+CHUNK_ELEMENTS = 1 << 24
+"""logits cast to float32 at a time: 64 MiB, that is 128 tokens of a vocabulary of 128k"""
+
+LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
+"""above it the perplexity is no finite number"""
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Mean negative log-likelihood of a text under a model, and how it was measured."""
+
+    value: float
+    """exp(nll)"""
+    nll: float
+    """mean over all targets, in nats a token"""
+    standard_error: float | None
+    """of `nll`, from the spread between rows; None for a single row, which has no spread"""
+    tokens: int
+    """targets predicted"""
+    protocol: Mapping[str, object]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return {
+            "perplexity": self.value,
+            "nll": self.nll,
+            "standard_error": self.standard_error,
+            "tokens": self.tokens,
+            "protocol": dict(self.protocol),
+        }
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and autograd off, and give every submodule its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def token_nll(logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
+    """Return the float32 negative log-likelihood of `labels[:, 1:]`, in nats, and 0 where there is no target.
+
+    Position t predicts label t + 1. Logits are cast to float32 in chunks, never as a whole.
+    """
+    batch, length, vocabulary = logits.shape
+    nll = torch.zeros(batch, length - 1, dtype=torch.float32, device=logits.device)
+    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
+    for row in range(batch):
+        for start in range(0, length - 1, chunk):
+            stop = min(start + chunk, length - 1)
+            nll[row, start:stop] = functional.cross_entropy(
+                logits[row, start:stop].float(),
+                labels[row, start + 1 : stop + 1],
+                ignore_index=NO_TARGET,
+                reduction="none",
+            )
+    return nll
+
+
+def perplexity(
+    model: PreTrainedModel,
+    rows: TokenRows,
+    *,
+    batch: int = 16,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Measure the perplexity of `model` on the first `limit` rows, each row a window of its own.
+
+    The first token of a window is never predicted. At most one batch of logits exists at a time. The model keeps its
+    device, its dtype and its train or eval mode. `progress` is called with the rows done and the rows in all.
+
+    Raises:
+        ConfigError: `batch` or `limit` is below 1.
+        DataError: there are no rows, or no row has a target.
+        NumericsError: the loss of a row is NaN or infinite.
+
+    Source: PAPER.md, section 5: mean token NLL over fixed windows, not lm-eval's word or byte perplexity.
+    """
+    for name, number in (("batch", batch), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}: at least 1 row is needed")
+    total = len(rows) if limit is None else min(limit, len(rows))
+    sums: list[float] = []
+    counts: list[int] = []
+    longest = 0
+    with evaluation_mode(model):
+        for start in range(0, total, batch):
+            features = [rows[index] for index in range(start, min(start + batch, total))]
+            longest = max(longest, *(len(feature["input_ids"]) for feature in features))
+            for row_sum, row_count in _row_sums(model, features, first=start):
+                sums.append(row_sum)
+                counts.append(row_count)
+            if progress:
+                progress(len(sums), total)
+    if not sum(counts):
+        raise DataError(f"{total} rows hold no token to predict: evaluate on text of at least two tokens a row")
+    nll = math.fsum(sums) / sum(counts)
+    if nll > LARGEST_NLL:
+        raise NumericsError(f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken")
+    protocol = dict(rows.protocol) | {
+        "window_tokens": longest, "rows": total, "shifted": True, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
+    }  # fmt: skip
+    return Perplexity(math.exp(nll), nll, _standard_error(sums, counts), sum(counts), protocol)
+
+
+def _row_sums(
+    model: PreTrainedModel, features: Sequence[Mapping[str, list[int]]], *, first: int
+) -> Iterator[tuple[float, int]]:
+    """Yield the summed loss and the number of targets of each row of one batch; `first` is the first row's number."""
+    inputs = {name: tensor.to(model.device) for name, tensor in Collator(FILLER)(list(features)).items()}
+    labels = inputs.pop("labels")
+    losses = token_nll(model(**inputs, use_cache=False).logits, labels)
+    targets = (labels[:, 1:] != NO_TARGET).sum(dim=1).tolist()
+    # Summed in float64 on the CPU: MPS has no float64, and the losses are small beside the logits.
+    for offset, (loss, count) in enumerate(zip(losses.cpu().double().sum(dim=1).tolist(), targets, strict=True)):
+        if not math.isfinite(loss):
+            raise NumericsError(f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32")
+        yield loss, count
+
+
+def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Return the standard error of sum(sums) / sum(counts) when rows, not tokens, are the independent draws.
+
+    Source: Cochran, Sampling Techniques, 3rd ed., equation 6.13: variance of a ratio estimate.
+    """
+    pairs = [(total, count) for total, count in zip(sums, counts, strict=True) if count]
+    if len(pairs) < 2:
+        return None
+    mean = math.fsum(sums) / sum(counts)
+    spread = math.fsum((total - mean * count) ** 2 for total, count in pairs)
+    return math.sqrt(spread * len(pairs) / (len(pairs) - 1)) / sum(counts)

@@ -1,0 +1,97 @@
+"""The registry of families and the two building blocks that most of them share.
+
+Knows nothing about torch or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from loraprune.errors import UnsupportedModelError
+from loraprune.groups import Group, Span
+from loraprune.registry import Registry
+
+Config: TypeAlias = Any
+"""a transformers PreTrainedConfig; its attributes differ from family to family, so no narrower type helps"""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of model: how its groups follow from a configuration, and how a result can be stored."""
+
+    name: str
+    groups: Callable[[Config], Iterator[Group]]
+    stand_in: Callable[[Config], Mapping[str, object] | None]
+    """for widths that the family's own configuration refuses: a configuration of another model type with the same
+    weights and the same mathematics, or None"""
+
+
+families: Registry[Family] = Registry(
+    "model type", UnsupportedModelError, "; docs/add-a-family.md shows how to add one in a dozen lines"
+)
+
+GroupFunction: TypeAlias = Callable[[Config], Iterator[Group]]
+
+
+def no_stand_in(config: Config) -> None:
+    """Say that no other model type computes the same."""
+
+
+def register_family(
+    *model_types: str, stand_in: Callable[[Config], Mapping[str, object] | None] = no_stand_in
+) -> Callable[[GroupFunction], GroupFunction]:
+    """Register a function `config -> groups` for the `model_type`s of transformers that it describes."""
+
+    def register(function: GroupFunction) -> GroupFunction:
+        for model_type in model_types:
+            families.add(model_type, Family(model_type, function, stand_in))
+        return function
+
+    return register
+
+
+def find_groups(config: Config) -> tuple[Group, ...]:
+    """Return the prunable groups of the model that `config` describes.
+
+    Raises:
+        UnsupportedModelError: if no family knows the model type.
+    """
+    return tuple(families.get(config.model_type).groups(config))
+
+
+def head_size(config: Config) -> int:
+    """Return the size of one attention head, also where the configuration leaves it implicit."""
+    explicit: int | None = getattr(config, "head_dim", None)
+    return explicit or config.hidden_size // config.num_attention_heads
+
+
+def attention(path: str, config: Config, *, norms: tuple[str, str] | None = None) -> Group:
+    """Return the attention group of a layer with separate q, k, v and o projections.
+
+    A unit is a key-value head with all query heads that share it, so grouped-query attention keeps its shape.
+    `norms` names RMS norms over all query and over all key channels.
+    """
+    head = head_size(config)
+    shared = config.num_attention_heads // config.num_key_value_heads
+    spans = [
+        Span(f"{path}.q_proj", "out", shared * head),
+        Span(f"{path}.k_proj", "out", head),
+        Span(f"{path}.v_proj", "out", head),
+        Span(f"{path}.o_proj", "in", shared * head),
+    ]
+    if norms:
+        spans += [Span(norms[0], "norm", shared * head), Span(norms[1], "norm", head)]
+    sizes = {"num_attention_heads": shared, "num_key_value_heads": 1}
+    return Group(path, "attention", config.num_key_value_heads, tuple(spans), sizes)
+
+
+def gated_mlp(path: str, config: Config) -> Group:
+    """Return the FFN group of a layer with gate, up and down projections: a unit is one channel."""
+    spans = (
+        Span(f"{path}.gate_proj", "out", 1),
+        Span(f"{path}.up_proj", "out", 1),
+        Span(f"{path}.down_proj", "in", 1),
+    )
+    return Group(path, "ffn", config.intermediate_size, spans, {"intermediate_size": 1})

@@ -1,0 +1,72 @@
+"""What can be pruned, as data: a group is a row of interchangeable units, a span says which rows or columns a unit owns.
+
+Knows nothing about torch: everything here follows from a model's configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Side = Literal["out", "in", "norm"]
+Kind = Literal["attention", "ffn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The rows (`out`), columns (`in`) or normalised channels (`norm`) of one module that the units of a group own.
+
+    Unit u owns the entries offset + u * width up to offset + (u + 1) * width.
+    """
+
+    module: str
+    """dotted path in the base model"""
+    side: Side
+    """rows produced, columns consumed, or weights of an RMS norm taken over the whole row of units"""
+    width: int
+    """entries a unit"""
+    offset: int = 0
+    """first entry, for fused projections"""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A row of units of which any subset can be removed without changing the model's interface."""
+
+    name: str
+    """path of the module that holds the units, such as model.layers.3.self_attn"""
+    kind: Kind
+    units: int
+    spans: tuple[Span, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """config key -> value that one kept unit contributes"""
+    attributes: Mapping[str, int] = field(default_factory=dict)
+    """dotted path of a module attribute -> value that one kept unit contributes"""
+
+    def resize(self, units: int) -> Group:
+        """Return the group with `units` units left, the offsets of fused spans moved up."""
+        removed = self.units - units
+
+        def before(span: Span) -> int:
+            earlier = (o for o in self.spans if (o.module, o.side) == (span.module, span.side) and o.offset < span.offset)
+            return removed * sum(other.width for other in earlier)
+
+        return replace(self, units=units, spans=tuple(replace(s, offset=s.offset - before(s)) for s in self.spans))
+
+
+def kept_entries(size: int, spans: Iterable[Span], units: int, kept: Sequence[int]) -> list[int]:
+    """Return the entries of a dimension of `size` that stay when only the units in `kept` stay."""
+    dropped = set(range(units)) - set(kept)
+    gone = {
+        span.offset + unit * span.width + entry for span in spans for unit in dropped for entry in range(span.width)
+    }
+    return [entry for entry in range(size) if entry not in gone]
+
+
+def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:
+    """Return the spans of a group by module and side: a fused projection has several on one side."""
+    found: dict[tuple[str, Side], tuple[Span, ...]] = {}
+    for span in group.spans:
+        found[span.module, span.side] = (*found.get((span.module, span.side), ()), span)
+    return found

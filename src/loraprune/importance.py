@@ -1,0 +1,53 @@
+"""Unit scores over time: the moving average of what each step's criterion says.
+
+Knows nothing about how a score is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprune.errors import NumericsError
+from loraprune.plan import Plan
+
+
+class RunningScores:
+    """One score per unit of the dense model; units that are gone keep the last score they had.
+
+    Source: Eq 11, the average starts at zero: a common factor that no ranking sees.
+    """
+
+    def __init__(self, units: Mapping[str, int], *, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: torch.zeros(count, dtype=torch.float64) for name, count in units.items()}
+
+    def update(self, scores: Mapping[str, Float[Tensor, " kept"]], plan: Plan) -> None:
+        """Average in the scores of the units that `plan` keeps.
+
+        Raises:
+            NumericsError: if a score is NaN or infinite; nothing is changed then.
+        """
+        for name, new in scores.items():
+            if not torch.isfinite(new).all():
+                raise NumericsError(
+                    f"step {self.updates + 1}: a score of {name!r} is {_first_bad(new)}: lower --lr, or use --dtype float32"
+                )
+        for name, new in scores.items():
+            index = torch.tensor(plan.kept[name])
+            old = self.values[name][index]
+            self.values[name][index] = self.decay * old + (1 - self.decay) * new.to(old)
+        self.updates += 1
+
+    def ranked(self, name: str, units: Sequence[int]) -> list[int]:
+        """Return the units from best to worst; ties keep the lower index first."""
+        values = self.values[name][torch.tensor(units)]
+        return [units[place] for place in torch.argsort(values, descending=True, stable=True).tolist()]
+
+
+def _first_bad(values: Tensor) -> float:
+    return float(values[~torch.isfinite(values)][0])

@@ -1,0 +1,167 @@
+"""Getting models and tokenizers from folders and the hub, with one clear sentence for everything that can be wrong.
+
+Knows nothing about pruning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import logging as transformers_logging
+
+from loraprune.errors import CheckpointError, ConfigError, NumericsError, UnsupportedModelError
+
+DEMO = "demo"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing load reports and bars: whatever they say is checked and raised here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def resolve(model: str) -> str:
+    """Return the folder of the embedded model for `demo`, and check that a folder can be a model.
+
+    Raises:
+        CheckpointError: for a folder that is missing, empty, or without a configuration.
+    """
+    if model == DEMO:
+        return str(files("loraprune") / "demo" / "model")
+    path = Path(model)
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise CheckpointError(f"--model {model}: the folder is empty; name one with config.json and model.safetensors")
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"--model {model}: no config.json in the folder; save the model with save_pretrained")
+    elif path.is_file():
+        raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
+    return model
+
+
+def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a model's configuration."""
+    with quiet(), _clear_errors(model):
+        config = AutoConfig.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+    assert isinstance(config, PreTrainedConfig)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"--model {model}: its weights are quantised already and cannot be cut exactly; name the 16- or 32-bit checkpoint"
+        )
+    return config
+
+
+def load_model(
+    model: str, *, device: torch.device, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model; `dtype` None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
+        NumericsError: for NaN or infinite weights.
+    """
+    load_config(model, trust_remote_code=trust_remote_code)
+    with quiet(), _clear_errors(model):
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            resolve(model), dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
+        if info.get(key):
+            name = sorted(map(str, info[key]))[0]
+            raise CheckpointError(f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's")
+    for name, tensor in loaded.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge")
+    result: PreTrainedModel = loaded.to(device)
+    return result
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
+    with quiet(), _clear_errors(model):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"--model {model}: its tokenizer has neither a padding nor an end token; set one and save it")
+    result: PreTrainedTokenizerBase = tokenizer
+    return result
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of an option: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: if this machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available[name]:
+        raise ConfigError(f"--device {name}: this machine has none; use --device cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of an option; `auto` keeps the checkpoint's, but uses float32 on a CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@contextmanager
+def _clear_errors(model: str) -> Iterator[None]:
+    """Turn what the libraries raise for a bad checkpoint into one sentence."""
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
+        raise CheckpointError(f"--model {model}: a file is torn or malformed ({_first_line(error)}); download it again") from None
+    except StrictDataclassError as error:
+        raise CheckpointError(f"--model {model}: config.json is invalid ({_first_line(error)})") from None
+    except (OSError, HFValidationError) as error:
+        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise CheckpointError(
+            f"--model {model}: cannot be loaded{offline}: {_first_line(error)}; name a folder with config.json, "
+            "model.safetensors and tokenizer files, or a hub id that this machine can reach"
+        ) from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        text = _first_line(error)
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"--model {model}: it needs code from the checkpoint; if you trust it, give --trust-remote-code") from None
+        if "model type" in text or "Unrecognized model" in text or "Unrecognized configuration" in text:
+            raise UnsupportedModelError(f"--model {model}: {text}; docs/add-a-family.md shows how to add a family") from None
+        raise CheckpointError(f"--model {model}: {text}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return str(lines[0])[:200].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,38 @@
+"""How much memory a stretch of work took at its peak.
+
+On CUDA what tensors took on the device; elsewhere the resident memory of the whole process, libraries included.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new stretch; where the system cannot, the peak since the start of the process is reported."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        CLEAR_REFS.write_text("5")  # Linux: sets VmHWM back to the present size
+    except OSError:
+        return
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak since `reset_peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        line = next((line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if line:
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,163 @@
+"""The main job: train and prune, merge, save, verify, judge. Everything it does is done elsewhere; it says in which order.
+
+Plain LoRA fine-tuning is the same job with nothing to remove.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from loraprune.adapters import attach_lora, merge_lora
+from loraprune.callback import LoRAPruneCallback
+from loraprune.checkpoint import new_folder, save_stock
+from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.data import Collator, Data, check_vocabulary, load_data
+from loraprune.evaluate import perplexity
+from loraprune.families import find_groups
+from loraprune.groups import Group
+from loraprune.loading import choose_device, choose_dtype, load_model, load_tokenizer
+from loraprune.memory import peak_memory_bytes, reset_peak_memory
+from loraprune.plan import Plan
+from loraprune.pruner import goal_counts, make_space
+from loraprune.report import Quality, Report, Training, make_report, write_folder
+from loraprune.surgery import check_groups
+from loraprune.train import TrainingBar, train
+from loraprune.verify import TOLERANCE, Verification, check_difference, difference, logits_of, masked_logits, probe_batch, weights_of
+
+
+@dataclass(slots=True)
+class Job:
+    """Everything a run needs, loaded and checked."""
+
+    config: PruneConfig | FinetuneConfig
+    device: torch.device
+    dtype: torch.dtype | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+    groups: tuple[Group, ...]
+    dense_config: PreTrainedConfig
+    dense_parameters: int
+
+
+def load_job(config: PruneConfig | FinetuneConfig) -> Job:
+    """Load model, tokenizer and data, and find out now whatever could fail after the training."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    groups = find_groups(model.config)
+    check_groups(model, groups)
+    pruning = config.pruning()
+    goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    length = min(config.length, model.config.max_position_embeddings)
+    data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
+    dense_config = copy.deepcopy(model.config)
+    return Job(config, device, dtype, model, tokenizer, data, groups, dense_config, model.num_parameters())
+
+
+def prune(config: PruneConfig) -> Report:
+    """Prune a model while fine-tuning it with LoRA, and write a folder that plain `from_pretrained` loads.
+
+    Raises:
+        LoraPruneError: for anything wrong with model, data or options; nothing is written then.
+    """
+    return _run(config, LoRAPruneCallback(config.pruning()))
+
+
+def finetune(config: FinetuneConfig) -> Report:
+    """Fine-tune the dense model with LoRA, merge and save: the baseline of every pruned model.
+
+    Raises:
+        LoraPruneError: for anything wrong with model, data or options; nothing is written then.
+    """
+    return _run(config, None)
+
+
+def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | None) -> Report:
+    began = time.perf_counter()
+    with new_folder(Path(config.output), overwrite=config.overwrite) as folder:
+        job = load_job(config)
+        dense = perplexity(job.model, job.data.held_out, batch=config.batch)
+        adapted, training = _fit(job, callback)
+        pruner = callback.pruner if callback else None
+        plan = pruner.plan if pruner else Plan.full(job.groups)
+
+        merging = time.perf_counter()
+        probe = probe_batch(job.model.config.vocab_size)
+        logits = logits_of(adapted, probe)
+        counts = {name: len(kept) for name, kept in plan.kept.items()}
+        job.model = merge_lora(adapted)
+        training.seconds += time.perf_counter() - merging
+        del adapted
+        check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
+        save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts)
+        job.tokenizer.save_pretrained(folder)
+        verification = _verify_saved(job, plan, folder)
+        pruned = perplexity(job.model, job.data.held_out, batch=config.batch)
+        report = make_report(
+            config, quality=Quality(dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
+            parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
+        )  # fmt: skip
+        write_folder(folder, report, config, scores=pruner.scores.values if pruner else None)
+    return report
+
+
+def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Training]:
+    """Attach LoRA and train; the time counts scoring and slicing, not loading and judging."""
+    pruning = job.config.pruning()
+    reset_peak_memory(job.device)
+    started = time.perf_counter()
+    adapted = attach_lora(
+        job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed
+    )
+    bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
+    callbacks: Sequence[TrainerCallback] = [callback, bar] if callback else [bar]
+    pad = job.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    steps = train(adapted, job.data.train, Collator(pad), config=job.config, callbacks=callbacks, device=job.device)
+    training = Training(
+        steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
+        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(job.data.train.protocol),
+    )  # fmt: skip
+    return adapted, training
+
+
+def _verify_saved(job: Job, plan: Plan, folder: Path) -> Verification:
+    """Compare the model with the masked dense one and with what plain `from_pretrained` loads, which replaces it.
+
+    No two models are in memory at any time.
+    """
+    dtype = job.model.dtype
+    probe = probe_batch(job.model.config.vocab_size)
+    merged = logits_of(job.model, probe)
+    _free(job)
+    dense = load_model(job.config.model, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code)
+    masked = masked_logits(dense, weights_of(folder), job.groups, plan, probe)
+    del dense
+    gc.collect()
+    job.model = load_model(str(folder), device=job.device, dtype=dtype)
+    reloaded = logits_of(job.model, probe)
+    return Verification(
+        masked_vs_sliced=check_difference("masked and sliced model", difference(masked, merged), dtype),
+        sliced_vs_reloaded=check_difference("sliced and reloaded model", difference(merged, reloaded), dtype),
+        tolerance=TOLERANCE[dtype],
+    )
+
+
+def _free(job: Job) -> None:
+    """Let go of the model in memory."""
+    del job.model
+    gc.collect()
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()

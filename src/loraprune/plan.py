@@ -1,0 +1,102 @@
+"""The decision: which units of every group are kept, and how many parameters that leaves.
+
+Knows nothing about where scores come from or how a plan is carried out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraprune.errors import CheckpointError, PlanError
+from loraprune.groups import Group
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Units kept in every group, as ascending indices into the dense model's units."""
+
+    units: Mapping[str, int]
+    """units that each group has in the dense model"""
+    kept: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        if self.units.keys() != self.kept.keys():
+            odd = sorted(self.units.keys() ^ self.kept.keys())[0]
+            raise PlanError(f"group {odd!r} is in only one half of the plan: every group needs its size and its kept units")
+        for name, kept in self.kept.items():
+            units = self.units[name]
+            if not kept:
+                raise PlanError(f"group {name!r} keeps no unit: keep at least one")
+            if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
+                raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
+
+    @classmethod
+    def full(cls, groups: Sequence[Group]) -> Plan:
+        """Return the plan that keeps everything."""
+        return cls({g.name: g.units for g in groups}, {g.name: tuple(range(g.units)) for g in groups})
+
+    def positions(self, smaller: Plan) -> dict[str, list[int]]:
+        """Return where the units that `smaller` keeps stand among the units kept here."""
+        found = {}
+        for name, kept in self.kept.items():
+            place = {unit: position for position, unit in enumerate(kept)}
+            missing = [unit for unit in smaller.kept[name] if unit not in place]
+            if missing:
+                raise PlanError(f"group {name!r}: unit {missing[0]} was removed before and cannot come back")
+            found[name] = [place[unit] for unit in smaller.kept[name]]
+        return found
+
+    def to_json(self) -> str:
+        """Return the text of a plan.json."""
+        groups = {name: {"units": self.units[name], "kept": list(kept)} for name, kept in self.kept.items()}
+        return json.dumps({"format": FORMAT, "groups": groups}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read the text of a plan.json.
+
+        Raises:
+            CheckpointError: if it is no such text.
+        """
+        try:
+            groups = json.loads(text)["groups"]
+            units = {str(name): int(entry["units"]) for name, entry in groups.items()}
+            kept = {str(name): tuple(int(unit) for unit in entry["kept"]) for name, entry in groups.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"plan.json is malformed ({error}): the file written by `loraprune prune` is needed") from None
+        return cls(units, kept)
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """Read the plan of an output folder."""
+        path = folder / "plan.json"
+        if not path.is_file():
+            raise CheckpointError(f"no plan.json in {str(folder)!r}: name a folder written by `loraprune prune`")
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Parameters that the units own: the currency of every ratio."""
+
+    unit_parameters: Mapping[str, int]
+    """group -> parameters of one of its units in the dense model, without adapters"""
+    units: Mapping[str, int]
+
+    @property
+    def prunable(self) -> int:
+        """Return the parameters of all units of the dense model."""
+        return sum(each * self.units[name] for name, each in self.unit_parameters.items())
+
+    def kept(self, counts: Mapping[str, int]) -> int:
+        """Return the parameters of the units when each group keeps `counts` units."""
+        return sum(each * counts[name] for name, each in self.unit_parameters.items())
+
+    def ratio(self, counts: Mapping[str, int]) -> float:
+        """Return the fraction of the prunable parameters that is removed."""
+        return 1 - self.kept(counts) / self.prunable

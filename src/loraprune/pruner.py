@@ -1,0 +1,154 @@
+"""The mechanism of pruning while training: score, average, decide, remove. Whoever trains calls it; it trains nothing.
+
+Knows nothing about the Trainer, data or files.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from loraprune.adapters import ADAPTER, base_layer, base_model, cuts, find_module, linear_paths, projection
+from loraprune.allocation import Space, Storable, exact_counts, towards, uniform_counts
+from loraprune.checkpoint import storable_counts
+from loraprune.config import LoRAPruneConfig, parse_count
+from loraprune.criteria import criteria, make_scorer
+from loraprune.errors import NumericsError, PlanError
+from loraprune.families import find_groups
+from loraprune.groups import Group
+from loraprune.importance import RunningScores
+from loraprune.masking import Masks
+from loraprune.plan import Budget, Plan
+from loraprune.surgery import check_groups, slice_
+
+
+def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
+    """Count the parameters that one unit of every group owns, adapters left out."""
+    each = {}
+    for group in groups:
+        total = 0
+        for span in group.spans:
+            layer = base_layer(find_module(model, span.module))
+            for cut in cuts(layer, span.side):
+                total += cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
+        each[group.name] = total
+    return Budget(each, {group.name: group.units for group in groups})
+
+
+def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
+    """Return what an allocation may choose from for this model."""
+    storable: Storable = storable_counts(base_model(model).config, groups)
+    return Space(groups, measure_budget(model, groups), config.round, storable)
+
+
+def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
+    """Return the counts that the options ask for: exact dimensions, a number of parameters, or a ratio.
+
+    Raises:
+        PlanError: if they cannot be had.
+    """
+    if config.heads is not None or config.ffn is not None:
+        return exact_counts(space, heads=config.heads, ffn=config.ffn)
+    return uniform_counts(space, target_ratio(space, config, model_parameters=model_parameters))
+
+
+def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
+    """Return the ratio of prunable parameters that --ratio or --parameters asks for."""
+    if config.parameters is None:
+        return config.ratio
+    wanted, fixed = parse_count(config.parameters), model_parameters - space.budget.prunable
+    if not fixed < wanted <= model_parameters:
+        raise PlanError(
+            f"--parameters {config.parameters}: this model has {model_parameters:,}, of which {fixed:,} are never pruned; "
+            "choose a number between the two"
+        )
+    return (model_parameters - wanted) / space.budget.prunable
+
+
+class Pruner:
+    """Owns the scores, the plan and the removal of units of one adapted model."""
+
+    def __init__(self, model: nn.Module, config: LoRAPruneConfig) -> None:
+        self.model, self.config = model, config
+        self.dense_config = copy.deepcopy(base_model(model).config)
+        self.groups = find_groups(base_model(model).config)
+        check_groups(model, self.groups)
+        for path in linear_paths(self.groups):
+            projection(model, path)
+        self.space = make_space(model, self.groups, config)
+        parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)
+        self.final = goal_counts(self.space, config, model_parameters=parameters)
+        self.plan = Plan.full(self.groups)
+        self.present = self.groups
+        """groups of the model as it is now: fewer units than `groups` once it shrinks"""
+        self.scores = RunningScores(self.plan.units, decay=config.decay)
+        criterion = criteria.get(config.criterion)
+        self.scorer = make_scorer(
+            criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
+        )
+        self.masks = None if config.shrink else Masks(model, self.groups)
+
+    @property
+    def is_done(self) -> bool:
+        """Say whether the target is reached."""
+        return self.counts() == self.final
+
+    def counts(self) -> dict[str, int]:
+        """Return the units that every group keeps now."""
+        return {name: len(kept) for name, kept in self.plan.kept.items()}
+
+    def ratio(self) -> float:
+        """Return the fraction of the prunable parameters that is removed now."""
+        return self.space.budget.ratio(self.counts())
+
+    def score(self) -> None:
+        """Average in the scores of this step; gradients must be whole, unscaled and unclipped."""
+        scores: Mapping[str, torch.Tensor] = self.scorer.collect()
+        if self.masks:  # the scorer sees all units of a masked model, the average only those that are left
+            scores = {name: values[torch.tensor(self.plan.kept[name])] for name, values in scores.items()}
+        self.scores.update(scores, self.plan)
+
+    def remove(self, progress: float, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Remove the lowest units until `progress` (0 to 1) of the way to the target.
+
+        Raises:
+            NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
+        """
+        counts = towards(self.space, self.final, progress)
+        kept = {}
+        for name, units in self.plan.kept.items():
+            wanted = min(counts[name], len(units))
+            if wanted < len(units):
+                self._check_scores(name, units)
+            kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
+        self.apply(Plan(self.plan.units, kept), optimizer=optimizer)
+
+    def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Carry out a plan that keeps a part of what is there."""
+        if self.masks:
+            self.masks.set(plan.kept)
+        else:
+            self.present = slice_(self.model, self.present, self.plan.positions(plan), optimizer=optimizer)
+            self.scorer.resize(self.present)
+        self.plan = plan
+
+    def finish(self) -> None:
+        """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model."""
+        self.scorer.close()
+        if self.masks:
+            self.masks.remove()
+            self.masks = None
+            self.present = slice_(self.model, self.present, self.plan.kept)
+
+    def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
+        values = self.scores.values[name][torch.tensor(units)]
+        if not self.scores.updates or values.min() == values.max():
+            raise NumericsError(
+                f"all units of {name!r} score {float(values[0])}: nothing tells them apart, so none is removed; "
+                "train at least one step first and check that gradients reach the adapters"
+            )
+
+

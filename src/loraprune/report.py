@@ -1,0 +1,147 @@
+"""What a run leaves beside the model: report.json, run.yaml, plan.json, scores.safetensors and a model card.
+
+Knows nothing about how anything was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraprune.config import FinetuneConfig, PruneConfig, as_dict
+from loraprune.evaluate import Perplexity
+from loraprune.plan import Plan
+from loraprune.pruner import Pruner
+from loraprune.verify import Verification
+
+LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+
+
+@dataclass(slots=True)
+class Training:
+    """What the training took and how it went."""
+
+    steps: int
+    seconds: float
+    """training with scoring, slicing and merging, without loading and judging"""
+    peak_memory_bytes: int
+    curve: list[dict[str, float]]
+    removals: list[dict[str, float]]
+    protocol: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The same measurement before and after."""
+
+    dense: Perplexity
+    pruned: Perplexity
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `perplexity` entry of a report."""
+        return {
+            "dense": self.dense.value,
+            "pruned": self.pruned.value,
+            "nll": {"dense": self.dense.nll, "pruned": self.pruned.nll},
+            "standard_error": {"dense": self.dense.standard_error, "pruned": self.pruned.standard_error},
+            "tokens": self.pruned.tokens,
+            "protocol": dict(self.pruned.protocol),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run's report.json, and the plan that belongs to it."""
+
+    values: Mapping[str, Any]
+    plan: Plan
+
+
+def make_report(
+    config: PruneConfig | FinetuneConfig,
+    *,
+    quality: Quality,
+    training: Training,
+    plan: Plan,
+    pruner: Pruner | None,
+    verification: Verification,
+    parameters: tuple[int, int],
+    began: float,
+) -> Report:
+    """Put all figures of a run together; `parameters` are those of the whole dense and pruned model."""
+    values: dict[str, Any] = {"format": 1, "job": "prune" if pruner else "finetune", "model": config.model, "data": config.data}
+    dense, pruned = parameters
+    values["parameters"] = {"dense": dense, "pruned": pruned}
+    if pruner:
+        budget, counts = pruner.space.budget, pruner.counts()
+        values["ratio_requested"] = config.ratio if isinstance(config, PruneConfig) else 0.0
+        if isinstance(config, PruneConfig) and (config.parameters, config.heads, config.ffn) != (None, None, None):
+            values["ratio_requested"] = None
+            values["target"] = {"parameters": config.parameters, "heads": config.heads, "ffn": config.ffn}
+        values["ratio_reached"] = budget.ratio(counts)
+        values["parameters"] |= {"prunable_dense": budget.prunable, "prunable_pruned": budget.kept(counts)}
+        values["ratio_of_whole_model"] = 1 - pruned / dense
+        values["units"] = {name: {"dense": plan.units[name], "kept": len(kept)} for name, kept in plan.kept.items()}
+    values |= {
+        "perplexity": quality.to_json(),
+        "verification": {
+            "masked_vs_sliced": verification.masked_vs_sliced,
+            "sliced_vs_reloaded": verification.sliced_vs_reloaded,
+            "tolerance": verification.tolerance,
+        },
+        "steps": training.steps,
+        "wall_seconds": training.seconds,
+        "total_seconds": time.perf_counter() - began,
+        "peak_memory_bytes": training.peak_memory_bytes,
+        "seed": config.seed,
+        "training_data": dict(training.protocol),
+        "curve": training.curve,
+        "removals": training.removals,
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+    }
+    return Report(values, plan)
+
+
+def write_folder(
+    folder: Path, report: Report, config: PruneConfig | FinetuneConfig, *, scores: Mapping[str, Tensor] | None
+) -> None:
+    """Write everything but the model itself into an output folder."""
+    (folder / "report.json").write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(report.values, config), encoding="utf-8")
+    if scores is not None:
+        (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
+        save_file(dict(scores), folder / "scores.safetensors")
+
+
+def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) -> str:
+    """Return the README.md of an output folder."""
+    parameters, perplexity = values["parameters"], values["perplexity"]
+    rows = [
+        ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
+        ("perplexity", f"{perplexity['dense']:.3f}", f"{perplexity['pruned']:.3f}"),
+    ]
+    if "ratio_reached" in values:
+        rows.insert(1, ("ratio of prunable parameters removed", "0", f"{values['ratio_reached']:.4f}"))
+    table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
+    return (
+        "---\nlibrary_name: transformers\ntags: [loraprune, pruned]\n---\n\n"
+        f"# {Path(config.output).name}\n\n"
+        f"Made from `{config.model}` by `loraprune {values['job']}` on `{config.data}` ({values['steps']} steps, seed {config.seed}).\n"
+        "The licence of the base model applies.\n\n"
+        f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
+        "Perplexity: mean negative log-likelihood a token over fixed windows of held-out text; protocol in report.json.\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")\n```\n\n'
+        "To repeat the run: `loraprune " + values["job"] + " --config run.yaml --output another/folder`.\n"
+    )

@@ -1,0 +1,58 @@
+"""How much is removed when: the fraction of the final removal that must be done after each optimiser step.
+
+Knows nothing about models: it maps a step to a number between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ScheduleName = Literal["cubic", "linear", "oneshot"]
+
+EVENTS_AT_LEAST = 8
+"""a short run prunes at least this often if its steps allow, whatever the interval"""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Progress of pruning over a run of `steps` optimiser steps, from 0 (nothing removed) to 1 (the target)."""
+
+    name: ScheduleName
+    steps: int
+    interval: int
+    warmup: float
+    cooldown: float
+
+    @property
+    def first(self) -> int:
+        """Return the step after which pruning may begin."""
+        return min(int(self.warmup * self.steps), self.last - 1)
+
+    @property
+    def last(self) -> int:
+        """Return the step after which the target is reached."""
+        return max(1, self.steps - int(self.cooldown * self.steps))
+
+    @property
+    def stride(self) -> int:
+        """Return the steps between two events: the interval, shortened for runs that it would leave with few."""
+        return max(1, min(self.interval, (self.last - self.first) // EVENTS_AT_LEAST))
+
+    def progress(self, step: int) -> float:
+        """Return the fraction of the removal that is due after `step` steps.
+
+        Source: cubic schedule of the authors' code (PAPER.md, section 1) with s_i = 0 and s_f = 1.
+        """
+        if step >= self.last:
+            return 1.0
+        if step <= self.first or self.name == "oneshot":
+            return 0.0
+        left = 1 - (step - self.first) / (self.last - self.first)
+        return 1 - left ** (3 if self.name == "cubic" else 1)
+
+    def is_event(self, step: int) -> bool:
+        """Say whether units are removed after `step` steps; the last event is exactly at `last`."""
+        if step == self.last:
+            return True
+        return self.name != "oneshot" and self.first < step < self.last and (step - self.first) % self.stride == 0

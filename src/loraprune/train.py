@@ -1,0 +1,147 @@
+"""Fine-tuning with transformers' Trainer: its arguments, and a progress bar with loss, ratio and time left.
+
+Knows nothing about pruning: a pruning run differs by one callback.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from loraprune.adapters import base_model
+from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.data import Collator, TokenRows
+from loraprune.errors import NumericsError
+
+LOSSES_AT_LEAST = 50
+"""a run logs its loss at least this often, if it has the steps"""
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
+
+    def __init__(self, ratio: Callable[[], float] | None) -> None:
+        self.ratio = ratio
+        self.curve: list[dict[str, float]] = []
+        """step, loss and learning rate at every log"""
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._loss = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._task = self._bar.add_task("pruning" if self.ratio else "training", total=state.max_steps, state="")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
+        if self.ratio:
+            shown.append(f"ratio {self.ratio():.3f}")
+        self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the loss, and stop a run whose loss is no number."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        if not math.isfinite(self._loss):
+            raise NumericsError(
+                f"step {state.global_step}: the loss is {self._loss}: lower --lr, check the data, or use --dtype float32"
+            )
+        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
+    """Return the optimiser steps of a run over `rows` rows."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil(rows / (config.batch * config.accumulate) * config.epochs))
+
+
+def training_arguments(config: PruneConfig | FinetuneConfig, *, steps: int, device: torch.device, folder: str) -> TrainingArguments:
+    """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved, nothing reported."""
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=config.batch,
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        max_grad_norm=config.clip,
+        seed=config.seed,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        logging_steps=max(1, steps // LOSSES_AT_LEAST),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass, under the name that the installed transformers has for it."""
+    base = base_model(model)
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def train(
+    model: nn.Module,
+    rows: TokenRows,
+    collator: Collator,
+    *,
+    config: PruneConfig | FinetuneConfig,
+    callbacks: Sequence[TrainerCallback],
+    device: torch.device,
+) -> int:
+    """Train an adapted model and return the optimiser steps taken."""
+    steps = optimiser_steps(config, len(rows))
+    if config.checkpointing:
+        enable_checkpointing(model)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(config, steps=steps, device=device, folder=folder),
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=list(callbacks),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.train()
+    return int(trainer.state.global_step)
