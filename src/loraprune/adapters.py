@@ -13,7 +13,7 @@ from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.errors import ConfigError, GroupMismatchError
@@ -129,6 +129,8 @@ def projection(model: nn.Module, path: str) -> Projection:
             "would differ); train with plain LoRA or rsLoRA"
         )
     a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+    assert isinstance(a, nn.Parameter)
+    assert isinstance(b, nn.Parameter)
     return Projection(path, module.get_base_layer(), a, b, module.scaling[ADAPTER])
 
 
@@ -143,8 +145,14 @@ def attach_lora(
     """Put LoRA on every projection of the groups; everything else is frozen."""
     names = linear_paths(groups)
     transposed = any(is_transposed(base_layer(find_module(model, name))) for name in names)
+    # PEFT declares lora_alpha as an int, and divides it by the rank all the same.
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, fan_in_fan_out=transposed, bias="none"
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=names,
+        fan_in_fan_out=transposed,
+        bias="none",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -158,3 +166,10 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     merged = model.merge_and_unload(progressbar=False)
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def config_of(model: nn.Module) -> PreTrainedConfig:
+    """Return the configuration of the base model."""
+    config = base_model(model).config
+    assert isinstance(config, PreTrainedConfig)
+    return config

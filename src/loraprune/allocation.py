@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 from loraprune.errors import PlanError
 from loraprune.groups import Group, Kind
@@ -80,7 +80,9 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
             if best is None or key < best[:2]:
                 best = (*key, counts)
     if best is None or ratio > largest + _half_step(space, kinds, fine):
-        raise PlanError(f"--ratio {ratio}: at most {largest:.4f} of the prunable parameters can be removed from this model")
+        raise PlanError(
+            f"--ratio {ratio}: at most {largest:.4f} of the prunable parameters can be removed from this model"
+        )
     return best[2]
 
 
@@ -95,7 +97,7 @@ def _split(kinds: Mapping[Kind, tuple[Group, ...]], options: Choices) -> tuple[C
 
 def _half_step(space: Space, kinds: Mapping[Kind, tuple[Group, ...]], fine: Sequence[tuple[Kind, int]]) -> float:
     kind = fine[0][0]
-    step = max((b[1] - a[1] for a, b in zip(fine, fine[1:], strict=False)), default=1)
+    step = max((b[1] - a[1] for a, b in pairwise(fine)), default=1)
     each = sum(space.budget.unit_parameters[group.name] for group in kinds[kind])
     return 0.5 * step * each / space.budget.prunable + 1e-12
 

@@ -1,8 +1,8 @@
 """Three lines for a Trainer of one's own: attach LoRA, add the callback, save what is left.
 
-    model = attach_lora(model, config)
-    trainer = Trainer(model=model, ..., callbacks=[callback := LoRAPruneCallback(config)])
-    trainer.train(); save_pruned(callback, "small/", tokenizer=tokenizer)
+model = attach_lora(model, config)
+trainer = Trainer(model=model, ..., callbacks=[callback := LoRAPruneCallback(config)])
+trainer.train(); save_pruned(callback, "small/", tokenizer=tokenizer)
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
 """How large and how fast models are, side by side: parameters, MACs, latency, throughput, memory.
 
-Knows nothing about pruning: it compares any models that run on the same device, the first one being the reference.
+Knows nothing about pruning: it compares any text models on one device, the first being the reference.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from statistics import median
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -22,31 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError, nearest
-from loraprune.evaluate import evaluation_mode
+from loraprune.evaluate import Call, Spread, evaluation_mode, time_in_turns
 
-SECONDS_AT_LEAST = 0.05
-"""a timed stretch repeats its call until it lasts this long, so that the grain of clock and scheduler is small"""
-
-LOOPS_AT_MOST = 10_000
 PROMPT_TOKENS = 8
 SEED = 0
-
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Seconds a call: median and extremes, and the samples in the order taken."""
-
-    median: float
-    minimum: float
-    maximum: float
-    samples: tuple[float, ...]
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> Spread:
-        """Return the spread of at least one sample."""
-        return cls(statistics.median(samples), min(samples), max(samples), tuple(samples))
+DECODE = 0
+"""key of decoding among the batch sizes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +56,6 @@ class Ratios:
     weight_bytes: float
     file_bytes: float | None
     macs: float
-    peak_memory: float | None
     expected_speedup: float
     """MACs of the first / MACs of this"""
     prefill_speedup: dict[int, float]
@@ -96,7 +75,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values; batch sizes become strings."""
-        return {"rows": _plain(self.rows), "ratios": _plain(self.ratios), "protocol": _plain(self.protocol)}
+        return json.loads(json.dumps(asdict(self)))
 
 
 def compare_speed(
@@ -114,51 +93,146 @@ def compare_speed(
     KV cache from a prompt of 8 tokens. `folders` are the checkpoints of which the weight files are counted.
 
     Raises:
-        ConfigError: a number is below 1, a length exceeds a model's positions, models are on different devices, ...
+        ConfigError: a number is below 1 or beyond a model's positions, or the models are on different devices.
         CheckpointError: a folder does not exist.
-        UnsupportedModelError: a model does not read tokens.
+        UnsupportedModelError: a model does not read token ids.
     """
-    folders = folders or {}
-    _check_numbers({"length": length, "new_tokens": new_tokens, "repeats": repeats}, batches)
-    device = _check_models(models, folders, tokens=max(length, PROMPT_TOKENS + new_tokens))
-    shapes = [(batch, length) for batch in batches] + [(1, PROMPT_TOKENS)]
-    *texts, prompt = _random_tokens(shapes, vocabulary=min(map(_vocabulary, models.values())), device=device)
-    prefill = {
-        batch: {name: _prefill(model, text) for name, model in models.items()}
-        for batch, text in zip(batches, texts, strict=True)
-    }
-    decode = {name: _decode(m, prompt, new_tokens=new_tokens) for name, m in models.items() if m.can_generate()}
+    _check_numbers(batches, {"length": length, "new_tokens": new_tokens, "repeats": repeats})
+    device = _check_models(models, folders or {}, tokens=max(length, PROMPT_TOKENS + new_tokens))
+    calls = _make_calls(models, batches=batches, length=length, new_tokens=new_tokens)
     with ExitStack() as modes:
         for model in models.values():
             modes.enter_context(evaluation_mode(model))
-        prefill_seconds = {
-            batch: time_in_turns(calls, repeats=repeats, device=device) for batch, calls in prefill.items()
-        }
-        decode_seconds = time_in_turns(decode, repeats=repeats, device=device)
-        peaks = {
-            name: _peak_memory(model, [calls[name] for calls in (*prefill.values(), decode) if name in calls])
-            for name, model in models.items()
-        }
-    rows = {}
+        times = {what: time_in_turns(each, repeats=repeats, device=device) for what, each in calls.items()}
+        peaks = {n: _peak_memory(m, [each[n] for each in calls.values() if n in each]) for n, m in models.items()}
+    rows: dict[str, Measurement] = {}
     for name, model in models.items():
-        seconds = {batch: spreads[name] for batch, spreads in prefill_seconds.items()}
-        decoded = decode_seconds.get(name)
+        seconds, decode = {batch: times[batch][name] for batch in batches}, times[DECODE].get(name)
         rows[name] = Measurement(
-            parameters=sum(p.numel() for p in model.parameters()),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
             weight_bytes=_weight_bytes(model),
-            file_bytes=_file_bytes(folders[name]) if name in folders else None,
+            file_bytes=_file_bytes(folders[name]) if folders and name in folders else None,
             macs_per_token=count_macs(model, length=length) // length,
             prefill_seconds=seconds,
             prefill_tokens_per_second={batch: batch * length / spread.median for batch, spread in seconds.items()},
-            decode_seconds=decoded,
-            decode_tokens_per_second=new_tokens / decoded.median if decoded else None,
+            decode_seconds=decode,
+            decode_tokens_per_second=new_tokens / decode.median if decode else None,
             peak_memory_bytes=peaks[name],
         )
-    first = next(iter(rows.values()))
     protocol = {
-        "order": "in turns", "batches": list(batches), "length": length, "new_tokens": new_tokens,
-        "prompt_tokens": PROMPT_TOKENS, "repeats": repeats, "seed": SEED, "device": str(device),
+        "order": "in turns", "batches": list(batches), "length": length, "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": new_tokens, "repeats": repeats, "seed": SEED, "device": str(device),
         "threads": torch.get_num_threads(), "torch": str(torch.__version__),
         "dtype": {name: str(model.dtype).removeprefix("torch.") for name, model in models.items()},
     }  # fmt: skip
+    first = next(iter(rows.values()))
     return Comparison(rows, {name: _ratios(first, row) for name, row in rows.items()}, protocol)
+
+
+def count_macs(model: PreTrainedModel, *, length: int) -> int:
+    """Return the multiply-accumulates of a forward pass over one sequence of `length` tokens, all its logits included.
+
+    Matrix products only; attention counts the full square of positions. Works on the meta device too.
+
+    Raises:
+        ConfigError: the model's attention kernel hides its products from the counter.
+    """
+    kernel = getattr(model.config, "_attn_implementation", None)
+    if kernel not in (None, "eager", "sdpa"):
+        raise ConfigError(f"MACs of attention {kernel!r} cannot be counted: load with attn_implementation='sdpa'")
+    tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    # FlopCounterMode (torch 2.13) has no rule for the fused attention kernel of CPUs and counts it as nothing; the plain
+    # kernel is made of matrix products, which it counts everywhere.
+    with evaluation_mode(model), sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens)
+    return int(counter.get_total_flops()) // 2
+
+
+def _make_calls(
+    models: Mapping[str, PreTrainedModel], *, batches: Sequence[int], length: int, new_tokens: int
+) -> dict[int, dict[str, Call]]:
+    """Return the calls to time by model name, for each batch size and under `DECODE`."""
+    vocabulary = min(model.config.get_text_config().vocab_size for model in models.values())
+    shape = (max(batches), max(length, PROMPT_TOKENS))
+    drawn = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(SEED))
+    drawn = drawn.to(next(iter(models.values())).device)
+    able = {name: model for name, model in models.items() if model.can_generate()}
+    calls = {n: {name: _prefill(model, drawn[:n, :length]) for name, model in models.items()} for n in batches}
+    return calls | {DECODE: {n: _decode(m, drawn[:1, :PROMPT_TOKENS], new_tokens=new_tokens) for n, m in able.items()}}
+
+
+def _prefill(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> Call:
+    return lambda: model(input_ids=tokens, use_cache=True) if model.can_generate() else model(input_ids=tokens)
+
+
+def _decode(model: PreTrainedModel, prompt: Int[Tensor, "batch seq"], *, new_tokens: int) -> Call:
+    settings = GenerationConfig(
+        do_sample=False, num_beams=1, use_cache=True, min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=0
+    )  # fmt: skip
+    able = cast(Any, model)  # the type of PreTrainedModel does not know which models generate
+    return lambda: able.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+
+
+def _peak_memory(model: PreTrainedModel, calls: Sequence[Call]) -> int | None:
+    """Return the weights and the most that a call allocates beside what lies on the device already, other models too."""
+    if model.device.type != "cuda":
+        return None
+    torch.cuda.synchronize(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    for call in calls:
+        call()
+    return _weight_bytes(model) + torch.cuda.max_memory_allocated(model.device) - before
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _file_bytes(folder: Path) -> int | None:
+    """Return the size of the weight files; None if they are not safetensors. A run's scores.safetensors is no weight."""
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) or None
+
+
+def _ratios(first: Measurement, this: Measurement) -> Ratios:
+    def speedup(slow: Spread, fast: Spread) -> float:
+        return median(s / f for s, f in zip(slow.samples, fast.samples, strict=True))
+
+    expected = first.macs_per_token / this.macs_per_token
+    prefill = {batch: speedup(first.prefill_seconds[batch], spread) for batch, spread in this.prefill_seconds.items()}
+    decodes = first.decode_seconds, this.decode_seconds
+    return Ratios(
+        parameters=this.parameters / first.parameters,
+        weight_bytes=this.weight_bytes / first.weight_bytes,
+        file_bytes=this.file_bytes / first.file_bytes if this.file_bytes and first.file_bytes else None,
+        macs=1 / expected,
+        expected_speedup=expected,
+        prefill_speedup=prefill,
+        achieved={batch: value / expected for batch, value in prefill.items()},
+        decode_speedup=speedup(decodes[0], decodes[1]) if decodes[0] and decodes[1] else None,
+    )
+
+
+def _check_numbers(batches: Sequence[int], numbers: Mapping[str, int]) -> None:
+    wrong = [f"{name} {number}" for name, number in numbers.items() if number < 1]
+    if wrong or min(batches, default=0) < 1:
+        raise ConfigError(f"batches {list(batches)}{', '.join(['', *wrong])}: each must be at least 1")
+
+
+def _check_models(models: Mapping[str, PreTrainedModel], folders: Mapping[str, Path], *, tokens: int) -> torch.device:
+    """Return the device that all models are on, or raise what makes them incomparable."""
+    devices = {model.device for model in models.values()}
+    if len(devices) != 1:
+        raise ConfigError(f"{len(models)} models on {len(devices)} devices: give at least one model, all on one device")
+    for name, folder in folders.items():
+        if name not in models:
+            raise ConfigError(f"folder {str(folder)!r} belongs to no model {name!r}{nearest(name, models)}: rename it")
+        if not folder.is_dir():
+            raise CheckpointError(f"{str(folder)!r} is no folder: give the checkpoint of {name!r}")
+    for name, model in models.items():
+        if model.main_input_name != "input_ids":
+            raise UnsupportedModelError(f"{name!r} reads {model.main_input_name}: only models of token ids are timed")
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and tokens > positions:
+            raise ConfigError(f"{tokens} tokens do not fit {name!r}, which has {positions} positions: choose fewer")
+    return devices.pop()

@@ -59,11 +59,10 @@ class LoRAPruneCallback(TrainerCallback):
         if self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remove units where the schedule says so."""
-        assert self.pruner is not None and self.schedule is not None
+        assert self.pruner is not None
+        assert self.schedule is not None
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
         self.pruner.remove(self.schedule.progress(state.global_step), optimizer=kwargs["optimizer"])
@@ -79,7 +78,9 @@ class LoRAPruneCallback(TrainerCallback):
         args.max_grad_norm = self._clip
         if not self.pruner.is_done:
             logger.warning(
-                "training stopped at step %d, before the target: ratio %.4f is reached", state.global_step, self.pruner.ratio()
+                "training stopped at step %d, before the target: ratio %.4f is reached",
+                state.global_step,
+                self.pruner.ratio(),
             )
 
 
@@ -87,4 +88,6 @@ def check_gradients(model: nn.Module, *, step: int) -> None:
     """Raise a NumericsError if a gradient is NaN or infinite."""
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     if norms and not torch.isfinite(torch.stack(norms).sum()):
-        raise NumericsError(f"step {step}: a gradient is NaN or infinite: lower --lr, check the data, or use --dtype float32")
+        raise NumericsError(
+            f"step {step}: a gradient is NaN or infinite: lower --lr, check the data, or use --dtype float32"
+        )

@@ -73,7 +73,12 @@ def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callab
 
 
 def save_stock(
-    model: PreTrainedModel, folder: Path, *, config: PreTrainedConfig, groups: Sequence[Group], counts: Mapping[str, int]
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    config: PreTrainedConfig,
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
 ) -> None:
     """Save a sliced, merged `model` under the stock class and configuration that its widths need.
 
@@ -92,7 +97,9 @@ def save_stock(
             shell = AutoModelForCausalLM.from_config(stock)
         missing, unexpected = shell.load_state_dict(model.state_dict(), strict=False, assign=True)
         if missing or unexpected:
-            raise CheckpointError(f"{stock.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}")
+            raise CheckpointError(
+                f"{stock.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}"
+            )
         shell.tie_weights()
         shell.generation_config = model.generation_config
         shell.save_pretrained(folder)
@@ -111,7 +118,9 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
-        raise CheckpointError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
+        raise CheckpointError(
+            f"--output {output}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
     try:
         temporary.chmod(0o755)
         yield temporary

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from loraprune import settings
 from loraprune.config import FinetuneConfig, PruneConfig
@@ -51,7 +51,7 @@ def build_parser() -> ArgumentParser:
         summary = (command.options.__doc__ or "").strip().splitlines()[0]
         verb = ArgumentParser(exit_on_error=False, description=summary)
         verb.add_class_arguments(command.options)
-        verb.add_argument("--config", action=ActionConfigFile, help="YAML file with the same keys; flags override it")
+        verb.add_argument("--config", action="config", help="YAML file with the same keys; flags override it")
         verb.add_argument("--json", type=bool, default=False, help="print the result as JSON")
         verb.add_argument("--debug", type=bool, default=False, help="show the traceback of an error")
         verbs.add_subcommand(name, verb, help=summary)
@@ -93,13 +93,17 @@ def explain(message: str, verb: str) -> str:
     """Turn the parser's message into one line with the nearest known name."""
     text = " ".join(message.split())
     known = [f.name for f in fields(COMMANDS[verb].options)] if verb in COMMANDS else list(COMMANDS)
-    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)|does not accept option '([^']+)'|invalid choice: '([^']+)'", text)
+    unknown = re.search(
+        r"unrecognized arguments: (?:--)?([\w.-]+)|does not accept option '([^']+)'|invalid choice: '([^']+)'", text
+    )
     missing = re.search(r"the following arguments are required: (.+)", text)
     wrong = re.search(r'Parser key "([\w.]+)": (.+)', text)
     if unknown:
         word = next(group for group in unknown.groups() if group)
         what = "command" if verb not in COMMANDS else "option"
-        return f"unknown {what} {word!r}{nearest(word, known)}: see `loraprune {verb if what == 'option' else ''} --help`".replace("  ", " ")
+        return f"unknown {what} {word!r}{nearest(word, known)}: see `loraprune {verb if what == 'option' else ''} --help`".replace(
+            "  ", " "
+        )
     if missing:
         names = " ".join("--" + name.strip().split(".")[-1] for name in missing[1].split(","))
         return f"missing {names}: see `loraprune {verb} --help`"
@@ -152,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"loraprune: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        print(
+            f"loraprune: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
+            file=sys.stderr,
+        )
         return 1
     return 0

@@ -74,7 +74,10 @@ class LoRAPruneConfig:
             (self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),
             (0 <= self.cooldown < 1, f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed"),
-            (self.warmup + self.cooldown < 1, f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1"),
+            (
+                self.warmup + self.cooldown < 1,
+                f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1",
+            ),
             (self.rank > 0, f"--rank {self.rank}: at least 1 is needed"),
             (self.alpha > 0 and math.isfinite(self.alpha), f"--alpha {self.alpha}: a positive number is needed"),
             (0 <= self.dropout < 1, f"--dropout {self.dropout}: a fraction in [0, 1) is needed"),

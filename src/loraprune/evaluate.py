@@ -1,6 +1,6 @@
-"""How well a model predicts text: perplexity over fixed windows, with the protocol that makes the figure comparable.
+"""The two instruments that judge a model: perplexity over fixed windows, and a clock read fairly among several models.
 
-Knows nothing about pruning: a dense and a pruned model are judged by the same function on the same rows.
+Knows nothing about pruning: dense and pruned models are judged by the same functions on the same tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -31,6 +33,13 @@ CHUNK_ELEMENTS = 1 << 24
 
 LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
 """above it the perplexity is no finite number"""
+
+SECONDS_AT_LEAST = 0.05
+"""a timed stretch repeats its call until it lasts this long, so that the grain of clock and scheduler is small"""
+
+LOOPS_AT_MOST = 10_000
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,16 @@ class Perplexity:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Seconds a call: median and extremes, and the samples in the order taken."""
+
+    median: float
+    minimum: float
+    maximum: float
+    samples: tuple[float, ...]
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Switch dropout and autograd off, and give every submodule its own mode back afterwards."""
@@ -71,7 +90,9 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def token_nll(logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq-1"]:
+def token_nll(
+    logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq-1"]:
     """Return the float32 negative log-likelihood of `labels[:, 1:]`, in nats, and 0 where there is no target.
 
     Position t predicts label t + 1. Logits are cast to float32 in chunks, never as a whole.
@@ -131,7 +152,9 @@ def perplexity(
         raise DataError(f"{total} rows hold no token to predict: evaluate on text of at least two tokens a row")
     nll = math.fsum(sums) / sum(counts)
     if nll > LARGEST_NLL:
-        raise NumericsError(f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken")
+        raise NumericsError(
+            f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken"
+        )
     protocol = dict(rows.protocol) | {
         "window_tokens": longest, "rows": total, "shifted": True, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
     }  # fmt: skip
@@ -149,7 +172,9 @@ def _row_sums(
     # Summed in float64 on the CPU: MPS has no float64, and the losses are small beside the logits.
     for offset, (loss, count) in enumerate(zip(losses.cpu().double().sum(dim=1).tolist(), targets, strict=True)):
         if not math.isfinite(loss):
-            raise NumericsError(f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32")
+            raise NumericsError(
+                f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32"
+            )
         yield loss, count
 
 
@@ -164,3 +189,41 @@ def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | Non
     mean = math.fsum(sums) / sum(counts)
     spread = math.fsum((total - mean * count) ** 2 for total, count in pairs)
     return math.sqrt(spread * len(pairs) / (len(pairs) - 1)) / sum(counts)
+
+
+def time_in_turns(calls: Mapping[str, Call], *, repeats: int, device: torch.device) -> dict[str, Spread]:
+    """Time calls in the order A B A B ..., after a warm-up of each, so that drifts of the machine meet all alike."""
+    for call in calls.values():
+        call()
+    loops = _loops(list(calls.values()), device) if calls else 1
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            samples[name].append(_stretch(call, loops, device=device) / loops)
+    return {name: Spread(median(s), min(s), max(s), tuple(s)) for name, s in samples.items()}
+
+
+def _loops(calls: Sequence[Call], device: torch.device) -> int:
+    """Return how often a stretch repeats its call, the same for all: until the fastest lasts long enough."""
+    loops, fastest = 1, 0.0
+    while fastest < SECONDS_AT_LEAST and loops < LOOPS_AT_MOST:
+        fastest = min(_stretch(call, loops, device=device) for call in calls)
+        if fastest < SECONDS_AT_LEAST:
+            growth = min(100.0, 1.2 * SECONDS_AT_LEAST / max(fastest, 1e-9))
+            loops = min(LOOPS_AT_MOST, math.ceil(loops * growth))
+    return loops
+
+
+def _stretch(call: Call, loops: int, *, device: torch.device) -> float:
+    _synchronise(device)
+    began = perf_counter()
+    for _ in range(loops):
+        call()
+    _synchronise(device)
+    return perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait for the work queued on an accelerator, which a call only submits."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -49,7 +49,9 @@ class Group:
         removed = self.units - units
 
         def before(span: Span) -> int:
-            earlier = (o for o in self.spans if (o.module, o.side) == (span.module, span.side) and o.offset < span.offset)
+            earlier = (
+                o for o in self.spans if (o.module, o.side) == (span.module, span.side) and o.offset < span.offset
+            )
             return removed * sum(other.width for other in earlier)
 
         return replace(self, units=units, spans=tuple(replace(s, offset=s.offset - before(s)) for s in self.spans))

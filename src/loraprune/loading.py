@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from loraprune.errors import CheckpointError, ConfigError, NumericsError, UnsupportedModelError
+from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError
 
 DEMO = "demo"
 
@@ -56,7 +56,9 @@ def resolve(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         if not any(path.iterdir()):
-            raise CheckpointError(f"--model {model}: the folder is empty; name one with config.json and model.safetensors")
+            raise CheckpointError(
+                f"--model {model}: the folder is empty; name one with config.json and model.safetensors"
+            )
         if not (path / "config.json").is_file():
             raise CheckpointError(f"--model {model}: no config.json in the folder; save the model with save_pretrained")
     elif path.is_file():
@@ -89,16 +91,21 @@ def load_model(
     """
     load_config(model, trust_remote_code=trust_remote_code)
     with quiet(), _clear_errors(model):
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
             resolve(model), dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
         )
+    loaded, info = loaded_and_info
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
         if info.get(key):
             name = sorted(map(str, info[key]))[0]
-            raise CheckpointError(f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's")
+            raise CheckpointError(
+                f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
+            )
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise NumericsError(f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge")
+            raise NumericsError(
+                f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge"
+            )
     result: PreTrainedModel = loaded.to(device)
     return result
 
@@ -113,6 +120,13 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         raise ConfigError(f"--model {model}: its tokenizer has neither a padding nor an end token; set one and save it")
     result: PreTrainedTokenizerBase = tokenizer
     return result
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return how many tokens the model has an embedding for."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return len(weight)
 
 
 def choose_device(name: str) -> torch.device:
@@ -143,8 +157,12 @@ def _clear_errors(model: str) -> Iterator[None]:
     """Turn what the libraries raise for a bad checkpoint into one sentence."""
     try:
         yield
+    except LoraPruneError:
+        raise
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
-        raise CheckpointError(f"--model {model}: a file is torn or malformed ({_first_line(error)}); download it again") from None
+        raise CheckpointError(
+            f"--model {model}: a file is torn or malformed ({_first_line(error)}); download it again"
+        ) from None
     except StrictDataclassError as error:
         raise CheckpointError(f"--model {model}: config.json is invalid ({_first_line(error)})") from None
     except (OSError, HFValidationError) as error:
@@ -156,9 +174,13 @@ def _clear_errors(model: str) -> Iterator[None]:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         text = _first_line(error)
         if "trust_remote_code" in str(error):
-            raise ConfigError(f"--model {model}: it needs code from the checkpoint; if you trust it, give --trust-remote-code") from None
+            raise ConfigError(
+                f"--model {model}: it needs code from the checkpoint; if you trust it, give --trust-remote-code"
+            ) from None
         if "model type" in text or "Unrecognized model" in text or "Unrecognized configuration" in text:
-            raise UnsupportedModelError(f"--model {model}: {text}; docs/add-a-family.md shows how to add a family") from None
+            raise UnsupportedModelError(
+                f"--model {model}: {text}; docs/add-a-family.md shows how to add a family"
+            ) from None
         raise CheckpointError(f"--model {model}: {text}") from None
 
 

@@ -9,6 +9,7 @@ import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -36,3 +37,11 @@ def peak_memory_bytes(device: torch.device) -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory_bytes() -> dict[str, int]:
+    """Return the memory of this machine, and of its first GPU where there is one."""
+    found = {"cpu": int(psutil.virtual_memory().total)}
+    if torch.cuda.is_available():
+        found["cuda"] = int(torch.cuda.get_device_properties(0).total_memory)
+    return found

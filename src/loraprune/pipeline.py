@@ -24,14 +24,23 @@ from loraprune.data import Collator, Data, check_vocabulary, load_data
 from loraprune.evaluate import perplexity
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.loading import choose_device, choose_dtype, load_model, load_tokenizer
+from loraprune.loading import choose_device, choose_dtype, embedding_rows, load_config, load_model, load_tokenizer
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
 from loraprune.pruner import goal_counts, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.surgery import check_groups
 from loraprune.train import TrainingBar, train
-from loraprune.verify import TOLERANCE, Verification, check_difference, difference, logits_of, masked_logits, probe_batch, weights_of
+from loraprune.verify import (
+    TOLERANCE,
+    Verification,
+    check_difference,
+    difference,
+    logits_of,
+    masked_logits,
+    probe_batch,
+    weights_of,
+)
 
 
 @dataclass(slots=True)
@@ -53,13 +62,14 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     """Load model, tokenizer and data, and find out now whatever could fail after the training."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    find_groups(load_config(config.model, trust_remote_code=config.trust_remote_code))
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
     groups = find_groups(model.config)
     check_groups(model, groups)
     pruning = config.pruning()
     goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    check_vocabulary(tokenizer, embedding_rows(model))
     length = min(config.length, model.config.max_position_embeddings)
     data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
     dense_config = copy.deepcopy(model.config)

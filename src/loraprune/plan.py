@@ -27,7 +27,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.units.keys() != self.kept.keys():
             odd = sorted(self.units.keys() ^ self.kept.keys())[0]
-            raise PlanError(f"group {odd!r} is in only one half of the plan: every group needs its size and its kept units")
+            raise PlanError(
+                f"group {odd!r} is in only one half of the plan: every group needs its size and its kept units"
+            )
         for name, kept in self.kept.items():
             units = self.units[name]
             if not kept:
@@ -68,7 +70,9 @@ class Plan:
             units = {str(name): int(entry["units"]) for name, entry in groups.items()}
             kept = {str(name): tuple(int(unit) for unit in entry["kept"]) for name, entry in groups.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"plan.json is malformed ({error}): the file written by `loraprune prune` is needed") from None
+            raise CheckpointError(
+                f"plan.json is malformed ({error}): the file written by `loraprune prune` is needed"
+            ) from None
         return cls(units, kept)
 
     @classmethod

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from loraprune.adapters import ADAPTER, base_layer, base_model, cuts, find_module, linear_paths, projection
+from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
 from loraprune.allocation import Space, Storable, exact_counts, towards, uniform_counts
 from loraprune.checkpoint import storable_counts
 from loraprune.config import LoRAPruneConfig, parse_count
@@ -40,7 +40,7 @@ def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
 
 def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
     """Return what an allocation may choose from for this model."""
-    storable: Storable = storable_counts(base_model(model).config, groups)
+    storable: Storable = storable_counts(config_of(model), groups)
     return Space(groups, measure_budget(model, groups), config.round, storable)
 
 
@@ -73,8 +73,8 @@ class Pruner:
 
     def __init__(self, model: nn.Module, config: LoRAPruneConfig) -> None:
         self.model, self.config = model, config
-        self.dense_config = copy.deepcopy(base_model(model).config)
-        self.groups = find_groups(base_model(model).config)
+        self.dense_config = copy.deepcopy(config_of(model))
+        self.groups = find_groups(config_of(model))
         check_groups(model, self.groups)
         for path in linear_paths(self.groups):
             projection(model, path)
@@ -150,5 +150,3 @@ class Pruner:
                 f"all units of {name!r} score {float(values[0])}: nothing tells them apart, so none is removed; "
                 "train at least one step first and check that gradients reach the adapters"
             )
-
-

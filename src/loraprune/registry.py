@@ -31,7 +31,9 @@ class Registry(Generic[Entry]):
         """Return the entry of a name, or raise the registry's error with the nearest known name."""
         if name not in self._entries:
             known = ", ".join(sorted(self._entries))
-            raise self.error(f"unknown {self.what} {name!r}{nearest(name, self._entries)}: known are {known}{self.remedy}")
+            raise self.error(
+                f"unknown {self.what} {name!r}{nearest(name, self._entries)}: known are {known}{self.remedy}"
+            )
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:

@@ -79,7 +79,12 @@ def make_report(
     began: float,
 ) -> Report:
     """Put all figures of a run together; `parameters` are those of the whole dense and pruned model."""
-    values: dict[str, Any] = {"format": 1, "job": "prune" if pruner else "finetune", "model": config.model, "data": config.data}
+    values: dict[str, Any] = {
+        "format": 1,
+        "job": "prune" if pruner else "finetune",
+        "model": config.model,
+        "data": config.data,
+    }
     dense, pruned = parameters
     values["parameters"] = {"dense": dense, "pruned": pruned}
     if pruner:

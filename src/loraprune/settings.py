@@ -90,7 +90,12 @@ class BenchmarkConfig:
     """dangerous: run modelling code that comes with the checkpoint"""
 
     def __post_init__(self) -> None:
-        values = [("length", self.length), ("tokens", self.tokens), ("repeats", self.repeats), *(("batches", b) for b in self.batches)]
+        values = [
+            ("length", self.length),
+            ("tokens", self.tokens),
+            ("repeats", self.repeats),
+            *(("batches", b) for b in self.batches),
+        ]
         raise_all([f"--{name} {value}: at least 1 is needed" for name, value in values if value < 1])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,7 @@ def slice_(
     return tuple(resized)
 
 
-def _slice_group(
-    model: nn.Module, group: Group, kept: Sequence[int], optimizer: torch.optim.Optimizer | None
-) -> Group:
+def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer: torch.optim.Optimizer | None) -> Group:
     for (path, side), spans in sides(group).items():
         module = find_module(model, path)
         for cut in cuts(module, side):
@@ -110,7 +109,7 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
             raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
         size = min(cut.tensor.shape[cut.dim] for cut in cuts(module, side))
         ranges.sort()
-        for (_, stop, name), (start, _, other) in zip(ranges, ranges[1:], strict=False):
+        for (_, stop, name), (start, _, other) in pairwise(ranges):
             if start < stop:
                 raise GroupMismatchError(f"{path!r} ({side}): groups {name} and {other} own the same entries")
         if ranges[-1][1] > size or ranges[0][0] < 0:

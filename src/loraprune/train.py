@@ -55,18 +55,14 @@ class TrainingBar(TrainerCallback):
         self._bar.start()
         self._task = self._bar.add_task("pruning" if self.ratio else "training", total=state.max_steps, state="")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
         shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
         if self.ratio:
             shown.append(f"ratio {self.ratio():.3f}")
         self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the loss, and stop a run whose loss is no number."""
         logs: dict[str, float] = kwargs.get("logs") or {}
         if "loss" not in logs:
@@ -92,7 +88,9 @@ def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
     return max(1, math.ceil(rows / (config.batch * config.accumulate) * config.epochs))
 
 
-def training_arguments(config: PruneConfig | FinetuneConfig, *, steps: int, device: torch.device, folder: str) -> TrainingArguments:
+def training_arguments(
+    config: PruneConfig | FinetuneConfig, *, steps: int, device: torch.device, folder: str
+) -> TrainingArguments:
     """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved, nothing reported."""
     return TrainingArguments(
         output_dir=folder,
@@ -115,7 +113,7 @@ def training_arguments(config: PruneConfig | FinetuneConfig, *, steps: int, devi
 
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute activations in the backward pass, under the name that the installed transformers has for it."""
-    base = base_model(model)
+    base: Any = base_model(model)
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 

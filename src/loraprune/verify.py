@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.adapters import cuts, find_module
@@ -42,10 +42,10 @@ def probe_batch(vocabulary: int, *, seed: int = 0) -> Int[Tensor, "rows tokens"]
 
 
 @torch.inference_mode()
-def logits_of(model: PreTrainedModel, tokens: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens vocabulary"]:
+def logits_of(model: nn.Module, tokens: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens vocabulary"]:
     """Return a model's logits on the CPU in float32; the model ends in evaluation mode."""
     model.eval()
-    logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    logits: Tensor = model(input_ids=tokens.to(next(model.parameters()).device), use_cache=False).logits
     return logits.float().cpu()
 
 
@@ -71,6 +71,7 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
 
     `sliced` maps names of tensors to the sliced model's tensors. Modifies `dense`.
     """
+    sliced = dict(sliced)
     entries: dict[tuple[str, int], list[int]] = {}
     for group in groups:
         for (path, side), spans in sides(group).items():
@@ -78,14 +79,16 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
                 size = cut.tensor.shape[cut.dim]
                 entries[f"{path}.{cut.name}", cut.dim] = kept_entries(size, spans, group.units, plan.kept[group.name])
                 if side == "norm":
-                    rescale_norm_(sliced[f"{path}.{cut.name}"], before=len(entries[f"{path}.{cut.name}", 0]), after=size)
+                    name = f"{path}.{cut.name}"
+                    sliced[name] = sliced[name].clone()
+                    rescale_norm_(sliced[name], before=len(entries[name, 0]), after=size)
     # Tied weights are stored once, and named_parameters names each once.
     for name, tensor in dense.named_parameters():
-        cut = [(dim, entries[name, dim]) for dim in range(tensor.ndim) if (name, dim) in entries]
-        if len(cut) > 1:
+        runs = [(dim, entries[name, dim]) for dim in range(tensor.ndim) if (name, dim) in entries]
+        if len(runs) > 1:
             raise GroupMismatchError(f"{name!r} is cut along two dimensions: filling it is not supported")
-        if cut:
-            dim, kept = cut[0]
+        if runs:
+            dim, kept = runs[0]
             tensor.index_copy_(dim, torch.tensor(kept, device=tensor.device), sliced[name].to(tensor))
         else:
             tensor.copy_(sliced[name])

@@ -9,7 +9,9 @@ from loraprune.criteria.base import register_gate
 
 
 @register_gate("gate")
-def gate(z: Float[Tensor, "batch seq channels"], grad: Float[Tensor, "batch seq channels"], units: int) -> Float[Tensor, " units"]:
+def gate(
+    z: Float[Tensor, "batch seq channels"], grad: Float[Tensor, "batch seq channels"], units: int
+) -> Float[Tensor, " units"]:
     """Return the sum over samples of (dL/dm)^2 with dL/dm = sum over tokens and channels of z * dL/dz.
 
     Source: PAPER.md section 2, "gate gradient"; squared per sample and averaged it is the Fisher score.

@@ -6,7 +6,7 @@ No out x in temporary is ever formed: a tile is at most TILE_BYTES. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ TILE_BYTES = {"cpu": 1 << 19}
 TILE_BYTES_DEVICE = 1 << 26
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Gives the scores of the present units after the last backward pass of an optimiser step."""
 
@@ -82,7 +83,10 @@ class SaliencyScorer:
         device = proj.lora_a.device
         dtype = torch.promote_types(torch.float32, proj.lora_a.dtype)
         a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
-        grad_a, grad_b = self._gradient(proj.lora_a, proj.path).to(dtype), self._gradient(proj.lora_b, proj.path).to(dtype)
+        grad_a, grad_b = (
+            self._gradient(proj.lora_a, proj.path).to(dtype),
+            self._gradient(proj.lora_b, proj.path).to(dtype),
+        )
         out = torch.empty(rows, dtype=dtype, device=device)
         in_ = torch.zeros(columns, dtype=dtype, device=device)
         step = max(1, TILE_BYTES.get(device.type, TILE_BYTES_DEVICE) // (columns * dtype.itemsize))
@@ -156,7 +160,9 @@ class GateScorer:
         """Return the mean over samples of each unit's score, summed over a group's consuming projections."""
         missing = [name for name in self.groups if name not in self.sums]
         if missing:
-            raise ConfigError(f"no gradient reached the input of {missing[0]!r}: the gate criterion needs a training step")
+            raise ConfigError(
+                f"no gradient reached the input of {missing[0]!r}: the gate criterion needs a training step"
+            )
         scores = {name: (self.sums[name] / self.samples[name]).double().cpu() for name in self.groups}
         self.sums.clear()
         self.samples.clear()

@@ -22,9 +22,9 @@ IGNORED = -100
 OPEN_ROWS = 16
 """rows that packing keeps open: a short example fills a gap a little further back"""
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}### {{ message['role'] }}\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}### assistant\n{% endif %}"
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}### {{ message['role'] }}\n"
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{% if messages %}{{ '\\n\\n' }}{% endif %}### assistant\n{% endif %}"
 )
 """used where a tokenizer has no chat template of its own"""
 
@@ -92,7 +92,11 @@ def encode(source: Source, tokenizer: PreTrainedTokenizerBase, *, length: int) -
         rows = windows(stream, length)
         dropped = len(stream) - sum(len(row.input_ids) for row in rows)
     else:
-        pairs = [_chat(source, index, turns, tokenizer) for index, turns in enumerate(source.examples) if not isinstance(turns, str)]
+        pairs = [
+            _chat(source, index, turns, tokenizer)
+            for index, turns in enumerate(source.examples)
+            if not isinstance(turns, str)
+        ]
         kept = [_shorten(row, length) for row in pairs if any(label != IGNORED for label in row.labels[1:])]
         rows = pack(kept, length)
         dropped = sum(len(row.input_ids) for row in pairs) - sum(len(row.input_ids) for row in rows)
@@ -171,7 +175,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: str, messages: list[di
             messages, chat_template=template, tokenize=False, add_generation_prompt=answer
         )
     except Exception as error:  # a template is a program of its own and may raise anything
-        raise DataError(f"the tokenizer's chat template refuses a chat ({error}); check roles and their order") from None
+        raise DataError(
+            f"the tokenizer's chat template refuses a chat ({error}); check roles and their order"
+        ) from None
     assert isinstance(text, str)
     return text
 

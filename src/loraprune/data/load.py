@@ -65,7 +65,9 @@ def split_examples(source: Source) -> tuple[Source, Source]:
     """Hold out the last tenth of the examples, or of a single text."""
     if len(source.examples) == 1 and isinstance(source.examples[0], str):
         text = source.examples[0]
-        cut = text.rfind("\n", 0, len(text) - len(text) // HELD_OUT_SHARE) + 1 or len(text) - len(text) // HELD_OUT_SHARE
+        cut = (
+            text.rfind("\n", 0, len(text) - len(text) // HELD_OUT_SHARE) + 1 or len(text) - len(text) // HELD_OUT_SHARE
+        )
         source = replace(source, examples=(text[:cut], text[cut:]))
     held_out = max(1, len(source.examples) // HELD_OUT_SHARE)
     return source.take(0, -held_out, "first nine tenths"), source.take(-held_out, None, "last tenth")

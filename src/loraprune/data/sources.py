@@ -73,7 +73,9 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"--data {path}: the folder holds no {', '.join(BUILDERS)} file")
     if len(kinds) > 1:
-        raise DataError(f"--data {path}: the folder holds {' and '.join(kinds)} files; name one of them, or keep one kind")
+        raise DataError(
+            f"--data {path}: the folder holds {' and '.join(kinds)} files; name one of them, or keep one kind"
+        )
     return files
 
 
@@ -87,9 +89,13 @@ def _from_files(name: str, files: Sequence[Path]) -> Source:
     datasets.disable_progress_bars()
     try:
         table = load_dataset(builder, data_files=[str(file) for file in files], split="train")
+        return _from_table(name, table, "train")
+    except DataError:
+        raise
     except Exception as error:  # the readers of four formats raise a dozen types; all mean that the file is bad
-        raise DataError(f"--data {name}: cannot be read as {builder} ({_reason(error)}); mend or convert the file") from None
-    return _from_table(name, table, "train")
+        raise DataError(
+            f"--data {name}: cannot be read as {builder} ({_reason(error)}); mend or convert the file"
+        ) from None
 
 
 def _read_text(file: Path) -> str:
@@ -129,7 +135,9 @@ def _from_table(name: str, table: Dataset, split: str) -> Source:
         pairs = [_pair(name, row, *triple) for row, triple in enumerate(triples)]
         return _checked(Source(name, "instruction", tuple(pairs), split))
     if "text" in columns:
-        return _checked(Source(name, "text", tuple(_string(name, i, "text", t) for i, t in enumerate(table["text"])), split))
+        return _checked(
+            Source(name, "text", tuple(_string(name, i, "text", t) for i, t in enumerate(table["text"])), split)
+        )
     lone = next((word for word in ("instruction", "response") if word in columns), None)
     hint = f"; beside {lone!r} the other of instruction and response is missing" if lone else ""
     raise DataError(f"--data {name}: columns {sorted(columns)} are there, {NEEDED} is needed{hint}; rename a column")
@@ -137,7 +145,9 @@ def _from_table(name: str, table: Dataset, split: str) -> Source:
 
 def _string(name: str, row: int, column: str, value: object) -> str:
     if not isinstance(value, str):
-        raise DataError(f"--data {name}: row {row + 1}, column {column!r} is {type(value).__name__}, a string is needed")
+        raise DataError(
+            f"--data {name}: row {row + 1}, column {column!r} is {type(value).__name__}, a string is needed"
+        )
     return value
 
 
@@ -151,14 +161,20 @@ def _pair(name: str, row: int, instruction: Any, extra: Any, response: Any) -> t
 
 def _chat(name: str, row: int, value: Any) -> tuple[Message, ...]:
     turns = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if not turns or not all(isinstance(t, Mapping) and isinstance(t.get("content"), str) and t.get("role") for t in turns):
-        raise DataError(f"--data {name}: row {row + 1}, column 'messages' must be a list of {{role, content}} with text contents")
+    if not turns or not all(
+        isinstance(t, Mapping) and isinstance(t.get("content"), str) and t.get("role") for t in turns
+    ):
+        raise DataError(
+            f"--data {name}: row {row + 1}, column 'messages' must be a list of {{role, content}} with text contents"
+        )
     return tuple({"role": str(turn["role"]), "content": turn["content"]} for turn in turns)
 
 
 def _checked(source: Source) -> Source:
     if not any(example.strip() if isinstance(example, str) else example for example in source.examples):
-        raise DataError(f"--data {source.name}: there is no text in it ({len(source.examples)} rows); name another file")
+        raise DataError(
+            f"--data {source.name}: there is no text in it ({len(source.examples)} rows); name another file"
+        )
     return source
 
 

@@ -1,0 +1,56 @@
+"""`loraprune demo`: prune the model that ships with the package, offline, and show dense against pruned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from loraprune.benchmark import compare_speed
+from loraprune.config import PruneConfig
+from loraprune.loading import DEMO, load_model, load_tokenizer, resolve
+from loraprune.pipeline import prune
+from loraprune.report import Report
+from loraprune.settings import DemoConfig
+
+PROMPT = 'def read(self, size=-1):\n    """Read up to size bytes'
+NEW_TOKENS = 48
+
+
+def recipe(options: DemoConfig) -> PruneConfig:
+    """Return the run that the demo does: the paper's criterion with a rank and learning rate for so small a model."""
+    return PruneConfig(
+        model=DEMO, data="stdlib", output=options.output, overwrite=options.overwrite, ratio=options.ratio,
+        steps=options.steps, seed=options.seed, batch=8, length=256, lr=2e-3, rank=16, alpha=32.0, device="cpu",
+    )  # fmt: skip
+
+
+def demo(options: DemoConfig) -> Report:
+    """Prune the embedded model and measure it beside the dense one.
+
+    Raises:
+        LoraPruneError: as `prune`.
+    """
+    report = prune(recipe(options))
+    device = torch.device("cpu")
+    models = {name: load_model(name, device=device, dtype=torch.float32) for name in (DEMO, options.output)}
+    tokenizer = load_tokenizer(DEMO)
+    folders = {name: Path(resolve(name)) for name in models}
+    speed = compare_speed(models, batches=(1, 16), length=256, repeats=5, folders=folders)
+    texts = {name: complete(model, tokenizer) for name, model in models.items()}
+    return replace(report, values={**report.values, "speed": speed.to_json(), "completions": texts})
+
+
+def complete(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the prompt with the model's greedy continuation."""
+    tokens = tokenizer(PROMPT, return_tensors="pt")
+    output = model.generate(
+        tokens["input_ids"], attention_mask=tokens["attention_mask"], max_new_tokens=NEW_TOKENS, do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    text = tokenizer.decode(output[0], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text

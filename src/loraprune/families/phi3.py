@@ -27,9 +27,9 @@ def phi3(config: Config) -> Iterator[Group]:
         attributes = {f"{path}.config.num_attention_heads": shared, f"{path}.num_key_value_heads": 1}
         yield Group(path, "attention", units, spans, sizes, attributes)
         path = f"model.layers.{index}.mlp"
-        spans = (
+        channels = (
             Span(f"{path}.gate_up_proj", "out", 1),
             Span(f"{path}.gate_up_proj", "out", 1, config.intermediate_size),
             Span(f"{path}.down_proj", "in", 1),
         )
-        yield Group(path, "ffn", config.intermediate_size, spans, {"intermediate_size": 1})
+        yield Group(path, "ffn", config.intermediate_size, channels, {"intermediate_size": 1})

@@ -1,0 +1,43 @@
+"""What every benchmark shares: where results go, on what machine they were taken, and models of a given shape."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def machine() -> dict[str, Any]:
+    """Return hardware and versions."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {n: version(n) for n in ("loraprune", "torch", "transformers", "peft")}
+        | {"python": platform.python_version()},
+    }
+
+
+def write(name: str, values: Mapping[str, Any]) -> None:
+    """Write a result beside the others and print where."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **values}, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}

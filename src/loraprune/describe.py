@@ -1,0 +1,152 @@
+"""Looking before training: what a model's groups are, and what a run would give, from the configuration alone.
+
+Reads no weights. Knows nothing about data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from loraprune.adapters import attach_lora
+from loraprune.checkpoint import config_sizes, stock_config
+from loraprune.config import LoRAPruneConfig
+from loraprune.families import find_groups
+from loraprune.groups import Group
+from loraprune.loading import load_config, quiet
+from loraprune.memory import available_memory_bytes
+from loraprune.pruner import goal_counts, make_space, target_ratio
+from loraprune.settings import InspectConfig, PlanConfig
+from loraprune.surgery import check_groups
+
+ADAM_BYTES = 12
+"""bytes a trained parameter: gradient and two moments in float32"""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An answer about a model, ready for JSON."""
+
+    values: dict[str, Any]
+
+
+def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model of a configuration without any memory for its weights."""
+    with torch.device("meta"), quiet():
+        model = AutoModelForCausalLM.from_config(config)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def inspect(options: InspectConfig) -> Description:
+    """Describe the groups of a model.
+
+    Raises:
+        UnsupportedModelError: if no family knows it.
+    """
+    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
+    groups = find_groups(config)
+    model = build_on_meta(config)
+    check_groups(model, groups)
+    space = make_space(model, groups, LoRAPruneConfig())
+    total = model.num_parameters()
+    kinds = []
+    for kind, members in space.by_kind().items():
+        first = members[0]
+        kinds.append({
+            "kind": kind, "groups": len(members), "units": first.units,
+            "parameters_a_unit": space.budget.unit_parameters[first.name],
+            "parameters": sum(space.budget.unit_parameters[g.name] * g.units for g in members),
+            "spans": [f"{s.module.removeprefix(first.name + '.')} {s.side} x{s.width}" for s in first.spans],
+        })  # fmt: skip
+    return Description({
+        "model": options.model, "family": config.model_type, "layers": config.num_hidden_layers, "parameters": total,
+        "prunable": space.budget.prunable, "prunable_fraction": space.budget.prunable / total, "kinds": kinds,
+        "formats": {"stock": _stock_words(config, groups)},
+        "never_pruned": ["embeddings", "output head", "norms", "residual stream"],
+    })  # fmt: skip
+
+
+def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
+    """Say which head counts plain `from_pretrained` can load."""
+    attention = next((g for g in groups if g.kind == "attention"), None)
+    if attention is None:
+        return "any FFN width, the same in all layers"
+    good, other = [], set()
+    for units in range(1, attention.units + 1):
+        counts = {g.name: units if g.kind == "attention" else g.units for g in groups}
+        stock = stock_config(config, config_sizes(groups, counts) or {})
+        if stock is not None:
+            good.append(units * attention.sizes.get("num_attention_heads", 1))
+            other |= {stock.model_type} - {config.model_type}
+    words = f"any FFN width and {good} query heads, the same in all layers"
+    return words + (
+        f"; saved as {', '.join(sorted(other))} where {config.model_type} refuses the head count" if other else ""
+    )
+
+
+def dry_run(options: PlanConfig) -> Description:
+    """Predict shapes, parameters, file size and training memory of a pruning run.
+
+    Raises:
+        PlanError: if the target cannot be reached.
+    """
+    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
+    groups = find_groups(config)
+    model = build_on_meta(config)
+    check_groups(model, groups)
+    space = make_space(model, groups, options)
+    dense = model.num_parameters()
+    counts = goal_counts(space, options, model_parameters=dense)
+    pruned = dense - space.budget.prunable + space.budget.kept(counts)
+    sizes = config_sizes(groups, counts)
+    stock = stock_config(config, sizes) if sizes else None
+    exact = options.heads is not None or options.ffn is not None
+    bytes_each = 4 if options.dtype in ("float32", "auto") else 2
+    memory = _memory(model, config, groups, options, bytes_each=bytes_each)
+    return Description({
+        "model": options.model, "family": config.model_type,
+        "ratio_requested": None if exact else target_ratio(space, options, model_parameters=dense),
+        "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
+        "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
+                       "prunable_pruned": space.budget.kept(counts)},
+        "shapes": sizes, "saved_as": stock.model_type if stock else None,
+        "file_bytes": {"dense": dense * bytes_each, "pruned": pruned * bytes_each},
+        "training_memory_bytes": memory, "machine_memory_bytes": available_memory_bytes(),
+    })  # fmt: skip
+
+
+def _memory(
+    model: PreTrainedModel, config: PreTrainedConfig, groups: tuple[Group, ...], options: PlanConfig, *, bytes_each: int
+) -> dict[str, int]:
+    """Estimate the peak of training before anything is cut, in bytes."""
+    weights = model.num_parameters() * bytes_each
+    with torch.device("meta"), quiet():
+        adapted = attach_lora(model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=0)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    tokens = options.batch * options.length
+    per_layer = _activation_numbers(groups, config) * tokens * bytes_each
+    layers = config.num_hidden_layers
+    kept = (
+        tokens * config.hidden_size * bytes_each * layers + per_layer if options.checkpointing else per_layer * layers
+    )
+    logits = tokens * config.vocab_size * (bytes_each + 8)
+    adapters = trained * (4 + ADAM_BYTES)
+    return {"weights": weights, "adapters_and_optimiser": adapters, "activations": kept, "logits": logits,
+            "total": weights + adapters + kept + logits}  # fmt: skip
+
+
+def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> int:
+    """Return the numbers that one token leaves behind in one layer for the backward pass.
+
+    The inputs that LoRA keeps for the gradient of A (with dropout: masked copies), what attention keeps (q, k, v, output),
+    the gate, up and product of the FFN, and four copies of the residual stream for norms and additions.
+    """
+    layer = [group for group in groups if group.name.startswith(groups[0].name.rsplit(".", 1)[0] + ".")]
+    rows = sum(g.units * s.width for g in layer for s in g.spans if s.side == "out")
+    columns = sum(g.units * s.width for g in layer for s in g.spans if s.side == "in")
+    inputs = sum(1 for g in layer for s in g.spans if s.side == "out") * config.hidden_size
+    return 2 * rows + 2 * columns + inputs + 4 * config.hidden_size

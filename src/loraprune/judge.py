@@ -1,0 +1,74 @@
+"""The commands `evaluate` and `benchmark`: load one or two models, measure them, return the figures.
+
+Knows nothing about pruning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraprune.benchmark import compare_speed
+from loraprune.data import check_vocabulary, load_rows
+from loraprune.evaluate import perplexity
+from loraprune.loading import choose_device, choose_dtype, embedding_rows, load_model, load_tokenizer, resolve
+from loraprune.settings import BenchmarkConfig, EvaluateConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Perplexities by model name, ready for JSON."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Sizes and speeds by model name, ready for JSON."""
+
+    values: dict[str, Any]
+
+
+def evaluate(options: EvaluateConfig) -> Evaluation:
+    """Measure the perplexity of a model, and of a second one on the same text with its own tokenizer.
+
+    Raises:
+        LoraPruneError: for anything wrong with models or data.
+    """
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    results = {}
+    for name in filter(None, (options.against, options.model)):
+        tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+        model = load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
+        check_vocabulary(tokenizer, embedding_rows(model))
+        length = min(options.length, model.config.max_position_embeddings)
+        measured = perplexity(model, load_rows(options.data, tokenizer, length=length), batch=options.batch)
+        results[name] = measured.to_json()
+    return Evaluation({"data": options.data, "models": results})
+
+
+def benchmark(options: BenchmarkConfig) -> Speed:
+    """Measure size and speed of a model, side by side with a second one, which is the reference.
+
+    Raises:
+        LoraPruneError: for anything wrong with the models.
+    """
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    names = [name for name in (options.against, options.model) if name]
+    models = {
+        name: load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
+        for name in names
+    }
+    length = min([options.length, *(model.config.max_position_embeddings for model in models.values())])
+    compared = compare_speed(
+        models,
+        batches=tuple(options.batches),
+        length=length,
+        new_tokens=options.tokens,
+        repeats=options.repeats,
+        folders={name: Path(resolve(name)) for name in names if Path(resolve(name)).is_dir()},
+    )
+    return Speed(compared.to_json())

@@ -1,0 +1,193 @@
+"""Results as tables on stdout, for people; `--json` is for machines.
+
+Knows nothing about how anything was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from loraprune.describe import Description
+from loraprune.judge import Evaluation, Speed
+from loraprune.report import Report
+
+GIB = 2**30
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one table; the first column is words, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def size(count: float | None) -> str:
+    """Write a number of bytes."""
+    if count is None:
+        return "-"
+    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def change(dense: float, pruned: float) -> str:
+    """Write a change in per cent."""
+    return f"{100 * (pruned / dense - 1):+.1f} %" if dense else "-"
+
+
+def report(result: Report) -> None:
+    """Print what a run gave."""
+    values = result.values
+    parameters, perplexity = values["parameters"], values["perplexity"]
+    rows = [
+        (
+            "parameters",
+            f"{parameters['dense']:,}",
+            f"{parameters['pruned']:,}",
+            change(parameters["dense"], parameters["pruned"]),
+        )
+    ]
+    if "prunable_dense" in parameters:
+        dense, pruned = parameters["prunable_dense"], parameters["prunable_pruned"]
+        rows.append(("  in prunable groups", f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
+    rows.append(
+        (
+            "perplexity",
+            f"{perplexity['dense']:.3f}",
+            f"{perplexity['pruned']:.3f}",
+            change(perplexity["dense"], perplexity["pruned"]),
+        )
+    )
+    what = "pruned" if values["job"] == "prune" else "tuned"
+    show(f"{values['model']} on {values['data']}", ("", "dense", what, "change"), rows)
+    facts = [("steps", str(values["steps"])), ("training", f"{values['wall_seconds']:.1f} s"),
+             ("total", f"{values['total_seconds']:.1f} s"), ("peak memory", size(values["peak_memory_bytes"])),
+             ("masked against sliced", f"{values['verification']['masked_vs_sliced']:.1e}"),
+             ("sliced against reloaded", f"{values['verification']['sliced_vs_reloaded']:.1e}")]  # fmt: skip
+    if "ratio_reached" in values:
+        asked = values["ratio_requested"]
+        facts.insert(
+            0,
+            ("ratio reached", f"{values['ratio_reached']:.4f}" + (f" (asked {asked:g})" if asked is not None else "")),
+        )
+    show("", ("", "run"), facts)
+
+
+def evaluation(result: Evaluation) -> None:
+    """Print perplexities."""
+    rows = [
+        (
+            name,
+            f"{m['perplexity']:.3f}",
+            f"{m['nll']:.4f} ± {m['standard_error']:.4f}",
+            f"{m['tokens']:,}",
+            str(m["protocol"]["length"]),
+        )
+        for name, m in result.values["models"].items()
+    ]
+    show(f"perplexity on {result.values['data']}", ("model", "perplexity", "nats a token", "tokens", "window"), rows)
+
+
+def _mean(measured: Mapping[str, Any]) -> str:
+    error = measured["standard_error"]
+    return f"{measured['nll']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def comparison(result: Speed) -> None:
+    """Print sizes and speeds side by side, and how much smaller and faster each model is than the first."""
+    models: Mapping[str, Any] = result.values["rows"]
+    names = list(models)
+    last = result.values["ratios"][names[-1]]
+    smaller = {"parameters": 1 / last["parameters"], "MACs a token": last["expected_speedup"]}
+    lines = [
+        ("parameters", [f"{models[n]['parameters']:,}" for n in names]),
+        ("MACs a token", [f"{models[n]['macs_per_token']:,}" for n in names]),
+        ("file", [size(models[n]["file_bytes"]) for n in names]),
+    ]
+    for batch in models[names[0]]["prefill_seconds"]:
+        what = f"prefill, batch {batch}"
+        lines.append((what, [milliseconds(models[n]["prefill_seconds"][batch]) for n in names]))
+        smaller[what] = last["prefill_speedup"][batch]
+    if all(models[n]["decode_tokens_per_second"] for n in names):
+        lines.append(("tokens a second", [f"{models[n]['decode_tokens_per_second']:.0f}" for n in names]))
+        smaller["tokens a second"] = last["decode_speedup"]
+    ratio = len(names) > 1
+    rows = [[what, *cells, *([f"{smaller[what]:.2f}x" if what in smaller else ""] * ratio)] for what, cells in lines]
+    show("size and speed", ["", *names, *["smaller or faster"] * ratio], rows)
+
+
+def milliseconds(spread: Mapping[str, float]) -> str:
+    """Write the seconds of a call with their spread."""
+    return f"{1e3 * spread['median']:.1f} ms ({1e3 * spread['minimum']:.1f} to {1e3 * spread['maximum']:.1f})"
+
+
+def inspection(result: Description) -> None:
+    """Print the groups of a model."""
+    values = result.values
+    rows = [
+        (
+            k["kind"],
+            str(k["groups"]),
+            str(k["units"]),
+            f"{k['parameters_a_unit']:,}",
+            f"{k['parameters']:,}",
+            "\n".join(k["spans"]),
+        )
+        for k in values["kinds"]
+    ]
+    share = 100 * values["prunable_fraction"]
+    title = f"{values['model']}: {values['family']}, {values['parameters']:,} parameters, {share:.1f} % prunable"
+    show(title, ("kind", "groups", "units each", "parameters a unit", "parameters", "spans"), rows)
+    show(
+        "",
+        ("", ""),
+        [("never pruned", ", ".join(values["never_pruned"])), ("loads with no flag", values["formats"]["stock"])],
+    )
+
+
+def dry_run(result: Description) -> None:
+    """Print what a run would give."""
+    values = result.values
+    parameters, files, memory = values["parameters"], values["file_bytes"], values["training_memory_bytes"]
+    rows = [
+        ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}", change(parameters["dense"], parameters["pruned"])),
+        ("  in prunable groups", f"{parameters['prunable_dense']:,}", f"{parameters['prunable_pruned']:,}",
+         change(parameters["prunable_dense"], parameters["prunable_pruned"])),
+        ("file", size(files["dense"]), size(files["pruned"]), change(files["dense"], files["pruned"])),
+    ]  # fmt: skip
+    show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
+    facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
+             ("shapes", ", ".join(f"{key} {value}" for key, value in values["shapes"].items())),
+             ("saved as", str(values["saved_as"])),
+             ("training memory", size(memory["total"]) + " (estimate: " + ", ".join(
+                 f"{name.replace('_', ' ')} {size(part)}" for name, part in memory.items() if name != "total") + ")")]  # fmt: skip
+    for place, available in values["machine_memory_bytes"].items():
+        facts.append(
+            (
+                f"this machine, {place}",
+                f"{size(available)}: {'fits' if memory['total'] < available else 'does not fit'}",
+            )
+        )
+    gpus = math.ceil(memory["total"] / (80 * GIB))
+    facts.append(("one GPU of 80 GiB", "fits" if gpus == 1 else "does not fit"))
+    show("", ("", "plan"), facts)
+
+
+def demo(result: Report) -> None:
+    """Print dense against pruned: size, quality, speed, and a completion of the same prompt by both."""
+    report(result)
+    comparison(Speed(result.values["speed"]))
+    show(
+        "the same prompt, continued",
+        ("", "text"),
+        [(name, text) for name, text in result.values["completions"].items()],
+    )

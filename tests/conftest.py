@@ -1,0 +1,33 @@
+"""What every test shares: no network, one seed, few threads, the folder of real models and data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=100)
+settings.load_profile("tests")
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real models and data that lies beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no real models: {folder / 'models'} is missing")
+    return folder

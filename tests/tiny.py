@@ -1,0 +1,130 @@
+"""A tiny random model for every registered family and every variant that its code treats differently.
+
+Weights are large enough, and norms and biases random, so that a wrong row or column shows in the logits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from loraprune.adapters import attach_lora
+from loraprune.families import find_groups
+from loraprune.groups import Group
+from loraprune.plan import Plan
+
+HIDDEN, HEADS, KV_HEADS, HEAD, FFN, VOCABULARY = 64, 8, 4, 8, 96, 128
+
+COMMON: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "intermediate_size": FFN,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SLIDING_LAYERS = ("sliding_attention", "full_attention")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "llama-tied": {"tie_word_embeddings": True},
+    "llama-mha": {"num_key_value_heads": HEADS},
+    "llama-attention_bias": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"head_dim": HEAD, "sliding_window": 16},
+    "qwen2": {},
+    "qwen3": {"head_dim": HEAD},
+    "gemma": {"head_dim": HEAD},
+    "gemma2": {"head_dim": HEAD, "sliding_window": 16, "query_pre_attn_scalar": HEAD},
+    "gemma3_text": {"head_dim": HEAD, "sliding_window": 16, "query_pre_attn_scalar": HEAD},
+    "phi3": {},
+    # The norms over all queries and keys add an epsilon to a mean square, which weighs more in fewer channels: only where
+    # it is negligible do mask and slice agree to float precision (with 1e-5 and one unit left they differ by 1.5e-4).
+    "olmo2": {"initializer_range": 0.5, "rms_norm_eps": 1e-10},
+    "smollm3": {"no_rope_layer_interval": 2},
+}
+"""variant -> what it sets; the model type stands before the first hyphen"""
+
+
+def model_type(variant: str) -> str:
+    """Return the model type of a variant."""
+    return variant.partition("-")[0]
+
+
+def tiny_config(variant: str, *, layers: int = 2) -> PreTrainedConfig:
+    """Return the configuration of a variant."""
+    kind = model_type(variant)
+    values = COMMON | {"num_hidden_layers": layers} | VARIANTS[variant]
+    if kind in ("gemma2", "gemma3_text"):
+        values["layer_types"] = [SLIDING_LAYERS[i % 2] for i in range(layers)]
+    config: PreTrainedConfig = CONFIG_MAPPING[kind](**values)
+    return config
+
+
+def tiny_model(variant: str, *, layers: int = 2, seed: int = 0) -> PreTrainedModel:
+    """Return a random model of a variant in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(variant, layers=layers))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def with_lora(model: PreTrainedModel, *, rank: int = 4, dropout: float = 0.0, seed: int = 0) -> PeftModel:
+    """Return the model with LoRA whose B is random instead of zero, so that the factors matter."""
+    adapted = attach_lora(
+        model, find_groups(model.config), rank=rank, alpha=2.0 * rank, dropout=dropout, seed=seed
+    )
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return adapted.eval()
+
+
+def tokens(rows: int = 2, length: int = 24, *, seed: int = 0) -> Tensor:
+    """Return random token ids without special ones; longer than the sliding windows."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: Tensor) -> Tensor:
+    """Return a model's logits."""
+    result: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
+    return result
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference relative to the largest value."""
+    return ((one - other).abs().max() / one.abs().max()).item()
+
+
+def choose(groups: Sequence[Group], counts: Mapping[str, int], *, seed: int = 0) -> Plan:
+    """Return a plan that keeps the given number of units, drawn at random."""
+    draw = random.Random(seed)
+    kept = {g.name: tuple(sorted(draw.sample(range(g.units), counts[g.name]))) for g in groups}
+    return Plan({g.name: g.units for g in groups}, kept)
+
+
+def uniform_plan(groups: Sequence[Group], heads: int, ffn: int, *, seed: int = 0) -> Plan:
+    """Return a plan with `heads` attention units and `ffn` channels in every layer."""
+    return choose(groups, {g.name: heads if g.kind == "attention" else ffn for g in groups}, seed=seed)
+
+
+def uneven_plan(groups: Sequence[Group], *, seed: int = 0) -> Plan:
+    """Return a plan whose widths differ from layer to layer."""
+    draw = random.Random(seed + 99)
+    return choose(groups, {g.name: draw.randint(1, g.units - 1) for g in groups}, seed=seed)
