@@ -77,7 +77,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     seen: list[Any] = []
 
     def call(target: str, *arguments: Any) -> Any:
-        seen.append(arguments[0])
+        if not target.startswith("tables:"):
+            seen.append(arguments[0])
         return SimpleNamespace(values={"target": target})
 
     monkeypatch.setattr(cli, "call", call)
@@ -216,8 +217,8 @@ def test_missing_options_are_named(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("ratio", "1.0", "[0, 1)"), ("ratio", "-0.1", "[0, 1)"), ("ratio", "nan", "[0, 1)"), ("ratio", "half", "half"),
-        ("steps", "0", "at least 1"), ("steps", "1.5", "1.5"), ("lr", "0", "positive"), ("lr", "inf", "positive"),
+        ("ratio", "1.0", "[0, 1)"), ("ratio", "-0.1", "[0, 1)"), ("ratio", "nan", "nan"), ("ratio", "half", "half"),
+        ("steps", "0", "at least 1"), ("steps", "1.5", "1.5"), ("lr", "0", "positive"), ("lr", "inf", "inf"),
         ("batch", "0", "at least 1"), ("length", "1", "at least 2"), ("epochs", "-1", "positive"),
         ("rank", "0", "at least 1"), ("decay", "1", "[0, 1)"), ("dropout", "1", "[0, 1)"), ("round", "0", "at least 1"),
         ("warmup", "1", "[0, 1)"), ("seed", "-1", "2^32"), ("heads", "0", "at least 1"), ("ffn", "-8", "at least 1"),
@@ -378,7 +379,8 @@ def test_wrong_data_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) ->
         if content is not None:
             path.write_text(content)
         refused(case.arguments(data=str(path)), capfd, str(path), *words, root=case.root)
-        refused(case.arguments(eval=str(path)), capfd, *words[:1], root=case.root)
+        if name != "short.txt":  # few tokens to judge by are still some
+            refused(case.arguments(eval=str(path)), capfd, str(path), *words, root=case.root)
 
 
 @pytest.mark.parametrize(

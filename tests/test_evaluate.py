@@ -152,8 +152,10 @@ def test_the_mode_comes_back_after_an_error() -> None:
     model = tiny_llama().train()
     with suppress(RuntimeError), evaluation_mode(model):
         assert not any(module.training for module in model.modules())
+        assert torch.is_inference_mode_enabled()
         raise RuntimeError("stop")
     assert all(module.training for module in model.modules())
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_training_goes_on_after_a_measurement() -> None:
@@ -185,13 +187,14 @@ def test_limit_takes_the_first_rows_and_progress_counts_them() -> None:
     calls: list[tuple[int, int]] = []
     measured = perplexity(model, rows, batch=2, limit=3, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(2, 3), (3, 3)]
+    assert measured.protocol["limit"] == 3
     assert measured.nll == pytest.approx(perplexity(model, TokenRows(rows.rows[:3], {})).nll, rel=1e-6)
 
 
 def test_the_protocol_is_the_rows_own_and_the_measurements() -> None:
     measured = perplexity(tiny_llama(), make_rows([5, 16]), batch=4)
     assert measured.protocol == {
-        "source": "random", "window_tokens": 16, "rows": 2, "shifted": True, "dtype": "float32", "batch": 4,
+        "source": "random", "window_tokens": 16, "limit": None, "shifted": True, "dtype": "float32", "batch": 4,
     }  # fmt: skip
 
 

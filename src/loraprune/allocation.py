@@ -44,6 +44,14 @@ class Space:
             kinds[group.kind] = (*kinds.get(group.kind, ()), group)
         return kinds
 
+    def half_step(self) -> float:
+        """Return the ratio that half a rounding step of the finest-grained kind is worth: what a target is met to."""
+        groups = max(self.by_kind().items(), key=lambda entry: len(self.widths(entry[1][0])))[1]
+        widths = self.widths(groups[0])
+        step = max((b - a for a, b in pairwise(widths)), default=1)
+        each = sum(self.budget.unit_parameters[group.name] for group in groups)
+        return 0.5 * step * each / self.budget.prunable + 1e-12
+
     def spread(self, chosen: Mapping[Kind, int]) -> dict[str, int]:
         """Return counts with the same number of units in every group of a kind."""
         return {group.name: chosen[group.kind] for group in self.groups}
@@ -76,10 +84,10 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
             largest = max(largest, reached)
             near = sum(abs(1 - count / kinds[kind][0].units - ratio) for kind, count in fixed.items())
             error = abs(reached - ratio)
-            key = (0.0 if error <= _half_step(space, kinds, fine) else error, near)
+            key = (0.0 if error <= space.half_step() else error, near)
             if best is None or key < best[:2]:
                 best = (*key, counts)
-    if best is None or ratio > largest + _half_step(space, kinds, fine):
+    if best is None or ratio > largest + space.half_step():
         raise PlanError(
             f"--ratio {ratio}: at most {largest:.4f} of the prunable parameters can be removed from this model"
         )
@@ -93,13 +101,6 @@ def _split(kinds: Mapping[Kind, tuple[Group, ...]], options: Choices) -> tuple[C
     """Separate the finest-grained kind, which fills, from the others."""
     finest = max(range(len(options)), key=lambda i: len(options[i]))
     return [option for i, option in enumerate(options) if i != finest], options[finest]
-
-
-def _half_step(space: Space, kinds: Mapping[Kind, tuple[Group, ...]], fine: Sequence[tuple[Kind, int]]) -> float:
-    kind = fine[0][0]
-    step = max((b[1] - a[1] for a, b in pairwise(fine)), default=1)
-    each = sum(space.budget.unit_parameters[group.name] for group in kinds[kind])
-    return 0.5 * step * each / space.budget.prunable + 1e-12
 
 
 def _around(

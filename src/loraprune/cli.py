@@ -45,7 +45,7 @@ def build_parser() -> ArgumentParser:
     """Return the parser of all commands; options, types, defaults and help come from the configuration classes."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="loraprune", description="Make transformers smaller: prune while fine-tuning with LoRA.",
-                            exit_on_error=False)  # fmt: skip
+                            exit_on_error=False, allow_abbrev=False)  # fmt: skip
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
         summary = (command.options.__doc__ or "").strip().splitlines()[0]
@@ -70,7 +70,17 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         following = arguments[place + 1] if place + 1 < len(arguments) else "--"
         bare = name[2:] in switches and not equals and following.startswith("-")
         found.append(f"{name}=true" if bare else name + equals + value)
-    return found
+    return files_first(found)
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """Move every `--config FILE` right behind the command: the parser lets what comes later override it."""
+    files: list[str] = []
+    others: list[str] = []
+    for argument in arguments:
+        is_file = argument.startswith("--config=") or argument == "--config" or files[-1:] == ["--config"]
+        (files if is_file else others).append(argument)
+    return [*others[:1], *files, *others[1:]]
 
 
 def parse(arguments: Sequence[str]) -> Namespace:

@@ -39,8 +39,9 @@ class LoRAPruneConfig:
     """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
     decay: float = 0.9
     """lambda of the moving average of scores, in [0, 1)"""
-    allocation: Literal["uniform"] = "uniform"
-    """how removal is spread: uniform (the same widths in every layer, loads anywhere)"""
+    allocation: Literal["uniform", "balanced"] = "uniform"
+    """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores); both give
+    all layers the same widths, which loads anywhere"""
     schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
     """how removal grows over the run"""
     interval: int = 10
@@ -62,6 +63,11 @@ class LoRAPruneConfig:
 
     def __post_init__(self) -> None:
         raise_all(self.problems())
+
+    @property
+    def has_dimensions(self) -> bool:
+        """Say whether exact widths are asked for instead of a ratio."""
+        return self.heads is not None or self.ffn is not None
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""

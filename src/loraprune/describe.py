@@ -104,12 +104,11 @@ def dry_run(options: PlanConfig) -> Description:
     pruned = dense - space.budget.prunable + space.budget.kept(counts)
     sizes = config_sizes(groups, counts)
     stock = stock_config(config, sizes) if sizes else None
-    exact = options.heads is not None or options.ffn is not None
     bytes_each = 4 if options.dtype in ("float32", "auto") else 2
     memory = _memory(model, config, groups, options, bytes_each=bytes_each)
     return Description({
         "model": options.model, "family": config.model_type,
-        "ratio_requested": None if exact else target_ratio(space, options, model_parameters=dense),
+        "ratio_requested": None if options.has_dimensions else target_ratio(space, options, model_parameters=dense),
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},

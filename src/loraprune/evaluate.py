@@ -156,7 +156,7 @@ def perplexity(
             f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken"
         )
     protocol = dict(rows.protocol) | {
-        "window_tokens": longest, "rows": total, "shifted": True, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
+        "window_tokens": longest, "limit": limit, "shifted": True, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
     }  # fmt: skip
     return Perplexity(math.exp(nll), nll, _standard_error(sums, counts), sum(counts), protocol)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -17,6 +18,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,7 +28,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError
+from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
 
 DEMO = "demo"
 
@@ -92,12 +94,14 @@ def load_model(
     load_config(model, trust_remote_code=trust_remote_code)
     with quiet(), _clear_errors(model):
         loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(model), dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+            resolve(model), dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
     loaded, info = loaded_and_info
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
         if info.get(key):
-            name = sorted(map(str, info[key]))[0]
+            # A mismatch is a tuple of name and both shapes.
+            name = min(entry if isinstance(entry, str) else str(entry[0]) for entry in info[key])
             raise CheckpointError(
                 f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
             )
@@ -176,6 +180,12 @@ def _clear_errors(model: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"--model {model}: it needs code from the checkpoint; if you trust it, give --trust-remote-code"
+            ) from None
+        unknown = re.search(r"has model type `([^`]+)`", str(error))
+        if unknown:
+            raise UnsupportedModelError(
+                f"--model {model}: unknown model type {unknown[1]!r}{nearest(unknown[1], CONFIG_MAPPING)}: update transformers "
+                "if it is a new one; docs/add-a-family.md shows how to add a family"
             ) from None
         if "model type" in text or "Unrecognized model" in text or "Unrecognized configuration" in text:
             raise UnsupportedModelError(

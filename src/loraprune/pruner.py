@@ -13,6 +13,7 @@ from torch import nn
 
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
 from loraprune.allocation import Space, Storable, exact_counts, towards, uniform_counts
+from loraprune.balanced import balanced_counts
 from loraprune.checkpoint import storable_counts
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria, make_scorer
@@ -50,7 +51,7 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     Raises:
         PlanError: if they cannot be had.
     """
-    if config.heads is not None or config.ffn is not None:
+    if config.has_dimensions:
         return exact_counts(space, heads=config.heads, ffn=config.ffn)
     return uniform_counts(space, target_ratio(space, config, model_parameters=model_parameters))
 
@@ -80,8 +81,11 @@ class Pruner:
             projection(model, path)
         self.space = make_space(model, self.groups, config)
         parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)
+        self.target = target_ratio(self.space, config, model_parameters=parameters)
         self.final = goal_counts(self.space, config, model_parameters=parameters)
         self.plan = Plan.full(self.groups)
+        self.is_done = self.counts() == self.final
+        """whether the target is reached"""
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
@@ -90,11 +94,6 @@ class Pruner:
             criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
         )
         self.masks = None if config.shrink else Masks(model, self.groups)
-
-    @property
-    def is_done(self) -> bool:
-        """Say whether the target is reached."""
-        return self.counts() == self.final
 
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
@@ -117,7 +116,7 @@ class Pruner:
         Raises:
             NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
         """
-        counts = towards(self.space, self.final, progress)
+        counts = self._counts_at(progress)
         kept = {}
         for name, units in self.plan.kept.items():
             wanted = min(counts[name], len(units))
@@ -125,6 +124,14 @@ class Pruner:
                 self._check_scores(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer)
+        self.is_done = progress >= 1
+
+    def _counts_at(self, progress: float) -> dict[str, int]:
+        """Return the counts due at `progress`; a balanced end is chosen anew from the scores each time."""
+        final = self.final
+        if self.config.allocation == "balanced" and not self.config.has_dimensions:
+            final = balanced_counts(self.space, self.scores, self.plan, ratio=self.target)
+        return towards(self.space, final, progress)
 
     def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Carry out a plan that keeps a part of what is there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,8 +35,8 @@ class Training:
     seconds: float
     """training with scoring, slicing and merging, without loading and judging"""
     peak_memory_bytes: int
-    curve: list[dict[str, float]]
-    removals: list[dict[str, float]]
+    curve: Sequence[Mapping[str, int | float]]
+    removals: Sequence[Mapping[str, int | float]]
     protocol: Mapping[str, object]
 
 
@@ -110,8 +110,8 @@ def make_report(
         "peak_memory_bytes": training.peak_memory_bytes,
         "seed": config.seed,
         "training_data": dict(training.protocol),
-        "curve": training.curve,
-        "removals": training.removals,
+        "curve": list(training.curve),
+        "removals": list(training.removals),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     return Report(values, plan)

@@ -5,7 +5,7 @@ Knows nothing about torch, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loraprune.config import Device, Dtype, LoRAPruneConfig, raise_all
 
@@ -74,7 +74,7 @@ class BenchmarkConfig:
     """folder or hub id, usually the pruned model"""
     against: str | None = None
     """the model to compare with, usually the dense one; runs alternate A B A B"""
-    batches: list[int] = (1, 16)  # type: ignore[assignment]
+    batches: list[int] = field(default_factory=lambda: [1, 16])
     """batch sizes of the prefill"""
     length: int = 256
     """tokens in a prefill"""

@@ -169,7 +169,8 @@ def test_two_cuts_in_a_row_equal_one(variant: str) -> None:
     slice_(once, groups, final.kept)
     between = slice_(twice, groups, wider.kept)
     slice_(twice, between, wider.positions(final))
-    assert relative(logits(once, tokens()), logits(twice, tokens())) < 1e-6  # norms are rescaled once or twice
+    # Norms over all units are rescaled once or twice, which rounds differently.
+    torch.testing.assert_close(once.state_dict(), twice.state_dict(), rtol=1e-6, atol=0)
 
 
 @every_variant

@@ -146,7 +146,8 @@ class GateScorer:
         def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             z = args[0]
             if z.requires_grad:  # not in evaluation, nor in the first pass of gradient checkpointing
-                z.register_hook(lambda grad: self._gather(name, z.detach(), grad))
+                values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
+                z.register_hook(lambda grad: self._gather(name, values, grad))
 
         self.handles.append(module.register_forward_pre_hook(on_forward))
 

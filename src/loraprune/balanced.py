@@ -1,0 +1,59 @@
+"""Allocation from scores that a stock checkpoint can hold: equal widths in all layers, the split between kinds free.
+
+Knows nothing about where scores come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+
+from loraprune.allocation import Space
+from loraprune.errors import PlanError
+from loraprune.groups import Kind
+from loraprune.importance import RunningScores
+from loraprune.plan import Plan
+
+
+def balanced_counts(space: Space, scores: RunningScores, plan: Plan, *, ratio: float) -> dict[str, int]:
+    """Return the equal widths that remove `ratio` of the prunable parameters at the least loss of score.
+
+    Among all splits between heads and channels that meet the ratio to within half a rounding step, the one whose removed
+    units score least in sum wins. Only units that `plan` keeps can be kept.
+
+    Raises:
+        PlanError: if no split removes as much.
+    """
+    kinds = space.by_kind()
+    present = {kind: len(plan.kept[groups[0].name]) for kind, groups in kinds.items()}
+    lost = {kind: _lost_by_width(space, scores, plan, kind) for kind in kinds}
+    options = [[(kind, width) for width in lost[kind] if width <= present[kind]] for kind in kinds]
+    finest = max(range(len(options)), key=lambda place: len(options[place]))
+    filling = options.pop(finest)
+    best: tuple[float, dict[str, int]] | None = None
+    for choice in product(*options):
+        chosen: dict[Kind, int] = dict(choice)
+        kind, width = min(
+            filling, key=lambda each: abs(space.budget.ratio(space.spread({**chosen, each[0]: each[1]})) - ratio)
+        )
+        chosen[kind] = width
+        counts = space.spread(chosen)
+        if abs(space.budget.ratio(counts) - ratio) > space.half_step() or not space.storable(counts):
+            continue
+        cost = sum(lost[kind][width] for kind, width in chosen.items())
+        if best is None or cost < best[0]:
+            best = cost, counts
+    if best is None:
+        raise PlanError(f"--ratio {ratio:.4f}: no equal widths of all layers remove as much; choose a smaller ratio")
+    return best[1]
+
+
+def _lost_by_width(space: Space, scores: RunningScores, plan: Plan, kind: Kind) -> Mapping[int, float]:
+    """Return for every width of a kind what all its groups lose in score when they shrink to it."""
+    groups = space.by_kind()[kind]
+    present = [scores.values[group.name][list(plan.kept[group.name])].sort().values.cumsum(0) for group in groups]
+    found = {}
+    for width in space.widths(groups[0]):
+        gone = [len(sums) - width for sums in present]
+        found[width] = sum(float(sums[count - 1]) for sums, count in zip(present, gone, strict=True) if count > 0)
+    return found
