@@ -89,9 +89,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
-def refused(
-    arguments: list[str], capfd: pytest.CaptureFixture[str], *words: str, root: Path | None = None
-) -> str:
+def refused(arguments: list[str], capfd: pytest.CaptureFixture[str], *words: str, root: Path | None = None) -> str:
     """Run a wrong command line: exit code 2, one line with every one of `words`, and nothing new on the disk."""
     before = sorted(root.iterdir()) if root else []
     capfd.readouterr()
@@ -246,7 +244,11 @@ def test_all_wrong_values_are_named_at_once(capfd: pytest.CaptureFixture[str]) -
     [
         (DataError("bad\n  data"), 2, "loraprune: error: bad data\n"),
         (VerificationError("differs"), 1, "loraprune: error: differs\n"),
-        (ZeroDivisionError("of\nsomething"), 1, "loraprune: failed: ZeroDivisionError: of something (--debug shows where)\n"),
+        (
+            ZeroDivisionError("of\nsomething"),
+            1,
+            "loraprune: failed: ZeroDivisionError: of something (--debug shows where)\n",
+        ),
         (KeyboardInterrupt(), 130, "loraprune: interrupted; nothing was written\n"),
     ],
 )
@@ -294,7 +296,9 @@ def edit_weights(case: Case, change: Callable[[dict[str, torch.Tensor]], object]
 
 def make_gpt2(case: Case) -> None:
     shutil.rmtree(case.model)
-    GPT2LMHeadModel(GPT2Config(vocab_size=264, n_embd=8, n_layer=1, n_head=2, n_positions=64)).save_pretrained(case.model)
+    GPT2LMHeadModel(GPT2Config(vocab_size=264, n_embd=8, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        case.model
+    )
     byte_tokenizer().save_pretrained(case.model)
 
 

@@ -74,7 +74,9 @@ def owned_entries(variant: str, group: Group, unit: int) -> list[tuple[str, str,
     return [("q_proj", "out", query), ("k_proj", "out", key), ("v_proj", "out", key), ("o_proj", "in", query)]
 
 
-def expected_scores(name: str, variant: str, model: PeftModel, groups: tuple[Group, ...], *, power: int) -> list[Tensor]:
+def expected_scores(
+    name: str, variant: str, model: PeftModel, groups: tuple[Group, ...], *, power: int
+) -> list[Tensor]:
     """Return Eq 4 for every group: the sum over the entries that a unit owns, by explicit loops."""
     found = []
     for group in groups:

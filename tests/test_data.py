@@ -163,9 +163,7 @@ def test_messages_win_over_other_columns_and_instruction_over_text(tmp_path: Pat
 
 @pytest.mark.parametrize("template", [None, TURN_TEMPLATE])
 @pytest.mark.parametrize("length", [64, 256])
-def test_prompts_are_never_targets_and_responses_always(
-    template: str | None, length: int, tmp_path: Path
-) -> None:
+def test_prompts_are_never_targets_and_responses_always(template: str | None, length: int, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     rows = load_rows(str(write(tmp_path / "a.jsonl", pairs(30))), tokenizer, length=length)
@@ -315,7 +313,9 @@ def test_held_out_rows_never_overlap_training(form: str, tmp_path: Path, tokeniz
         path = tmp_path / "a.txt"
         path.write_text("\n".join(sentences(200)))
     else:
-        found = [{"text": text} if form == "text" else {"instruction": "say", "response": text} for text in sentences(200)]
+        found = [
+            {"text": text} if form == "text" else {"instruction": "say", "response": text} for text in sentences(200)
+        ]
         path = write(tmp_path / "a.jsonl", found)
     data = load_data(str(path), tokenizer, length=100)
     train, held_out = (numbers(decoded_inputs(tokenizer, rows)) for rows in (data.train, data.held_out))
@@ -456,7 +456,9 @@ def test_messages_name_the_row_the_columns_and_the_nearest_ending(
 # Real data
 
 
-@pytest.mark.parametrize("name", ["text/tinystories/valid.jsonl", "instruct/alpaca-5000.jsonl", "instruct/chat-500.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["text/tinystories/valid.jsonl", "instruct/alpaca-5000.jsonl", "instruct/chat-500.jsonl"]
+)
 def test_real_data_gives_rows_with_targets(name: str, shared: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "llama-stories-260k")
     data = load_data(str(shared / "data" / name), tokenizer, length=256)

@@ -253,7 +253,9 @@ def test_one_step_is_enough_to_prune(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_bfloat16_accumulation_and_checkpointing_work_together(inputs: Path, tmp_path: Path) -> None:
-    config = prune_config(inputs, tmp_path / "out", dtype="bfloat16", accumulate=2, batch=2, checkpointing=True, steps=4)
+    config = prune_config(
+        inputs, tmp_path / "out", dtype="bfloat16", accumulate=2, batch=2, checkpointing=True, steps=4
+    )
     report = pipeline.prune(config)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     assert abs(report.values["ratio_reached"] - 0.5) <= one_step(tmp_path / "out", inputs / "model")
@@ -313,9 +315,7 @@ def test_overwrite_replaces_the_whole_folder(inputs: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_failed_overwrite_leaves_the_old_folder(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_overwrite_leaves_the_old_folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     before = tree(tmp_path)

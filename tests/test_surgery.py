@@ -197,7 +197,9 @@ def test_bfloat16_weights_and_autocast_prune_to_the_target(criterion: str, tmp_p
         assert callback.pruner.is_done
         tensors = weights(model)
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-        assert tensors["model.layers.0.mlp.up_proj.weight"].shape[0] == len(plan_of(callback).kept["model.layers.0.mlp"])
+        assert tensors["model.layers.0.mlp.up_proj.weight"].shape[0] == len(
+            plan_of(callback).kept["model.layers.0.mlp"]
+        )
 
 
 @pytest.mark.parametrize("shrink", [True, False], ids=["shrink", "mask"])

@@ -84,9 +84,7 @@ def tiny_model(variant: str, *, layers: int = 2, seed: int = 0) -> PreTrainedMod
 
 def with_lora(model: PreTrainedModel, *, rank: int = 4, dropout: float = 0.0, seed: int = 0) -> PeftModel:
     """Return the model with LoRA whose B is random instead of zero, so that the factors matter."""
-    adapted = attach_lora(
-        model, find_groups(model.config), rank=rank, alpha=2.0 * rank, dropout=dropout, seed=seed
-    )
+    adapted = attach_lora(model, find_groups(model.config), rank=rank, alpha=2.0 * rank, dropout=dropout, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

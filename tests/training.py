@@ -60,7 +60,12 @@ def fit(
 
 
 def prune(
-    folder: Path, settings: LoRAPruneConfig, *, variant: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any
+    folder: Path,
+    settings: LoRAPruneConfig,
+    *,
+    variant: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> tuple[PeftModel, LoRAPruneCallback, Trainer]:
     """Run the callback on a tiny model and return what is left."""
     model, callback = adapted(settings, variant=variant, dtype=dtype), LoRAPruneCallback(settings)

@@ -128,6 +128,9 @@ def projection(model: nn.Module, path: str) -> Projection:
             "use_dora=True: DoRA's weight norms change when columns of o_proj or down_proj go (masked and sliced model "
             "would differ); train with plain LoRA or rsLoRA"
         )
+    weight = module.get_base_layer().weight
+    if not (isinstance(weight, Tensor) and weight.dtype.is_floating_point):
+        raise ConfigError(f"{path!r} has a quantised weight, which cannot be cut exactly: load the 16- or 32-bit base")
     a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
     assert isinstance(a, nn.Parameter)
     assert isinstance(b, nn.Parameter)

@@ -5,7 +5,7 @@ Knows nothing about where scores come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 from loraprune.allocation import Space
@@ -32,20 +32,26 @@ def balanced_counts(space: Space, scores: RunningScores, plan: Plan, *, ratio: f
     filling = options.pop(finest)
     best: tuple[float, dict[str, int]] | None = None
     for choice in product(*options):
-        chosen: dict[Kind, int] = dict(choice)
-        kind, width = min(
-            filling, key=lambda each: abs(space.budget.ratio(space.spread({**chosen, each[0]: each[1]})) - ratio)
-        )
-        chosen[kind] = width
-        counts = space.spread(chosen)
-        if abs(space.budget.ratio(counts) - ratio) > space.half_step() or not space.storable(counts):
-            continue
-        cost = sum(lost[kind][width] for kind, width in chosen.items())
-        if best is None or cost < best[0]:
-            best = cost, counts
+        for fill in _near(space, dict(choice), filling, ratio):
+            chosen: dict[Kind, int] = dict([*choice, fill])
+            counts = space.spread(chosen)
+            cost = sum(lost[kind][width] for kind, width in chosen.items())
+            if (best is None or cost < best[0]) and space.storable(counts):
+                best = cost, counts
     if best is None:
         raise PlanError(f"--ratio {ratio:.4f}: no equal widths of all layers remove as much; choose a smaller ratio")
     return best[1]
+
+
+def _near(
+    space: Space, fixed: Mapping[Kind, int], filling: Sequence[tuple[Kind, int]], ratio: float
+) -> list[tuple[Kind, int]]:
+    """Return the widths of the filling kind that meet the ratio beside the fixed ones: one, or two in a draw."""
+
+    def error(width: int, kind: Kind) -> float:
+        return abs(space.budget.ratio(space.spread({**fixed, kind: width})) - ratio)
+
+    return [(kind, width) for kind, width in filling if error(width, kind) <= space.half_step()]
 
 
 def _lost_by_width(space: Space, scores: RunningScores, plan: Plan, kind: Kind) -> Mapping[int, float]:

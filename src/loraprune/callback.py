@@ -40,6 +40,10 @@ class LoRAPruneCallback(TrainerCallback):
         """Find the groups, check everything that could fail later, and take clipping over."""
         if args.world_size > 1:
             raise ConfigError(f"{args.world_size} processes: shrinking while training needs a single one so far")
+        if args.fp16:
+            raise ConfigError(
+                "fp16=True: scores would be taken from scaled gradients; train with bf16=True or in float32"
+            )
         if state.global_step:
             raise ConfigError("resume_from_checkpoint: a pruning run cannot be resumed yet; start it anew")
         config = self.config
@@ -67,7 +71,7 @@ class LoRAPruneCallback(TrainerCallback):
             return
         self.pruner.remove(self.schedule.progress(state.global_step), optimizer=kwargs["optimizer"])
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
-        logger.info("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
+        logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

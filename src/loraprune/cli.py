@@ -149,7 +149,8 @@ def run(arguments: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("loraprune").setLevel(logging.INFO)
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
     debug = "--debug" in arguments

@@ -24,7 +24,7 @@ class LoRAPruneConfig:
     ratio: float = 0.5
     """fraction of the prunable parameters to remove, in [0, 1)"""
     parameters: str | None = None
-    """parameters the whole model may have left, such as 600M or 1.2B; replaces --ratio"""
+    """parameters the whole model is to have, such as 600M or 1.2B, reached as closely as a ratio; replaces --ratio"""
     heads: int | None = None
     """query heads to keep in every layer; with --ffn, replaces --ratio"""
     ffn: int | None = None

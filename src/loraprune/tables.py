@@ -88,7 +88,7 @@ def evaluation(result: Evaluation) -> None:
         (
             name,
             f"{m['perplexity']:.3f}",
-            f"{m['nll']:.4f} ± {m['standard_error']:.4f}",
+            _mean(m),
             f"{m['tokens']:,}",
             str(m["protocol"]["length"]),
         )

@@ -5,6 +5,7 @@ Knows nothing about pruning: a pruning run differs by one callback.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import tempfile
@@ -32,6 +33,10 @@ from loraprune.errors import NumericsError
 
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has the steps"""
+LINES = 10
+"""lines a run writes instead of a bar where stderr is no terminal"""
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingBar(TrainerCallback):
@@ -61,6 +66,8 @@ class TrainingBar(TrainerCallback):
         if self.ratio:
             shown.append(f"ratio {self.ratio():.3f}")
         self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
+        if self._bar.disable and state.global_step % max(1, state.max_steps // LINES) == 0:
+            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the loss, and stop a run whose loss is no number."""

@@ -1,0 +1,213 @@
+"""The documentation is true: its code runs, and the names, files, options and keys in it exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from loraprune import cli
+from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.criteria import criteria
+from loraprune.evaluate import Perplexity
+from loraprune.families import families, find_groups
+from loraprune.plan import Plan
+from loraprune.pruner import Pruner
+from loraprune.report import Quality, Report, Training, make_report, write_folder
+from loraprune.verify import Verification
+from tests.tiny import tiny_model, with_lora
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "AGENTS.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+    if path.is_file()
+]
+FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+EMITTED = {"run.yaml", "report.json", "plan.json", "scores.safetensors", "README.md"}
+
+
+def blocks(path: Path, kind: str = "python") -> list[tuple[int, str]]:
+    """Return line and code of the fenced blocks that are marked with nothing but `kind`."""
+    text = path.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, match.start("code")), match["code"])
+        for match in FENCE.finditer(text)
+        if match["kind"].strip() == kind
+    ]
+
+
+def ticked(path: Path) -> Iterator[str]:
+    """Yield what stands in single backticks outside of blocks."""
+    yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", path.read_text(encoding="utf-8")))
+
+
+def by_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=by_name)
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an example register families and criteria for itself alone."""
+    monkeypatch.setattr(families, "_entries", dict(families._entries))
+    monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path)], ids=by_name)
+@pytest.mark.usefixtures("own_registries")
+def test_the_python_blocks_of_a_document_run_one_after_the_other(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for line, code in blocks(path):
+        # Blank lines put the line numbers of the document into a traceback.
+        exec(compile("\n" * line + code, str(path), "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", ["add-a-family", "add-a-criterion", "checkpoint-format"])
+def test_a_guide_has_code_to_run(name: str) -> None:
+    assert blocks(ROOT / "docs" / f"{name}.md")
+
+
+@every_document
+def test_json_blocks_are_json(path: Path) -> None:
+    for _, code in blocks(path, "json"):
+        json.loads(code)
+
+
+def resolve(name: str) -> object:
+    """Return what a dotted name stands for: a module, or an attribute of one, to any depth."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: object = import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(name)
+
+
+@every_document
+def test_dotted_names_exist(path: Path) -> None:
+    for word in ticked(path):
+        match = re.fullmatch(r"(loraprune(?:\.\w+)+)(?:\(.*\))?", word)
+        if match:
+            resolve(match[1])
+
+
+@every_document
+def test_files_exist(path: Path) -> None:
+    words = [
+        word
+        for word in ticked(path)
+        if re.fullmatch(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+", word)
+    ]
+    text = path.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    missing = [word for word in words if not (ROOT / word).exists()]
+    missing += [link for link in links if not (path.parent / link).exists()]
+    assert missing == []
+
+
+@every_document
+def test_options_exist(path: Path) -> None:
+    known = {field.name for command in cli.COMMANDS.values() for field in fields(command.options)}
+    known |= {"config", "json", "debug", "help"}
+    used = {
+        option.replace("-", "_")
+        for word in ticked(path)
+        if not word.startswith(("pip ", "make ", "ruff ", "mypy ", ".venv"))
+        for option in re.findall(r"(?<!\S)--([a-z][a-z_-]*)", word)
+    }
+    assert used - known - {"strict"} == set()  # `mypy --strict`
+
+
+def test_the_paper_page_names_functions_options_and_tests() -> None:
+    words = list(ticked(ROOT / "docs" / "paper.md"))
+    assert sum(word.startswith("loraprune.") for word in words) > 30
+    assert sum(word.startswith("--") for word in words) > 20
+    assert sum(word.startswith("tests/") for word in words) > 15
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("rank", 8), ("alpha", 16.0), ("dropout", 0.05), ("decay", 0.9), ("interval", 10), ("warmup", 0.1), ("cooldown", 0.1),
+     ("lr", 1e-4), ("epochs", 2.0), ("length", 512), ("power", 2), ("normalize", False), ("criterion", "lora"),
+     ("schedule", "cubic")],
+)  # fmt: skip
+def test_the_defaults_are_the_papers(option: str, value: object) -> None:
+    default = {field.name: field.default for field in fields(PruneConfig)}[option]
+    assert default == value
+
+
+def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
+    """Write the folder of a run whose measurements are made up, without its model."""
+    measured = Perplexity(value=2.0, nll=0.7, standard_error=0.1, tokens=9, protocol={"length": 8})
+    options: dict[str, Any] = {"model": "m", "data": "d", "output": str(output)}
+    config = PruneConfig(**options, heads=4, ffn=48) if job == "prune" else FinetuneConfig(**options)
+    model = tiny_model("llama")
+    pruner = Pruner(with_lora(model), config.pruning()) if job == "prune" else None
+    report = make_report(
+        config, quality=Quality(measured, measured), training=Training(1, 1.0, 1, [], [], {}),
+        plan=pruner.plan if pruner else Plan.full(find_groups(model.config)), pruner=pruner,
+        verification=Verification(0.0, 0.0, 1e-4), parameters=(2, 1), began=0.0,
+    )  # fmt: skip
+    output.mkdir()
+    write_folder(output, report, config, scores=pruner.scores.values if pruner else None)
+    return report, pruner
+
+
+def table(path: Path, heading: str) -> dict[str, str]:
+    """Return the rows of the table below a heading: each name in its first cell -> its last cell."""
+    section = path.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return {name: cells[-1] for cells in rows for name in re.findall(r"`([^`]+)`", cells[0])}
+
+
+@pytest.mark.parametrize("job", ["prune", "finetune"])
+def test_the_documented_keys_of_a_report_are_its_keys(tmp_path: Path, job: str) -> None:
+    report, _ = finished_run(tmp_path / "out", job)
+    documented = table(ROOT / "docs" / "checkpoint-format.md", "`report.json`")
+    expected = {key for key, text in documented.items() if job == "prune" or "(prune only)" not in text}
+    assert set(report.values) == expected
+    for key in ("parameters", "perplexity", "verification"):
+        if job == "prune":
+            assert set(report.values[key]) <= set(re.findall(r"`(\w+)`", documented[key])), key
+
+
+def test_the_files_of_a_run_are_the_documented_ones(tmp_path: Path) -> None:
+    _, pruner = finished_run(tmp_path / "out", "prune")
+    assert pruner is not None
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == EMITTED
+    text = (ROOT / "docs" / "checkpoint-format.md").read_text(encoding="utf-8")
+    assert [name for name in written if f"| `{name}` |" not in text] == []
+    assert Plan.read(tmp_path / "out") == pruner.plan
+    assert set(load_file(tmp_path / "out" / "scores.safetensors")) == set(pruner.plan.units)
+    options = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text(encoding="utf-8"))
+    assert set(options) == {field.name for field in fields(PruneConfig)}
+
+
+def test_the_citation_names_software_and_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["title"], citation["type"], citation["license"]) == ("loraprune", "software", "Apache-2.0")
+    assert citation["references"][0]["title"].startswith("LoRAPrune: Structured Pruning Meets Low-Rank")

@@ -1,0 +1,62 @@
+"""What `import loraprune` offers is listed, sorted, importable and documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import loraprune
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "loraprune"
+FILES = sorted(PACKAGE.rglob("*.py"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def names_for_type_checkers() -> dict[str, str]:
+    """Return name -> module of what __init__ imports under TYPE_CHECKING."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    return {
+        alias.name: (node.module or "").removeprefix("loraprune.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_all_is_sorted_and_the_same_as_the_homes_and_the_imports_for_type_checkers() -> None:
+    assert list(loraprune.__all__) == sorted(set(loraprune.__all__))
+    assert set(loraprune.__all__) == set(loraprune._HOMES)
+    assert names_for_type_checkers() == loraprune._HOMES
+
+
+@pytest.mark.parametrize("name", loraprune.__all__)
+def test_a_public_name_is_its_homes_own_and_documented(name: str) -> None:
+    thing = getattr(loraprune, name)
+    assert thing is getattr(import_module(f"loraprune.{loraprune._HOMES[name]}"), name)
+    assert thing.__module__.startswith(f"loraprune.{loraprune._HOMES[name]}")
+    assert (inspect.getdoc(thing) or "").strip()
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'prone'"):
+        loraprune.prone  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from loraprune import prone")
+
+
+@pytest.mark.parametrize("name", loraprune.__all__)
+def test_a_public_name_appears_in_the_documentation(name: str) -> None:
+    assert [path.name for path in DOCUMENTS if name in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring is not None
+    assert len(docstring.splitlines()[0]) > 20
