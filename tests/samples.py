@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "a cat dog ran to the big red house and saw one small tree near its old friend who was very happy".split()
+TEXT = "a cat dog ran to the big red house and saw one small tree near its old friend who was very happy"
+WORDS = TEXT.split()
 VOCABULARY = 264
 
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.tiny import tiny_model
 
 from loraprune.allocation import Space, exact_counts, towards, uniform_counts
 from loraprune.config import LoRAPruneConfig
@@ -17,6 +16,7 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Budget
 from loraprune.pruner import goal_counts, make_space
+from tests.tiny import tiny_model
 
 
 def anything(_: Mapping[str, int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -30,6 +31,15 @@ SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu"]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> Iterator[None]:
+    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def case(good: Path, tmp_path: Path) -> Case:
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replace what the commands do by recording the options they are given."""
     seen: list[Any] = []
 
@@ -82,7 +92,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return SimpleNamespace(values={"target": target})
 
     monkeypatch.setattr(cli, "call", call)
-    yield seen
+    return seen
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

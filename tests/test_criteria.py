@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 from peft import PeftModel
-from tests.tiny import tiny_model, tokens, with_lora
 from torch import Tensor, nn
 
 from loraprune.adapters import find_module, linear_paths, projection
@@ -18,6 +17,7 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.masking import Masks
 from loraprune.surgery import slice_
+from tests.tiny import tiny_model, tokens, with_lora
 
 VARIANTS = ("llama", "llama-mha", "phi3", "olmo2")
 """grouped-query attention, a head of its own for every unit, fused projections, norms over all units"""
@@ -243,25 +243,27 @@ def test_gate_scores_are_not_gathered_in_evaluation() -> None:
         torch.testing.assert_close(found[name], scores)
 
 
-@pytest.mark.parametrize("name", ["lora", "magnitude", "gate"])
+@pytest.mark.parametrize(
+    ("name", "normalize"), [("lora", False), ("lora", True), ("magnitude", False), ("gate", False)]
+)
 @every_variant
-def test_scores_of_a_cut_model_are_those_of_the_masked_one(name: str, variant: str) -> None:
+def test_scores_of_a_cut_model_are_those_of_the_masked_one(name: str, normalize: bool, variant: str) -> None:
     found = {}
     kept = {"model.layers.0.self_attn": [0, 2, 3], "model.layers.1.mlp": list(range(5, 50))}
     for way in ("masked", "cut"):
         model, groups = build(variant)
-        scorer = scorer_of(name, model, groups)
-        masks = Masks(model, groups)
+        scorer = scorer_of(name, model, groups, normalize=normalize)
+        masks, left = Masks(model, groups), None
         if way == "masked":
             masks.set(kept)
+            left = {group.name: kept.get(group.name, list(range(group.units))) for group in groups}
         else:
             masks.remove()
             scorer.resize(slice_(model, groups, kept))
         backward(model, tokens())
-        found[way] = scorer.collect()
+        found[way] = scorer.collect(left)
     for group in groups:
-        left = found["masked"][group.name][kept.get(group.name, range(group.units))]
-        torch.testing.assert_close(found["cut"][group.name], left, rtol=1e-3, atol=1e-10)
+        torch.testing.assert_close(found["cut"][group.name], found["masked"][group.name], rtol=1e-3, atol=1e-10)
 
 
 def test_random_scores_differ_from_step_to_step_and_repeat_with_the_seed() -> None:

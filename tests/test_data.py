@@ -12,7 +12,6 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tests.samples import byte_tokenizer, sentences
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loraprune.data import Collator, Data, Row, TokenRows, check_vocabulary, load_data, load_rows
@@ -20,6 +19,7 @@ from loraprune.data.encode import IGNORED, encode, pack, windows
 from loraprune.data.load import split_examples
 from loraprune.data.sources import Source, read_source
 from loraprune.errors import ConfigError, DataError
+from tests.samples import byte_tokenizer, sentences
 
 TURN_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"

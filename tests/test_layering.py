@@ -21,7 +21,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("registry", "groups", "schedule", "config", "memory", "loading", "demo.stdlib"),
     ("plan", "settings", "families", "adapters", "data"),
     ("allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
-    ("pruner", "verify", "benchmark"),
+    ("balanced", "verify", "benchmark"),
+    ("pruner",),
     ("callback", "describe", "judge", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
@@ -30,7 +31,18 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 FREE = ("", "demo")  # the package itself, which imports on demand, and a package without code
 
-WITHOUT_TORCH = ("errors", "registry", "groups", "plan", "schedule", "allocation", "config", "settings", "cli")
+WITHOUT_TORCH = (
+    "errors",
+    "registry",
+    "groups",
+    "families",
+    "plan",
+    "schedule",
+    "allocation",
+    "config",
+    "settings",
+    "cli",
+)
 PRINTING = {"cli", "tables"}
 
 
@@ -149,7 +161,7 @@ HEAVY = "[name for name in ('torch', 'transformers', 'peft', 'datasets', 'accele
     "code",
     [
         "import loraprune",
-        *(f"import loraprune.{name}" for name in WITHOUT_TORCH),
+        "\n".join(f"import loraprune.{name}" for name in WITHOUT_TORCH),
         "from loraprune.cli import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
         "from loraprune.cli import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
         "import loraprune\nassert loraprune.LoRAPruneConfig().ratio == 0.5\nassert loraprune.Span('q', 'out', 1).offset == 0",

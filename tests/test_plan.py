@@ -13,7 +13,6 @@ from loraprune.errors import CheckpointError, PlanError
 from loraprune.groups import Group
 from loraprune.plan import Budget, Plan
 
-
 Kept = dict[str, tuple[int, ...]]
 
 

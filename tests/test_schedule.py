@@ -25,7 +25,7 @@ def test_progress_never_falls_and_is_one_exactly_from_the_last_event_on(schedule
     progress = [schedule.progress(step) for step in range(schedule.steps + 1)]
     assert progress == sorted(progress)
     assert progress[0] == 0.0
-    assert [step for step, value in enumerate(progress) if value == 1.0][0] == schedule.last
+    assert next(step for step, value in enumerate(progress) if value == 1.0) == schedule.last
     assert 1 <= schedule.last <= schedule.steps
 
 

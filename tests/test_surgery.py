@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny_model, tokens, uneven_plan, uniform_plan, with_lora
-from tests.training import adapted, arguments, config, fit, prune
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -20,6 +18,9 @@ from loraprune.families import find_groups
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.surgery import check_groups, slice_
+from loraprune.train import enable_checkpointing
+from tests.tiny import tiny_model, tokens, uneven_plan, uniform_plan, with_lora
+from tests.training import adapted, arguments, config, fit, prune
 
 SAME_RUN = 2e-4
 """largest relative difference of merged weights after 30 steps of AdamW: sums over fewer terms round differently, and
@@ -81,7 +82,7 @@ def test_normalised_scores_shrink_as_they_mask(variant: str, tmp_path: Path) -> 
 
 
 def test_the_target_is_reached_and_the_model_smaller(tmp_path: Path) -> None:
-    model, callback, trainer = prune(tmp_path, config())
+    model, callback, _ = prune(tmp_path, config())
     pruner = callback.pruner
     assert pruner is not None
     assert pruner.is_done
@@ -90,8 +91,6 @@ def test_the_target_is_reached_and_the_model_smaller(tmp_path: Path) -> None:
     assert ratios == sorted(ratios)
     assert callback.history[-1] == {"step": 27, "ratio": pruner.ratio()}
     check_groups(model, pruner.present)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
 
 
 def test_optimiser_state_keeps_the_entries_of_the_units_that_stay() -> None:
@@ -152,7 +151,6 @@ class ClipEarly(TrainerCallback):
 def scores_after_a_step(folder: Path, *, clip: float, extra: tuple[TrainerCallback, ...] = ()) -> Tensor:
     settings = config()
     model, callback = adapted(settings), LoRAPruneCallback(settings)
-    # Several steps, of which only the first scores with the same weights.
     fit(model, arguments(folder, steps=1, max_grad_norm=clip, learning_rate=0.0), [callback, *extra])
     assert callback.pruner is not None
     return torch.cat(list(callback.pruner.scores.values.values()))
@@ -181,9 +179,12 @@ def test_the_users_clipping_trains_as_the_trainers_own_where_nothing_is_pruned(t
 
 @pytest.mark.parametrize("criterion", ["lora", "gate"])
 def test_gradient_checkpointing_changes_nothing(criterion: str, tmp_path: Path) -> None:
-    found = []
-    for changes in ({}, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}):
-        model, callback, _ = prune(tmp_path, config(criterion=criterion), steps=12, **changes)
+    settings, found = config(criterion=criterion), []
+    for checkpointing in (False, True):
+        model, callback = adapted(settings), LoRAPruneCallback(settings)
+        if checkpointing:
+            enable_checkpointing(model)
+        fit(model, arguments(tmp_path, steps=12), [callback])
         found.append((plan_of(callback), weights(model)))
     assert found[0][0] == found[1][0]
     assert distance(found[0][1], found[1][1]) < SAME_RUN

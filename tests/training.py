@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from tests.tiny import tiny_model, tokens
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from loraprune import LoRAPruneCallback, LoRAPruneConfig, attach_lora
+from tests.tiny import tiny_model, tokens
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):

@@ -20,7 +20,9 @@ from loraprune.checkpoint import new_folder, save_stock
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
+from loraprune.loading import load_model
 from loraprune.surgery import check_groups
+from loraprune.verify import check_difference, difference, logits_of, probe_batch
 
 
 def attach_lora(model: PreTrainedModel, config: LoRAPruneConfig) -> PeftModel:
@@ -50,6 +52,7 @@ def save_pruned(
     Raises:
         ConfigError: if the callback has not seen a training run.
         CheckpointError: if `output` exists and `overwrite` is false.
+        VerificationError: if plain `from_pretrained` gives another model; nothing is saved then.
     """
     pruner = callback.pruner
     if pruner is None:
@@ -57,8 +60,12 @@ def save_pruned(
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
     with new_folder(Path(output), overwrite=overwrite) as folder:
+        probe = probe_batch(pruner.dense_config.vocab_size)
         merged = merge_lora(pruner.model)
+        expected = logits_of(merged, probe)
         save_stock(merged, folder, config=pruner.dense_config, groups=pruner.groups, counts=pruner.counts())
+        reloaded = load_model(str(folder), device=merged.device, dtype=merged.dtype)
+        check_difference("sliced and reloaded model", difference(expected, logits_of(reloaded, probe)), merged.dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "plan.json").write_text(pruner.plan.to_json() + "\n", encoding="utf-8")

@@ -14,12 +14,16 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families.base import families, head_size
 from loraprune.groups import Group
 from loraprune.loading import quiet
+
+OUR_FILES = ("report.json", "plan.json")
+"""a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int] | None:
@@ -79,10 +83,11 @@ def save_stock(
     config: PreTrainedConfig,
     groups: Sequence[Group],
     counts: Mapping[str, int],
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Save a sliced, merged `model` under the stock class and configuration that its widths need.
 
-    `config` is the dense model's configuration, `groups` its groups.
+    `config` is the dense model's configuration, `groups` its groups; `dtype` None keeps the model's precision.
 
     Raises:
         PlanError: if no stock configuration can hold the widths.
@@ -91,11 +96,12 @@ def save_stock(
     stock = stock_config(config, sizes) if sizes is not None else None
     if stock is None:
         raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
-    stock.dtype = model.dtype
+    stock.dtype = dtype or model.dtype
     with quiet():
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(stock)
-        missing, unexpected = shell.load_state_dict(model.state_dict(), strict=False, assign=True)
+        state = {name: tensor.to(stock.dtype) for name, tensor in model.state_dict().items()}
+        missing, unexpected = shell.load_state_dict(state, strict=False, assign=True)
         if missing or unexpected:
             raise CheckpointError(
                 f"{stock.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}"
@@ -103,6 +109,13 @@ def save_stock(
         shell.tie_weights()
         shell.generation_config = model.generation_config
         shell.save_pretrained(folder)
+
+
+@torch.no_grad()
+def round_weights_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every weight the value that it will have when saved in `dtype`; the precision of computation stays."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
 @contextmanager
@@ -114,6 +127,10 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     if output.exists() and not overwrite:
         raise CheckpointError(f"--output {output} exists: choose another folder, or give --overwrite")
+    if output.exists() and not _is_ours(output):
+        raise CheckpointError(
+            f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -126,12 +143,26 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes its files private
-        if output.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            output.rename(old)
-            temporary.rename(output)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            temporary.rename(output)
+        _take_place(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
+    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
+
+
+def _take_place(new: Path, output: Path) -> None:
+    """Rename `new` to `output`; what was there before goes only once that has worked."""
+    if not output.exists():
+        new.rename(output)
+        return
+    old = new.with_name(new.name + ".old")
+    output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    shutil.rmtree(old)

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("loraprune").setLevel(logging.INFO)
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    debug = "--debug" in arguments
+    debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments
     try:
         run(arguments)
     except KeyboardInterrupt:

@@ -18,8 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import new_folder, save_stock
+from loraprune.checkpoint import new_folder, round_weights_, save_stock
 from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.criteria import criteria
 from loraprune.data import Collator, Data, check_vocabulary, load_data
 from loraprune.evaluate import perplexity
 from loraprune.families import find_groups
@@ -50,6 +51,9 @@ class Job:
     config: PruneConfig | FinetuneConfig
     device: torch.device
     dtype: torch.dtype | None
+    """precision to compute in; None for the checkpoint's"""
+    stored: torch.dtype
+    """precision to save in: the checkpoint's, unless one is asked for"""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     data: Data
@@ -60,20 +64,23 @@ class Job:
 
 def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     """Load model, tokenizer and data, and find out now whatever could fail after the training."""
+    pruning = config.pruning()
+    criteria.get(pruning.criterion)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    find_groups(load_config(config.model, trust_remote_code=config.trust_remote_code))
+    original = load_config(config.model, trust_remote_code=config.trust_remote_code)
+    find_groups(original)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
     groups = find_groups(model.config)
     check_groups(model, groups)
-    pruning = config.pruning()
     goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
     check_vocabulary(tokenizer, embedding_rows(model))
     length = min(config.length, model.config.max_position_embeddings)
     data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
     dense_config = copy.deepcopy(model.config)
-    return Job(config, device, dtype, model, tokenizer, data, groups, dense_config, model.num_parameters())
+    stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
+    return Job(config, device, dtype, stored, model, tokenizer, data, groups, dense_config, model.num_parameters())
 
 
 def prune(config: PruneConfig) -> Report:
@@ -111,7 +118,8 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         training.seconds += time.perf_counter() - merging
         del adapted
         check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
-        save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts)
+        round_weights_(job.model, job.stored)
+        save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
         job.tokenizer.save_pretrained(folder)
         verification = _verify_saved(job, plan, folder)
         pruned = perplexity(job.model, job.data.held_out, batch=config.batch)

@@ -6,7 +6,6 @@ Knows nothing about the Trainer, data or files.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -105,10 +104,7 @@ class Pruner:
 
     def score(self) -> None:
         """Average in the scores of this step; gradients must be whole, unscaled and unclipped."""
-        scores: Mapping[str, torch.Tensor] = self.scorer.collect()
-        if self.masks:  # the scorer sees all units of a masked model, the average only those that are left
-            scores = {name: values[torch.tensor(self.plan.kept[name])] for name, values in scores.items()}
-        self.scores.update(scores, self.plan)
+        self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
     def remove(self, progress: float, *, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Remove the lowest units until `progress` (0 to 1) of the way to the target.

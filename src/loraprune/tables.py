@@ -19,11 +19,11 @@ from loraprune.report import Report
 GIB = 2**30
 
 
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one table; the first column is words, the others are figures."""
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True) -> None:
+    """Print one table; the first column is words, the others are figures unless said otherwise."""
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(column, justify="right" if place and figures else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

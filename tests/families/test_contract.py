@@ -16,19 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.tiny import (
-    FFN,
-    VARIANTS,
-    logits,
-    model_type,
-    relative,
-    tiny_config,
-    tiny_model,
-    tokens,
-    uneven_plan,
-    uniform_plan,
-    with_lora,
-)
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -42,6 +29,19 @@ from loraprune.plan import Plan
 from loraprune.pruner import measure_budget
 from loraprune.surgery import check_groups, slice_
 from loraprune.verify import masked_logits
+from tests.tiny import (
+    FFN,
+    VARIANTS,
+    logits,
+    model_type,
+    relative,
+    tiny_config,
+    tiny_model,
+    tokens,
+    uneven_plan,
+    uniform_plan,
+    with_lora,
+)
 
 SAME = 2e-5
 """largest relative difference of logits that float32 summation in another order explains; a wrong unit gives > 1e-2"""

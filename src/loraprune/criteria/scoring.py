@@ -6,7 +6,7 @@ No out x in temporary is ever formed: a tile is at most TILE_BYTES. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,12 +23,19 @@ TILE_BYTES = {"cpu": 1 << 19}
 TILE_BYTES_DEVICE = 1 << 26
 
 
+Kept: TypeAlias = Mapping[str, Sequence[int]]
+"""group name -> units"""
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """Gives the scores of the present units after the last backward pass of an optimiser step."""
 
-    def collect(self) -> Mapping[str, Float[Tensor, " units"]]:
-        """Return group -> unit scores on the CPU, and forget what was gathered for this step."""
+    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return group -> unit scores on the CPU, and forget what was gathered for this step.
+
+        Of a masked model, `kept` names the units that are left: only these are scored.
+        """
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""
@@ -57,14 +64,15 @@ class SaliencyScorer:
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def collect(self) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the power-transformed saliencies, summed over the weights that each unit owns.
 
         Source: Eq 4; with `normalize`, each span's scores are divided by their L2 norm first, as in the authors' code.
         """
         scores = {}
         for group in self.groups:
-            total = torch.zeros(group.units, dtype=torch.float64)
+            left = torch.tensor(kept[group.name] if kept else range(group.units))
+            total = torch.zeros(len(left), dtype=torch.float64)
             sums: dict[str, dict[Side, Tensor]] = {}
             for span in group.spans:
                 if span.side == "norm":
@@ -72,7 +80,7 @@ class SaliencyScorer:
                 if span.module not in sums:
                     wanted = {s.side for s in group.spans if s.module == span.module}
                     sums[span.module] = self._project(projection(self.model, span.module), wanted)
-                part = _per_unit(sums[span.module][span.side], span, group.units)
+                part = _per_unit(sums[span.module][span.side], span, group.units)[left]
                 norm = part.norm() if self.normalize else torch.tensor(1.0)
                 total += part / norm if norm > 0 else part
             scores[group.name] = total
@@ -157,7 +165,7 @@ class GateScorer:
         self.sums[name] = self.sums[name] + scores if name in self.sums else scores
         self.samples[name] = self.samples.get(name, 0) + len(z)
 
-    def collect(self) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the mean over samples of each unit's score, summed over a group's consuming projections."""
         missing = [name for name in self.groups if name not in self.sums]
         if missing:
@@ -167,7 +175,7 @@ class GateScorer:
         scores = {name: (self.sums[name] / self.samples[name]).double().cpu() for name in self.groups}
         self.sums.clear()
         self.samples.clear()
-        return scores
+        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""
