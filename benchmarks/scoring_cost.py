@@ -14,7 +14,7 @@ from typing import Any
 
 import common
 import torch
-from training_cost import SHAPE
+from common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.adapters import attach_lora
@@ -52,14 +52,14 @@ def share(criterion: str, *, accumulate: int, batch: int, length: int, repeats: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     rows = []
     for accumulate in (1, 8):
-        for criterion in ("lora", "gate", "magnitude"):
-            repeats = options.repeats if accumulate == 1 else max(3, options.repeats // 2)
+        for criterion in ("lora", "gate"):
+            repeats = options.repeats if accumulate == 1 else 2
             row = share(criterion, accumulate=accumulate, batch=options.batch, length=options.length, repeats=repeats)
             print(f"{criterion} accumulate {accumulate}: {100 * row['share']['median']:.2f} %", flush=True)
             rows.append(row)

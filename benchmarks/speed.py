@@ -12,7 +12,7 @@ import copy
 
 import common
 import torch
-from training_cost import SHAPE
+from common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.allocation import uniform_counts

@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from loraprune.demo.stdlib import stdlib_texts
 
 SHAPE = {
-    "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4096,
+    "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 2048,
 }  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     "finetune": ["finetune"],
@@ -38,12 +38,15 @@ def build(folder: Path, text: Path) -> None:
     texts = stdlib_texts(held_out=False)[:80]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, special_tokens=["</s>"]))
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=SHAPE["vocab_size"], special_tokens=["</s>"]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
     LlamaForCausalLM(LlamaConfig(**SHAPE, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)).save_pretrained(
         folder
     )
     text.write_text("\n".join(texts), encoding="utf-8")
+    text.with_name("held_out.txt").write_text(
+        stdlib_texts(held_out=True)[0][:20000], encoding="utf-8"
+    )  # judged, not timed
 
 
 def measure(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -51,8 +54,8 @@ def measure(work: Path, name: str, options: argparse.Namespace) -> dict[str, Any
     output = work / "out"
     command = [
         sys.executable, "-m", "loraprune", *VARIANTS[name], "--model", str(work / "model"), "--data", str(work / "text.txt"),
-        "--output", str(output), "--overwrite", "--steps", str(options.steps), "--batch", str(options.batch),
-        "--length", str(options.length), "--accumulate", str(options.accumulate), "--json",
+        "--eval", str(work / "held_out.txt"), "--output", str(output), "--overwrite", "--steps", str(options.steps),
+        "--batch", str(options.batch), "--length", str(options.length), "--accumulate", str(options.accumulate), "--json",
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     report: dict[str, Any] = json.loads(done.stdout)

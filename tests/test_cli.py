@@ -387,7 +387,7 @@ def test_wrong_data_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) ->
         ("empty.txt", "", ["empty"]),
         ("short.txt", "short", ["--length"]),
         ("column.jsonl", '{"txet": "one"}\n', ["txet", "`text`"]),
-        ("torn.jsonl", '{"text": "one"}\n{"te', ["cannot be read"]),
+        ("torn.jsonl", '{"text": "one"}\n{"te', ["line 2: malformed JSON"]),
     ):
         path = case.root / name
         if content is not None:

@@ -382,7 +382,7 @@ def test_instructions_are_pruned_on_responses_only(inputs: Path, tmp_path: Path)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = pipeline.prune(prune_config(inputs, tmp_path / "out", data=str(tmp_path / "a.jsonl"), length=64, steps=3))
     protocol = report.values["training_data"]
-    assert protocol["form"] == "instruction"
+    assert protocol["format"] == "instruction"
     assert 0 < protocol["targets"] < 0.7 * protocol["tokens"]
 
 

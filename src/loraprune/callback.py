@@ -49,7 +49,7 @@ class LoRAPruneCallback(TrainerCallback):
         config = self.config
         self.pruner = Pruner(kwargs["model"], config)
         self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
-        self._clip, args.max_grad_norm = args.max_grad_norm, 0.0
+        self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -34,12 +34,15 @@ from loraprune.surgery import check_groups
 from loraprune.train import TrainingBar, train
 from loraprune.verify import (
     TOLERANCE,
+    UnitSums,
     Verification,
     check_difference,
+    check_units,
     difference,
     logits_of,
     masked_logits,
     probe_batch,
+    unit_sums,
     weights_of,
 )
 
@@ -113,6 +116,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         merging = time.perf_counter()
         probe = probe_batch(job.model.config.vocab_size)
         logits = logits_of(adapted, probe)
+        sums = unit_sums(adapted, pruner.present if pruner else job.groups)
         counts = {name: len(kept) for name, kept in plan.kept.items()}
         job.model = merge_lora(adapted)
         training.seconds += time.perf_counter() - merging
@@ -121,7 +125,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         round_weights_(job.model, job.stored)
         save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
         job.tokenizer.save_pretrained(folder)
-        verification = _verify_saved(job, plan, folder)
+        verification = _verify_saved(job, plan, folder, sums)
         pruned = perplexity(job.model, job.data.held_out, batch=config.batch)
         report = make_report(
             config, quality=Quality(dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
@@ -151,7 +155,7 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     return adapted, training
 
 
-def _verify_saved(job: Job, plan: Plan, folder: Path) -> Verification:
+def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums) -> Verification:
     """Compare the model with the masked dense one and with what plain `from_pretrained` loads, which replaces it.
 
     No two models are in memory at any time.
@@ -161,6 +165,7 @@ def _verify_saved(job: Job, plan: Plan, folder: Path) -> Verification:
     merged = logits_of(job.model, probe)
     _free(job)
     dense = load_model(job.config.model, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code)
+    check_units(unit_sums(dense, job.groups), sums, plan)
     masked = masked_logits(dense, weights_of(folder), job.groups, plan, probe)
     del dense
     gc.collect()

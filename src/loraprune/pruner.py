@@ -121,6 +121,8 @@ class Pruner:
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer)
         self.is_done = progress >= 1
+        if self.is_done:
+            self.scorer.close()
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; a balanced end is chosen anew from the scores each time."""

@@ -6,17 +6,18 @@ Knows nothing about how the model came about.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraprune.adapters import cuts, find_module
+from loraprune.adapters import base_layer, cuts, find_module
 from loraprune.errors import GroupMismatchError, VerificationError
-from loraprune.groups import Group, kept_entries, sides
+from loraprune.groups import Group, Span, kept_entries, sides
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
@@ -92,6 +93,37 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
             tensor.index_copy_(dim, torch.tensor(kept, device=tensor.device), sliced[name].to(tensor))
         else:
             tensor.copy_(sliced[name])
+
+
+UnitSums: TypeAlias = Mapping[tuple[str, Span], Float[Tensor, " units"]]
+"""group name and span -> sum of the frozen weights of every unit"""
+
+
+@torch.no_grad()
+def unit_sums(model: nn.Module, groups: Sequence[Group]) -> UnitSums:
+    """Return a fingerprint of every unit's frozen weights, adapters left out."""
+    sums: dict[tuple[str, Span], Tensor] = {}
+    for group in groups:
+        for place, span in enumerate(s for s in group.spans if s.side != "norm"):
+            cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
+            entries = cut.tensor.detach().double().sum(1 - cut.dim)
+            owned = entries[span.offset : span.offset + group.units * span.width]
+            sums[group.name, replace(span, offset=place)] = owned.view(group.units, span.width).sum(1).cpu()
+    return sums
+
+
+def check_units(dense: UnitSums, sliced: UnitSums, plan: Plan) -> None:
+    """Raise a VerificationError unless the sliced model holds exactly the units that the plan names.
+
+    `sliced` must be taken before LoRA is merged: frozen weights are the dense model's own.
+    """
+    for (name, span), found in sliced.items():
+        expected = dense[name, span][list(plan.kept[name])]
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-9, atol=1e-9):
+            raise VerificationError(
+                f"{span.module!r} does not hold the units that the plan of {name!r} names; nothing was saved. Please report "
+                "this with the command and the output of `loraprune inspect`"
+            )
 
 
 def masked_logits(

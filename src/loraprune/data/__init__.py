@@ -1,6 +1,10 @@
-"""From a user's file to rows of tokens: `sources` reads, `encode` tokenises and packs, `load_data` splits."""
+"""From a user's `--data` to rows of tokens.
 
-from loraprune.data.encode import Collator, Row, TokenRows, check_vocabulary
+`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts` and `chats` (through
+`templates`) make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
+"""
+
 from loraprune.data.load import Data, load_data, load_rows
+from loraprune.data.rows import Collator, Row, TokenRows, check_vocabulary
 
 __all__ = ["Collator", "Data", "Row", "TokenRows", "check_vocabulary", "load_data", "load_rows"]

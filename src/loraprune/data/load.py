@@ -1,20 +1,26 @@
-"""`--data` and `--eval` together: training rows and held-out rows that never overlap.
+"""`--data` and `--eval` together: rows to train on and rows to judge by, which never overlap.
 
-Knows nothing about formats or tokens.
+Knows nothing about file formats or templates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from loraprune.data.encode import TokenRows, encode
-from loraprune.data.sources import Source, read_source
-from loraprune.errors import DataError
+from loraprune.data.chats import encode_chats
+from loraprune.data.examples import Examples
+from loraprune.data.rows import TokenRows, take_rows
+from loraprune.data.sources import Source, open_source
+from loraprune.data.texts import encode_texts
+from loraprune.errors import ConfigError, DataError
 
 HELD_OUT_SHARE = 10
-"""one in so many examples is held out where the source has no split of its own"""
+"""one example in so many is held out where the source has no split for it"""
 HELD_OUT_ROWS = 256
 """rows that are enough to judge by: evaluating more would cost more than it tells"""
 
@@ -27,53 +33,114 @@ class Data:
     held_out: TokenRows
 
 
-def load_data(name: str, tokenizer: PreTrainedTokenizerBase, *, length: int, held_out: str | None = None) -> Data:
-    """Read, split and encode a source; `held_out` names another source to judge by.
+def load_data(source: str, tokenizer: PreTrainedTokenizerBase, *, length: int, held_out: str | None = None) -> Data:
+    """Read a source and hold a part of it out, or judge by `held_out`, which names another source.
+
+    Without `held_out` the rows to judge by are the source's own validation split, the last tenth of its documents or
+    chats, or the last tenth of a single document. They are at most HELD_OUT_ROWS.
 
     Raises:
-        DataError: if anything is wrong with it, or it is too short for two training rows and one held-out row.
+        ConfigError: if `length` is below 2.
+        DataError: if a source is missing or malformed, the two share a file, or there are fewer than two rows to
+            train on or none to judge by.
     """
-    train, other = read_source(name)
-    if held_out is not None:
-        first, second = read_source(held_out)
-        other = second or replace(first, split="all")
-    if other is None:
-        train, other = split_examples(train)
-    rows = encode(train, tokenizer, length=length), encode(other, tokenizer, length=length)
-    if len(rows[0]) < 2 or not len(rows[1]):
-        raise DataError(
-            f"--data {name}: {rows[0].protocol['tokens']} tokens give {len(rows[0])} training and {len(rows[1])} held-out rows of "
-            f"--length {length}; 2 and 1 are needed: give more text or a smaller --length"
-        )
-    return Data(rows[0], _first(rows[1]))
+    _check_length(length)
+    with _naming("--data"):
+        data = open_source(source)
+        if held_out is None and "held_out" not in data.splits:
+            return _enough(source, *_hold_out(data.read("train"), tokenizer, length=length), length=length)
+    with _naming("--eval" if held_out else "--data"):
+        other = open_source(held_out) if held_out else data
+        _check_apart(source, data, held_out or source, other=other)
+        judged = _encode(other.read("held_out"), tokenizer, length=length)
+    with _naming("--data"):
+        return _enough(source, _encode(data.read("train"), tokenizer, length=length), judged, length=length)
 
 
-def load_rows(name: str, tokenizer: PreTrainedTokenizerBase, *, length: int) -> TokenRows:
-    """Read and encode what a source has for judging: its held-out split where it has one, else all of it.
+def load_rows(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    split: Literal["train", "held_out"] | None = None,
+) -> TokenRows:
+    """Read a source to judge by: all of a file or folder, or the `split` of a source that has splits of its own.
+
+    Without `split` it is the held-out one.
 
     Raises:
-        DataError: if anything is wrong with it, or there is not one row.
+        ConfigError: if `length` is below 2.
+        DataError: if the source is missing, malformed, or too short for one row.
     """
-    everything, held_out = read_source(name)
-    rows = encode(held_out or replace(everything, split="all"), tokenizer, length=length)
-    if not len(rows):
-        raise DataError(f"--data {name}: too short for one row; two tokens are the least")
-    return rows
-
-
-def split_examples(source: Source) -> tuple[Source, Source]:
-    """Hold out the last tenth of the examples, or of a single text."""
-    if len(source.examples) == 1 and isinstance(source.examples[0], str):
-        text = source.examples[0]
-        cut = (
-            text.rfind("\n", 0, len(text) - len(text) // HELD_OUT_SHARE) + 1 or len(text) - len(text) // HELD_OUT_SHARE
-        )
-        source = replace(source, examples=(text[:cut], text[cut:]))
-    held_out = max(1, len(source.examples) // HELD_OUT_SHARE)
-    return source.take(0, -held_out, "first nine tenths"), source.take(-held_out, None, "last tenth")
-
-
-def _first(rows: TokenRows) -> TokenRows:
-    if len(rows) <= HELD_OUT_ROWS:
+    _check_length(length)
+    with _naming("--data"):
+        rows = _encode(open_source(source).read(split or "held_out"), tokenizer, length=length)
+        if not len(rows):
+            raise DataError(f"{source}: it holds only {_tokens(rows)} tokens: give at least two")
         return rows
-    return TokenRows(rows.rows[:HELD_OUT_ROWS], {**rows.protocol, "rows": HELD_OUT_ROWS, "first_rows_only": True})
+
+
+def _encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> TokenRows:
+    encode = encode_texts if examples.format == "text" else encode_chats
+    return encode(examples, tokenizer, length=length)
+
+
+def _hold_out(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> tuple[TokenRows, TokenRows]:
+    count = len(examples)
+    if count == 1:
+        rows = _encode(examples, tokenizer, length=length)
+        cut = len(rows) - _share(len(rows))
+        kept = take_rows(rows, 0, cut, split="train")
+        return replace(kept, protocol={**kept.protocol, "dropped_tokens": 0}), take_rows(
+            rows, cut, len(rows), split="held_out"
+        )
+    cut = count - _share(count)
+    return (
+        _encode(examples.take(0, cut, split="train"), tokenizer, length=length),
+        _encode(examples.take(cut, count, split="held_out"), tokenizer, length=length),
+    )
+
+
+def _share(count: int) -> int:
+    return max(1, count // HELD_OUT_SHARE)
+
+
+def _enough(source: str, train: TokenRows, judged: TokenRows, *, length: int) -> Data:
+    """Check that there is enough to work with, and keep as many rows to judge by as tell something."""
+    if len(train) < 2 or not len(judged):
+        raise DataError(
+            f"{source}: {_tokens(train) + _tokens(judged)} tokens give {len(train)} rows to train on and {len(judged)} "
+            f"to judge by at --length {length}; 2 and 1 are needed: give a shorter --length or more text"
+        )
+    if len(judged) > HELD_OUT_ROWS:
+        judged = take_rows(judged, 0, HELD_OUT_ROWS, split=str(judged.protocol["split"]))
+        judged = replace(judged, protocol={**judged.protocol, "first_rows_only": True})
+    return Data(train, judged)
+
+
+def _tokens(rows: TokenRows) -> int:
+    return sum(len(row.input_ids) for row in rows.rows) + int(str(rows.protocol["dropped_tokens"]))
+
+
+def _check_length(length: int) -> None:
+    if length < 2:
+        raise ConfigError(f"--length {length}: at least 2 is needed")
+
+
+def _check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
+    """Check that nothing is both trained on and judged by."""
+    shared = sorted(data.files & other.files)
+    if shared or (name == held_out and "held_out" not in data.splits):
+        raise DataError(
+            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
+            "name another text, or leave --eval out to hold a tenth out"
+        )
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Say in an error which option named the source."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{option} {error}") from None

@@ -1,186 +1,135 @@
-"""Reading texts, instructions and chats from files, folders, the hub, or Python's own library.
+"""Where a name given as data leads: a file, a folder, Python's own library, or a data set of the hub.
 
-Knows nothing about tokens.
+Knows nothing about tokens. Nothing is read before a split is asked for, except from the hub.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset
+from huggingface_hub import HfApi
 
+from loraprune.data.examples import Examples, make_examples
+from loraprune.data.files import SUFFIXES, Table, as_table, read_table, read_text, reason
 from loraprune.demo.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
 
-Form = Literal["messages", "instruction", "text"]
-Message = Mapping[str, str]
-Example = str | Sequence[Message]
-"""a text, or the messages of a chat; an instruction with its response is a chat of two messages"""
-
-BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 STDLIB = "stdlib"
-HELD_OUT_NAMES = ("validation", "valid", "dev", "test")
-NEEDED = "`messages`, `instruction` and `response`, or `text`"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
+HUB_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Examples of one form, and whether instructions go through the tokenizer's chat template."""
+    """What a name leads to: either its split `all`, or its splits `train` and `held_out`."""
 
-    name: str
-    form: Form
-    examples: tuple[Example, ...]
-    split: str
+    splits: Mapping[str, Callable[[], Examples]]
+    files: frozenset[Path] = frozenset()
 
-    def take(self, start: int, stop: int | None, split: str) -> Source:
-        """Return some of the examples as a split of another name."""
-        return replace(self, examples=self.examples[start:stop], split=split)
+    def read(self, split: str) -> Examples:
+        """Return `train` or `held_out`, or everything where the source has no splits of its own.
+
+        Raises:
+            DataError: if its files are malformed.
+        """
+        return (self.splits.get(split) or self.splits["all"])()
 
 
-def read_source(name: str) -> tuple[Source, Source | None]:
-    """Read a source: its training examples, and its held-out ones where the source itself has them.
+def open_source(name: str) -> Source:
+    """Find what a name leads to.
 
     Raises:
-        DataError: for a source that is missing, empty, malformed, or has none of the columns needed.
+        DataError: if it leads nowhere.
     """
     if name == STDLIB:
-        train = Source(name, "text", tuple(stdlib_texts(held_out=False)), "train")
-        return train, Source(name, "text", tuple(stdlib_texts(held_out=True)), "held-out modules")
-    path = Path(name)
-    if path.exists():
-        return _from_files(name, _files(path)), None
-    if path.suffix.lower() in BUILDERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError(f"--data {name}: no such file or folder; check the path")
-    return _from_hub(name)
+        return Source({"train": partial(_read_stdlib, "train"), "held_out": partial(_read_stdlib, "held_out")})
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):  # unlike Path.exists, no error for a name that is too long
+        files = data_files(path)
+        return Source({"all": partial(_read_files, name, files)}, frozenset(file.resolve() for file in files))
+    looks_local = path.suffix.lower() in SUFFIXES or os.sep in name[:1] + name[-1:] or name.startswith((".", "~"))
+    if looks_local or not HUB_ID.fullmatch(name):
+        raise DataError(f"{name!r}: no such file or folder{_nearest_file(path)}: check the path")
+    return _open_hub(name)
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the data files of a path, all of one kind."""
-    if path.is_file():
-        if path.suffix.lower() not in BUILDERS:
-            raise DataError(
-                f"--data {path}: {path.suffix or 'no ending'!r} is not known{nearest(path.suffix, BUILDERS)}: "
-                f"name a {', '.join(BUILDERS)} file"
-            )
+def _nearest_file(path: Path) -> str:
+    try:
+        return nearest(path.name, os.listdir(path.parent))
+    except (OSError, ValueError):
+        return ""
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the data files at a path in sorted order: the file itself, or all files of a folder.
+
+    Raises:
+        DataError: if there is none, or a folder holds anything but data files of one type; hidden files do not count.
+    """
+    known = ", ".join(SUFFIXES)
+    if not path.is_dir():
+        if path.suffix.lower() not in SUFFIXES:
+            hint = nearest(path.suffix, SUFFIXES)
+            raise DataError(f"{path}: files of type {path.suffix or 'none'!r} are not read{hint}: give one of {known}")
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in BUILDERS)
-    kinds = sorted({file.suffix.lower() for file in files})
-    if not files:
-        raise DataError(f"--data {path}: the folder holds no {', '.join(BUILDERS)} file")
-    if len(kinds) > 1:
-        raise DataError(
-            f"--data {path}: the folder holds {' and '.join(kinds)} files; name one of them, or keep one kind"
-        )
-    return files
-
-
-def _from_files(name: str, files: Sequence[Path]) -> Source:
-    empty = next((file for file in files if not file.stat().st_size), None)
-    if empty:
-        raise DataError(f"--data {empty}: the file is empty")
-    builder = BUILDERS[files[0].suffix.lower()]
-    if builder == "text":
-        return _checked(Source(name, "text", tuple(_read_text(file) for file in files), "train"))
-    datasets.disable_progress_bars()
     try:
-        table = load_dataset(builder, data_files=[str(file) for file in files], split="train")
-        return _from_table(name, table, "train")
-    except DataError:
-        raise
-    except Exception as error:  # the readers of four formats raise a dozen types; all mean that the file is bad
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check its permissions") from None
+    if not entries:
+        raise DataError(f"{path}: the folder is empty: give one that holds files of type {known}")
+    other = [entry.name for entry in entries if entry.is_dir() or entry.suffix.lower() not in SUFFIXES]
+    if other:
         raise DataError(
-            f"--data {name}: cannot be read as {builder} ({_reason(error)}); mend or convert the file"
+            f"{path}: the folder holds {other[0]!r}, but only {known} files are read: move it out, or name a file"
+        )
+    types = sorted({entry.suffix.lower() for entry in entries})
+    if len(types) > 1:
+        raise DataError(f"{path}: the folder holds {' and '.join(types)} files: keep those of one type, or name a file")
+    return entries
+
+
+def _read_files(name: str, files: Sequence[Path]) -> Examples:
+    if files[0].suffix.lower() == ".txt":
+        rows = [{"text": read_text(file)} for file in files]
+        return make_examples(name, [Table(name, ("text",), rows, [str(file) for file in files])], split="all")
+    return make_examples(name, [read_table(file) for file in files], split="all")
+
+
+def _read_stdlib(split: str) -> Examples:
+    return Examples(STDLIB, split, "text", texts=stdlib_texts(held_out=split == "held_out"))
+
+
+def _open_hub(name: str) -> Source:
+    identifier, _, configuration = name.partition(":")
+    offline = datasets.config.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE
+    try:
+        if not offline:
+            # Says at once what `load_dataset` says only after five attempts.
+            HfApi().dataset_info(identifier, timeout=HUB_SECONDS)
+        loaded = datasets.load_dataset(identifier, configuration or None)
+    except Exception as error:  # the hub, its client and every file format have errors of their own
+        why = "the hub is switched off by HF_HUB_OFFLINE" if offline else reason(error)
+        raise DataError(
+            f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
         ) from None
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"--data {file}: byte {error.start} is not UTF-8; convert the file to UTF-8 text") from None
-
-
-def _from_hub(name: str) -> tuple[Source, Source | None]:
-    if os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("HF_DATASETS_OFFLINE") == "1":
-        raise DataError(f"--data {name}: no such file or folder here, and the hub is switched off (HF_HUB_OFFLINE)")
-    path, _, configuration = name.partition(":")
-    datasets.disable_progress_bars()
-    try:
-        loaded = load_dataset(path, configuration or None)
-    except Exception as error:  # whatever the network or the hub answers
+    splits = {str(split): partial(_read_hub, name, str(split), table) for split, table in loaded.items()}
+    if len(splits) == 1:
+        return Source({"all": next(iter(splits.values()))})
+    if "train" not in splits:
         raise DataError(
-            f"--data {name}: no such file or folder here, and the hub does not give it ({_reason(error)}); check the name"
-        ) from None
-    assert isinstance(loaded, DatasetDict)
-    names = [str(split) for split in loaded]
-    train = "train" if "train" in names else names[0]
-    held_out = next((split for split in HELD_OUT_NAMES if split in names and split != train), None)
-    other = _from_table(name, loaded[held_out], held_out) if held_out else None
-    return _from_table(name, loaded[train], train), other
-
-
-def _from_table(name: str, table: Dataset, split: str) -> Source:
-    columns = set(table.column_names)
-    if "messages" in columns:
-        chats = [_chat(name, row, value) for row, value in enumerate(table["messages"])]
-        return _checked(Source(name, "messages", tuple(chats), split))
-    if {"instruction", "response"} <= columns:
-        inputs = table["input"] if "input" in columns else [None] * len(table)
-        triples = zip(table["instruction"], inputs, table["response"], strict=True)
-        pairs = [_pair(name, row, *triple) for row, triple in enumerate(triples)]
-        return _checked(Source(name, "instruction", tuple(pairs), split))
-    if "text" in columns:
-        return _checked(
-            Source(name, "text", tuple(_string(name, i, "text", t) for i, t in enumerate(table["text"])), split)
+            f"{name!r}: none of its splits {', '.join(splits)} is called train: save one as a file and name that"
         )
-    lone = next((word for word in ("instruction", "response") if word in columns), None)
-    hint = f"; beside {lone!r} the other of instruction and response is missing" if lone else ""
-    raise DataError(f"--data {name}: columns {sorted(columns)} are there, {NEEDED} is needed{hint}; rename a column")
+    held_out = next((split for split in HELD_OUT_SPLITS if split in splits), None)
+    return Source({"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]})
 
 
-def _string(name: str, row: int, column: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise DataError(
-            f"--data {name}: row {row + 1}, column {column!r} is {type(value).__name__}, a string is needed"
-        )
-    return value
-
-
-def _pair(name: str, row: int, instruction: Any, extra: Any, response: Any) -> tuple[Message, Message]:
-    prompt = _string(name, row, "instruction", instruction)
-    if extra:
-        prompt += "\n" + _string(name, row, "input", extra)
-    answer = _string(name, row, "response", response)
-    return {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
-
-
-def _chat(name: str, row: int, value: Any) -> tuple[Message, ...]:
-    turns = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if not turns or not all(
-        isinstance(t, Mapping) and isinstance(t.get("content"), str) and t.get("role") for t in turns
-    ):
-        raise DataError(
-            f"--data {name}: row {row + 1}, column 'messages' must be a list of {{role, content}} with text contents"
-        )
-    return tuple({"role": str(turn["role"]), "content": turn["content"]} for turn in turns)
-
-
-def _checked(source: Source) -> Source:
-    if not any(example.strip() if isinstance(example, str) else example for example in source.examples):
-        raise DataError(
-            f"--data {source.name}: there is no text in it ({len(source.examples)} rows); name another file"
-        )
-    return source
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause of a reader's error, in one short line."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__
+def _read_hub(name: str, split: str, table: datasets.Dataset) -> Examples:
+    return make_examples(name, [as_table(f"{name}, split {split}", table)], split=split)

@@ -1,0 +1,136 @@
+"""Rows of a table in, documents or chats out: which columns count, and what they must hold.
+
+Knows nothing about where a table came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from loraprune.data.files import Table
+from loraprune.errors import DataError
+
+Format = Literal["messages", "instruction", "text"]
+Message = Mapping[str, Any]
+
+COLUMNS: Mapping[Format, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "instruction": ("instruction", "response"),
+    "text": ("text",),
+}
+"""columns that each format needs, in the order of preference where a table holds several"""
+
+
+class Chat(NamedTuple):
+    """Turns of one conversation; an instruction with its response is a chat of two."""
+
+    place: str
+    """where it stands, as an error message gives it"""
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Documents or chats of one source, in order."""
+
+    source: str
+    split: str
+    format: Format
+    texts: Sequence[str] = ()
+    chats: Sequence[Chat] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts) + len(self.chats)
+
+    def take(self, start: int, stop: int, *, split: str) -> Examples:
+        """Return some of the examples, as a split of another name."""
+        return replace(self, texts=self.texts[start:stop], chats=self.chats[start:stop], split=split)
+
+
+def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Examples:
+    """Check the columns of all tables and take the examples out of them; texts without a character are left out.
+
+    Raises:
+        DataError: if a column is missing, the tables differ in format, a value is no string, or nothing is left.
+    """
+    form = find_format(tables[0])
+    for table in tables[1:]:
+        if (other := find_format(table)) != form:
+            raise DataError(
+                f"{table.name} holds {other} but {tables[0].name} holds {form}: keep one format in a folder"
+            )
+    if form == "text":
+        examples = Examples(source, split, form, texts=[text for table in tables for text in _texts(table)])
+    else:
+        chat = _messages if form == "messages" else _exchange
+        chats = [
+            Chat(f"{table.name}, {place}", chat(table, place, row))
+            for table in tables
+            for place, row in zip(table.places, table.rows, strict=True)
+        ]
+        examples = Examples(source, split, form, chats=chats)
+    if not len(examples):
+        raise DataError(f"{source}: there is no text in it: give a file or folder that holds some")
+    return examples
+
+
+def find_format(table: Table) -> Format:
+    """Return the first format whose columns a table has."""
+    for form, needed in COLUMNS.items():
+        if set(needed) <= set(table.columns):
+            return form
+    if not table.columns:
+        raise DataError(f"{table.name}: there is no row in it: give a file that holds some")
+    found = ", ".join(table.columns) or "none"
+    raise DataError(
+        f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `messages`: rename them"
+    )
+
+
+def _texts(table: Table) -> list[str]:
+    texts = [_string(table, place, row, "text") for place, row in zip(table.places, table.rows, strict=True)]
+    return [text for text in texts if text.strip()]
+
+
+def _exchange(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Message]:
+    prompt = _string(table, place, row, "instruction")
+    if row.get("input") not in (None, ""):
+        prompt = f"{prompt}\n{_string(table, place, row, 'input')}"
+    answer = _string(table, place, row, "response")
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _messages(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Message]:
+    messages = row.get("messages")
+    where = f"{table.name}, {place}"
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise DataError(
+            f"{where}: messages is {_name(messages)}, a list of {{role, content}} is needed: correct the row"
+        )
+    for number, message in enumerate(messages, start=1):
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                found = _name(message.get(key))
+                raise DataError(f"{where}: {key} of message {number} is {found}, a string is needed: correct the row")
+    # `datasets` gives every message the keys of all others, with None where a message lacks them.
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(f"{where}: no message has the role assistant, so there is nothing to learn: remove the row")
+    return messages
+
+
+def _string(table: Table, place: str, row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{table.name}, {place}: {column} is {_name(value)}, a string is needed: correct or remove the row"
+        )
+    return value
+
+
+def _name(value: object) -> str:
+    if value is None:
+        return "missing or null"
+    return "empty" if value in ([], {}) else f"{type(value).__name__} {str(value)[:40]!r}"

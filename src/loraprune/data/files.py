@@ -1,0 +1,171 @@
+"""One data file in, its rows out, and every way in which a file can be broken said in one line.
+
+Knows nothing about what the columns mean. Text and JSON are read with Python's own library rather than with `datasets`:
+an error then has its line, and `datasets` 5.2 fails on sound JSON lines where a key first comes up after 10 MB.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from datasets.utils import logging as datasets_logging
+
+from loraprune.errors import DataError
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+USED_COLUMNS = ("messages", "instruction", "input", "response", "text")
+"""the others are not loaded: they may be large, or of types that change from row to row"""
+
+
+class Table(NamedTuple):
+    """Rows of a file, each with the place that an error message gives for it."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Sequence[Mapping[str, Any]]
+    places: Sequence[str]
+    """such as `line 3`, one for each row"""
+
+
+def read_table(path: Path) -> Table:
+    """Read a .jsonl, .json, .csv or .parquet file.
+
+    Raises:
+        DataError: if the file cannot be read, is empty, or is not what its suffix says.
+    """
+    reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    return reader[path.suffix.lower()](path)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, with line ends as newlines.
+
+    Raises:
+        DataError: if it is missing, empty, binary or of another encoding.
+    """
+    data = _read_bytes(path)
+    if b"\0" in data:
+        raise DataError(f"{path}: a binary file (it holds zero bytes): give UTF-8 text")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}): convert the file to UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_bytes(path: Path, count: int = -1) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(count)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check the path and its permissions") from None
+    if not data:
+        raise DataError(f"{path}: the file is empty: give one that holds text")
+    return data
+
+
+def _read_jsonl(path: Path) -> Table:
+    rows, places = [], []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            rows.append(_parse_line(path, number, line))
+            places.append(f"line {number}")
+    return _json_table(path, rows, places)
+
+
+def _parse_line(path: Path, number: int, line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{path}, line {number}: malformed JSON ({what}): correct or remove the line") from None
+
+
+def _read_json(path: Path) -> Table:
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # one object a line under the wrong suffix
+            return _read_jsonl(path)
+        raise DataError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}): correct the file") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: malformed JSON ({error}): correct the file") from None
+    rows = content if isinstance(content, list) else [content]
+    return _json_table(path, rows, [f"item {number}" for number in range(1, len(rows) + 1)])
+
+
+def _json_table(path: Path, rows: Sequence[Any], places: Sequence[str]) -> Table:
+    for row, place in zip(rows, places, strict=True):
+        if not isinstance(row, dict):
+            raise DataError(f'{path}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
+    columns = dict.fromkeys(column for row in rows for column in row)  # a dict keeps their order
+    return Table(str(path), tuple(columns), rows, places)
+
+
+def _read_csv(path: Path) -> Table:
+    lines = read_text(path).split("\n")
+    try:
+        header = next(csv.reader(lines), [])
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file anew") from None
+    used = [column for column in USED_COLUMNS if column in header]
+    if not used or not any(line.strip() for line in lines[1:]):
+        return Table(str(path), tuple(header), [], [])
+    # Without declared types a file whose responses are all numbers would come back as numbers.
+    strings = datasets.Features({column: datasets.Value("string") for column in used})
+    with _loaded(path, "csv", features=strings, na_filter=False) as table:
+        return as_table(str(path), table)._replace(columns=tuple(header))
+
+
+def _read_parquet(path: Path) -> Table:
+    _read_bytes(path, count=1)
+    with _loaded(path, "parquet") as table:
+        return as_table(str(path), table)
+
+
+def as_table(name: str, table: datasets.Dataset) -> Table:
+    """Return the used columns of a `datasets` table as Python objects."""
+    used = [column for column in USED_COLUMNS if column in table.column_names]
+    rows = table.select_columns(used).to_list() if used else []
+    return Table(name, tuple(table.column_names), rows, [f"row {number}" for number in range(1, len(rows) + 1)])
+
+
+@contextmanager
+def _loaded(path: Path, builder: str, **options: Any) -> Iterator[datasets.Dataset]:
+    """Read a file through `datasets`, silently and without leaving a copy in the user's cache."""
+    bars, verbosity = not datasets.are_progress_bars_disabled(), datasets_logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+            files = glob.escape(str(path))  # `datasets` takes a name with brackets for a pattern
+            try:
+                table = datasets.load_dataset(builder, data_files=files, split="train", cache_dir=cache, **options)
+            except Exception as error:  # pandas, pyarrow and datasets share no base class
+                raise DataError(
+                    f"{path}: not a readable {path.suffix} file ({reason(error)}): correct it or write it anew"
+                ) from None
+            yield table
+    finally:
+        datasets_logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of the first cause of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,122 @@
+"""Rows of tokens, how they are padded into a batch, and whether their tokens fit a model.
+
+Knows nothing about where tokens come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from loraprune.data.examples import Examples
+from loraprune.errors import ConfigError
+
+NO_TARGET = -100
+"""label of a token that is not to be predicted, as torch's cross entropy reads it"""
+
+
+class Row(NamedTuple):
+    """One row of a batch, before padding."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows(Dataset[dict[str, list[int]]]):
+    """A map-style data set for `transformers.Trainer`, with the protocol that made it."""
+
+    rows: tuple[Row, ...]
+    protocol: Mapping[str, object]
+    """source, format, split, rows, tokens, targets, length, bos, separator, dropped_tokens"""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        row = self.rows[index]
+        return {"input_ids": row.input_ids, "labels": row.labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Pads rows on the right to the longest of the batch."""
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[Mapping[str, list[int]]]) -> dict[str, Int[Tensor, "batch seq"]]:
+        """Return input_ids, attention_mask and labels of a batch."""
+        longest = max(len(feature["input_ids"]) for feature in features)
+
+        def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
+            return torch.tensor([values + [fill] * (longest - len(values)) for values in lists])
+
+        return {
+            "input_ids": padded((feature["input_ids"] for feature in features), self.pad_token_id),
+            "attention_mask": padded(([1] * len(feature["input_ids"]) for feature in features), 0),
+            "labels": padded((feature["labels"] for feature in features), NO_TARGET),
+        }
+
+
+def make_rows(
+    rows: Sequence[Row], examples: Examples, *, length: int, bos: bool, separator: str | None, dropped: int
+) -> TokenRows:
+    """Put rows and their protocol together."""
+    protocol = {
+        "source": examples.source,
+        "format": examples.format,
+        "split": examples.split,
+        **_counts(rows),
+        "length": length,
+        "bos": bos,
+        "separator": separator,
+        "dropped_tokens": dropped,
+    }
+    return TokenRows(tuple(rows), protocol)
+
+
+def take_rows(rows: TokenRows, start: int, stop: int, *, split: str) -> TokenRows:
+    """Return some of the rows, as a split of another name."""
+    taken = rows.rows[start:stop]
+    return TokenRows(taken, {**rows.protocol, **_counts(taken), "split": split})
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, int]:
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(row.input_ids) for row in rows),
+        # A row's first token is never predicted, so it is no target.
+        "targets": sum(len(row.labels) - 1 - row.labels[1:].count(NO_TARGET) for row in rows),
+    }
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Check that the model has an embedding for every token that text can give.
+
+    A special token beyond the embeddings is let pass where nothing names it: Gemma 3's text models come with a token
+    for images that they do not embed.
+
+    Raises:
+        ConfigError: if the tokenizer can give a token of `vocabulary` or above.
+    """
+    ids = tokenizer.get_vocab()
+    largest = max(ids, key=lambda token: ids[token], default="")
+    beyond = [token for token, number in ids.items() if number >= vocabulary]
+    if any(not _is_never_given(tokenizer, token, ids[token]) for token in beyond):
+        raise ConfigError(
+            f"tokenizer does not fit the model: it has {len(tokenizer)} tokens up to {ids[largest]} ({largest!r}), "
+            f"the model embeds {vocabulary}: put the tokenizer that belongs to the model into its folder"
+        )
+
+
+def _is_never_given(tokenizer: PreTrainedTokenizerBase, token: str, number: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(number)
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+    return added is not None and added.special and token not in named and token not in str(tokenizer.chat_template)
