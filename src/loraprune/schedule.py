@@ -10,7 +10,7 @@ from typing import Literal
 
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 
-EVENTS_AT_LEAST = 8
+EVENTS_AT_LEAST = 16
 """a short run prunes at least this often if its steps allow, whatever the interval"""
 
 

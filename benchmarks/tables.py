@@ -1,0 +1,86 @@
+"""The README's tables, from the committed results.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import common
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Return a result, if it has been taken."""
+    path = common.RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def cost() -> Iterator[str]:
+    """Yield what pruning costs beside plain LoRA fine-tuning."""
+    result = read("training_cost")
+    if not result:
+        return
+    yield "| against plain LoRA fine-tuning, same steps and data | wall time | peak memory |"
+    yield "|---|---|---|"
+    for name, ratios in result["against_finetune"].items():
+        cells = [f"{r['median']:.2f}x ({r['least']:.2f} to {r['most']:.2f})" for r in ratios.values()]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def scoring() -> Iterator[str]:
+    """Yield what scoring takes of a step."""
+    result = read("scoring_cost")
+    if not result:
+        return
+    yield "| scoring, share of an optimiser step | accumulation 1 | accumulation 8 |"
+    yield "|---|---|---|"
+    for criterion in dict.fromkeys(row["criterion"] for row in result["rows"]):
+        cells = [f"{100 * row['share']['median']:.1f} %" for row in result["rows"] if row["criterion"] == criterion]
+        yield f"| {criterion} | {' | '.join(cells)} |"
+
+
+def speed() -> Iterator[str]:
+    """Yield how much faster pruned models are, and how much of the promise of their MACs that is."""
+    result = read("speed")
+    if not result:
+        return
+    yield "| pruned against dense | MACs promise | batch 1 | batch 16 | of the promise |"
+    yield "|---|---|---|---|---|"
+    for name, ratios in result["comparison"]["ratios"].items():
+        if name == "dense":
+            continue
+        one, many = ratios["prefill_speedup"]["1"], ratios["prefill_speedup"]["16"]
+        share = f"{ratios['achieved']['1']:.2f} and {ratios['achieved']['16']:.2f}"
+        yield f"| {name} | {ratios['expected_speedup']:.2f}x | {one:.2f}x | {many:.2f}x | {share} |"
+
+
+def quality() -> Iterator[str]:
+    """Yield perplexities by model, ratio and criterion."""
+    for path in sorted(common.RESULTS.glob("quality_*.json")):
+        result = json.loads(path.read_text())
+        table = result["table"]
+        tuned = table["finetune"]
+        yield (
+            f"**{result['model']}** on {result['data']}, {result['options']['steps']} steps, dense {tuned['dense']:.2f}, "
+            f"dense + LoRA {tuned['mean']:.2f} ± {tuned['deviation']:.2f}"
+        )
+        yield ""
+        yield "| removed | lora | gate | magnitude | random |"
+        yield "|---|---|---|---|---|"
+        for ratio in ("0.2", "0.5"):
+            cells = [table.get(f"{criterion} {ratio}") for criterion in ("lora", "gate", "magnitude", "random")]
+            words = [f"{c['mean']:.2f} ± {c['deviation']:.2f} ({c['seeds']})" if c else "-" for c in cells]
+            yield f"| {100 * float(ratio):.0f} % | {' | '.join(words)} |"
+        yield ""
+
+
+def main() -> None:
+    for part in (cost(), scoring(), speed(), quality()):
+        print("\n".join(part), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
