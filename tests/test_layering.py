@@ -18,9 +18,9 @@ SOURCE = ROOT / "src"
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("registry", "groups", "schedule", "config", "memory", "loading", "demo.stdlib"),
-    ("plan", "settings", "families", "adapters", "data"),
-    ("allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
+    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
+    ("plan", "config", "families", "adapters", "data"),
+    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
     ("balanced", "verify", "benchmark"),
     ("pruner",),
     ("callback", "describe", "judge", "report"),
@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     "plan",
     "schedule",
     "allocation",
+    "options",
     "config",
     "settings",
     "cli",

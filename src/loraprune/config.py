@@ -1,4 +1,4 @@
-"""Every option, once: the text under a field is its help on the command line and in the documentation.
+"""The options of a training run: the text under a field is its help on the command line and in the documentation.
 
 Knows nothing about torch, so that `--help` answers at once.
 """
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraprune.errors import ConfigError
+from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, failed
 
 CriterionName = str
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAPruneConfig:
+class LoRAPruneConfig(AdapterOptions):
     """What to remove and when: the part of a run that `LoRAPruneCallback` needs."""
 
     ratio: float = 0.5
@@ -52,17 +51,6 @@ class LoRAPruneConfig:
     """fraction of the steps left for tuning after the last removal"""
     shrink: bool = True
     """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
-    rank: int = 8
-    """rank of LoRA"""
-    alpha: float = 16.0
-    """LoRA is scaled by alpha / rank"""
-    dropout: float = 0.05
-    """dropout on the input of LoRA"""
-    seed: int = 0
-    """seed of data order, LoRA's start, dropout and the random criterion"""
-
-    def __post_init__(self) -> None:
-        raise_all(self.problems())
 
     @property
     def has_dimensions(self) -> bool:
@@ -84,16 +72,12 @@ class LoRAPruneConfig:
                 self.warmup + self.cooldown < 1,
                 f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1",
             ),
-            (self.rank > 0, f"--rank {self.rank}: at least 1 is needed"),
-            (self.alpha > 0 and math.isfinite(self.alpha), f"--alpha {self.alpha}: a positive number is needed"),
-            (0 <= self.dropout < 1, f"--dropout {self.dropout}: a fraction in [0, 1) is needed"),
-            (0 <= self.seed < 2**32, f"--seed {self.seed}: a whole number from 0 to 2^32 - 1 is needed"),
             (
                 self.parameters is None or (self.heads is None and self.ffn is None),
                 f"--parameters {self.parameters} and --heads {self.heads} --ffn {self.ffn}: give one target only",
             ),
         ]
-        found = [message for holds, message in checks if not holds]
+        found = [*super().problems(), *failed(*checks)]
         if self.parameters is not None:
             try:
                 parse_count(self.parameters)
@@ -103,11 +87,9 @@ class LoRAPruneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
     """Which model is trained on which data, how long and how."""
 
-    model: str
-    """folder or hub id of the dense model; `demo` is the one that ships with the package"""
     data: str
     """text to train on: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, a hub id, or `stdlib`"""
     output: str
@@ -118,85 +100,48 @@ class TrainConfig:
     """optimiser steps; without it --epochs decides"""
     epochs: float = 2.0
     """passes over the data, where --steps is not given"""
-    batch: int = 8
-    """rows in a micro-batch"""
     accumulate: int = 1
     """micro-batches in an optimiser step; the paper's batch of 128 is --batch 8 --accumulate 16"""
-    length: int = 512
-    """tokens in a row; capped at what the model was built for"""
     lr: float = 1e-4
     """peak learning rate of AdamW, decayed along a cosine"""
     clip: float = 1.0
     """largest norm of the gradients, applied after scoring; 0 for none"""
-    checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, more time"""
-    device: Device = "auto"
-    """where to run"""
-    dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but float32 on a CPU"""
     overwrite: bool = False
     """replace the output folder if it exists"""
-    trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with the checkpoint"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         checks = [
-            (bool(self.model), "--model is empty: name a folder or a hub id"),
             (bool(self.data), "--data is empty: name a file, a folder or a hub id"),
             (bool(self.output), "--output is empty: name a folder to write"),
             (self.steps is None or self.steps > 0, f"--steps {self.steps}: at least 1 is needed"),
             (self.epochs > 0 and math.isfinite(self.epochs), f"--epochs {self.epochs}: a positive number is needed"),
-            (self.batch > 0, f"--batch {self.batch}: at least 1 is needed"),
             (self.accumulate > 0, f"--accumulate {self.accumulate}: at least 1 is needed"),
-            (self.length > 1, f"--length {self.length}: at least 2 is needed"),
             (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
         ]
-        found = [message for holds, message in checks if not holds]
+        found = [*super().problems(), *failed(*checks)]
         if Path(self.output).exists() and not self.overwrite:
             found.append(f"--output {self.output} exists: choose another folder, or give --overwrite")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(AdapterOptions, TrainConfig):
     """Plain LoRA fine-tuning of the dense model: the baseline to compare with."""
 
-    rank: int = 8
-    """rank of LoRA"""
-    alpha: float = 16.0
-    """LoRA is scaled by alpha / rank"""
-    dropout: float = 0.05
-    """dropout on the input of LoRA"""
-    seed: int = 0
-    """seed of data order, LoRA's start and dropout"""
-
-    def __post_init__(self) -> None:
-        raise_all([*TrainConfig.problems(self), *self.pruning().problems()])
-
     def pruning(self) -> LoRAPruneConfig:
-        """Return the settings of LoRA in the form that both jobs share."""
-        return LoRAPruneConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, seed=self.seed, ratio=0.0)
+        """Return the settings of LoRA in the form that both jobs share, with nothing to remove."""
+        return LoRAPruneConfig(**{f.name: getattr(self, f.name) for f in fields(AdapterOptions)}, ratio=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig(LoRAPruneConfig, TrainConfig):
     """Prune while fine-tuning with LoRA, merge, verify and save."""
 
-    def problems(self) -> list[str]:
-        """Return one sentence for every option that is wrong."""
-        return [*LoRAPruneConfig.problems(self), *TrainConfig.problems(self)]
-
     def pruning(self) -> LoRAPruneConfig:
         """Return the part that the callback needs."""
         return LoRAPruneConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAPruneConfig)})
-
-
-def raise_all(problems: list[str]) -> None:
-    """Raise one ConfigError that lists every problem."""
-    if problems:
-        raise ConfigError("; ".join(problems))
 
 
 def parse_count(text: str) -> int:

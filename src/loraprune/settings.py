@@ -7,43 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loraprune.config import Device, Dtype, LoRAPruneConfig, raise_all
+from loraprune.config import LoRAPruneConfig
+from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(ModelOptions):
     """Show a model's family, groups, units and parameters a unit, or say why it cannot be pruned."""
 
-    model: str
-    """folder or hub id; `demo` is the one that ships with the package"""
-    trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with the checkpoint"""
-
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(LoRAPruneConfig):
+class PlanConfig(LoRAPruneConfig, BatchOptions, ModelOptions):
     """Predict shapes, parameters, file size and training memory from the configuration alone."""
 
-    model: str
-    """folder or hub id; no weights are read"""
-    batch: int = 8
-    """rows in a micro-batch"""
-    length: int = 512
-    """tokens in a row"""
-    checkpointing: bool = False
-    """recompute activations in the backward pass"""
     dtype: Dtype = "bfloat16"
     """precision of the weights while training"""
-    trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with the checkpoint"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ModelOptions, MachineOptions):
     """Measure perplexity, with its protocol recorded."""
 
-    model: str
-    """folder or hub id"""
     data: str
     """text to measure on: a file, a folder, a hub id, or `stdlib` (its held-out modules)"""
     against: str | None = None
@@ -52,26 +36,17 @@ class EvaluateConfig:
     """tokens in a window; the paper's protocols use 128 and 2048"""
     batch: int = 8
     """windows at a time"""
-    device: Device = "auto"
-    """where to run"""
-    dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but float32 on a CPU"""
-    trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with the checkpoint"""
 
-    def __post_init__(self) -> None:
-        raise_all(
-            [f"--{name} {value}: at least {least} is needed" for name, value, least in
-             (("length", self.length, 2), ("batch", self.batch, 1)) if value < least]
-        )  # fmt: skip
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        least = (("length", self.length, 2), ("batch", self.batch, 1))
+        return [*super().problems(), *at_least(*least)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(ModelOptions, MachineOptions):
     """Measure parameters, MACs, latency, throughput and file size, side by side in one process."""
 
-    model: str
-    """folder or hub id, usually the pruned model"""
     against: str | None = None
     """the model to compare with, usually the dense one; runs alternate A B A B"""
     batches: list[int] = field(default_factory=lambda: [1, 16])
@@ -82,25 +57,16 @@ class BenchmarkConfig:
     """tokens to generate for the decoding speed"""
     repeats: int = 10
     """timed runs of each"""
-    device: Device = "auto"
-    """where to run"""
-    dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but float32 on a CPU"""
-    trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with the checkpoint"""
 
-    def __post_init__(self) -> None:
-        values = [
-            ("length", self.length),
-            ("tokens", self.tokens),
-            ("repeats", self.repeats),
-            *(("batches", b) for b in self.batches),
-        ]
-        raise_all([f"--{name} {value}: at least 1 is needed" for name, value in values if value < 1])
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        values = [("length", self.length), ("tokens", self.tokens), ("repeats", self.repeats)]
+        values += [("batches", batch) for batch in self.batches]
+        return [*super().problems(), *at_least(*((name, value, 1) for name, value in values))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Options):
     """Prune the model that ships with the package to 50 %, offline, and show dense against pruned."""
 
     output: str = "demo-pruned"
@@ -113,3 +79,8 @@ class DemoConfig:
     """seed of everything random"""
     overwrite: bool = False
     """replace the output folder if it exists"""
+
+
+def at_least(*values: tuple[str, int, int]) -> list[str]:
+    """Return a message for every (option, value, least) whose value is too small."""
+    return [f"--{name} {value}: at least {least} is needed" for name, value, least in values if value < least]
