@@ -5,12 +5,15 @@ No BPE merges: a token is a byte, so decoding gives exactly the text that was en
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from loraprune.data import TokenRows
 
 TEXT = "a cat dog ran to the big red house and saw one small tree near its old friend who was very happy"
 WORDS = TEXT.split()
@@ -63,3 +66,18 @@ def write_text(path: Path, count: int = 300, *, seed: int = 0) -> Path:
     """Write sentences, one a line."""
     path.write_text("\n".join(sentences(count, seed=seed)), encoding="utf-8")
     return path
+
+
+def jsonl(*rows: object) -> str:
+    """Return rows as the text of a .jsonl file."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def documents(count: int) -> list[str]:
+    """Return short texts that differ."""
+    return [f"document number {index} says {index * index}" for index in range(count)]
+
+
+def joined(rows: TokenRows) -> list[int]:
+    """Return the tokens of all rows in one list."""
+    return [token for row in rows.rows for token in row.input_ids]

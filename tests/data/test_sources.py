@@ -4,44 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import datasets
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from loraprune.data import TokenRows, load_data, load_rows
+from loraprune.data import load_data, load_rows
 from loraprune.errors import DataError
-from tests.samples import byte_tokenizer
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_tokenizer()
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
-    def write(name: str, content: str | bytes) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return write
-
-
-def jsonl(*rows: object) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def documents(count: int) -> list[str]:
-    return [f"document number {index} says {index * index}" for index in range(count)]
-
-
-def joined(rows: TokenRows) -> list[int]:
-    return [token for row in rows.rows for token in row.input_ids]
+from tests.samples import documents, joined, jsonl
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,35 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loraprune.data import Collator, Row, TokenRows, check_vocabulary, load, load_data, load_rows, sources, texts
 from loraprune.errors import ConfigError, DataError
-from tests.samples import byte_tokenizer
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_tokenizer()
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
-    def write(name: str, content: str | bytes) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return write
-
-
-def jsonl(*rows: object) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def documents(count: int) -> list[str]:
-    return [f"document number {index} says {index * index}" for index in range(count)]
-
-
-def joined(rows: TokenRows) -> list[int]:
-    return [token for row in rows.rows for token in row.input_ids]
+from tests.samples import byte_tokenizer, documents, joined, jsonl
 
 
 def test_documents_are_joined_with_bos_and_eos_and_cut_into_full_rows(write, tokenizer):
