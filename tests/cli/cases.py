@@ -1,0 +1,62 @@
+"""A good command line to spoil, and what a refusal must look like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from loraprune import cli
+
+COMMANDS = ("inspect", "plan", "prune", "finetune", "evaluate", "benchmark", "demo")
+SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder that holds a good model, a good text, and nothing else."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def text(self) -> Path:
+        return self.root / "text.txt"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "out"
+
+    def arguments(self, command: str = "prune", **changes: str) -> list[str]:
+        """Return a good command line with some options changed."""
+        options = {"model": str(self.model), "data": str(self.text), "output": str(self.output)} | changes
+        return [command, *(part for name, value in options.items() for part in (f"--{name}", value)), *SHORT]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def refused(arguments: list[str], capfd: pytest.CaptureFixture[str], *words: str, root: Path | None = None) -> str:
+    """Run a wrong command line: exit code 2, one line with every one of `words`, and nothing new on the disk."""
+    before = sorted(root.iterdir()) if root else []
+    capfd.readouterr()
+    code = cli.main(arguments)
+    out, err = capfd.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("loraprune: error: ")
+    assert err.count("\n") == 1, err
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    if root:
+        assert sorted(root.iterdir()) == before
+    return err

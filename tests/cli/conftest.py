@@ -1,0 +1,60 @@
+"""What every test of the command line starts from."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+
+from loraprune import cli
+from tests.cli.cases import Case
+from tests.samples import save_tiny, write_text
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> Iterator[None]:
+    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("good")
+    save_tiny(root / "model")
+    write_text(root / "text.txt")
+    return root
+
+
+@pytest.fixture
+def case(good: Path, tmp_path: Path) -> Case:
+    root = tmp_path / "case"
+    shutil.copytree(good, root)
+    return Case(root)
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replace what the commands do by recording the options they are given."""
+    seen: list[Any] = []
+
+    def call(target: str, *arguments: Any) -> Any:
+        if not target.startswith("tables:"):
+            seen.append(arguments[0])
+        return SimpleNamespace(values={"target": target})
+
+    monkeypatch.setattr(cli, "call", call)
+    return seen
