@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/loraprune demo --output build/demo --overwrite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed
 	scripts/check $(BIN)

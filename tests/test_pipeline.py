@@ -26,6 +26,7 @@ from loraprune.errors import CheckpointError, ConfigError, VerificationError
 from loraprune.families import find_groups
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
+from loraprune.verify import UnitSums
 from tests.samples import byte_tokenizer, save_tiny, tiny_llama, write_text
 
 SHORT: dict[str, Any] = {"steps": 10, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu"}
@@ -319,6 +320,7 @@ def test_output_that_appears_meanwhile_is_refused_too(inputs: Path, tmp_path: Pa
 
 def test_overwrite_replaces_the_whole_folder(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
     (tmp_path / "out" / "old").write_text("old")
     pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
     assert not (tmp_path / "out" / "old").exists()
@@ -326,8 +328,33 @@ def test_overwrite_replaces_the_whole_folder(inputs: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError, match="no folder that loraprune wrote"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
+    assert tree(tmp_path) == before
+
+
+def test_plan_that_names_other_units_is_noticed(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pipeline.check_units
+
+    def shifted(dense: UnitSums, sliced: UnitSums, plan: Plan) -> None:
+        mirrored = {
+            name: tuple(plan.units[name] - 1 - unit for unit in reversed(kept)) for name, kept in plan.kept.items()
+        }
+        real(dense, sliced, Plan(plan.units, mirrored))
+
+    monkeypatch.setattr(pipeline, "check_units", shifted)
+    with pytest.raises(VerificationError, match="does not hold the units"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
+    assert not (tmp_path / "out").exists()
+
+
 def test_failed_overwrite_leaves_the_old_folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
     (tmp_path / "out" / "old").write_text("old")
     before = tree(tmp_path)
     config = prune_config(inputs, tmp_path / "out", overwrite=True, steps=2)

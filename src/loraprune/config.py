@@ -107,7 +107,7 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
     clip: float = 1.0
     """largest norm of the gradients, applied after scoring; 0 for none"""
     overwrite: bool = False
-    """replace the output folder if it exists"""
+    """replace the output folder if a run wrote it"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""

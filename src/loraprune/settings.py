@@ -78,7 +78,7 @@ class DemoConfig(Options):
     seed: int = 0
     """seed of everything random"""
     overwrite: bool = False
-    """replace the output folder if it exists"""
+    """replace the output folder if a run wrote it"""
 
 
 def at_least(*values: tuple[str, int, int]) -> list[str]:

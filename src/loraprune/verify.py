@@ -95,8 +95,8 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
             tensor.copy_(sliced[name])
 
 
-UnitSums: TypeAlias = Mapping[tuple[str, Span], Float[Tensor, " units"]]
-"""group name and span -> sum of the frozen weights of every unit"""
+UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
+"""group name and span -> (units,) sums of the frozen weights of every unit"""
 
 
 @torch.no_grad()
