@@ -190,4 +190,5 @@ def demo(result: Report) -> None:
         "the same prompt, continued",
         ("", "text"),
         [(name, text) for name, text in result.values["completions"].items()],
+        figures=False,
     )
