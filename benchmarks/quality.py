@@ -44,9 +44,11 @@ def run(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
         if done.returncode:
             raise SystemExit(f"{' '.join(arguments)}: {done.stderr.strip()}")
     report = json.loads(done.stdout)
+    protocol = report["perplexity"]["protocol"]
+    protocol["source"] = Path(protocol["source"]).name  # a path would name the machine
     return {"perplexity": report["perplexity"]["pruned"], "dense": report["perplexity"]["dense"],
             "ratio_reached": report.get("ratio_reached", 0.0), "wall_seconds": report["wall_seconds"],
-            "protocol": report["perplexity"]["protocol"]}  # fmt: skip
+            "protocol": protocol}  # fmt: skip
 
 
 def summary(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:

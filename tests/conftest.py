@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +18,15 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.load_profile("tests")
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> Iterator[None]:
+    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +48,6 @@ with torch.no_grad():
 print(json.dumps({"cached": cached, "plain": plain, "loss": loss, "loraprune": "loraprune" in sys.modules,
                   "class": type(model).__name__, "parameters": model.num_parameters()}))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen_heap() -> Iterator[None]:
-    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -44,13 +44,21 @@ class Space:
             kinds[group.kind] = (*kinds.get(group.kind, ()), group)
         return kinds
 
+    def share(self, kind: Kind) -> float:
+        """Return the ratio that one unit in every group of a kind is worth."""
+        return sum(self.budget.unit_parameters[group.name] for group in self.by_kind()[kind]) / self.budget.prunable
+
     def half_step(self) -> float:
         """Return the ratio that half a rounding step of the finest-grained kind is worth: what a target is met to."""
-        groups = max(self.by_kind().items(), key=lambda entry: len(self.widths(entry[1][0])))[1]
-        widths = self.widths(groups[0])
-        step = max((b - a for a, b in pairwise(widths)), default=1)
-        each = sum(self.budget.unit_parameters[group.name] for group in groups)
-        return 0.5 * step * each / self.budget.prunable + 1e-12
+        kind, groups = max(self.by_kind().items(), key=lambda entry: len(self.widths(entry[1][0])))
+        step = max((b - a for a, b in pairwise(self.widths(groups[0]))), default=1)
+        return 0.5 * step * self.share(kind) + 1e-12
+
+    def ratios(self, fixed: Mapping[Kind, int], filling: Sequence[tuple[Kind, int]]) -> list[float]:
+        """Return the ratio at every width of one kind beside the fixed widths of the others; linear in the width."""
+        kind = filling[0][0]
+        without, share = self.budget.ratio(self.spread({**fixed, kind: 0})), self.share(kind)
+        return [without - width * share for _, width in filling]
 
     def spread(self, chosen: Mapping[Kind, int]) -> dict[str, int]:
         """Return counts with the same number of units in every group of a kind."""
@@ -73,7 +81,7 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
     options = [[(kind, width) for width in space.widths(groups[0])] for kind, groups in kinds.items()]
     coarse, fine = _split(kinds, options)
     best: tuple[float, float, dict[str, int]] | None = None
-    largest = 0.0
+    largest, half_step = 0.0, space.half_step()
     for choice in product(*coarse):
         fixed = dict(choice)
         for width in _around(space, fixed, fine, ratio):
@@ -84,10 +92,10 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
             largest = max(largest, reached)
             near = sum(abs(1 - count / kinds[kind][0].units - ratio) for kind, count in fixed.items())
             error = abs(reached - ratio)
-            key = (0.0 if error <= space.half_step() else error, near)
+            key = (0.0 if error <= half_step else error, near)
             if best is None or key < best[:2]:
                 best = (*key, counts)
-    if best is None or ratio > largest + space.half_step():
+    if best is None or ratio > largest + half_step:
         raise PlanError(
             f"--ratio {ratio}: at most {largest:.4f} of the prunable parameters can be removed from this model"
         )
@@ -107,11 +115,8 @@ def _around(
     space: Space, fixed: Mapping[Kind, int], fine: Sequence[tuple[Kind, int]], ratio: float
 ) -> list[tuple[Kind, int]]:
     """Return the two widths of the filling kind that enclose the ratio, and the narrowest one to know the limit."""
-    kind = fine[0][0]
-    wide_enough = next(
-        (i for i, (_, width) in enumerate(fine) if space.budget.ratio(space.spread({**fixed, kind: width})) <= ratio),
-        len(fine) - 1,
-    )
+    ratios = space.ratios(fixed, fine)
+    wide_enough = next((i for i, found in enumerate(ratios) if found <= ratio), len(fine) - 1)
     return [fine[i] for i in sorted({0, max(0, wide_enough - 1), wide_enough})]
 
 

@@ -47,11 +47,8 @@ def _near(
     space: Space, fixed: Mapping[Kind, int], filling: Sequence[tuple[Kind, int]], ratio: float
 ) -> list[tuple[Kind, int]]:
     """Return the widths of the filling kind that meet the ratio beside the fixed ones: one, or two in a draw."""
-
-    def error(width: int, kind: Kind) -> float:
-        return abs(space.budget.ratio(space.spread({**fixed, kind: width})) - ratio)
-
-    return [(kind, width) for kind, width in filling if error(width, kind) <= space.half_step()]
+    half_step, ratios = space.half_step(), space.ratios(fixed, filling)
+    return [fill for fill, found in zip(filling, ratios, strict=True) if abs(found - ratio) <= half_step]
 
 
 def _lost_by_width(space: Space, scores: RunningScores, plan: Plan, kind: Kind) -> Mapping[int, float]:
