@@ -21,6 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
     ("plan", "config", "families", "adapters", "data"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
+    ("scoring",),
     ("balanced", "verify", "benchmark"),
     ("pruner",),
     ("callback", "describe", "judge", "report"),
