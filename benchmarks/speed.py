@@ -15,7 +15,7 @@ import torch
 from common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.allocation import uniform_counts
+from loraprune.allocation.uniform import uniform_counts
 from loraprune.benchmark import compare_speed
 from loraprune.config import LoRAPruneConfig
 from loraprune.families import find_groups

@@ -31,16 +31,22 @@ class LoRAPruneConfig(AdapterOptions):
     round: int = 8
     """FFN widths are multiples of this; 1 for the exact ratio, 32 or more for quantised GGUF"""
     criterion: CriterionName = "lora"
-    """how units are scored: lora (Eq 10), gate, magnitude, random"""
+    """how units are scored: lora (Eq 10), sketch (an improved lora), gradient (the true gradient of the weights), gate (Fisher
+    score of a gate on each unit), taylor and movement (its first order), wanda and flap (activations), magnitude, random"""
     power: Literal[1, 2] = 2
     """saliencies are squared (2, the paper) or taken as absolute values (1, the authors' code)"""
     normalize: bool = False
     """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
     decay: float = 0.9
     """lambda of the moving average of scores, in [0, 1)"""
-    allocation: Literal["uniform", "balanced"] = "uniform"
-    """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores); both give
-    all layers the same widths, which loads anywhere"""
+    allocation: Literal["uniform", "balanced", "paper", "global"] = "uniform"
+    """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores) give all layers
+    the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
+    model) give every layer its own"""
+    compensate: bool = False
+    """refit each projection whose inputs go to give what it gave before, in closed form on recent rows"""
+    calibration: int = 4096
+    """tokens of recent rows that --compensate looks at"""
     schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
     """how removal grows over the run"""
     interval: int = 10
@@ -65,6 +71,7 @@ class LoRAPruneConfig(AdapterOptions):
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
+            (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),
             (0 <= self.cooldown < 1, f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed"),
@@ -138,6 +145,17 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig(LoRAPruneConfig, TrainConfig):
     """Prune while fine-tuning with LoRA, merge, verify and save."""
+
+    teacher: Literal["none", "auto", "copy", "cache"] = "none"
+    """learn from the dense model too: copy keeps a second one in memory, cache writes its most likely tokens to disk before
+    training, auto takes the copy where memory allows"""
+    distill: float = 0.5
+    """weight of the dense model's opinion in the loss, in [0, 1]; the text has the rest"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        wrong = (0 <= self.distill <= 1, f"--distill {self.distill}: a fraction in [0, 1] is needed, such as 0.5")
+        return [*super().problems(), *failed(wrong)]
 
     def pruning(self) -> LoRAPruneConfig:
         """Return the part that the callback needs."""

@@ -45,3 +45,10 @@ def available_memory_bytes() -> dict[str, int]:
     if torch.cuda.is_available():
         found["cuda"] = int(torch.cuda.get_device_properties(0).total_memory)
     return found
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Return the memory that is free now on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -22,6 +22,7 @@ from loraprune.checkpoint import new_folder, round_weights_, save_stock
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import Collator, Data, check_vocabulary, load_data
+from loraprune.distillation import make_teacher
 from loraprune.evaluate import perplexity
 from loraprune.families import find_groups
 from loraprune.groups import Group
@@ -116,7 +117,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         merging = time.perf_counter()
         probe = probe_batch(job.model.config.vocab_size)
         logits = logits_of(adapted, probe)
-        sums = unit_sums(adapted, pruner.present if pruner else job.groups)
+        sums = unit_sums(adapted, pruner.present if pruner else job.groups, refitted=job.config.pruning().compensate)
         counts = {name: len(kept) for name, kept in plan.kept.items()}
         job.model = merge_lora(adapted)
         training.seconds += time.perf_counter() - merging
@@ -140,14 +141,18 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     pruning = job.config.pruning()
     reset_peak_memory(job.device)
     started = time.perf_counter()
+    pad = job.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    collator, teaching = Collator(pad), job.config.teacher if isinstance(job.config, PruneConfig) else "none"
+    teacher = make_teacher(teaching, job.model, job.data.train, collator, batch=job.config.batch)
     adapted = attach_lora(
         job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed
     )
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     callbacks: Sequence[TrainerCallback] = [callback, bar] if callback else [bar]
-    pad = job.tokenizer.pad_token_id
-    assert isinstance(pad, int)
-    steps = train(adapted, job.data.train, Collator(pad), config=job.config, callbacks=callbacks, device=job.device)
+    steps = train(
+        adapted, job.data.train, collator, config=job.config, callbacks=callbacks, device=job.device, teacher=teacher
+    )
     training = Training(
         steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
         curve=bar.curve, removals=callback.history if callback else [], protocol=dict(job.data.train.protocol),
@@ -165,7 +170,7 @@ def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums) -> Verific
     merged = logits_of(job.model, probe)
     _free(job)
     dense = load_model(job.config.model, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code)
-    check_units(unit_sums(dense, job.groups), sums, plan)
+    check_units(unit_sums(dense, job.groups, refitted=job.config.pruning().compensate), sums, plan)
     masked = masked_logits(dense, weights_of(folder), job.groups, plan, probe)
     del dense
     gc.collect()

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
-from loraprune.allocation import Space, Storable, exact_counts, towards, uniform_counts
-from loraprune.balanced import balanced_counts
+from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, towards
 from loraprune.checkpoint import storable_counts
+from loraprune.compensation import RecentRows, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
 from loraprune.errors import NumericsError, PlanError
@@ -41,7 +41,8 @@ def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
 
 def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
     """Return what an allocation may choose from for this model."""
-    storable: Storable = storable_counts(config_of(model), groups)
+    equal = ALLOCATIONS[config.allocation].equal
+    storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
     return Space(groups, measure_budget(model, groups), config.round, storable)
 
 
@@ -53,7 +54,10 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     """
     if config.has_dimensions:
         return exact_counts(space, heads=config.heads, ffn=config.ffn)
-    return uniform_counts(space, target_ratio(space, config, model_parameters=model_parameters))
+    ratio = target_ratio(space, config, model_parameters=model_parameters)
+    # Where scores decide there are none yet: with equal ones the answer is a possible end, or why there is none.
+    equal = {group.name: [1.0] * group.units for group in space.groups}
+    return ALLOCATIONS[config.allocation].counts(space, ratio, equal)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
@@ -94,6 +98,7 @@ class Pruner:
             criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
         )
         self.masks = None if config.shrink else Masks(model, self.groups)
+        self.recent = RecentRows(model, tokens=config.calibration) if config.compensate else None
 
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
@@ -123,31 +128,45 @@ class Pruner:
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer)
         self.is_done = progress >= 1
         if self.is_done:
-            self.scorer.close()
+            self._stop_watching()
 
     def _counts_at(self, progress: float) -> dict[str, int]:
-        """Return the counts due at `progress`; a balanced end is chosen anew from the scores each time."""
+        """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
+        allocation = ALLOCATIONS[self.config.allocation]
         final = self.final
-        if self.config.allocation == "balanced" and not self.config.has_dimensions:
-            final = balanced_counts(self.space, self.scores, self.plan, ratio=self.target)
+        if allocation.scored and not self.config.has_dimensions:
+            final = allocation.counts(self.space, self.target, self._present_scores())
         return towards(self.space, final, progress)
+
+    def _present_scores(self) -> Scores:
+        """Return the running scores of the units that are there."""
+        return {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
 
     def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Carry out a plan that keeps a part of what is there."""
+        positions = plan.kept if self.masks else self.plan.positions(plan)
+        if self.recent and plan != self.plan:
+            tokens, mask = self.recent.batch()
+            compensate_(self.model, self.present, positions, tokens=tokens, mask=mask)
         if self.masks:
             self.masks.set(plan.kept)
         else:
-            self.present = slice_(self.model, self.present, self.plan.positions(plan), optimizer=optimizer)
+            self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
             self.scorer.resize(self.present)
         self.plan = plan
 
     def finish(self) -> None:
         """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model."""
-        self.scorer.close()
+        self._stop_watching()
         if self.masks:
             self.masks.remove()
             self.masks = None
             self.present = slice_(self.model, self.present, self.plan.kept)
+
+    def _stop_watching(self) -> None:
+        self.scorer.close()
+        if self.recent:
+            self.recent.close()
 
     def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
         values = self.scores.values[name][torch.tensor(units)]

@@ -29,6 +29,7 @@ from transformers import (
 from loraprune.adapters import base_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.data import Collator, TokenRows
+from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
 from loraprune.errors import NumericsError
 
 LOSSES_AT_LEAST = 50
@@ -113,6 +114,7 @@ def training_arguments(
         logging_steps=max(1, steps // LOSSES_AT_LEAST),
         logging_nan_inf_filter=False,
         save_strategy="no",
+        remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
     )
@@ -133,19 +135,25 @@ def train(
     config: PruneConfig | FinetuneConfig,
     callbacks: Sequence[TrainerCallback],
     device: torch.device,
+    teacher: Teacher | None = None,
 ) -> int:
-    """Train an adapted model and return the optimiser steps taken."""
+    """Train an adapted model, with a teacher on its opinion too, and return the optimiser steps taken."""
     steps = optimiser_steps(config, len(rows))
     if config.checkpointing:
         enable_checkpointing(model)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=model,
-            args=training_arguments(config, steps=steps, device=device, folder=folder),
-            train_dataset=rows,
-            data_collator=collator,
-            callbacks=list(callbacks),
-        )
+        arguments: dict[str, Any] = {
+            "model": model,
+            "args": training_arguments(config, steps=steps, device=device, folder=folder),
+            "train_dataset": NumberedRows(rows) if teacher else rows,
+            "data_collator": NumberedCollator(collator) if teacher else collator,
+            "callbacks": list(callbacks),
+        }
+        if teacher:
+            assert isinstance(config, PruneConfig)
+            trainer: Trainer = DistillingTrainer(**arguments, teacher=teacher, weight=config.distill)
+        else:
+            trainer = Trainer(**arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train()

@@ -100,11 +100,11 @@ UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
 
 
 @torch.no_grad()
-def unit_sums(model: nn.Module, groups: Sequence[Group]) -> UnitSums:
-    """Return a fingerprint of every unit's frozen weights, adapters left out."""
+def unit_sums(model: nn.Module, groups: Sequence[Group], *, refitted: bool = False) -> UnitSums:
+    """Return a fingerprint of every unit's frozen weights, adapters left out; of a refitted model without what was refitted."""
     sums: dict[tuple[str, Span], Tensor] = {}
     for group in groups:
-        for place, span in enumerate(s for s in group.spans if s.side != "norm"):
+        for place, span in enumerate(s for s in group.spans if s.side == "out" or (s.side == "in" and not refitted)):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
             entries = cut.tensor.detach().double().sum(1 - cut.dim)
             owned = entries[span.offset : span.offset + group.units * span.width]

@@ -5,6 +5,6 @@
 """
 
 from loraprune.data.load import Data, load_data, load_rows
-from loraprune.data.rows import Collator, Row, TokenRows, check_vocabulary
+from loraprune.data.rows import NO_TARGET, Collator, Row, TokenRows, check_vocabulary
 
-__all__ = ["Collator", "Data", "Row", "TokenRows", "check_vocabulary", "load_data", "load_rows"]
+__all__ = ["NO_TARGET", "Collator", "Data", "Row", "TokenRows", "check_vocabulary", "load_data", "load_rows"]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loraprune.allocation import Space, exact_counts, towards, uniform_counts
+from loraprune.allocation import Space, exact_counts, towards
+from loraprune.allocation.uniform import uniform_counts
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import PlanError
 from loraprune.families import find_groups

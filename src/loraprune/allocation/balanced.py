@@ -6,27 +6,25 @@ Knows nothing about where scores come from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import accumulate, product
 
-from loraprune.allocation import Space
+from loraprune.allocation.space import Scores, Space
 from loraprune.errors import PlanError
 from loraprune.groups import Kind
-from loraprune.importance import RunningScores
-from loraprune.plan import Plan
 
 
-def balanced_counts(space: Space, scores: RunningScores, plan: Plan, *, ratio: float) -> dict[str, int]:
+def balanced_counts(space: Space, ratio: float, scores: Scores) -> dict[str, int]:
     """Return the equal widths that remove `ratio` of the prunable parameters at the least loss of score.
 
     Among all splits between heads and channels that meet the ratio to within half a rounding step, the one whose removed
-    units score least in sum wins. Only units that `plan` keeps can be kept.
+    units score least in sum wins. Only units that have a score can be kept.
 
     Raises:
         PlanError: if no split removes as much.
     """
     kinds = space.by_kind()
-    present = {kind: len(plan.kept[groups[0].name]) for kind, groups in kinds.items()}
-    lost = {kind: _lost_by_width(space, scores, plan, kind) for kind in kinds}
+    present = {kind: len(scores[groups[0].name]) for kind, groups in kinds.items()}
+    lost = {kind: _lost_by_width(space, scores, kind) for kind in kinds}
     options = [[(kind, width) for width in lost[kind] if width <= present[kind]] for kind in kinds]
     finest = max(range(len(options)), key=lambda place: len(options[place]))
     filling = options.pop(finest)
@@ -51,12 +49,8 @@ def _near(
     return [fill for fill, found in zip(filling, ratios, strict=True) if abs(found - ratio) <= half_step]
 
 
-def _lost_by_width(space: Space, scores: RunningScores, plan: Plan, kind: Kind) -> Mapping[int, float]:
+def _lost_by_width(space: Space, scores: Scores, kind: Kind) -> Mapping[int, float]:
     """Return for every width of a kind what all its groups lose in score when they shrink to it."""
     groups = space.by_kind()[kind]
-    present = [scores.values[group.name][list(plan.kept[group.name])].sort().values.cumsum(0) for group in groups]
-    found = {}
-    for width in space.widths(groups[0]):
-        gone = [len(sums) - width for sums in present]
-        found[width] = sum(float(sums[count - 1]) for sums, count in zip(present, gone, strict=True) if count > 0)
-    return found
+    sums = [[0.0, *accumulate(sorted(scores[group.name]))] for group in groups]
+    return {width: sum(s[max(0, len(s) - 1 - width)] for s in sums) for width in space.widths(groups[0])}

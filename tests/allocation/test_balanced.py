@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+import random
 
-from loraprune.allocation import Space
-from loraprune.balanced import balanced_counts
+import pytest
+
+from loraprune.allocation import Scores, Space
+from loraprune.allocation.balanced import balanced_counts
 from loraprune.errors import PlanError
 from loraprune.groups import Group
-from loraprune.importance import RunningScores
-from loraprune.plan import Budget, Plan
+from loraprune.plan import Budget
 
 LAYERS, HEADS, CHANNELS = 3, 8, 64
 
@@ -24,29 +24,27 @@ def space(*, round_to: int = 4) -> Space:
     return Space(tuple(groups), budget, round_to, lambda counts: True)
 
 
-def scored(attention: float, ffn: float, *, seed: int = 0) -> tuple[RunningScores, Plan]:
-    plan = Plan.full(space().groups)
-    scores = RunningScores(plan.units, decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
-    for name, units in plan.units.items():
-        factor = attention if name.endswith("attn") else ffn
-        scores.values[name] = factor * torch.rand(units, generator=generator, dtype=torch.float64)
-    return scores, plan
+def scored(attention: float, ffn: float, *, seed: int = 0) -> Scores:
+    draw = random.Random(seed)
+    return {
+        group.name: [(attention if group.kind == "attention" else ffn) * draw.random() for _ in range(group.units)]
+        for group in space().groups
+    }
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize(("attention", "ffn"), [(1.0, 1.0), (100.0, 1.0), (1.0, 100.0)])
 def test_meets_the_ratio_with_equal_layers(ratio: float, attention: float, ffn: float) -> None:
     place = space()
-    counts = balanced_counts(place, *scored(attention, ffn), ratio=ratio)
+    counts = balanced_counts(place, ratio, scored(attention, ffn))
     assert len({counts[f"{layer}.attn"] for layer in range(LAYERS)}) == 1
     assert len({counts[f"{layer}.mlp"] for layer in range(LAYERS)}) == 1
     assert abs(place.budget.ratio(counts) - ratio) <= place.half_step()
 
 
 def test_scores_choose_the_split() -> None:
-    precious_heads = balanced_counts(space(), *scored(1000.0, 1.0), ratio=0.4)
-    precious_channels = balanced_counts(space(), *scored(1.0, 1000.0), ratio=0.4)
+    precious_heads = balanced_counts(space(), 0.4, scored(1000.0, 1.0))
+    precious_channels = balanced_counts(space(), 0.4, scored(1.0, 1000.0))
     assert precious_heads["0.attn"] == HEADS
     assert precious_channels["0.attn"] < precious_heads["0.attn"]
     assert precious_channels["0.mlp"] > precious_heads["0.mlp"]
@@ -54,14 +52,14 @@ def test_scores_choose_the_split() -> None:
 
 def test_choice_is_the_cheapest_of_all_splits() -> None:
     place = space()
-    scores, plan = scored(30.0, 1.0, seed=3)
-    counts = balanced_counts(place, scores, plan, ratio=0.5)
+    scores = scored(30.0, 1.0, seed=3)
+    counts = balanced_counts(place, 0.5, scores)
 
     def lost(heads: int, channels: int) -> float:
         total = 0.0
-        for name, values in scores.values.items():
+        for name, values in scores.items():
             gone = len(values) - (heads if name.endswith("attn") else channels)
-            total += float(values.sort().values[:gone].sum())
+            total += sum(sorted(values)[:gone])
         return total
 
     costs = {}
@@ -76,12 +74,11 @@ def test_choice_is_the_cheapest_of_all_splits() -> None:
 
 def test_removed_units_do_not_come_back() -> None:
     place = space()
-    scores, plan = scored(1.0, 1000.0)
-    fewer = {name: kept[: 3 if name.endswith("attn") else CHANNELS] for name, kept in plan.kept.items()}
-    counts = balanced_counts(place, scores, Plan(plan.units, fewer), ratio=0.6)
+    fewer = {name: values[: 3 if name.endswith("attn") else CHANNELS] for name, values in scored(1.0, 1000.0).items()}
+    counts = balanced_counts(place, 0.6, fewer)
     assert counts["0.attn"] <= 3
 
 
 def test_more_than_can_go_is_refused() -> None:
     with pytest.raises(PlanError, match=r"0\.9900"):
-        balanced_counts(space(), *scored(1.0, 1.0), ratio=0.99)
+        balanced_counts(space(), 0.99, scored(1.0, 1.0))

@@ -1,0 +1,43 @@
+"""How removal is spread over the groups: from a goal, the scores and the progress to a number of units for every group.
+
+Knows nothing about tensors; ratios are counted in real parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loraprune.allocation.balanced import balanced_counts
+from loraprune.allocation.exact import exact_counts
+from loraprune.allocation.paper import paper_counts
+from loraprune.allocation.ranked import ranked_counts
+from loraprune.allocation.space import Counts, Scores, Space, Storable
+from loraprune.allocation.uniform import uniform_counts
+
+__all__ = ["ALLOCATIONS", "Allocation", "Counts", "Scores", "Space", "Storable", "exact_counts", "towards"]
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A way to spread removal."""
+
+    counts: Callable[[Space, float, Scores], dict[str, int]]
+    """space, ratio, scores of the present units -> units that every group keeps in the end"""
+    equal: bool
+    """whether all layers end with the same widths, so that a stock checkpoint can hold them"""
+    scored: bool
+    """whether the scores matter: then the end is chosen anew at each removal"""
+
+
+ALLOCATIONS = {
+    "uniform": Allocation(lambda space, ratio, _: uniform_counts(space, ratio), equal=True, scored=False),
+    "balanced": Allocation(balanced_counts, equal=True, scored=True),
+    "paper": Allocation(lambda space, ratio, _: paper_counts(space, ratio), equal=False, scored=False),
+    "global": Allocation(ranked_counts, equal=False, scored=True),
+}
+
+
+def towards(space: Space, final: Counts, progress: float) -> dict[str, int]:
+    """Return the counts on the way from the dense model to `final`, never below it."""
+    return {g.name: g.units - round((g.units - final[g.name]) * progress) for g in space.groups}

@@ -1,0 +1,32 @@
+"""Widths by hand: so many query heads, so many channels, or a ratio for each.
+
+Knows nothing about scores.
+"""
+
+from __future__ import annotations
+
+from loraprune.allocation.space import Space
+from loraprune.errors import PlanError
+
+
+def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[str, int]:
+    """Return the counts for `heads` query heads and `ffn` channels in every layer; None keeps all.
+
+    Raises:
+        PlanError: if the model cannot have them.
+    """
+    counts = {group.name: group.units for group in space.groups}
+    for group in space.groups:
+        wanted, each = (heads, group.sizes.get("num_attention_heads", 1)) if group.kind == "attention" else (ffn, 1)
+        if wanted is None:
+            continue
+        option = "--heads" if group.kind == "attention" else "--ffn"
+        if wanted % each or not 0 < wanted // each <= group.units:
+            raise PlanError(
+                f"{option} {wanted}: {group.name} can keep multiples of {each} up to {group.units * each} "
+                "(query heads leave together with the key-value head they share)"
+            )
+        counts[group.name] = wanted // each
+    if not space.storable(counts):
+        raise PlanError(f"--heads {heads} --ffn {ffn}: no stock configuration of this model type can hold these widths")
+    return counts
