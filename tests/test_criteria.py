@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from loraprune.adapters import find_module, linear_paths, projection
-from loraprune.criteria import Scorer, criteria, make_scorer, scoring
+from loraprune.criteria import Scorer, criteria, make_scorer, tiles
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.groups import Group
@@ -131,7 +131,7 @@ def test_tiles_of_any_size_give_the_same_scores(name: str, variant: str, monkeyp
     backward(model, tokens())
     whole = scorer_of(name, model, groups).collect()
     for size in (1, 7 * 64 * 4, 1 << 30):  # one row, seven rows (a remainder is left), everything
-        monkeypatch.setitem(scoring.TILE_BYTES, "cpu", size)
+        monkeypatch.setitem(tiles.TILE_BYTES, "cpu", size)
         for group, scores in scorer_of(name, model, groups).collect().items():
             torch.testing.assert_close(scores, whole[group], rtol=1e-5, atol=0)
 

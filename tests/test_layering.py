@@ -18,18 +18,18 @@ SOURCE = ROOT / "src"
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
+    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib", "sparsity.pattern"),
     ("plan", "config", "families", "adapters", "data"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
-    ("balanced", "verify", "benchmark"),
-    ("pruner",),
+    ("balanced", "verify", "benchmark", "sparsity.masks", "sparsity.scores", "sparsity.saved"),
+    ("pruner", "sparsity.sparsifier"),
     ("callback", "describe", "judge", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
     ("__main__",),
 )
-FREE = ("", "demo")  # the package itself, which imports on demand, and a package without code
+FREE = ("", "demo", "sparsity")  # the package itself, which imports on demand, and packages without code
 
 WITHOUT_TORCH = (
     "errors",
@@ -38,6 +38,7 @@ WITHOUT_TORCH = (
     "families",
     "plan",
     "schedule",
+    "sparsity.pattern",
     "allocation",
     "options",
     "config",

@@ -22,6 +22,7 @@ from loraprune.config import FinetuneConfig, PruneConfig, as_dict
 from loraprune.evaluate import Perplexity
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
+from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.verify import Verification
 
 LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -73,7 +74,7 @@ def make_report(
     quality: Quality,
     training: Training,
     plan: Plan,
-    pruner: Pruner | None,
+    pruner: Pruner | Sparsifier | None,
     verification: Verification,
     parameters: tuple[int, int],
     began: float,
@@ -87,7 +88,11 @@ def make_report(
     }
     dense, pruned = parameters
     values["parameters"] = {"dense": dense, "pruned": pruned}
-    if pruner:
+    if isinstance(pruner, Sparsifier):
+        values |= pruner.figures()
+        weights, zeros = values["sparsity"]["weights"], values["sparsity"]["zeros"]
+        values["parameters"] |= {"prunable_dense": weights, "prunable_pruned": weights - zeros}
+    elif pruner:
         budget, counts = pruner.space.budget, pruner.counts()
         values["ratio_requested"] = config.ratio if isinstance(config, PruneConfig) else 0.0
         if isinstance(config, PruneConfig) and (config.parameters, config.heads, config.ffn) != (None, None, None):

@@ -1,6 +1,6 @@
 """From a criterion to one score per unit: tiles of projections, or hooks on activations, reduced over spans.
 
-No out x in temporary is ever formed: a tile is at most TILE_BYTES. Knows nothing about averaging or plans.
+Knows nothing about averaging or plans.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loraprune.adapters import Projection, find_module, projection
-from loraprune.criteria.base import Criterion, Tile
+from loraprune.criteria.base import Criterion
+from loraprune.criteria.tiles import saliency_tiles
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side, Span
-
-TILE_BYTES = {"cpu": 1 << 19}
-"""tile size: fits the second-level cache of a CPU core, so that a tile's five passes read memory once"""
-TILE_BYTES_DEVICE = 1 << 26
-
 
 Kept: TypeAlias = Mapping[str, Sequence[int]]
 """group name -> units"""
@@ -90,38 +86,14 @@ class SaliencyScorer:
         rows, columns = proj.shape
         device = proj.lora_a.device
         dtype = torch.promote_types(torch.float32, proj.lora_a.dtype)
-        a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
-        grad_a, grad_b = (
-            self._gradient(proj.lora_a, proj.path).to(dtype),
-            self._gradient(proj.lora_b, proj.path).to(dtype),
-        )
         out = torch.empty(rows, dtype=dtype, device=device)
         in_ = torch.zeros(columns, dtype=dtype, device=device)
-        step = max(1, TILE_BYTES.get(device.type, TILE_BYTES_DEVICE) // (columns * dtype.itemsize))
-        assert self.criterion.saliency is not None
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            tile = Tile(
-                base=proj.base_rows(start, stop).to(dtype), a=a, b=b[start:stop], grad_a=grad_a,
-                grad_b=grad_b[start:stop], scaling=proj.scaling, generator=self.generator,
-            )  # fmt: skip
-            saliency = self.criterion.saliency(tile)
-            saliency = saliency.square() if self.power == 2 else saliency.abs()
+        for start, saliency in saliency_tiles(self.criterion, proj, power=self.power, generator=self.generator):
             if "out" in wanted:
-                torch.sum(saliency, dim=1, out=out[start:stop])
+                torch.sum(saliency, dim=1, out=out[start : start + len(saliency)])
             if "in" in wanted:
                 in_ += saliency.sum(0)
         return {"out": out.double().cpu(), "in": in_.double().cpu()}
-
-    def _gradient(self, parameter: nn.Parameter, path: str) -> Tensor:
-        if parameter.grad is not None:
-            return parameter.grad.detach()
-        if self.criterion.needs_gradient:
-            raise ConfigError(
-                f"the criterion {self.criterion.name!r} needs gradients, but LoRA on {path!r} has none: "
-                "is the adapter frozen, or was the step skipped?"
-            )
-        return torch.zeros_like(parameter)
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""
