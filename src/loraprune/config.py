@@ -31,7 +31,7 @@ class LoRAPruneConfig(AdapterOptions):
     """query heads to keep in every layer; with --ffn, replaces --ratio"""
     ffn: int | None = None
     """FFN channels to keep in every layer; with --heads, replaces --ratio"""
-    sparsity: str | None = None
+    sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
     """set single weights to zero instead of removing units: `unstructured` (with --ratio), or N:M such as 2:4 and 4:8,
     where N of every M neighbouring inputs stay; the model keeps its shapes"""
     round: int = 8

@@ -60,8 +60,10 @@ def parse_pattern(text: str) -> Pattern:
     return Pattern(kept, block)
 
 
-def pattern_problems(text: str, ratio: float, *, default: float) -> list[str]:
+def pattern_problems(text: str | int, ratio: float, *, default: float) -> list[str]:
     """Return what is wrong with a pattern beside a `--ratio`; the default ratio is taken for none given."""
+    if isinstance(text, int):
+        return [f'sparsity: {text} is how YAML reads {text // 60}:{text % 60}, in base 60: write "N:M" in quotes']
     try:
         pattern = parse_pattern(text)
     except ConfigError as error:

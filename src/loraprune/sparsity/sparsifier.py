@@ -44,7 +44,7 @@ def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneC
     Raises:
         ConfigError: if the criterion scores no weights, or blocks do not divide a projection's inputs.
     """
-    assert config.sparsity is not None
+    assert isinstance(config.sparsity, str)
     pattern = parse_pattern(config.sparsity)
     if criteria.get(config.criterion).kind != "saliency":
         fitting = [name for name in criteria.names() if criteria.get(name).kind == "saliency"]
