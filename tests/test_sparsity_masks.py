@@ -10,7 +10,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from loraprune.adapters import base_layer, cuts, find_module, linear_paths, merge_lora, projection, zero_weights_
+from loraprune.adapters import (
+    base_layer,
+    cuts,
+    factors,
+    find_module,
+    linear_paths,
+    merge_lora,
+    projection,
+    zero_weights_,
+)
 from loraprune.families import find_groups
 from loraprune.sparsity.masks import MaskedProduct, mask_weight
 from loraprune.train import enable_checkpointing
@@ -188,3 +197,17 @@ def test_weights_stored_as_in_by_out_are_masked_alike() -> None:
     merged = merge_lora(model)
     assert torch.equal(find_module(merged, path).weight.T != 0, kept)  # type: ignore[operator,arg-type]
     assert relative(before, logits(merged, tokens())) < 2e-5
+
+
+def test_a_bias_of_lora_is_neither_masked_nor_lost() -> None:
+    path = "model.layers.0.mlp.up_proj"
+    small = tiny_model("llama-attention_bias")
+    model = get_peft_model(
+        small, LoraConfig(r=2, target_modules=[path], init_lora_weights=False, lora_bias=True)
+    ).eval()
+    assert isinstance(model, PeftModel)
+    with torch.no_grad():
+        factors(find_module(model, path))[1].bias.fill_(0.5)
+    mask_weight(model, path, torch.rand(96, 64, generator=torch.Generator().manual_seed(0)) < 0.5)
+    before = logits(model, tokens())
+    assert relative(before, logits(merge_lora(model), tokens())) < 2e-5

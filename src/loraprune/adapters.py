@@ -166,10 +166,13 @@ def attach_lora(
     return adapted
 
 
-def factors(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     """Return the layers that hold A and B of an adapted projection."""
     assert isinstance(module, LoraLayer)
-    return module.lora_A[ADAPTER], module.lora_B[ADAPTER]
+    a, b = module.lora_A[ADAPTER], module.lora_B[ADAPTER]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return a, b
 
 
 @torch.no_grad()

@@ -142,7 +142,12 @@ def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) 
         ("perplexity", f"{perplexity['dense']:.3f}", f"{perplexity['pruned']:.3f}"),
     ]
     if "ratio_reached" in values:
-        rows.insert(1, ("ratio of prunable parameters removed", "0", f"{values['ratio_reached']:.4f}"))
+        what = (
+            "ratio of prunable weights that are zero"
+            if "sparsity" in values
+            else "ratio of prunable parameters removed"
+        )
+        rows.insert(1, (what, "0", f"{values['ratio_reached']:.4f}"))
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return (
         "---\nlibrary_name: transformers\ntags: [loraprune, pruned]\n---\n\n"

@@ -66,7 +66,7 @@ def mask_weight(model: nn.Module, path: str, kept: Bool[Tensor, "out in_"]) -> N
         result: Tensor = MaskedProduct.apply(
             held.pop("x"), lora_a.weight, lora_b.weight, layer.get_buffer(KEPT_WEIGHTS)
         )
-        return result
+        return result if lora_b.bias is None else result + lora_b.bias
 
     # What the factors compute themselves is dropped: two thin products, and no copy of PEFT's forward pass here.
     lora_a.register_forward_hook(hold)

@@ -82,6 +82,8 @@ class Sparsifier:
         self.kept: dict[str, Bool[Tensor, "out in_"]] = {
             path: torch.ones(shape, dtype=torch.bool, device=device) for path, shape in shapes.items()
         }
+        self._masked = dict.fromkeys(shapes, 0)
+        self._weights = sum(out * in_ for out, in_ in shapes.values())
         self.scores = WeightScores(shapes, decay=config.decay, device=device)
         self.is_done = not any(self.final.values())
         """whether the target is reached"""
@@ -94,8 +96,7 @@ class Sparsifier:
 
     def ratio(self) -> float:
         """Return the fraction of weights that are masked now."""
-        total = sum(kept.numel() for kept in self.kept.values())
-        return 1 - sum(int(kept.sum()) for kept in self.kept.values()) / total
+        return sum(self._masked.values()) / self._weights
 
     @torch.no_grad()
     def score(self) -> None:
@@ -133,11 +134,12 @@ class Sparsifier:
         """
         for path, final in self.final.items():
             count = round(final * progress)
-            if count == int((~self.kept[path]).sum()):
+            if count == self._masked[path]:
                 continue
             self.scores.check(path)
             self.kept[path] = self.scores.drop(path, self.pattern, count)
             mask_weight(self.model, path, self.kept[path])
+            self._masked[path] = count
         self.is_done = progress >= 1
 
     def finish(self) -> None:
