@@ -18,8 +18,9 @@ from common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.adapters import attach_lora
-from loraprune.criteria import criteria, make_scorer
+from loraprune.criteria import criteria
 from loraprune.families import find_groups
+from loraprune.scoring import make_scorer
 
 
 def share(criterion: str, *, accumulate: int, batch: int, length: int, repeats: int) -> dict[str, Any]:

@@ -11,17 +11,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from loraprune.adapters import find_module, linear_paths, projection
-from loraprune.criteria import Scorer, criteria, make_scorer, tiles
+from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.masking import Masks
+from loraprune.scoring import Scorer, make_scorer
+from loraprune.scoring import elementwise as tiles
 from loraprune.surgery import slice_
 from tests.tiny import tiny_model, tokens, with_lora
 
 VARIANTS = ("llama", "llama-mha", "phi3", "olmo2")
 """grouped-query attention, a head of its own for every unit, fused projections, norms over all units"""
-SALIENCIES = ("lora", "magnitude")
+SALIENCIES = ("lora", "magnitude", "sketch")
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -51,12 +53,21 @@ def elementwise(name: str, model: PeftModel, path: str) -> Tensor:
     assert proj.lora_a.grad is not None
     assert proj.lora_b.grad is not None
     grad_a, grad_b = proj.lora_a.grad.double(), proj.lora_b.grad.double()
+    if name == "sketch":
+        return sketched_gradient(grad_a / proj.scaling, grad_b / proj.scaling, a, b) * merged
     estimate = torch.zeros_like(merged)
     for rank in range(a.shape[0]):
         estimate += grad_b[:, rank, None] * a[None, rank]
         estimate += b[:, rank, None] * grad_a[None, rank]
         estimate -= grad_b[:, rank, None] * grad_a[None, rank]
     return estimate * merged
+
+
+def sketched_gradient(grad_a: Tensor, grad_b: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return G P_A + P_B G - P_B G P_A with projectors from singular vectors; grad_a is B^T G, grad_b is G A^T."""
+    rows_of_a, columns_of_b = torch.linalg.pinv(a), torch.linalg.pinv(b)
+    seen_by_a, seen_by_b = grad_b @ rows_of_a.T, columns_of_b.T @ grad_a
+    return seen_by_a + seen_by_b - seen_by_b @ rows_of_a @ a
 
 
 def owned_entries(variant: str, group: Group, unit: int) -> list[tuple[str, str, list[int]]]:
@@ -243,8 +254,92 @@ def test_gate_scores_are_not_gathered_in_evaluation() -> None:
         torch.testing.assert_close(found[name], scores)
 
 
+def test_the_sketch_sees_what_lora_cannot() -> None:
+    """Eq 9 multiplies by A and B as they are; projected, the estimate does not change with the length of either factor."""
+    generator = torch.Generator().manual_seed(0)
+    grad, a, b = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((40, 30), (4, 30), (40, 4)))
+    found = [sketched_gradient((size * b).T @ grad, grad @ a.T, a, size * b) for size in (1e-3, 1.0, 30.0)]
+    for estimate in found:
+        torch.testing.assert_close(estimate, found[0])
+        assert (estimate - grad).norm() < grad.norm()
+    ratio = [(grad @ a.T @ a + size * b @ (size * b).T @ grad).norm() / grad.norm() for size in (1e-3, 30.0)]
+    assert ratio[1] > 100 * ratio[0]  # the control: Eq 9's first two terms
+
+
+@pytest.mark.parametrize("name", ["taylor", "movement"])
+def test_first_order_criteria_are_the_gradient_of_a_real_gate_over_the_whole_step(name: str) -> None:
+    model, groups = build()
+    batches = [tokens(3, 12, seed=0), tokens(1, 20, seed=1)]
+    scorer = scorer_of(name, model, groups)
+    for ids in batches:
+        backward(model, ids)
+    found = scorer.collect()
+    scorer.close()
+    with gates(model, groups) as made:
+        for ids in batches:
+            backward(model, ids)
+    for group in groups:
+        total = torch.cat([gate.grad for gate in made[group.name] if gate.grad is not None]).double().mean(0)
+        expected = total.abs() if name == "taylor" else -total
+        torch.testing.assert_close(found[group.name], expected, rtol=1e-3, atol=1e-7)
+        assert not torch.allclose(found[group.name], -expected, rtol=1e-2)  # the sign counts
+
+
+def true_gradients(variant: str, ids: Tensor) -> tuple[PeftModel, tuple[Group, ...], Mapping[str, Tensor]]:
+    """Return an adapted model after a backward pass, and autograd's own dL/dW of every projection."""
+    model, groups = build(variant)
+    weights = {path: projection(model, path).layer.weight for path in linear_paths(groups)}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    backward(model, ids)
+    return model, groups, {path: weight.grad.double() for path, weight in weights.items()}  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@every_variant
+def test_the_vanilla_criterion_is_weight_times_its_true_gradient(variant: str, power: int) -> None:
+    ids = tokens()
+    reference, groups, gradients = true_gradients(variant, ids)
+    model, _ = build(variant)
+    scorer = scorer_of("gradient", model, groups, power=power)
+    backward(model, ids)
+    found = scorer.collect()
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)  # nothing that clipping would see
+    for group in groups:
+        for unit in (0, group.units - 1):
+            expected = 0.0
+            for name, side, entries in owned_entries(variant, group, unit):
+                path = f"{group.name}.{name}"
+                values = (elementwise("magnitude", reference, path) * gradients[path]).abs() ** power
+                expected += float(values[entries].sum() if side == "out" else values[:, entries].sum())
+            assert found[group.name][unit].item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["wanda", "flap"])
+@every_variant
+def test_activation_criteria_are_moments_of_what_flows_times_the_norm_of_the_column(name: str, variant: str) -> None:
+    model, groups = build(variant)
+    group, seen = groups[3], []
+    reader = next(span.module for span in group.spans if span.side == "in")
+    watch = find_module(model, reader).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double()))
+    scorer = scorer_of(name, model, groups)
+    model.train()
+    with torch.no_grad():
+        for batch in (tokens(3, 12, seed=0), tokens(1, 20, seed=1)):
+            model(input_ids=batch)
+        model.eval()(input_ids=tokens(2, 9, seed=2))  # evaluation is not counted
+    watch.remove()
+    z = torch.cat([values.flatten(0, 1) for values in seen[:2]])
+    statistic = z.square().mean(0) if name == "wanda" else z.var(0, correction=0)
+    expected = statistic * elementwise("magnitude", model, reader).square().sum(0)
+    torch.testing.assert_close(scorer.collect()[group.name], expected, rtol=1e-4, atol=0)
+    with pytest.raises(ConfigError, match="needs a forward pass"):
+        scorer.collect()
+
+
 @pytest.mark.parametrize(
-    ("name", "normalize"), [("lora", False), ("lora", True), ("magnitude", False), ("gate", False)]
+    ("name", "normalize"),
+    [("lora", False), ("lora", True), ("magnitude", False), ("gate", False), ("gradient", True), ("wanda", False)],
 )
 @every_variant
 def test_scores_of_a_cut_model_are_those_of_the_masked_one(name: str, normalize: bool, variant: str) -> None:

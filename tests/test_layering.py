@@ -21,6 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib", "sparsity.pattern"),
     ("plan", "config", "families", "adapters", "data"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
+    ("scoring",),
     ("balanced", "verify", "benchmark", "sparsity.masks", "sparsity.scores", "sparsity.saved"),
     ("pruner", "sparsity.sparsifier"),
     ("callback", "describe", "judge", "report"),

@@ -20,15 +20,15 @@ from transformers import AutoModelForCausalLM
 from loraprune import LoRAPruneConfig, PruneConfig, cli, pipeline, save_pruned
 from loraprune.adapters import projection
 from loraprune.callback import LoRAPruneCallback
-from loraprune.criteria import criteria
-from loraprune.criteria.tiles import saliency_tiles
 from loraprune.errors import ConfigError, NumericsError, VerificationError
 from loraprune.schedule import Schedule
+from loraprune.scoring.elementwise import tiles
+from loraprune.scoring.saliency import saliency_rows
 from loraprune.settings import PlanConfig
 from loraprune.sparsity.pattern import parse_pattern
 from loraprune.sparsity.saved import count_saved
 from loraprune.sparsity.scores import GONE, candidates, lowest
-from loraprune.sparsity.sparsifier import Sparsifier
+from loraprune.sparsity.sparsifier import Sparsifier, weight_criterion
 from tests import training
 from tests.cli.cases import refused
 from tests.samples import save_tiny, write_text
@@ -76,10 +76,9 @@ def learn(result: Sparsifier, *, seed: int = 0) -> None:
 
 def saliencies(result: Sparsifier, path: str) -> Tensor:
     """Return the saliencies of a projection for the present gradients."""
-    tiles = saliency_tiles(
-        criteria.get(result.config.criterion), projection(result.model, path), power=2, generator=torch.Generator()
-    )
-    return torch.cat([saliency for _, saliency in tiles])
+    proj = projection(result.model, path)
+    rows = saliency_rows(weight_criterion(result.config), proj, torch.Generator())
+    return torch.cat([saliency for _, saliency in tiles(proj, rows, power=2)])
 
 
 # What a folder holds
@@ -123,6 +122,7 @@ def test_unstructured_reaches_the_ratio_in_every_matrix(ratio: float, inputs: Pa
         ("lora", {"dtype": "bfloat16", "checkpointing": True}),
         ("magnitude", {"accumulate": 2}),
         ("random", {"steps": 1}),
+        ("sketch", {}),
     ],
 )
 def test_every_elementwise_criterion_ends_in_a_folder(
@@ -273,7 +273,11 @@ WRONG: dict[str, tuple[dict[str, str], list[str]]] = {
     "parameters": ({"sparsity": "unstructured", "parameters": "30k"}, ["--parameters 30k", "leave one"]),
     "allocation": ({"sparsity": "2:4", "allocation": "balanced"}, ["--allocation balanced", "leave one"]),
     "another ratio": ({"sparsity": "2:4", "ratio": "0.3"}, ["--ratio 0.3", "0.5", "leave --ratio out"]),
-    "gate criterion": ({"sparsity": "2:4", "criterion": "gate"}, ["--criterion gate", "units", "lora, magnitude"]),
+    "gate criterion": (
+        {"sparsity": "2:4", "criterion": "gate"},
+        ["--criterion gate", "single weights", "lora, magnitude, random, sketch"],
+    ),
+    "true gradient": ({"sparsity": "2:4", "criterion": "gradient"}, ["--criterion gradient", "choose one of lora"]),
     "unknown criterion": ({"sparsity": "2:4", "criterion": "magnitud"}, ["did you mean 'magnitude'"]),
 }
 

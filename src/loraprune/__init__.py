@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from loraprune.api import attach_lora, save_pruned
     from loraprune.callback import LoRAPruneCallback
     from loraprune.config import FinetuneConfig, LoRAPruneConfig, PruneConfig
-    from loraprune.criteria import register_gate, register_saliency
+    from loraprune.criteria import register_activation, register_gate, register_gradient, register_saliency
     from loraprune.families import register_family
     from loraprune.groups import Group, Span
     from loraprune.pipeline import finetune, prune
@@ -29,8 +29,10 @@ _HOMES = {
     "attach_lora": "api",
     "finetune": "pipeline",
     "prune": "pipeline",
+    "register_activation": "criteria",
     "register_family": "families",
     "register_gate": "criteria",
+    "register_gradient": "criteria",
     "register_saliency": "criteria",
     "save_pruned": "api",
 }
@@ -46,8 +48,10 @@ __all__ = [
     "attach_lora",
     "finetune",
     "prune",
+    "register_activation",
     "register_family",
     "register_gate",
+    "register_gradient",
     "register_saliency",
     "save_pruned",
 ]

@@ -115,6 +115,12 @@ class Projection:
         assert isinstance(weight, Tensor)
         return weight.detach()[:, start:stop].T if is_transposed(self.layer) else weight.detach()[start:stop]
 
+    def merged_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
+        """Return rows of W = W0 + scaling * B A in float32 or wider, a new tensor."""
+        dtype = torch.promote_types(torch.float32, self.lora_a.dtype)
+        base, a, b = (t.detach().to(dtype) for t in (self.base_rows(start, stop), self.lora_a, self.lora_b[start:stop]))
+        return torch.addmm(base, b, a, alpha=self.scaling)
+
 
 def projection(model: nn.Module, path: str) -> Projection:
     """Return the adapted projection at a path of the base model.

@@ -72,3 +72,8 @@ def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:
     for span in group.spans:
         found[span.module, span.side] = (*found.get((span.module, span.side), ()), span)
     return found
+
+
+def consumers(group: Group) -> tuple[Span, ...]:
+    """Return the spans of the projections that read what a group's units send on."""
+    return tuple(span for span in group.spans if span.side == "in")

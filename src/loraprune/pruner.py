@@ -15,13 +15,14 @@ from loraprune.allocation import Space, Storable, exact_counts, towards, uniform
 from loraprune.balanced import balanced_counts
 from loraprune.checkpoint import storable_counts
 from loraprune.config import LoRAPruneConfig, parse_count
-from loraprune.criteria import criteria, make_scorer
+from loraprune.criteria import criteria
 from loraprune.errors import NumericsError, PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.importance import RunningScores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
+from loraprune.scoring import make_scorer
 from loraprune.surgery import check_groups, slice_
 
 

@@ -1,17 +1,32 @@
 """What matters: one file a criterion; docs/add-a-criterion.md shows how to add one."""
 
-from loraprune.criteria import gate, lora, magnitude, random  # noqa: F401  (importing a criterion registers it)
-from loraprune.criteria.base import Criterion, Tile, criteria, register_gate, register_saliency
-from loraprune.criteria.scoring import GateScorer, SaliencyScorer, Scorer, make_scorer
+from loraprune.criteria import flap, gate, gradient, lora, magnitude, movement, random, sketch, taylor, wanda  # noqa: F401
+from loraprune.criteria.base import (
+    Activation,
+    Channels,
+    Criterion,
+    Gate,
+    Gradient,
+    Saliency,
+    Tile,
+    criteria,
+    register_activation,
+    register_gate,
+    register_gradient,
+    register_saliency,
+)
 
 __all__ = [
+    "Activation",
+    "Channels",
     "Criterion",
-    "GateScorer",
-    "SaliencyScorer",
-    "Scorer",
+    "Gate",
+    "Gradient",
+    "Saliency",
     "Tile",
     "criteria",
-    "make_scorer",
+    "register_activation",
     "register_gate",
+    "register_gradient",
     "register_saliency",
 ]

@@ -1,4 +1,4 @@
-"""The exact first-order effect of a unit: the gradient of a virtual gate m = 1 on what the unit sends on."""
+"""The exact effect of a unit, sample by sample: the Fisher information of a virtual gate m = 1 on what the unit sends on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from loraprune.criteria.base import register_gate
 
 
 @register_gate("gate")
-def gate(
-    z: Float[Tensor, "batch seq channels"], grad: Float[Tensor, "batch seq channels"], units: int
-) -> Float[Tensor, " units"]:
-    """Return the sum over samples of (dL/dm)^2 with dL/dm = sum over tokens and channels of z * dL/dz.
+def gate(effects: Float[Tensor, "samples units"]) -> Float[Tensor, " units"]:
+    """Return the sum over samples of (dL/dm)^2.
 
     Source: PAPER.md section 2, "gate gradient"; squared per sample and averaged it is the Fisher score.
     """
-    per_channel = (z * grad).float().sum(1)
-    return per_channel.unflatten(-1, (units, -1)).sum(-1).square().sum(0)
+    return effects.square().sum(0)

@@ -25,17 +25,30 @@ from loraprune.adapters import (
     zero_weights_,
 )
 from loraprune.config import LoRAPruneConfig
-from loraprune.criteria import criteria
-from loraprune.criteria.tiles import saliency_tiles
+from loraprune.criteria import Saliency, criteria
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Plan
+from loraprune.scoring.elementwise import tiles
+from loraprune.scoring.saliency import saliency_rows
 from loraprune.sparsity.masks import mask_weight
 from loraprune.sparsity.pattern import Pattern, parse_pattern
 from loraprune.sparsity.saved import SavedZeros, count_saved
 from loraprune.sparsity.scores import WeightScores
 from loraprune.surgery import check_groups
+
+
+def weight_criterion(config: LoRAPruneConfig) -> Saliency:
+    """Return the criterion that `config` names, or raise a ConfigError if it scores no single weights after a step."""
+    criterion = criteria.get(config.criterion)
+    if not isinstance(criterion, Saliency):
+        fitting = [name for name in criteria.names() if isinstance(criteria.get(name), Saliency)]
+        raise ConfigError(
+            f"--sparsity {config.sparsity} --criterion {config.criterion}: it gives no score of single weights at the end of "
+            f"a step; choose one of {', '.join(fitting)}"
+        )
+    return criterion
 
 
 def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneConfig) -> Pattern:
@@ -46,12 +59,7 @@ def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneC
     """
     assert isinstance(config.sparsity, str)
     pattern = parse_pattern(config.sparsity)
-    if criteria.get(config.criterion).kind != "saliency":
-        fitting = [name for name in criteria.names() if criteria.get(name).kind == "saliency"]
-        raise ConfigError(
-            f"--sparsity {config.sparsity} --criterion {config.criterion}: it scores units, not single weights; "
-            f"choose one of {', '.join(fitting)}"
-        )
+    weight_criterion(config)
     for path in linear_paths(groups):
         cut = next(cuts(find_module(model, path), "in"))
         inputs = cut.tensor.shape[cut.dim]
@@ -107,13 +115,12 @@ class Sparsifier:
         Raises:
             NumericsError: if one is NaN or infinite.
         """
-        criterion = criteria.get(self.config.criterion)
+        criterion, power = weight_criterion(self.config), self.config.power
         largest = []
         for path in self.kept:
-            tiles = saliency_tiles(
-                criterion, projection(self.model, path), power=self.config.power, generator=self._generator
-            )
-            largest.append(torch.stack([self.scores.update(path, start, saliency) for start, saliency in tiles]).amax())
+            proj = projection(self.model, path)
+            found = tiles(proj, saliency_rows(criterion, proj, self._generator), power=power)
+            largest.append(torch.stack([self.scores.update(path, start, saliency) for start, saliency in found]).amax())
         self.scores.updates += 1
         for path, value in zip(self.kept, torch.stack(largest).tolist(), strict=True):
             if not value < float("inf"):

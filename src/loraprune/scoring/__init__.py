@@ -1,0 +1,30 @@
+"""From a criterion to one score per unit: one file a kind of criterion. Knows nothing about averaging or plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from loraprune.criteria import Activation, Criterion, Gate, Gradient
+from loraprune.groups import Group
+from loraprune.scoring.activation import ActivationScorer
+from loraprune.scoring.base import Kept, Scorer
+from loraprune.scoring.gate import GateScorer
+from loraprune.scoring.gradient import GradientScorer
+from loraprune.scoring.saliency import SaliencyScorer
+
+__all__ = ["Kept", "Scorer", "make_scorer"]
+
+
+def make_scorer(
+    criterion: Criterion, model: nn.Module, groups: Sequence[Group], *, power: int, normalize: bool, seed: int
+) -> Scorer:
+    """Return the scorer of a criterion on an adapted model."""
+    if isinstance(criterion, Gate):
+        return GateScorer(criterion, model, groups)
+    if isinstance(criterion, Activation):
+        return ActivationScorer(criterion, model, groups)
+    if isinstance(criterion, Gradient):
+        return GradientScorer(criterion, model, groups, power=power, normalize=normalize)
+    return SaliencyScorer(criterion, model, groups, power=power, normalize=normalize, seed=seed)

@@ -1,0 +1,78 @@
+"""A criterion on single weights and LoRA's factors, computed after the last backward pass of a step.
+
+Knows nothing about averaging or plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loraprune.adapters import Projection, linear_paths, projection
+from loraprune.criteria import Saliency, Tile
+from loraprune.errors import ConfigError
+from loraprune.groups import Group, Side
+from loraprune.scoring.base import Kept
+from loraprune.scoring.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
+
+
+class SaliencyScorer:
+    """Reduces an elementwise criterion tile by tile to row and column sums, and these to units."""
+
+    def __init__(
+        self, criterion: Saliency, model: nn.Module, groups: Sequence[Group], *, power: int, normalize: bool, seed: int
+    ) -> None:
+        self.criterion, self.model, self.groups = criterion, model, tuple(groups)
+        self.power, self.normalize = power, normalize
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return the power-transformed saliencies, summed over the weights that each unit owns."""
+        scores = {}
+        for group in self.groups:
+            sums = {path: self._sums(path, wanted_sides(group, path)) for path in linear_paths([group])}
+            left = kept[group.name] if kept else None
+            scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
+        return to_cpu(scores)
+
+    def _sums(self, path: str, wanted: set[Side]) -> dict[Side, Tensor]:
+        proj = projection(self.model, path)
+        return side_sums(proj, saliency_rows(self.criterion, proj, self.generator), power=self.power, wanted=wanted)
+
+    def resize(self, groups: Sequence[Group]) -> None:
+        """Go on with the groups of the smaller model."""
+        self.groups = tuple(groups)
+
+    def close(self) -> None:
+        """Do nothing: there are no hooks."""
+
+
+def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Rows:
+    """Return the function that computes rows of a criterion's saliencies from the factors and gradients as they are now."""
+    dtype = working_dtype(proj)
+    a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
+    grad_a, grad_b = (_gradient(criterion, factor, proj.path).to(dtype) for factor in (proj.lora_a, proj.lora_b))
+
+    def rows(start: int, stop: int) -> Tensor:
+        tile = Tile(
+            base=proj.base_rows(start, stop).to(dtype), a=a, b=b[start:stop], grad_a=grad_a,
+            grad_b=grad_b[start:stop], whole_b=b, scaling=proj.scaling, generator=generator,
+        )  # fmt: skip
+        return criterion.function(tile)
+
+    return rows
+
+
+def _gradient(criterion: Saliency, parameter: nn.Parameter, path: str) -> Tensor:
+    if parameter.grad is not None:
+        return parameter.grad.detach()
+    if criterion.needs_gradient:
+        raise ConfigError(
+            f"the criterion {criterion.name!r} needs gradients, but LoRA on {path!r} has none: "
+            "is the adapter frozen, or was the step skipped?"
+        )
+    return torch.zeros_like(parameter)
