@@ -18,20 +18,19 @@ SOURCE = ROOT / "src"
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
+    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib", "sparsity.pattern"),
     ("plan", "config", "families", "adapters", "data"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate"),
     ("scoring",),
-    ("compensation", "distillation", "verify", "benchmark"),
-    ("train",),
-    ("pruner",),
+    ("compensation", "distillation", "verify", "benchmark", "sparsity.masks", "sparsity.scores", "sparsity.saved"),
+    ("train", "pruner", "sparsity.sparsifier"),
     ("callback", "describe", "judge", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
     ("__main__",),
 )
-FREE = ("", "demo")  # the package itself, which imports on demand, and a package without code
+FREE = ("", "demo", "sparsity")  # the package itself, which imports on demand, and packages without code
 
 WITHOUT_TORCH = (
     "errors",
@@ -40,6 +39,7 @@ WITHOUT_TORCH = (
     "families",
     "plan",
     "schedule",
+    "sparsity.pattern",
     "allocation",
     "options",
     "config",

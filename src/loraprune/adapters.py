@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from loraprune.errors import ConfigError, GroupMismatchError
 from loraprune.groups import Group, Side
 
 ADAPTER = "default"
+KEPT_WEIGHTS = "kept_weights"
+"""name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +172,34 @@ def attach_lora(
     return adapted
 
 
+def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """Return the layers that hold A and B of an adapted projection."""
+    assert isinstance(module, LoraLayer)
+    a, b = module.lora_A[ADAPTER], module.lora_B[ADAPTER]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return a, b
+
+
+@torch.no_grad()
+def zero_weights_(layer: nn.Module, kept: Bool[Tensor, "out in_"]) -> None:
+    """Write zeros, not negative ones, into all weights of a layer but those in `kept`."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    (weight.data.T if is_transposed(layer) else weight.data).masked_fill_(~kept.to(weight.device), 0)
+
+
 def merge_lora(model: PeftModel) -> PreTrainedModel:
-    """Add every scaled B A to its base weight and return the plain model; `model` must not be used afterwards."""
+    """Add every scaled B A to its base weight and return the plain model; `model` must not be used afterwards.
+
+    Masked weights (see `loraprune.sparsity.masks`) are zero in the result, and their masks are gone.
+    """
     merged = model.merge_and_unload(progressbar=False)
     assert isinstance(merged, PreTrainedModel)
+    for layer in merged.modules():
+        if KEPT_WEIGHTS in layer._buffers:
+            zero_weights_(layer, layer.get_buffer(KEPT_WEIGHTS))
+            delattr(layer, KEPT_WEIGHTS)
     return merged
 
 

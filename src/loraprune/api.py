@@ -21,6 +21,7 @@ from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.loading import load_model
+from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.surgery import check_groups
 from loraprune.verify import check_difference, difference, logits_of, probe_batch
 
@@ -69,4 +70,7 @@ def save_pruned(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "plan.json").write_text(pruner.plan.to_json() + "\n", encoding="utf-8")
-        save_file(dict(pruner.scores.values), folder / "scores.safetensors")
+        if isinstance(pruner, Sparsifier):
+            pruner.check_saved(folder, reloaded)
+        else:
+            save_file(dict(pruner.scores.values), folder / "scores.safetensors")

@@ -16,6 +16,7 @@ from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.pruner import Pruner
 from loraprune.schedule import Schedule
+from loraprune.sparsity.sparsifier import Sparsifier
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class LoRAPruneCallback(TrainerCallback):
 
     def __init__(self, config: LoRAPruneConfig) -> None:
         self.config = config
-        self.pruner: Pruner | None = None
+        self.pruner: Pruner | Sparsifier | None = None
         self.schedule: Schedule | None = None
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
@@ -47,7 +48,7 @@ class LoRAPruneCallback(TrainerCallback):
         if state.global_step:
             raise ConfigError("resume_from_checkpoint: a pruning run cannot be resumed yet; start it anew")
         config = self.config
-        self.pruner = Pruner(kwargs["model"], config)
+        self.pruner = (Sparsifier if config.sparsity else Pruner)(kwargs["model"], config)
         self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
         self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
 

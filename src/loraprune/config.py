@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from loraprune.errors import ConfigError
 from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, failed
+from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
+UNIT_OPTIONS = ("parameters", "heads", "ffn", "round", "normalize", "allocation", "shrink")
+"""options that say which units go or how: they mean nothing where single weights go"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,9 @@ class LoRAPruneConfig(AdapterOptions):
     """query heads to keep in every layer; with --ffn, replaces --ratio"""
     ffn: int | None = None
     """FFN channels to keep in every layer; with --heads, replaces --ratio"""
+    sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
+    """set single weights to zero instead of removing units: `unstructured` (with --ratio), or N:M such as 2:4 and 4:8,
+    where N of every M neighbouring inputs stay; the model keeps its shapes"""
     round: int = 8
     """FFN widths are multiples of this; 1 for the exact ratio, 32 or more for quantised GGUF"""
     criterion: CriterionName = "lora"
@@ -90,7 +96,18 @@ class LoRAPruneConfig(AdapterOptions):
                 parse_count(self.parameters)
             except ConfigError as error:
                 found.append(str(error))
-        return found
+        return [*found, *self._sparsity_problems()]
+
+    def _sparsity_problems(self) -> list[str]:
+        if self.sparsity is None:
+            return []
+        odd = [name for name in UNIT_OPTIONS if getattr(self, name) != getattr(LoRAPruneConfig, name)]
+        found = [
+            f"--sparsity {self.sparsity} --{name} {getattr(self, name)}: --{name} is about units, and none are removed; "
+            "leave one of the two out"
+            for name in odd
+        ]
+        return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,9 @@ from loraprune.groups import Group
 from loraprune.loading import choose_device, choose_dtype, embedding_rows, load_config, load_model, load_tokenizer
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
-from loraprune.pruner import goal_counts, make_space
+from loraprune.pruner import Pruner, goal_counts, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
+from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.surgery import check_groups
 from loraprune.train import TrainingBar, train
 from loraprune.verify import (
@@ -78,7 +79,10 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
     groups = find_groups(model.config)
     check_groups(model, groups)
-    goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
+    if pruning.sparsity:
+        check_sparsity(model, groups, pruning)
+    else:
+        goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
     check_vocabulary(tokenizer, embedding_rows(model))
     length = min(config.length, model.config.max_position_embeddings)
     data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
@@ -126,13 +130,14 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         round_weights_(job.model, job.stored)
         save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
         job.tokenizer.save_pretrained(folder)
-        verification = _verify_saved(job, plan, folder, sums)
+        verification = _verify_saved(job, plan, folder, sums, sparse=pruner if isinstance(pruner, Sparsifier) else None)
         pruned = perplexity(job.model, job.data.held_out, batch=config.batch)
         report = make_report(
             config, quality=Quality(dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
             parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
         )  # fmt: skip
-        write_folder(folder, report, config, scores=pruner.scores.values if pruner else None)
+        # Scores of single weights would be as large as the model.
+        write_folder(folder, report, config, scores=pruner.scores.values if isinstance(pruner, Pruner) else None)
     return report
 
 
@@ -160,7 +165,7 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     return adapted, training
 
 
-def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums) -> Verification:
+def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums, *, sparse: Sparsifier | None) -> Verification:
     """Compare the model with the masked dense one and with what plain `from_pretrained` loads, which replaces it.
 
     No two models are in memory at any time.
@@ -170,6 +175,8 @@ def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums) -> Verific
     merged = logits_of(job.model, probe)
     _free(job)
     dense = load_model(job.config.model, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code)
+    if sparse:
+        sparse.check_saved(folder, dense)
     check_units(unit_sums(dense, job.groups, refitted=job.config.pruning().compensate), sums, plan)
     masked = masked_logits(dense, weights_of(folder), job.groups, plan, probe)
     del dense

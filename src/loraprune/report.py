@@ -22,6 +22,7 @@ from loraprune.config import FinetuneConfig, PruneConfig, as_dict
 from loraprune.evaluate import Perplexity
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
+from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.verify import Verification
 
 LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -73,7 +74,7 @@ def make_report(
     quality: Quality,
     training: Training,
     plan: Plan,
-    pruner: Pruner | None,
+    pruner: Pruner | Sparsifier | None,
     verification: Verification,
     parameters: tuple[int, int],
     began: float,
@@ -87,7 +88,11 @@ def make_report(
     }
     dense, pruned = parameters
     values["parameters"] = {"dense": dense, "pruned": pruned}
-    if pruner:
+    if isinstance(pruner, Sparsifier):
+        values |= pruner.figures()
+        weights, zeros = values["sparsity"]["weights"], values["sparsity"]["zeros"]
+        values["parameters"] |= {"prunable_dense": weights, "prunable_pruned": weights - zeros}
+    elif pruner:
         budget, counts = pruner.space.budget, pruner.counts()
         values["ratio_requested"] = config.ratio if isinstance(config, PruneConfig) else 0.0
         if isinstance(config, PruneConfig) and (config.parameters, config.heads, config.ffn) != (None, None, None):
@@ -137,7 +142,12 @@ def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) 
         ("perplexity", f"{perplexity['dense']:.3f}", f"{perplexity['pruned']:.3f}"),
     ]
     if "ratio_reached" in values:
-        rows.insert(1, ("ratio of prunable parameters removed", "0", f"{values['ratio_reached']:.4f}"))
+        what = (
+            "ratio of prunable weights that are zero"
+            if "sparsity" in values
+            else "ratio of prunable parameters removed"
+        )
+        rows.insert(1, (what, "0", f"{values['ratio_reached']:.4f}"))
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return (
         "---\nlibrary_name: transformers\ntags: [loraprune, pruned]\n---\n\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loraprune.config import LoRAPruneConfig
-from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options
+from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class PlanConfig(LoRAPruneConfig, BatchOptions, ModelOptions):
 
     dtype: Dtype = "bfloat16"
     """precision of the weights while training"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        shapes = f"--sparsity {self.sparsity}: shapes and sizes stay those of the dense model; there is nothing to plan"
+        return [*super().problems(), *failed((self.sparsity is None, shapes))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,8 @@ def report(result: Report) -> None:
     ]
     if "prunable_dense" in parameters:
         dense, pruned = parameters["prunable_dense"], parameters["prunable_pruned"]
-        rows.append(("  in prunable groups", f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
+        left = "  not zero, in prunable groups" if "sparsity" in values else "  in prunable groups"
+        rows.append((left, f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
     rows.append(
         (
             "perplexity",

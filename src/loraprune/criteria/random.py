@@ -11,7 +11,10 @@ from loraprune.criteria.base import Tile, register_saliency
 
 @register_saliency("random", needs_gradient=False)
 def random(tile: Tile) -> Float[Tensor, "rows in_"]:
-    """Return one random number a row and one a column, so that every unit's score is drawn anew at every step."""
-    rows, columns = tile.base.shape
-    row = torch.rand(rows, 1, generator=tile.generator) + torch.rand(1, columns, generator=tile.generator)
-    return row.to(tile.base)
+    """Return numbers in [0, 1) that are drawn anew at every step.
+
+    One number is drawn for each row and each column; the digits of their products that tell rows and columns no longer
+    apart stand for a number of each weight's own, which would take long to draw for a large model.
+    """
+    row, column = (1 + torch.rand(size, generator=tile.generator) for size in tile.base.shape)
+    return torch.outer(row.to(tile.base), column.to(tile.base)).mul_(1 << 10).frac_()

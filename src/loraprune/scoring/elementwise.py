@@ -5,7 +5,7 @@ No out x in temporary is ever formed: a tile is at most TILE_BYTES. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -28,19 +28,26 @@ def working_dtype(proj: Projection) -> torch.dtype:
     return torch.promote_types(torch.float32, proj.lora_a.dtype)
 
 
+def tiles(proj: Projection, rows: Rows, *, power: int) -> Iterator[tuple[int, Float[Tensor, "rows in_"]]]:
+    """Yield the first row and the saliencies' power of every tile of a projection."""
+    count, columns = proj.shape
+    step = max(
+        1, TILE_BYTES.get(proj.lora_a.device.type, TILE_BYTES_DEVICE) // (columns * working_dtype(proj).itemsize)
+    )
+    for start in range(0, count, step):
+        saliency = rows(start, min(start + step, count))
+        yield start, saliency.square() if power == 2 else saliency.abs()
+
+
 def side_sums(proj: Projection, rows: Rows, *, power: int, wanted: set[Side]) -> dict[Side, Tensor]:
     """Return the sums over rows (`in`, by column) and over columns (`out`, by row) of the saliencies' power."""
     count, columns = proj.shape
     device, dtype = proj.lora_a.device, working_dtype(proj)
     out = torch.empty(count, dtype=dtype, device=device)
     in_ = torch.zeros(columns, dtype=dtype, device=device)
-    step = max(1, TILE_BYTES.get(device.type, TILE_BYTES_DEVICE) // (columns * dtype.itemsize))
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        saliency = rows(start, stop)
-        saliency = saliency.square() if power == 2 else saliency.abs()
+    for start, saliency in tiles(proj, rows, power=power):
         if "out" in wanted:
-            torch.sum(saliency, dim=1, out=out[start:stop])
+            torch.sum(saliency, dim=1, out=out[start : start + len(saliency)])
         if "in" in wanted:
             in_ += saliency.sum(0)
     return {"out": out, "in": in_}

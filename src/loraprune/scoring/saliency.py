@@ -41,31 +41,7 @@ class SaliencyScorer:
 
     def _sums(self, path: str, wanted: set[Side]) -> dict[Side, Tensor]:
         proj = projection(self.model, path)
-        return side_sums(proj, self._rows(proj), power=self.power, wanted=wanted)
-
-    def _rows(self, proj: Projection) -> Rows:
-        dtype = working_dtype(proj)
-        a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
-        grad_a, grad_b = (self._gradient(factor, proj.path).to(dtype) for factor in (proj.lora_a, proj.lora_b))
-
-        def rows(start: int, stop: int) -> Tensor:
-            tile = Tile(
-                base=proj.base_rows(start, stop).to(dtype), a=a, b=b[start:stop], grad_a=grad_a,
-                grad_b=grad_b[start:stop], whole_b=b, scaling=proj.scaling, generator=self.generator,
-            )  # fmt: skip
-            return self.criterion.function(tile)
-
-        return rows
-
-    def _gradient(self, parameter: nn.Parameter, path: str) -> Tensor:
-        if parameter.grad is not None:
-            return parameter.grad.detach()
-        if self.criterion.needs_gradient:
-            raise ConfigError(
-                f"the criterion {self.criterion.name!r} needs gradients, but LoRA on {path!r} has none: "
-                "is the adapter frozen, or was the step skipped?"
-            )
-        return torch.zeros_like(parameter)
+        return side_sums(proj, saliency_rows(self.criterion, proj, self.generator), power=self.power, wanted=wanted)
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""
@@ -73,3 +49,30 @@ class SaliencyScorer:
 
     def close(self) -> None:
         """Do nothing: there are no hooks."""
+
+
+def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Rows:
+    """Return the function that computes rows of a criterion's saliencies from the factors and gradients as they are now."""
+    dtype = working_dtype(proj)
+    a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
+    grad_a, grad_b = (_gradient(criterion, factor, proj.path).to(dtype) for factor in (proj.lora_a, proj.lora_b))
+
+    def rows(start: int, stop: int) -> Tensor:
+        tile = Tile(
+            base=proj.base_rows(start, stop).to(dtype), a=a, b=b[start:stop], grad_a=grad_a,
+            grad_b=grad_b[start:stop], whole_b=b, scaling=proj.scaling, generator=generator,
+        )  # fmt: skip
+        return criterion.function(tile)
+
+    return rows
+
+
+def _gradient(criterion: Saliency, parameter: nn.Parameter, path: str) -> Tensor:
+    if parameter.grad is not None:
+        return parameter.grad.detach()
+    if criterion.needs_gradient:
+        raise ConfigError(
+            f"the criterion {criterion.name!r} needs gradients, but LoRA on {path!r} has none: "
+            "is the adapter frozen, or was the step skipped?"
+        )
+    return torch.zeros_like(parameter)

@@ -1,0 +1,75 @@
+"""Patterns of zeros: N:M along a projection's inputs, or none.
+
+Knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from loraprune.errors import ConfigError, nearest
+
+UNSTRUCTURED = "unstructured"
+WORDS = (UNSTRUCTURED, "2:4", "4:8")
+"""what an unknown word is compared with; any other N:M works too"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """At most `kept` of every `block` neighbouring inputs of an output are not zero; `block` 1 sets no such limit."""
+
+    kept: int
+    block: int
+
+    @property
+    def name(self) -> str:
+        """Return the word that stands for the pattern on the command line."""
+        return f"{self.kept}:{self.block}" if self.is_blocked else UNSTRUCTURED
+
+    @property
+    def is_blocked(self) -> bool:
+        """Say whether the pattern limits blocks, which fixes the ratio too."""
+        return self.block > 1
+
+    def ratio(self, asked: float) -> float:
+        """Return the fraction of zeros: what the pattern fixes, or what is asked for."""
+        return (self.block - self.kept) / self.block if self.is_blocked else asked
+
+    def zeros(self, weights: int, asked: float) -> int:
+        """Return how many of a matrix's `weights` end as zeros."""
+        return round(weights * self.ratio(asked))
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read `unstructured` or N:M, such as 2:4.
+
+    Raises:
+        ConfigError: if it is neither, or N is not below M.
+    """
+    if text == UNSTRUCTURED:
+        return Pattern(1, 1)
+    numbers = re.fullmatch(r"(\d+):(\d+)", text)
+    if not numbers:
+        raise ConfigError(f"--sparsity {text}: no pattern{nearest(text, WORDS)}: give unstructured, or N:M such as 2:4")
+    kept, block = int(numbers[1]), int(numbers[2])
+    if not 0 < kept < block:
+        raise ConfigError(
+            f"--sparsity {text}: N:M keeps N of every M weights, with 0 < N < M; 2:4 is one that GPUs know"
+        )
+    return Pattern(kept, block)
+
+
+def pattern_problems(text: str | int, ratio: float, *, default: float) -> list[str]:
+    """Return what is wrong with a pattern beside a `--ratio`; the default ratio is taken for none given."""
+    if isinstance(text, int):
+        return [f'sparsity: {text} is how YAML reads {text // 60}:{text % 60}, in base 60: write "N:M" in quotes']
+    try:
+        pattern = parse_pattern(text)
+    except ConfigError as error:
+        return [str(error)]
+    if ratio not in (default, pattern.ratio(ratio)):
+        return [
+            f"--sparsity {text} --ratio {ratio}: {text} fixes the ratio at {pattern.ratio(ratio)}; leave --ratio out"
+        ]
+    return []
