@@ -17,11 +17,12 @@ SOURCE = ROOT / "src"
 
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
-    ("plan", "config", "families", "adapters", "data"),
-    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
-    ("balanced", "verify", "benchmark"),
+    ("errors", "layerwise.modeling_loraprune"),
+    ("registry", "groups", "schedule", "options", "memory", "demo.stdlib", "layerwise.register"),
+    ("plan", "config", "families", "adapters", "data", "loading"),
+    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate", "train"),
+    ("layerwise.save",),
+    ("balanced", "verify", "benchmark", "checkpoint"),
     ("pruner",),
     ("callback", "describe", "judge", "report"),
     ("api", "pipeline"),
@@ -29,7 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-FREE = ("", "demo")  # the package itself, which imports on demand, and a package without code
+FREE = ("", "demo", "layerwise")  # the package itself, which imports on demand, and packages without code
 
 WITHOUT_TORCH = (
     "errors",

@@ -29,8 +29,11 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
+from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
+HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+"""options of transformers that decide which file is read from the hub"""
 
 
 @contextmanager
@@ -73,6 +76,7 @@ def resolve(model: str) -> str:
 def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration."""
     with quiet(), _clear_errors(model):
+        _register(resolve(model))
         config = AutoConfig.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
     assert isinstance(config, PreTrainedConfig)
     if getattr(config, "quantization_config", None) is not None:
@@ -80,6 +84,29 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
             f"--model {model}: its weights are quantised already and cannot be cut exactly; name the 16- or 32-bit checkpoint"
         )
     return config
+
+
+def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
+    """Load a causal language model, a layer-wise one too, for which no code from its folder is run.
+
+    Args:
+        model: A folder or a hub id; `demo` is the model that ships with the package.
+        options: Options of `from_pretrained` of transformers.
+
+    Raises:
+        CheckpointError: for anything that keeps the model from being loaded.
+    """
+    with _clear_errors(str(model)):
+        folder = resolve(str(model))
+        _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
+    return loaded
+
+
+def _register(folder: str, **hub_options: Any) -> None:
+    """Make a layer-wise model's type known before transformers looks for it."""
+    values, _ = PreTrainedConfig.get_config_dict(folder, **hub_options)
+    register_type(str(values.get("model_type", "")))
 
 
 def load_model(

@@ -5,7 +5,6 @@ Cutting equals masking, as AdamW acts on each element alone. Knows nothing about
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from loraprune.adapters import Cut, base_layer, base_model, cuts, find_module, set_features
 from loraprune.errors import GroupMismatchError
 from loraprune.groups import Group, Side, kept_entries, sides
+from loraprune.layerwise.modeling_loraprune import LayerConfig
 
 
 def slice_(
@@ -79,13 +79,13 @@ def rescale_norm_(weight: Tensor, *, before: int, after: int) -> None:
 
 
 def set_attribute(model: nn.Module, path: str, value: int) -> None:
-    """Set an integer of a module; a layer that shares the model's configuration gets a copy of its own first."""
+    """Set an integer of a module; a layer that shares the model's configuration gets a view of its own first."""
     owner, name = path.rsplit(".", 1)
     if owner.endswith(".config"):
         module = find_module(model, owner.removesuffix(".config"))
         config = module.config
         if config is getattr(base_model(model), "config", None):
-            config = copy.copy(config)
+            config = LayerConfig(config)
             module.config = config
         setattr(config, name, value)
     else:
