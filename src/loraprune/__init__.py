@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loraprune.criteria import register_gate, register_saliency
     from loraprune.families import register_family
     from loraprune.groups import Group, Span
+    from loraprune.loading import from_pretrained
     from loraprune.pipeline import finetune, prune
     from loraprune.plan import Plan
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Span": "groups",
     "attach_lora": "api",
     "finetune": "pipeline",
+    "from_pretrained": "loading",
     "prune": "pipeline",
     "register_family": "families",
     "register_gate": "criteria",
@@ -45,6 +47,7 @@ __all__ = [
     "Span",
     "attach_lora",
     "finetune",
+    "from_pretrained",
     "prune",
     "register_family",
     "register_gate",

@@ -25,7 +25,7 @@ from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
 from loraprune.shell import save_tensors
 
-OUR_FILES = ("report.json", "plan.json")
+OUR_FILES = ("report.json", "plan.json", "export.json")
 """a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
@@ -36,6 +36,15 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
         for key, each in group.sizes.items():
             if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
                 return None
+    return sizes
+
+
+def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return what the config keys would be in every layer."""
+    sizes: dict[str, list[int]] = {}
+    for group in groups:
+        for key, each in group.sizes.items():
+            sizes.setdefault(key, []).append(each * counts[group.name])
     return sizes
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import new_folder, round_weights_, save_stock
+from loraprune.checkpoint import new_folder, round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import Collator, Data, check_vocabulary, load_data
@@ -87,7 +87,7 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
 
 
 def prune(config: PruneConfig) -> Report:
-    """Prune a model while fine-tuning it with LoRA, and write a folder that plain `from_pretrained` loads.
+    """Prune a model while fine-tuning it with LoRA, and write a folder that `from_pretrained` loads.
 
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
@@ -123,7 +123,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         del adapted
         check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
         round_weights_(job.model, job.stored)
-        save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
+        save_model(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
         job.tokenizer.save_pretrained(folder)
         verification = _verify_saved(job, plan, folder, sums)
         pruned = perplexity(job.model, job.data.held_out, batch=config.batch)
@@ -156,7 +156,7 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
 
 
 def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums) -> Verification:
-    """Compare the model with the masked dense one and with what plain `from_pretrained` loads, which replaces it.
+    """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
 
     No two models are in memory at any time.
     """
@@ -175,6 +175,7 @@ def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums) -> Verific
         masked_vs_sliced=check_difference("masked and sliced model", difference(masked, merged), dtype),
         sliced_vs_reloaded=check_difference("sliced and reloaded model", difference(merged, reloaded), dtype),
         tolerance=TOLERANCE[dtype],
+        saved_as=job.model.config.model_type,
     )
 
 

@@ -17,9 +17,16 @@ from loraprune.loading import quiet
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the causal language model of a configuration without any memory for its weights."""
+    """Return the causal language model of a configuration without any memory for its weights.
+
+    Raises:
+        CheckpointError: if a layer-wise model's record does not describe it.
+    """
     with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(config)
+        try:
+            model = AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise CheckpointError(f"config.json: {error}") from None
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -49,7 +56,7 @@ def save_tensors(
     folder: Path,
     *,
     dtype: torch.dtype,
-    generation: GenerationConfig | None,
+    generation: GenerationConfig,
 ) -> None:
     """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`."""
     config.dtype = dtype

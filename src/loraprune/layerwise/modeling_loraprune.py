@@ -102,12 +102,14 @@ def _set_attribute(model: PreTrainedModel, path: str, value: int) -> None:
 
 
 @functools.cache
-def layerwise_class(stock: type) -> type[Any]:
+def layerwise_class(stock: Any) -> type[Any]:
     """Return the subclass of a stock configuration or model class that knows a record, always the same one."""
     name = f"{PREFIX}{stock.__name__}"
     values: dict[str, Any] = {"__module__": __name__, "__qualname__": name, "__doc__": f"{stock.__name__}, resized."}
     if issubclass(stock, PreTrainedConfig):
-        return type(name, (stock,), values | {"model_type": TYPE_PREFIX + stock.model_type, "_auto_class": "AutoConfig"})
+        return type(
+            name, (stock,), values | {"model_type": TYPE_PREFIX + stock.model_type, "_auto_class": "AutoConfig"}
+        )
     if issubclass(stock, PreTrainedModel):
         auto = "AutoModelForCausalLM" if issubclass(stock, GenerationMixin) else "AutoModel"
         values |= {"config_class": layerwise_class(stock.config_class), "_auto_class": auto}

@@ -5,6 +5,8 @@ Knows nothing about groups or weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -34,7 +36,7 @@ def register_type(model_type: str) -> None:
     AutoModelForCausalLM.register(own, layerwise_class(causal), exist_ok=True)
 
 
-def stock_classes(model_type: str) -> tuple[type[PreTrainedConfig], type, type]:
+def stock_classes(model_type: str) -> tuple[Any, Any, Any]:
     """Return the configuration, the model and the causal language model of a stock model type.
 
     Raises:
@@ -45,7 +47,7 @@ def stock_classes(model_type: str) -> tuple[type[PreTrainedConfig], type, type]:
             f"transformers has no causal language model of type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}: "
             "layer-wise models need a stock one, in a transformers that knows it"
         )
-    config = CONFIG_MAPPING[model_type]
+    config: Any = CONFIG_MAPPING[model_type]
     return config, MODEL_MAPPING[config], MODEL_FOR_CAUSAL_LM_MAPPING[config]
 
 

@@ -31,9 +31,7 @@ def make_record(model: nn.Module, groups: Sequence[Group], counts: Mapping[str, 
         "units": {group.name: counts[group.name] for group in groups},
         "linears": {path: list(_weight(model, path).shape) for path in linear_paths(groups)},
         "norms": {path: len(_weight(model, path)) for path in norms},
-        "attributes": {
-            path: each * counts[group.name] for group in groups for path, each in group.attributes.items()
-        },
+        "attributes": {path: each * counts[group.name] for group in groups for path, each in group.attributes.items()},
     }
 
 
