@@ -94,13 +94,23 @@ def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
         options: Options of `from_pretrained` of transformers.
 
     Raises:
-        CheckpointError: for anything that keeps the model from being loaded.
+        CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
     """
-    with _clear_errors(str(model)):
+    with quiet(), _clear_errors(str(model)):
         folder = resolve(str(model))
         _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **options)
-    return loaded
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to name the tensor in our own words
+        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(folder, **(options | strict))
+    loaded, info = loaded_and_info
+    for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
+        if info.get(key):
+            # A mismatch is a tuple of name and both shapes.
+            name = min(entry if isinstance(entry, str) else str(entry[0]) for entry in info[key])
+            raise CheckpointError(
+                f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
+            )
+    result: PreTrainedModel = loaded
+    return result
 
 
 def _register(folder: str, **hub_options: Any) -> None:
@@ -119,19 +129,7 @@ def load_model(
         NumericsError: for NaN or infinite weights.
     """
     load_config(model, trust_remote_code=trust_remote_code)
-    with quiet(), _clear_errors(model):
-        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(model), dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    loaded, info = loaded_and_info
-    for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
-        if info.get(key):
-            # A mismatch is a tuple of name and both shapes.
-            name = min(entry if isinstance(entry, str) else str(entry[0]) for entry in info[key])
-            raise CheckpointError(
-                f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
-            )
+    loaded: Any = from_pretrained(model, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -144,6 +142,7 @@ def load_model(
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
     with quiet(), _clear_errors(model):
+        _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -76,7 +76,10 @@ def _module(model: PreTrainedModel, path: str) -> Any:
     """Return the module at a path of the model with a head, also in the model without one."""
     if model.base_model is model:
         path = path.removeprefix(f"{model.base_model_prefix}.")
-    return model.get_submodule(path)
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise ValueError(f"no module {path!r}") from None
 
 
 def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
