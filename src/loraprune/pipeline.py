@@ -77,7 +77,8 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
     groups = find_groups(model.config)
     check_groups(model, groups)
-    goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
+    if isinstance(config, PruneConfig):
+        goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
     check_vocabulary(tokenizer, embedding_rows(model))
     length = min(config.length, model.config.max_position_embeddings)
     data = load_data(config.data, tokenizer, length=length, held_out=config.eval)

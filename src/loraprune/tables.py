@@ -30,7 +30,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, f
     Console().print(table)
 
 
-def size(count: float | None) -> str:
+def size(count: int | float | None) -> str:
     """Write a number of bytes."""
     if count is None:
         return "-"
