@@ -40,7 +40,7 @@ def size(count: int | float | None) -> str:
     return f"{count:.0f} B"
 
 
-def change(dense: float, pruned: float) -> str:
+def change(dense: int | float, pruned: int | float) -> str:
     """Write a change in per cent."""
     return f"{100 * (pruned / dense - 1):+.1f} %" if dense else "-"
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from loraprune.adapters import merge_lora
-from loraprune.checkpoint import round_weights_, save_model
-from loraprune.errors import CheckpointError, PlanError, VerificationError
+from loraprune.checkpoint import round_weights_
+from loraprune.errors import CheckpointError, PlanError
 from loraprune.families import find_groups
-from loraprune.groups import Group
 from loraprune.layerwise import modeling_loraprune
 from loraprune.layerwise.padded import write_padded
 from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import check_groups, slice_
+from tests.families.uneven import LAYERS, SAME, cut, every_variant, groups_of, save
 from tests.tiny import (
     VARIANTS,
     logits,
@@ -37,29 +37,6 @@ from tests.tiny import (
     uniform_plan,
     with_lora,
 )
-
-SAME = 2e-5
-"""largest relative difference of logits that float32 summation in another order explains; a wrong unit gives > 1e-2"""
-LAYERS = 3
-
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
-
-
-def groups_of(variant: str) -> tuple[Group, ...]:
-    return find_groups(tiny_config(variant, layers=LAYERS))
-
-
-def cut(variant: str, plan: Plan, folder: Path) -> PreTrainedModel:
-    """Slice a tiny model, save it, and return it."""
-    model, groups = tiny_model(variant, layers=LAYERS), groups_of(variant)
-    slice_(model, groups, plan.kept)
-    save(model, folder, config=tiny_config(variant, layers=LAYERS), groups=groups, plan=plan)
-    return model
-
-
-def save(model: PreTrainedModel, folder: Path, *, config: Any, groups: tuple[Group, ...], plan: Plan) -> None:
-    counts = {name: len(kept) for name, kept in plan.kept.items()}
-    save_model(model, folder, config=config, groups=groups, counts=counts)
 
 
 def edit_record(folder: Path, change: Any) -> None:
@@ -235,74 +212,6 @@ def test_a_new_model_of_a_record_starts_from_random_weights_of_its_sizes(tmp_pat
     weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert weight.std().item() == pytest.approx(config.initializer_range, rel=0.1)
     assert torch.isfinite(logits(model, tokens())).all()
-
-
-@every_variant
-@pytest.mark.parametrize("widths", ["even", "uneven"])
-def test_the_padded_export_is_the_dense_stock_model_without_the_removed_units(
-    variant: str, widths: str, tmp_path: Path
-) -> None:
-    groups = groups_of(variant)
-    plan = uniform_plan(groups, 3, 40) if widths == "even" else uneven_plan(groups)
-    sliced = cut(variant, plan, tmp_path / "pruned")
-    found = write_padded(from_pretrained(tmp_path / "pruned"), plan, tmp_path / "padded", dtype=torch.float32)
-    padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
-    assert found < SAME
-    assert relative(logits(sliced, tokens()), logits(padded, tokens())) < SAME
-    dense = dict(tiny_model(variant, layers=LAYERS).named_parameters())
-    kept = {name: parameter for name, parameter in padded.named_parameters() if name.endswith("layernorm.weight")}
-    assert {name: p.shape for name, p in padded.named_parameters()} == {name: p.shape for name, p in dense.items()}
-    assert all(torch.equal(parameter, dense[name]) for name, parameter in kept.items())
-    channel = plan.kept[groups[1].name][0]
-    down = {name: p for name, p in padded.named_parameters() if name == "model.layers.0.mlp.down_proj.weight"}
-    for name, parameter in down.items():
-        assert torch.equal(parameter[:, channel], dense[name][:, channel])
-        assert int((parameter == 0).all(0).sum()) == groups[1].units - len(plan.kept[groups[1].name])
-
-
-def test_units_padded_to_other_places_compute_the_same_but_shifted_columns_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups = groups_of("llama")
-    plan = uneven_plan(groups)
-    cut("llama", plan, tmp_path / "pruned")
-    model = from_pretrained(tmp_path / "pruned")
-    other = Plan(plan.units, {name: tuple(range(len(kept))) for name, kept in plan.kept.items()})
-    assert write_padded(model, other, tmp_path / "other", dtype=torch.float32) < SAME
-
-    from loraprune.layerwise import padded as module
-
-    fill = module.fill_dense_
-
-    def careless(dense: Any, *arguments: Any) -> None:
-        fill(dense, *arguments)
-        down = dense.get_parameter("model.layers.0.mlp.down_proj.weight")
-        down.data = down.data.roll(1, dims=1)
-
-    monkeypatch.setattr(module, "fill_dense_", careless)
-    with pytest.raises(VerificationError, match="pruned and padded"):
-        write_padded(model, plan, tmp_path / "wrong", dtype=torch.float32)
-
-
-def test_a_plan_of_another_model_pads_nothing(tmp_path: Path) -> None:
-    groups = groups_of("llama")
-    cut("llama", uneven_plan(groups), tmp_path / "pruned")
-    model = from_pretrained(tmp_path / "pruned")
-    for plan in (uneven_plan(groups, seed=1), uneven_plan(groups[:2])):
-        with pytest.raises(CheckpointError, match="another model's plan"):
-            write_padded(model, plan, tmp_path / "padded", dtype=torch.float32)
-
-
-def test_a_norm_whose_epsilon_matters_cannot_be_padded(tmp_path: Path) -> None:
-    config = tiny_config("olmo2", layers=LAYERS)
-    config.rms_norm_eps = 0.5
-    model, groups = AutoModelForCausalLM.from_config(config), groups_of("olmo2")
-    plan = uneven_plan(groups)
-    slice_(model, groups, plan.kept)
-    save(model, tmp_path / "pruned", config=config, groups=groups, plan=plan)
-    pruned = from_pretrained(tmp_path / "pruned")
-    with pytest.raises(PlanError, match="epsilon"):
-        write_padded(pruned, plan, tmp_path / "padded", dtype=torch.float32)
 
 
 WRONG_RECORDS: dict[str, tuple[Any, str]] = {
