@@ -1,4 +1,4 @@
-"""Widths of its own in every layer: saved with modelling code, loaded three ways, padded, and pruned once more."""
+"""Widths of its own in every layer: saved with modelling code, loaded with and without this package, pruned once more."""
 
 from __future__ import annotations
 
@@ -94,8 +94,7 @@ def test_recomputed_activations_give_the_gradients_of_kept_ones(variant: str, tm
     for checkpointing in (False, True):
         model = from_pretrained(tmp_path).train()
         if checkpointing:
-            # transformers 5.23 renamed it
-            enable = "activation_checkpointing_enable"
+            enable = "activation_checkpointing_enable"  # its name since transformers 5.23
             getattr(model, enable, model.gradient_checkpointing_enable)({"use_reentrant": False})
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
