@@ -146,13 +146,13 @@ def _memory(
 
 
 def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> int:
-    """Return the numbers that one token leaves behind in one layer for the backward pass.
+    """Return the numbers that one token leaves behind in a layer, on average, for the backward pass.
 
     The inputs that LoRA keeps for the gradient of A (with dropout: masked copies), what attention keeps (q, k, v, output),
     the gate, up and product of the FFN, and four copies of the residual stream for norms and additions.
     """
-    layer = [group for group in groups if group.name.startswith(groups[0].name.rsplit(".", 1)[0] + ".")]
-    rows = sum(g.units * s.width for g in layer for s in g.spans if s.side == "out")
-    columns = sum(g.units * s.width for g in layer for s in g.spans if s.side == "in")
-    inputs = sum(1 for g in layer for s in g.spans if s.side == "out") * config.hidden_size
-    return 2 * rows + 2 * columns + inputs + 4 * config.hidden_size
+    layers = config.num_hidden_layers
+    rows = sum(g.units * s.width for g in groups for s in g.spans if s.side == "out")
+    columns = sum(g.units * s.width for g in groups for s in g.spans if s.side == "in")
+    inputs = sum(1 for g in groups for s in g.spans if s.side == "out") * config.hidden_size
+    return (2 * rows + 2 * columns + inputs) // layers + 4 * config.hidden_size
