@@ -169,7 +169,7 @@ def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
     report = make_report(
         config, quality=Quality(measured, measured), training=Training(1, 1.0, 1, [], [], {}),
         plan=pruner.plan if pruner else Plan.full(find_groups(model.config)), pruner=pruner,
-        verification=Verification(0.0, 0.0, 1e-4), parameters=(2, 1), began=0.0,
+        verification=Verification(0.0, 0.0, 1e-4, "llama"), parameters=(2, 1), began=0.0,
     )  # fmt: skip
     output.mkdir()
     write_folder(output, report, config, scores=pruner.scores.values if pruner else None)

@@ -17,20 +17,38 @@ SOURCE = ROOT / "src"
 
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib", "sparsity.pattern"),
-    ("plan", "config", "families", "adapters", "data"),
-    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate"),
-    ("scoring",),
-    ("compensation", "distillation", "verify", "benchmark", "sparsity.masks", "sparsity.scores", "sparsity.saved"),
-    ("train", "pruner", "sparsity.sparsifier"),
-    ("callback", "describe", "judge", "report"),
+    ("errors", "layerwise.modeling_loraprune"),
+    (
+        "registry",
+        "groups",
+        "schedule",
+        "options",
+        "memory",
+        "demo.stdlib",
+        "layerwise.register",
+        "sparsity.pattern",
+    ),
+    ("plan", "config", "families", "adapters", "data", "loading"),
+    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
+    ("scoring", "layerwise.save"),
+    (
+        "compensation",
+        "distillation",
+        "verify",
+        "benchmark",
+        "checkpoint",
+        "sparsity.masks",
+        "sparsity.scores",
+        "sparsity.saved",
+    ),
+    ("train", "pruner", "layerwise.padded", "sparsity.sparsifier"),
+    ("callback", "describe", "export", "judge", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
     ("__main__",),
 )
-FREE = ("", "demo", "sparsity")  # the package itself, which imports on demand, and packages without code
+FREE = ("", "demo", "layerwise", "sparsity")  # the package itself, which imports on demand, and packages without code
 
 WITHOUT_TORCH = (
     "errors",

@@ -366,7 +366,7 @@ def test_failure_after_saving_leaves_no_folder(inputs: Path, tmp_path: Path, mon
 def test_weights_damaged_on_the_way_to_disk_are_noticed(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = pipeline.save_stock
+    save = pipeline.save_model
 
     def damaged(model: Any, *arguments: Any, **options: Any) -> None:
         with torch.no_grad():
@@ -374,7 +374,7 @@ def test_weights_damaged_on_the_way_to_disk_are_noticed(
             save(model, *arguments, **options)
             model.model.layers[0].mlp.down_proj.weight[:, 0] -= 1.0
 
-    monkeypatch.setattr(pipeline, "save_stock", damaged)
+    monkeypatch.setattr(pipeline, "save_model", damaged)
     with pytest.raises(VerificationError, match="logits differ"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loraprune.criteria import register_activation, register_gate, register_gradient, register_saliency
     from loraprune.families import register_family
     from loraprune.groups import Group, Span
+    from loraprune.loading import from_pretrained
     from loraprune.pipeline import finetune, prune
     from loraprune.plan import Plan
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Span": "groups",
     "attach_lora": "api",
     "finetune": "pipeline",
+    "from_pretrained": "loading",
     "prune": "pipeline",
     "register_activation": "criteria",
     "register_family": "families",
@@ -47,6 +49,7 @@ __all__ = [
     "Span",
     "attach_lora",
     "finetune",
+    "from_pretrained",
     "prune",
     "register_activation",
     "register_family",

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loraprune import adapters
 from loraprune.adapters import merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import new_folder, save_stock
+from loraprune.checkpoint import new_folder, save_model
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
@@ -46,14 +46,14 @@ def save_pruned(
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Merge LoRA into the callback's pruned model and save it as a stock checkpoint with its plan and scores.
+    """Merge LoRA into the callback's pruned model and save it with its plan and scores.
 
-    The Trainer's model must not be used afterwards.
+    It is a stock checkpoint where one can hold the widths, else one with modelling code. The Trainer's model must not be used afterwards.
 
     Raises:
         ConfigError: if the callback has not seen a training run.
         CheckpointError: if `output` exists and `overwrite` is false.
-        VerificationError: if plain `from_pretrained` gives another model; nothing is saved then.
+        VerificationError: if the folder gives another model when loaded; nothing is saved then.
     """
     pruner = callback.pruner
     if pruner is None:
@@ -64,7 +64,7 @@ def save_pruned(
         probe = probe_batch(pruner.dense_config.vocab_size)
         merged = merge_lora(pruner.model)
         expected = logits_of(merged, probe)
-        save_stock(merged, folder, config=pruner.dense_config, groups=pruner.groups, counts=pruner.counts())
+        save_model(merged, folder, config=pruner.dense_config, groups=pruner.groups, counts=pruner.counts())
         reloaded = load_model(str(folder), device=merged.device, dtype=merged.dtype)
         check_difference("sliced and reloaded model", difference(expected, logits_of(reloaded, probe)), merged.dtype)
         if tokenizer is not None:

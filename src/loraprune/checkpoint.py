@@ -1,4 +1,4 @@
-"""Leaving: a pruned model as a stock checkpoint that plain `from_pretrained` loads.
+"""Leaving: a pruned model as a stock checkpoint that plain `from_pretrained` loads, where one can hold its widths.
 
 Knows nothing about scores or training.
 """
@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families.base import families, head_size
 from loraprune.groups import Group
+from loraprune.layerwise.register import stock_of
+from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
+from loraprune.shell import save_tensors
 
-OUR_FILES = ("report.json", "plan.json")
+OUR_FILES = ("report.json", "plan.json", "export.json")
 """a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
@@ -36,11 +39,21 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
     return sizes
 
 
+def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return what the config keys would be in every layer."""
+    sizes: dict[str, list[int]] = {}
+    for group in groups:
+        for key, each in group.sizes.items():
+            sizes.setdefault(key, []).append(each * counts[group.name])
+    return sizes
+
+
 def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrainedConfig | None:
     """Return a stock configuration with other widths, or None if transformers has none that can hold them.
 
-    A family's stand-in is tried where its own configuration class refuses the widths.
+    A family's stand-in is tried where its own configuration class refuses the widths. `config` may be a layer-wise model's.
     """
+    config = stock_of(config)
     changed: dict[str, Any] = dict(sizes)
     if "num_attention_heads" in sizes:
         changed["head_dim"] = head_size(config)
@@ -96,19 +109,29 @@ def save_stock(
     stock = stock_config(config, sizes) if sizes is not None else None
     if stock is None:
         raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
-    stock.dtype = dtype or model.dtype
-    with quiet():
-        with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(stock)
-        state = {name: tensor.to(stock.dtype) for name, tensor in model.state_dict().items()}
-        missing, unexpected = shell.load_state_dict(state, strict=False, assign=True)
-        if missing or unexpected:
-            raise CheckpointError(
-                f"{stock.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}"
-            )
-        shell.tie_weights()
-        shell.generation_config = model.generation_config
-        shell.save_pretrained(folder)
+    tensors = model.state_dict()
+    save_tensors(stock, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config)
+
+
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    config: PreTrainedConfig,
+    groups: Sequence[Group],
+    counts: Mapping[str, int],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Save a sliced, merged `model` as a stock checkpoint where one can hold its widths, else with modelling code.
+
+    `config` is the dense model's configuration, `groups` its groups; `dtype` None keeps the model's precision.
+
+    Raises:
+        UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
+    """
+    sizes = config_sizes(groups, counts)
+    save = save_stock if sizes is not None and stock_config(config, sizes) is not None else save_layerwise
+    save(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
 
 
 @torch.no_grad()

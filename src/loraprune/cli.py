@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(FinetuneConfig, "pipeline:finetune", "tables:report"),
     "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables:evaluation"),
     "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables:comparison"),
+    "export": Command(settings.ExportConfig, "export:export", "tables:export"),
     "demo": Command(settings.DemoConfig, "demo.run:demo", "tables:demo"),
 }
 

@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import attach_lora
-from loraprune.checkpoint import config_sizes, stock_config
+from loraprune.checkpoint import config_sizes, layer_sizes, stock_config
 from loraprune.config import LoRAPruneConfig
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.layerwise.register import stock_of
 from loraprune.loading import load_config, quiet
 from loraprune.memory import available_memory_bytes
 from loraprune.pruner import goal_counts, make_space, target_ratio
 from loraprune.settings import InspectConfig, PlanConfig
+from loraprune.shell import empty_model
 from loraprune.surgery import check_groups
 
+LAYERWISE_WORDS = (
+    "any widths, also of single layers: loraprune.from_pretrained, or plain transformers with trust_remote_code=True"
+)
 ADAM_BYTES = 12
 """bytes a trained parameter: gradient and two moments in float32"""
 
@@ -33,14 +39,6 @@ class Description:
     values: dict[str, Any]
 
 
-def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the model of a configuration without any memory for its weights."""
-    with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(config)
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
 def inspect(options: InspectConfig) -> Description:
     """Describe the groups of a model.
 
@@ -49,7 +47,7 @@ def inspect(options: InspectConfig) -> Description:
     """
     config = load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
-    model = build_on_meta(config)
+    model = empty_model(config)
     check_groups(model, groups)
     space = make_space(model, groups, LoRAPruneConfig())
     total = model.num_parameters()
@@ -57,7 +55,7 @@ def inspect(options: InspectConfig) -> Description:
     for kind, members in space.by_kind().items():
         first = members[0]
         kinds.append({
-            "kind": kind, "groups": len(members), "units": first.units,
+            "kind": kind, "groups": len(members), "units": _units(members),
             "parameters_a_unit": space.budget.unit_parameters[first.name],
             "parameters": sum(space.budget.unit_parameters[g.name] * g.units for g in members),
             "spans": [f"{s.module.removeprefix(first.name + '.')} {s.side} x{s.width}" for s in first.spans],
@@ -65,13 +63,21 @@ def inspect(options: InspectConfig) -> Description:
     return Description({
         "model": options.model, "family": config.model_type, "layers": config.num_hidden_layers, "parameters": total,
         "prunable": space.budget.prunable, "prunable_fraction": space.budget.prunable / total, "kinds": kinds,
-        "formats": {"stock": _stock_words(config, groups)},
+        "formats": {"stock": _stock_words(config, groups), "layerwise": LAYERWISE_WORDS},
         "never_pruned": ["embeddings", "output head", "norms", "residual stream"],
     })  # fmt: skip
 
 
+def _units(members: tuple[Group, ...]) -> int | list[int]:
+    """Return the units of each group: one number where all have the same."""
+    units = [group.units for group in members]
+    return units[0] if len(set(units)) == 1 else units
+
+
 def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
     """Say which head counts plain `from_pretrained` can load."""
+    if config_sizes(groups, {group.name: group.units for group in groups}) is None:
+        return "only equal widths in all layers, which these are not"
     attention = next((g for g in groups if g.kind == "attention"), None)
     if attention is None:
         return "any FFN width, the same in all layers"
@@ -96,7 +102,7 @@ def dry_run(options: PlanConfig) -> Description:
     """
     config = load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
-    model = build_on_meta(config)
+    model = empty_model(config)
     check_groups(model, groups)
     space = make_space(model, groups, options)
     dense = model.num_parameters()
@@ -112,7 +118,8 @@ def dry_run(options: PlanConfig) -> Description:
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
-        "shapes": sizes, "saved_as": stock.model_type if stock else None,
+        "shapes": sizes or layer_sizes(groups, counts),
+        "saved_as": stock.model_type if stock else TYPE_PREFIX + stock_of(config).model_type,
         "file_bytes": {"dense": dense * bytes_each, "pruned": pruned * bytes_each},
         "training_memory_bytes": memory, "machine_memory_bytes": available_memory_bytes(),
     })  # fmt: skip
@@ -139,13 +146,13 @@ def _memory(
 
 
 def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> int:
-    """Return the numbers that one token leaves behind in one layer for the backward pass.
+    """Return the numbers that one token leaves behind in a layer, on average, for the backward pass.
 
     The inputs that LoRA keeps for the gradient of A (with dropout: masked copies), what attention keeps (q, k, v, output),
     the gate, up and product of the FFN, and four copies of the residual stream for norms and additions.
     """
-    layer = [group for group in groups if group.name.startswith(groups[0].name.rsplit(".", 1)[0] + ".")]
-    rows = sum(g.units * s.width for g in layer for s in g.spans if s.side == "out")
-    columns = sum(g.units * s.width for g in layer for s in g.spans if s.side == "in")
-    inputs = sum(1 for g in layer for s in g.spans if s.side == "out") * config.hidden_size
-    return 2 * rows + 2 * columns + inputs + 4 * config.hidden_size
+    layers = config.num_hidden_layers
+    rows = sum(g.units * s.width for g in groups for s in g.spans if s.side == "out")
+    columns = sum(g.units * s.width for g in groups for s in g.spans if s.side == "in")
+    inputs = sum(1 for g in groups for s in g.spans if s.side == "out") * config.hidden_size
+    return (2 * rows + 2 * columns + inputs) // layers + 4 * config.hidden_size

@@ -29,8 +29,11 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
+from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
+HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+"""options of transformers that decide which file is read from the hub"""
 
 
 @contextmanager
@@ -73,6 +76,7 @@ def resolve(model: str) -> str:
 def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration."""
     with quiet(), _clear_errors(model):
+        _register(resolve(model))
         config = AutoConfig.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
     assert isinstance(config, PreTrainedConfig)
     if getattr(config, "quantization_config", None) is not None:
@@ -80,6 +84,39 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
             f"--model {model}: its weights are quantised already and cannot be cut exactly; name the 16- or 32-bit checkpoint"
         )
     return config
+
+
+def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
+    """Load a causal language model, a layer-wise one too, for which no code from its folder is run.
+
+    Args:
+        model: A folder or a hub id; `demo` is the model that ships with the package.
+        options: Options of `from_pretrained` of transformers.
+
+    Raises:
+        CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
+    """
+    with quiet(), _clear_errors(str(model)):
+        folder = resolve(str(model))
+        _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to name the tensor in our own words
+        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(folder, **(options | strict))
+    loaded, info = loaded_and_info
+    for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
+        if info.get(key):
+            # A mismatch is a tuple of name and both shapes.
+            name = min(entry if isinstance(entry, str) else str(entry[0]) for entry in info[key])
+            raise CheckpointError(
+                f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
+            )
+    result: PreTrainedModel = loaded
+    return result
+
+
+def _register(folder: str, **hub_options: Any) -> None:
+    """Make a layer-wise model's type known before transformers looks for it."""
+    values, _ = PreTrainedConfig.get_config_dict(folder, **hub_options)
+    register_type(str(values.get("model_type", "")))
 
 
 def load_model(
@@ -92,19 +129,7 @@ def load_model(
         NumericsError: for NaN or infinite weights.
     """
     load_config(model, trust_remote_code=trust_remote_code)
-    with quiet(), _clear_errors(model):
-        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
-            resolve(model), dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    loaded, info = loaded_and_info
-    for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
-        if info.get(key):
-            # A mismatch is a tuple of name and both shapes.
-            name = min(entry if isinstance(entry, str) else str(entry[0]) for entry in info[key])
-            raise CheckpointError(
-                f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
-            )
+    loaded: Any = from_pretrained(model, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -117,6 +142,7 @@ def load_model(
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
     with quiet(), _clear_errors(model):
+        _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import new_folder, round_weights_, save_stock
+from loraprune.checkpoint import new_folder, round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import Collator, Data, check_vocabulary, load_data
@@ -81,7 +81,7 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     check_groups(model, groups)
     if pruning.sparsity:
         check_sparsity(model, groups, pruning)
-    else:
+    elif isinstance(config, PruneConfig):
         goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
     check_vocabulary(tokenizer, embedding_rows(model))
     length = min(config.length, model.config.max_position_embeddings)
@@ -92,7 +92,7 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
 
 
 def prune(config: PruneConfig) -> Report:
-    """Prune a model while fine-tuning it with LoRA, and write a folder that plain `from_pretrained` loads.
+    """Prune a model while fine-tuning it with LoRA, and write a folder that `from_pretrained` loads.
 
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
@@ -128,7 +128,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         del adapted
         check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
         round_weights_(job.model, job.stored)
-        save_stock(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
+        save_model(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
         job.tokenizer.save_pretrained(folder)
         verification = _verify_saved(job, plan, folder, sums, sparse=pruner if isinstance(pruner, Sparsifier) else None)
         pruned = perplexity(job.model, job.data.held_out, batch=config.batch)
@@ -166,7 +166,7 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
 
 
 def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums, *, sparse: Sparsifier | None) -> Verification:
-    """Compare the model with the masked dense one and with what plain `from_pretrained` loads, which replaces it.
+    """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
 
     No two models are in memory at any time.
     """
@@ -187,6 +187,7 @@ def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums, *, sparse:
         masked_vs_sliced=check_difference("masked and sliced model", difference(masked, merged), dtype),
         sliced_vs_reloaded=check_difference("sliced and reloaded model", difference(merged, reloaded), dtype),
         tolerance=TOLERANCE[dtype],
+        saved_as=job.model.config.model_type,
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from loraprune.config import FinetuneConfig, PruneConfig, as_dict
 from loraprune.evaluate import Perplexity
+from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.sparsity.sparsifier import Sparsifier
@@ -109,6 +110,7 @@ def make_report(
             "sliced_vs_reloaded": verification.sliced_vs_reloaded,
             "tolerance": verification.tolerance,
         },
+        "saved_as": {"model_type": verification.saved_as, "load": how_to_load(verification.saved_as)},
         "steps": training.steps,
         "wall_seconds": training.seconds,
         "total_seconds": time.perf_counter() - began,
@@ -134,6 +136,16 @@ def write_folder(
         save_file(dict(scores), folder / "scores.safetensors")
 
 
+def how_to_load(model_type: str) -> str:
+    """Say in one sentence what loads an output folder."""
+    if not model_type.startswith(TYPE_PREFIX):
+        return "AutoModelForCausalLM.from_pretrained(folder) of plain transformers, without a flag"
+    return (
+        "loraprune.from_pretrained(folder), or AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) of "
+        "plain transformers, as the layers' widths need the modelling code in the folder"
+    )
+
+
 def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) -> str:
     """Return the README.md of an output folder."""
     parameters, perplexity = values["parameters"], values["perplexity"]
@@ -148,6 +160,7 @@ def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) 
             else "ratio of prunable parameters removed"
         )
         rows.insert(1, (what, "0", f"{values['ratio_reached']:.4f}"))
+    flag = ", trust_remote_code=True" if values["saved_as"]["model_type"].startswith(TYPE_PREFIX) else ""
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return (
         "---\nlibrary_name: transformers\ntags: [loraprune, pruned]\n---\n\n"
@@ -156,7 +169,8 @@ def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) 
         "The licence of the base model applies.\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
         "Perplexity: mean negative log-likelihood a token over fixed windows of held-out text; protocol in report.json.\n\n"
+        f"Load it with {values['saved_as']['load']}:\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")\n```\n\n'
+        f'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
         "To repeat the run: `loraprune " + values["job"] + " --config run.yaml --output another/folder`.\n"
     )

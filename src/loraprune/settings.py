@@ -71,6 +71,18 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(ModelOptions):
+    """Write a pruned model in another format, and check it by loading it."""
+
+    output: str
+    """folder to write"""
+    format: str = "padded"
+    """`padded`: the dense stock shapes with zeros for removed units, for loaders that know no other"""
+    overwrite: bool = False
+    """replace the output folder if a run wrote it"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
     """Prune the model that ships with the package to 50 %, offline, and show dense against pruned."""
 

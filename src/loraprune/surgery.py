@@ -5,17 +5,18 @@ Cutting equals masking, as AdamW acts on each element alone. Knows nothing about
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraprune.adapters import Cut, base_layer, base_model, cuts, find_module, set_features
+from loraprune.adapters import Cut, base_layer, config_of, cuts, find_module, set_features
 from loraprune.errors import GroupMismatchError
 from loraprune.groups import Group, Side, kept_entries, sides
+from loraprune.layerwise.modeling_loraprune import LayerConfig
 
 
 def slice_(
@@ -79,15 +80,14 @@ def rescale_norm_(weight: Tensor, *, before: int, after: int) -> None:
 
 
 def set_attribute(model: nn.Module, path: str, value: int) -> None:
-    """Set an integer of a module; a layer that shares the model's configuration gets a copy of its own first."""
+    """Set an integer of a module; a layer that shares the model's configuration gets a view of its own first."""
     owner, name = path.rsplit(".", 1)
     if owner.endswith(".config"):
-        module = find_module(model, owner.removesuffix(".config"))
-        config = module.config
-        if config is getattr(base_model(model), "config", None):
-            config = copy.copy(config)
-            module.config = config
-        setattr(config, name, value)
+        module: Any = find_module(model, owner.removesuffix(".config"))
+        shared = config_of(model)
+        if module.config is shared:
+            module.config = LayerConfig(shared)
+        setattr(module.config, name, value)
     else:
         setattr(find_module(model, owner), name, value)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loraprune.describe import Description
+from loraprune.export import Export
 from loraprune.judge import Evaluation, Speed
 from loraprune.report import Report
 
@@ -29,7 +30,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, f
     Console().print(table)
 
 
-def size(count: float | None) -> str:
+def size(count: int | float | None) -> str:
     """Write a number of bytes."""
     if count is None:
         return "-"
@@ -39,7 +40,7 @@ def size(count: float | None) -> str:
     return f"{count:.0f} B"
 
 
-def change(dense: float, pruned: float) -> str:
+def change(dense: int | float, pruned: int | float) -> str:
     """Write a change in per cent."""
     return f"{100 * (pruned / dense - 1):+.1f} %" if dense else "-"
 
@@ -74,6 +75,7 @@ def report(result: Report) -> None:
              ("total", f"{values['total_seconds']:.1f} s"), ("peak memory", size(values["peak_memory_bytes"])),
              ("masked against sliced", f"{values['verification']['masked_vs_sliced']:.1e}"),
              ("sliced against reloaded", f"{values['verification']['sliced_vs_reloaded']:.1e}")]  # fmt: skip
+    facts.append(("loads with", values["saved_as"]["load"]))
     if "ratio_reached" in values:
         asked = values["ratio_requested"]
         facts.insert(
@@ -151,7 +153,11 @@ def inspection(result: Description) -> None:
     show(
         "",
         ("", ""),
-        [("never pruned", ", ".join(values["never_pruned"])), ("loads with no flag", values["formats"]["stock"])],
+        [
+            ("never pruned", ", ".join(values["never_pruned"])),
+            ("loads with no flag", values["formats"]["stock"]),
+            ("loads with modelling code", values["formats"]["layerwise"]),
+        ],
     )
 
 
@@ -181,6 +187,14 @@ def dry_run(result: Description) -> None:
     gpus = math.ceil(memory["total"] / (80 * GIB))
     facts.append(("one GPU of 80 GiB", "fits" if gpus == 1 else "does not fit"))
     show("", ("", "plan"), facts)
+
+
+def export(result: Export) -> None:
+    """Print what an export wrote."""
+    values = result.values
+    facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
+    facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
+    show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
 
 
 def demo(result: Report) -> None:

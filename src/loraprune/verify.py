@@ -34,6 +34,8 @@ class Verification:
     masked_vs_sliced: float
     sliced_vs_reloaded: float
     tolerance: float
+    saved_as: str
+    """model type of the reloaded model"""
 
 
 def probe_batch(vocabulary: int, *, seed: int = 0) -> Int[Tensor, "rows tokens"]:

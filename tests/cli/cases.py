@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loraprune import cli
 
-COMMANDS = ("inspect", "plan", "prune", "finetune", "evaluate", "benchmark", "demo")
+COMMANDS = ("inspect", "plan", "prune", "finetune", "evaluate", "benchmark", "export", "demo")
+KEPT = {"model.layers.0.self_attn": (1,), "model.layers.1.self_attn": (0, 1),
+        "model.layers.0.mlp": tuple(range(0, 48, 2)), "model.layers.1.mlp": tuple(range(40))}  # fmt: skip
+"""what layers of the layer-wise folder keep of the good model"""
 SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu"]
 
 
@@ -60,3 +65,13 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str], *words: str
     if root:
         assert sorted(root.iterdir()) == before
     return err
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """Run a command line that works and return its JSON."""
+    capfd.readouterr()
+    code = cli.main([*arguments, "--json"])
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    values: dict[str, Any] = json.loads(out)
+    return values

@@ -11,8 +11,12 @@ import datasets
 import pytest
 
 from loraprune import cli
-from tests.cli.cases import Case
-from tests.samples import save_tiny, write_text
+from loraprune.checkpoint import save_model
+from loraprune.families import find_groups
+from loraprune.plan import Plan
+from loraprune.surgery import slice_
+from tests.cli.cases import KEPT, Case
+from tests.samples import byte_tokenizer, save_tiny, tiny_llama, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +51,17 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(cli, "call", call)
     return seen
+
+
+@pytest.fixture
+def layerwise(case: Case) -> Path:
+    """Return a folder as `prune` leaves it, with other widths in each of its two layers."""
+    model = tiny_llama()
+    config, groups = tiny_llama().config, find_groups(model.config)
+    plan = Plan({group.name: group.units for group in groups}, KEPT)
+    slice_(model, groups, plan.kept)
+    folder = case.root / "layerwise"
+    save_model(model, folder, config=config, groups=groups, counts={name: len(kept) for name, kept in KEPT.items()})
+    byte_tokenizer().save_pretrained(folder)
+    (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    return folder

@@ -55,10 +55,19 @@ def register_family(
 def find_groups(config: Config) -> tuple[Group, ...]:
     """Return the prunable groups of the model that `config` describes.
 
+    A layer-wise model's configuration is that of the dense model and a record of the units that are left.
+
     Raises:
         UnsupportedModelError: if no family knows the model type.
     """
-    return tuple(families.get(config.model_type).groups(config))
+    record = getattr(config, "loraprune", None)
+    if record is None:
+        return tuple(families.get(config.model_type).groups(config))
+    groups = families.get(config.model_type.removeprefix("loraprune_")).groups(config)
+    try:
+        return tuple(group.resize(record["units"][group.name]) for group in groups)
+    except (KeyError, TypeError) as error:
+        raise UnsupportedModelError(f"`loraprune` in config.json has no `units` of all groups: {error}") from None
 
 
 def head_size(config: Config) -> int:

@@ -1,0 +1,63 @@
+"""Between the model types of transformers and the layer-wise ones: making them known, and finding the way back.
+
+Knows nothing about groups or weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+)
+
+from loraprune.errors import UnsupportedModelError, nearest
+from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX, layerwise_class
+
+
+def register_type(model_type: str) -> None:
+    """Let transformers know a layer-wise model type, so that it loads without the code in its folder; others are let be.
+
+    Raises:
+        UnsupportedModelError: if this transformers has no causal language model of the stock type behind it.
+    """
+    if not model_type.startswith(TYPE_PREFIX):
+        return
+    config, base, causal = stock_classes(model_type.removeprefix(TYPE_PREFIX))
+    own = layerwise_class(config)
+    AutoConfig.register(model_type, own, exist_ok=True)
+    AutoModel.register(own, layerwise_class(base), exist_ok=True)
+    AutoModelForCausalLM.register(own, layerwise_class(causal), exist_ok=True)
+
+
+def stock_classes(model_type: str) -> tuple[Any, Any, Any]:
+    """Return the configuration, the model and the causal language model of a stock model type.
+
+    Raises:
+        UnsupportedModelError: if this transformers has none.
+    """
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModelError(
+            f"transformers has no causal language model of type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}: "
+            "layer-wise models need a stock one, in a transformers that knows it"
+        )
+    config: Any = CONFIG_MAPPING[model_type]
+    return config, MODEL_MAPPING[config], MODEL_FOR_CAUSAL_LM_MAPPING[config]
+
+
+def stock_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the stock configuration of the dense model behind a layer-wise one; a stock one is its own."""
+    if not config.model_type.startswith(TYPE_PREFIX):
+        return config
+    values = config.to_dict()
+    for name in ("loraprune", "auto_map", "architectures"):
+        values.pop(name, None)
+    values["model_type"] = config.model_type.removeprefix(TYPE_PREFIX)
+    stock: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    return stock

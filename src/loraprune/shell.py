@@ -1,0 +1,67 @@
+"""A model without weights that is given tensors and saved: how every checkpoint is written.
+
+Knows nothing about pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from loraprune.errors import CheckpointError
+from loraprune.loading import quiet
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the causal language model of a configuration without any memory for its weights.
+
+    Raises:
+        CheckpointError: if a layer-wise model's record does not describe it.
+    """
+    with torch.device("meta"), quiet():
+        try:
+            model = AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise CheckpointError(f"config.json: {error}") from None
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def fill_shell_(shell: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give an empty model its tensors as they are; a tensor that is shared may be named once or as often as it is used.
+
+    Raises:
+        CheckpointError: if names or shapes are others than the model's.
+    """
+    try:
+        missing, unexpected = shell.load_state_dict(dict(tensors), strict=False, assign=True)
+    except RuntimeError as error:  # its first line is a heading
+        raise CheckpointError(
+            f"{shell.config.model_type!r} has other shapes than the tensors: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{shell.config.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}"
+        )
+    shell.tie_weights()
+
+
+def save_tensors(
+    config: PreTrainedConfig,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    generation: GenerationConfig,
+) -> None:
+    """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`."""
+    config.dtype = dtype
+    shell = empty_model(config)
+    fill_shell_(shell, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    shell.generation_config = generation
+    with quiet():
+        shell.save_pretrained(folder)

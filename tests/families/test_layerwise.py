@@ -1,0 +1,250 @@
+"""Widths of its own in every layer: saved with modelling code, loaded with and without this package, pruned once more."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from loraprune.adapters import merge_lora
+from loraprune.checkpoint import round_weights_
+from loraprune.errors import CheckpointError, PlanError
+from loraprune.families import find_groups
+from loraprune.layerwise import modeling_loraprune
+from loraprune.layerwise.padded import write_padded
+from loraprune.loading import from_pretrained
+from loraprune.masking import Masks
+from loraprune.plan import Plan
+from loraprune.surgery import check_groups, slice_
+from tests.families.uneven import LAYERS, SAME, cut, every_variant, groups_of, save
+from tests.tiny import (
+    VARIANTS,
+    logits,
+    model_type,
+    relative,
+    tiny_config,
+    tiny_model,
+    tokens,
+    uneven_plan,
+    uniform_plan,
+    with_lora,
+)
+
+
+def edit_record(folder: Path, change: Any) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    change(values["loraprune"])
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+@every_variant
+def test_uneven_widths_survive_the_folder_and_being_saved_again(variant: str, tmp_path: Path) -> None:
+    adapted = with_lora(tiny_model(variant, layers=LAYERS))
+    groups = groups_of(variant)
+    plan = uneven_plan(groups)
+    masks = Masks(adapted, groups)
+    masks.set(plan.kept)
+    masked = logits(adapted, tokens())
+    masks.remove()
+    slice_(adapted, groups, plan.kept)
+    sliced = merge_lora(adapted)
+    save(sliced, tmp_path / "once", config=tiny_config(variant, layers=LAYERS), groups=groups, plan=plan)
+    once = from_pretrained(tmp_path / "once")
+    once.save_pretrained(tmp_path / "again")
+    again = from_pretrained(tmp_path / "again")
+    assert once.config.model_type == f"loraprune_{model_type(variant)}"
+    assert relative(masked, logits(once, tokens())) < SAME
+    assert torch.equal(logits(once, tokens()), logits(again, tokens()))
+    assert once.num_parameters() == again.num_parameters() == sliced.num_parameters()
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        shipped = (folder / "modeling_loraprune.py").read_bytes()
+        assert shipped == Path(str(modeling_loraprune.__file__)).read_bytes()
+
+
+@every_variant
+def test_generation_agrees_with_the_sliced_model_whatever_the_cache(variant: str, tmp_path: Path) -> None:
+    sliced = cut(variant, uneven_plan(groups_of(variant)), tmp_path)
+    loaded: Any = from_pretrained(tmp_path)
+    prompt = tokens(length=8)
+    settings = {
+        "attention_mask": torch.ones_like(prompt),
+        "max_new_tokens": 16,
+        "do_sample": False,
+        "min_new_tokens": 16,
+    }
+    expected = sliced.generate(prompt, use_cache=False, **settings)  # type: ignore[operator]
+    static = {"cache_implementation": "static", "disable_compile": True}
+    for cache in ({"use_cache": False}, {"use_cache": True}, static):
+        assert torch.equal(loaded.generate(prompt, **settings, **cache), expected)
+
+
+@every_variant
+def test_recomputed_activations_give_the_gradients_of_kept_ones(variant: str, tmp_path: Path) -> None:
+    cut(variant, uneven_plan(groups_of(variant)), tmp_path)
+    gradients = []
+    for checkpointing in (False, True):
+        model = from_pretrained(tmp_path).train()
+        if checkpointing:
+            enable = "activation_checkpointing_enable"  # its name since transformers 5.23
+            getattr(model, enable, model.gradient_checkpointing_enable)({"use_reentrant": False})
+        model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@every_variant
+def test_half_precision_is_kept_and_computes_nearly_the_same(variant: str, tmp_path: Path) -> None:
+    sliced = cut(variant, uneven_plan(groups_of(variant)), tmp_path)
+    round_weights_(sliced, torch.bfloat16)
+    half = from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert relative(logits(sliced, tokens()), logits(half, tokens()).float()) < 0.1
+    half.save_pretrained(tmp_path / "half")
+    again = from_pretrained(tmp_path / "half", dtype="auto")
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(logits(half, tokens()), logits(again, tokens()))
+
+
+@every_variant
+def test_a_pruned_model_is_pruned_once_more_with_adapters(variant: str, tmp_path: Path) -> None:
+    cut(variant, uneven_plan(groups_of(variant)), tmp_path / "first")
+    model = from_pretrained(tmp_path / "first")
+    config, groups = copy.deepcopy(model.config), find_groups(model.config)
+    check_groups(model, groups)
+    kept = {group.name: tuple(range(group.units // 2, group.units)) for group in groups}
+    plan = Plan({group.name: group.units for group in groups}, kept)
+    adapted = with_lora(model)
+    masks = Masks(adapted, groups)
+    masks.set(plan.kept)
+    masked = logits(adapted, tokens())
+    masks.remove()
+    slice_(adapted, groups, plan.kept)
+    save(merge_lora(adapted), tmp_path / "second", config=config, groups=groups, plan=plan)
+    assert relative(masked, logits(from_pretrained(tmp_path / "second"), tokens())) < SAME
+    with pytest.raises(PlanError, match="differed in width already"):
+        write_padded(from_pretrained(tmp_path / "second"), plan, tmp_path / "padded", dtype=torch.float32)
+
+
+@every_variant
+def test_layers_cut_to_equal_widths_are_a_stock_model_again(variant: str, tmp_path: Path) -> None:
+    cut(variant, uneven_plan(groups_of(variant)), tmp_path / "first")
+    model = from_pretrained(tmp_path / "first")
+    config, groups = copy.deepcopy(model.config), find_groups(model.config)
+    plan = uniform_plan(groups, 1, 1)
+    slice_(model, groups, plan.kept)
+    save(model, tmp_path / "second", config=config, groups=groups, plan=plan)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "second")
+    assert not hasattr(stock.config, "loraprune")
+    assert not hasattr(stock.config, "auto_map")
+    assert torch.equal(logits(model, tokens()), logits(stock, tokens()))
+
+
+@pytest.mark.parametrize("variant", ["llama-attention_bias", "gemma2", "gemma3_text"])
+def test_equal_widths_that_no_configuration_holds_need_the_code_too(variant: str, tmp_path: Path) -> None:
+    sliced = cut(variant, uniform_plan(groups_of(variant), 3, 40), tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.config.model_type.startswith("loraprune_")
+    assert torch.equal(logits(sliced, tokens()), logits(loaded, tokens()))
+
+
+FRESH = """
+import json, pathlib, sys
+sys.modules["loraprune"] = None  # an import of it fails, installed or not
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+worst = {}
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    expected = load_file(folder / "expected.pt")
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    except ValueError:
+        pass
+    else:
+        raise AssertionError(f"{folder} loads without its code")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    found = model(input_ids=expected["tokens"]).logits
+    worst[folder.name] = ((found - expected["logits"]).abs().max() / expected["logits"].abs().max()).item()
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    hidden = [m(input_ids=expected["tokens"]).last_hidden_state for m in (base, model.model)]
+    assert (hidden[0] == hidden[1]).all(), folder
+print(json.dumps(worst))
+"""
+
+
+def test_a_fresh_process_without_this_package_loads_every_family_with_the_flag_only(tmp_path: Path) -> None:
+    for variant in VARIANTS:
+        model = cut(variant, uneven_plan(groups_of(variant)), tmp_path / variant)
+        save_file({"tokens": tokens(), "logits": logits(model, tokens())}, tmp_path / variant / "expected.pt")
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    worst = json.loads(run.stdout.splitlines()[-1])
+    assert set(worst) == set(VARIANTS)
+    assert {name: found for name, found in worst.items() if not found < SAME} == {}
+
+
+def test_the_layers_of_phi3_follow_the_attention_kernel_of_the_model(tmp_path: Path) -> None:
+    sliced = cut("phi3", uneven_plan(groups_of("phi3")), tmp_path)
+    for model in (sliced, from_pretrained(tmp_path), copy.deepcopy(sliced)):
+        model.set_attn_implementation("eager")
+        layer: Any = model.get_submodule("model.layers.0.self_attn")
+        assert layer.config._attn_implementation == "eager"
+        assert layer.config.num_attention_heads != model.config.num_attention_heads
+        assert layer.config._shared is model.config
+
+
+def test_a_new_model_of_a_record_starts_from_random_weights_of_its_sizes(tmp_path: Path) -> None:
+    cut("qwen2", uneven_plan(groups_of("qwen2")), tmp_path)
+    config = from_pretrained(tmp_path).config
+    model = AutoModelForCausalLM.from_config(config)
+    check_groups(model, find_groups(config))
+    weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    assert weight.std().item() == pytest.approx(config.initializer_range, rel=0.1)
+    assert torch.isfinite(logits(model, tokens())).all()
+
+
+WRONG_RECORDS: dict[str, tuple[Any, str]] = {
+    "no such module": (
+        lambda r: r["linears"].update({"model.layers.9.mlp.up_proj": [1, 64]}),
+        "no module 'model.layers.9.mlp.up_proj'",
+    ),
+    "widths of two layers swapped": (
+        lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": r["linears"]["model.layers.1.mlp.up_proj"]}),
+        "wrong shape for model.layers.0.mlp.up_proj",
+    ),
+    "wider than dense": (lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": [97, 64]}), "does not fit"),
+    "no width": (lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": [0, 64]}), "does not fit"),
+    "words": (lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": ["9", 64]}), "does not describe"),
+    "a part missing": (lambda r: r.pop("norms"), "norms"),
+    "another format": (lambda r: r.update(format=2), "format 2"),
+    "a method": (lambda r: r["attributes"].update({"model.layers.0.forward": 1}), "no integer"),
+    "out of the model": (lambda r: r["linears"].update({"..": [1, 1]}), "does not describe"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_RECORDS)
+def test_a_record_that_does_not_describe_the_model_is_refused(what: str, tmp_path: Path) -> None:
+    change, message = WRONG_RECORDS[what]
+    cut("llama", uneven_plan(groups_of("llama")), tmp_path)
+    edit_record(tmp_path, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["LayerwiseLlamaFoCausalLM", "LayerwisePreTrainedTokenizerFast", "LlamaConfig", "nothing"]
+)
+def test_a_class_that_is_not_there_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError):
+        getattr(modeling_loraprune, name)
