@@ -20,8 +20,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
     ("plan", "config", "families", "adapters", "data"),
+    ("compare.grid", "compare.correlation"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
-    ("balanced", "verify", "benchmark"),
+    ("balanced", "verify", "benchmark", "compare.summary", "compare.plots"),
+    ("compare.run",),
     ("pruner",),
     ("callback", "describe", "judge", "report"),
     ("api", "pipeline"),
@@ -29,7 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-FREE = ("", "demo")  # the package itself, which imports on demand, and a package without code
+FREE = ("", "demo", "compare")  # the package itself, which imports on demand, and packages without code
 
 WITHOUT_TORCH = (
     "errors",
@@ -41,6 +43,7 @@ WITHOUT_TORCH = (
     "allocation",
     "options",
     "config",
+    "compare.grid",
     "settings",
     "cli",
 )
@@ -136,6 +139,12 @@ def test_only_adapters_sees_the_inside_of_peft() -> None:
     users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
              and target.removeprefix("peft.") not in ("PeftModel", "LoraConfig", "get_peft_model")}  # fmt: skip
     assert users == {"adapters"}
+
+
+def test_only_plots_sees_matplotlib_and_only_when_it_draws() -> None:
+    users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("matplotlib")}
+    assert users == {"compare.plots"}
+    assert python("import sys, loraprune.compare.plots; assert 'matplotlib' not in sys.modules").returncode == 0
 
 
 def test_only_the_command_line_and_its_tables_print() -> None:

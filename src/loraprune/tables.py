@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from loraprune.compare import summary
+from loraprune.compare.summary import Comparison
 from loraprune.describe import Description
 from loraprune.judge import Evaluation, Speed
 from loraprune.report import Report
@@ -192,3 +194,13 @@ def demo(result: Report) -> None:
         [(name, text) for name, text in result.values["completions"].items()],
         figures=False,
     )
+
+
+def compared(result: Comparison) -> None:
+    """Print mean and spread of every recipe, and which cells gave nothing."""
+    values = result.values
+    show(f"{values['model']} on {values['data']}", summary.COLUMNS, summary.rows(values))
+    Console().print(summary.NOTE)
+    failed = summary.failures(values)
+    if failed:
+        show("no result", ("cell", "why"), failed, figures=False)

@@ -11,7 +11,7 @@ import pytest
 
 from loraprune import cli
 
-COMMANDS = ("inspect", "plan", "prune", "finetune", "evaluate", "benchmark", "demo")
+COMMANDS = ("inspect", "plan", "prune", "finetune", "evaluate", "benchmark", "compare", "demo")
 SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu"]
 
 
