@@ -199,7 +199,10 @@ def demo(result: Report) -> None:
 def compared(result: Comparison) -> None:
     """Print mean and spread of every recipe, and which cells gave nothing."""
     values = result.values
-    show(f"{values['model']} on {values['data']}", summary.COLUMNS, summary.rows(values))
+    rows, title = summary.rows(values), f"{values['model']} on {values['data']}"
+    for part in (summary.QUALITY, summary.COST):
+        show(title, [summary.COLUMNS[i] for i in part], [[row[i] for i in part] for row in rows])
+        title = ""
     Console().print(summary.NOTE)
     failed = summary.failures(values)
     if failed:

@@ -101,9 +101,9 @@ def expand(
             cells.append(_cell(labels, {**base, **changes, **combination}, baselines))
         except ConfigError as error:
             refused.setdefault(str(error), []).append(recipe_name(labels))
-    for error, names in refused.items():
+    for message, names in refused.items():
         others = f" (and {len(names) - 1} more cells)" if len(names) > 1 else ""
-        problems.append(f"{names[0]}{others}: {error}".removeprefix(": "))
+        problems.append(f"{names[0]}{others}: {message}".removeprefix(": "))
     told = dict.fromkeys([*axes, *(name for changes in named.values() for name in changes)])
     dense = {cell.key: cell for job in baselines for pruned in cells for cell in [_dense(job, pruned, told)]}
     known = {words: None for cell in cells for axis, words in cell.labels.items() if axis != SEED}
@@ -129,7 +129,8 @@ def _good_axes(
         good = list(_typed(place, name, values, problems))
         repeated = [value for position, value in enumerate(good) if value in good[:position]]
         problems += [f"{place} {value}: it stands there twice" for value in repeated]
-        yield name, good
+        if good:
+            yield name, good
 
 
 def _good_runs(

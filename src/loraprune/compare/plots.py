@@ -19,9 +19,12 @@ from loraprune.errors import LoraPruneError
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """the colours of Okabe and Ito but yellow, which is too pale on white: told apart by colour-blind readers too"""
-MARKERS = "osD^vPX"
+MARKERS = "osD^vP"
+"""as many as are not a divisor of the colours, so that no pair of both comes back soon"""
 TARGETS = ("ratio", "parameters", "heads", "ffn")
 """options that say how much is removed: what a line runs along"""
+LOGARITHMIC_FROM = 3
+"""largest over smallest perplexity from which on an axis is logarithmic"""
 PAIRS_AT_MOST = 21
 NUMBERS_AT_MOST = 16
 """columns of a heat map whose cells have room for a number"""
@@ -89,19 +92,18 @@ def lines(
 
 def plain_ticks(axis: Any) -> None:
     """Write 20 instead of 2 x 10^1 on a logarithmic axis, and not so many that they touch."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Draw perplexity against real parameters: a line for recipes that differ in nothing but the target."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for entry in done:
-        dense = (entry["parameters"]["dense"] / 1e6, entry["perplexity"]["dense"], 0.0)
-        series.setdefault("dense", [dense])
+        series.setdefault("dense", [(entry["parameters"]["dense"] / 1e6, entry["perplexity"]["dense"], 0.0)])
     for values in recipes.values():
         if not values["perplexity"]:
             continue
@@ -110,12 +112,15 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
     figure = new_figure(7.5, 4.5)
     axes = figure.subplots()
     lines(series, axes)
-    axes.set_yscale("log")
-    plain_ticks(axes.yaxis)
+    heights = [y for points in series.values() for _, y, _ in points]
+    is_wide = max(heights) > LOGARITHMIC_FROM * min(heights)
+    if is_wide:
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
     axes.set_xlabel("parameters of the whole model, millions")
-    axes.set_ylabel("perplexity (logarithmic)")
-    axes.set_title("Perplexity against size: mean and sample deviation over seeds", fontsize=11, loc="left")
-    figure.legend(loc="outside right upper", frameon=False)
+    axes.set_ylabel("perplexity" + (" (logarithmic)" if is_wide else ""))
+    axes.set_title("Mean and sample deviation over seeds", fontsize=11, loc="left")
+    figure.legend(loc="outside right center", frameon=False)
     save(figure, folder, "perplexity")
 
 
@@ -131,7 +136,7 @@ def widths(pruned: Sequence[Mapping[str, Any]], folder: Path) -> None:
         f"units of {part} kept, %": {name: _means(layers) for name, layers in rows.items()}
         for part, rows in shares.items()
     }
-    heat_maps(panels, folder, "widths", limits=(0, 100), colours="cividis", digits=0)
+    heat_maps(panels, folder, "widths", limits=(0.0, 100.0), colours="cividis", digits=0)
 
 
 def agreement(pruned: Sequence[Mapping[str, Any]], cells: Path, folder: Path) -> None:
@@ -157,7 +162,7 @@ def agreement(pruned: Sequence[Mapping[str, Any]], cells: Path, folder: Path) ->
         for part, layers in found.items():
             panels.setdefault(f"rank correlation of scores, {part}", {})[f"{one} / {other}"] = _means(layers)
     if panels:
-        heat_maps(panels, folder, "agreement", limits=(-1, 1), colours="PuOr_r", digits=2)
+        heat_maps(panels, folder, "agreement", limits=(-1.0, 1.0), colours="PuOr_r", digits=2)
 
 
 def heat_maps(

@@ -88,7 +88,8 @@ def is_finished(folder: Path, cell: Cell) -> bool:
 
 def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, jobs: int, keep: bool) -> None:
     """Run cells, `jobs` at a time; a finished one leaves `errors`, a failed one says there why."""
-    queue, running = deque(waiting), dict[str, tuple[Cell, subprocess.Popen[bytes]]]()
+    queue = deque(waiting)
+    running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
     with CellBar(len(waiting), jobs) as bar:
         try:
             while queue or running:
@@ -117,13 +118,17 @@ def start(cell: Cell, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if jobs > 1:  # processes that each take every core slow each other down many times over
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    command = [sys.executable, "-m", "loraprune", cell.job, "--config", str(config), "--json"]
     with (folder / f"{cell.key}.log").open("wb") as log:
         # A session of its own: an interrupt reaches it once, from here, and it can clean up in peace.
         return subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=log, stdin=subprocess.DEVNULL, env=environment,
+            command(cell, config), stdout=subprocess.DEVNULL, stderr=log, stdin=subprocess.DEVNULL, env=environment,
             start_new_session=True,
         )  # fmt: skip
+
+
+def command(cell: Cell, config: Path) -> list[str]:
+    """Return the command line of a cell."""
+    return [sys.executable, "-m", "loraprune", cell.job, "--config", str(config), "--json"]
 
 
 def finish(cell: Cell, folder: Path, code: int, *, keep: bool) -> str | None:

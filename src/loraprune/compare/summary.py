@@ -17,6 +17,8 @@ from loraprune.compare.grid import SEED, Cell, recipe_name
 
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
+QUALITY, COST = (0, 1, 3, 4, 5, 6), (0, 2, 7, 8, 9)
+"""columns of the two narrower tables that a terminal has room for"""
 NOTE = (
     "Perplexity, gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity above that of the dense model tuned "
     "with the same options and seed. Of reference: as a multiple of the reference's."
@@ -108,7 +110,7 @@ def _statistics(cells: Sequence[Mapping[str, Any]], log_dense: Mapping[str, floa
         "dense": _mean(spread([cell["perplexity"]["dense"] for cell in done])),
         "gap": spread([pruned - dense for pruned, dense in logs if dense is not None]),
         "ratio_reached": _mean(spread([cell.get("ratio_reached", 0.0) for cell in done])),
-        "parameters": _mean(spread([cell["parameters"]["pruned"] for cell in done])),
+        "parameters": _mean(spread([float(cell["parameters"]["pruned"]) for cell in done])),
         "wall_seconds": spread([cell["wall_seconds"] for cell in done]),
         "peak_memory_bytes": max((cell["peak_memory_bytes"] for cell in done), default=None),
     }
