@@ -113,7 +113,7 @@ class Agreement(TrainerCallback):
         self.norms.append({"step": step, "b_over_a": ratio})
 
 
-def draw(rows: Sequence[Mapping[str, Any]], criterion: str) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], criterion: str, *, name: str) -> None:
     """Draw the correlation over the steps: solid lines for rows, dashed ones for columns."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
@@ -128,7 +128,7 @@ def draw(rows: Sequence[Mapping[str, Any]], criterion: str) -> None:
     axes.set_ylim(-0.25, 1.05)
     axes.set_title(f"{criterion} against the true gradient, mean over layers", fontsize=11, loc="left")
     figure.legend(loc="outside right center", frameon=False)
-    plots.save(figure, common.RESULTS, "agreement")
+    plots.save(figure, common.RESULTS, name)
 
 
 def main() -> None:
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument(
         "--at", type=int, nargs="*", default=[1, 2, 3, 5, 10, 20, 40, 80, 150], help="steps to compare at"
     )
+    parser.add_argument("--name", default="agreement", help="name of the result files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = FinetuneConfig(
@@ -159,8 +160,8 @@ def main() -> None:
     collator = Collator(job.tokenizer.pad_token_id)
     train(adapted, job.data.train, collator, config=config, callbacks=[compared], device=job.device)
     values = {"options": vars(options), "rows": compared.rows, "norms": compared.norms}
-    common.write("agreement", values)
-    draw(compared.rows, options.criterion)
+    common.write(options.name, values)
+    draw(compared.rows, options.criterion, name=options.name)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class CompareConfig(PruneConfig):
     reference: str | None = None
     """the run, or the value of an option, that the others are compared with, such as paper or lora"""
     jobs: int = 1
-    """cells at a time, each a process of its own"""
+    """cells at a time, each a process of its own; above 1 their seconds compare little"""
     keep: bool = False
     """keep the weights of every cell; otherwise only its report, plan and scores stay"""
     overwrite: bool = False
