@@ -102,7 +102,10 @@ def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, 
                         continue
                     del running[key]
                     error = finish(cell, folder, process.returncode, keep=keep)
-                    errors.pop(key) if error is None else errors.update({key: error})
+                    if error is None:
+                        del errors[key]
+                    else:
+                        errors[key] = error
                     bar.end(cell, error)
                 time.sleep(POLL_SECONDS)
         finally:
@@ -141,7 +144,9 @@ def finish(cell: Cell, folder: Path, code: int, *, keep: bool) -> str | None:
         return lines[-1].removeprefix("loraprune: ").removeprefix("error: ") if lines else f"exit code {code}"
     (folder / cell.key / "machine.json").write_text(json.dumps(machine()) + "\n", encoding="utf-8")
     for path in [] if keep else (folder / cell.key).iterdir():
-        if path.name not in KEPT:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in KEPT:
             path.unlink()
     return None
 
