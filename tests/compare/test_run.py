@@ -123,7 +123,9 @@ def test_weights_are_dropped_unless_kept(make: Make, started: list[str]) -> None
         options = make(grid={"seed": [int(keep)]}, keep=keep)
         go(options)
         folder = Path(options.output) / CELLS / options.expand()[0][0].key
-        assert {path.name for path in folder.iterdir()} - set(KEPT) == ({"model.safetensors", "checkpoints"} if keep else set())
+        assert {path.name for path in folder.iterdir()} - set(KEPT) == (
+            {"model.safetensors", "checkpoints"} if keep else set()
+        )
 
 
 def test_two_recipes_with_the_same_options_are_one_run(make: Make, started: list[str]) -> None:
