@@ -11,6 +11,8 @@ from typing import Any
 
 import common
 
+from loraprune.compare.summary import markdown
+
 
 def read(name: str) -> dict[str, Any] | None:
     """Return a result, if it has been taken."""
@@ -57,28 +59,14 @@ def speed() -> Iterator[str]:
         yield f"| {name} | {ratios['expected_speedup']:.2f}x | {one:.2f}x | {many:.2f}x | {share} |"
 
 
-def quality() -> Iterator[str]:
-    """Yield perplexities by model, ratio and criterion."""
-    for path in sorted(common.RESULTS.glob("quality_*.json")):
-        result = json.loads(path.read_text())
-        table = result["table"]
-        tuned = table["finetune"]
-        yield (
-            f"**{result['model']}** on {result['data']}, {result['options']['steps']} steps, dense {tuned['dense']:.2f}, "
-            f"dense + LoRA {tuned['mean']:.2f} ± {tuned['deviation']:.2f}"
-        )
-        yield ""
-        yield "| removed | lora | gate | magnitude | random |"
-        yield "|---|---|---|---|---|"
-        for ratio in ("0.2", "0.5"):
-            cells = [table.get(f"{criterion} {ratio}") for criterion in ("lora", "gate", "magnitude", "random")]
-            words = [f"{c['mean']:.2f} ± {c['deviation']:.2f} ({c['seeds']})" if c else "-" for c in cells]
-            yield f"| {100 * float(ratio):.0f} % | {' | '.join(words)} |"
-        yield ""
+def comparisons() -> Iterator[str]:
+    """Yield the table of every comparison: results.json of `loraprune compare`, kept here as compare_<name>.json."""
+    for path in sorted(common.RESULTS.glob("compare_*.json")):
+        yield markdown(json.loads(path.read_text()))
 
 
 def main() -> None:
-    for part in (cost(), scoring(), speed(), quality()):
+    for part in (cost(), scoring(), speed(), comparisons()):
         print("\n".join(part), end="\n\n")
 
 

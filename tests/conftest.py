@@ -6,6 +6,8 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -14,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from hypothesis import settings
+
+from loraprune import cli
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.load_profile("tests")
@@ -42,3 +46,17 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no real models: {folder / 'models'} is missing")
     return folder
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replace what the commands do by recording the options they are given."""
+    seen: list[Any] = []
+
+    def call(target: str, *arguments: Any) -> Any:
+        if not target.startswith("tables:"):
+            seen.append(arguments[0])
+        return SimpleNamespace(values={"target": target})
+
+    monkeypatch.setattr(cli, "call", call)
+    return seen

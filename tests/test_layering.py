@@ -29,6 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.pattern",
     ),
     ("plan", "config", "families", "adapters", "data", "loading"),
+    ("compare.grid", "compare.correlation"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
     ("scoring", "layerwise.save"),
     (
@@ -40,15 +41,23 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.masks",
         "sparsity.scores",
         "sparsity.saved",
+        "compare.summary",
+        "compare.plots",
     ),
-    ("train", "pruner", "layerwise.padded", "sparsity.sparsifier"),
+    ("train", "pruner", "layerwise.padded", "sparsity.sparsifier", "compare.run"),
     ("callback", "describe", "export", "judge", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
     ("__main__",),
 )
-FREE = ("", "demo", "layerwise", "sparsity")  # the package itself, which imports on demand, and packages without code
+FREE = (
+    "",
+    "compare",
+    "demo",
+    "layerwise",
+    "sparsity",
+)  # the package itself, which imports on demand, and packages without code
 
 WITHOUT_TORCH = (
     "errors",
@@ -61,6 +70,7 @@ WITHOUT_TORCH = (
     "allocation",
     "options",
     "config",
+    "compare.grid",
     "settings",
     "cli",
 )
@@ -156,6 +166,12 @@ def test_only_adapters_sees_the_inside_of_peft() -> None:
     users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
              and target.removeprefix("peft.") not in ("PeftModel", "LoraConfig", "get_peft_model")}  # fmt: skip
     assert users == {"adapters"}
+
+
+def test_only_plots_sees_matplotlib_and_only_when_it_draws() -> None:
+    users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("matplotlib")}
+    assert users == {"compare.plots"}
+    assert python("import sys, loraprune.compare.plots; assert 'matplotlib' not in sys.modules").returncode == 0
 
 
 def test_only_the_command_line_and_its_tables_print() -> None:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables:evaluation"),
     "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables:comparison"),
     "export": Command(settings.ExportConfig, "export:export", "tables:export"),
+    "compare": Command(settings.CompareConfig, "compare.run:compare", "tables:compared"),
     "demo": Command(settings.DemoConfig, "demo.run:demo", "tables:demo"),
 }
 
@@ -157,8 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments
     try:
         run(arguments)
-    except KeyboardInterrupt:
-        print("loraprune: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"loraprune: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return 130
     except LoraPruneError as error:
         if debug:

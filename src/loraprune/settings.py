@@ -1,4 +1,4 @@
-"""Options of the commands that look at models and do not train.
+"""Options of the commands that look at models, and of those that start runs.
 
 Knows nothing about torch, so that `--help` answers at once.
 """
@@ -6,8 +6,11 @@ Knows nothing about torch, so that `--help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from loraprune.config import LoRAPruneConfig
+from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
+from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
 
 
@@ -96,6 +99,41 @@ class DemoConfig(Options):
     """seed of everything random"""
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(PruneConfig):
+    """Compare criteria, ratios, schedules and any other options over several seeds: one table, plots; goes on where it stopped."""
+
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """option -> values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}: every combination is a cell"""
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """name -> options, such as {paper: {criterion: lora}, best: {criterion: gate}}: each is crossed with the grid"""
+    baselines: list[Literal["finetune"]] = field(default_factory=list)
+    """finetune: the dense model tuned with the same training options, once a seed; gaps are measured from it"""
+    reference: str | None = None
+    """the run, or the value of an option, that the others are compared with, such as paper or lora"""
+    jobs: int = 1
+    """cells at a time, each a process of its own; above 1 their seconds compare little"""
+    keep: bool = False
+    """keep the weights of every cell; otherwise only its report, plan and scores stay"""
+    overwrite: bool = False
+    """run finished cells again"""
+
+    def expand(self) -> tuple[list[Cell], list[str]]:
+        """Return all cells, and what is wrong with them."""
+        base = {name: getattr(self, name) for name in OPTIONS}
+        return expand(base, self.grid, runs=self.runs, baselines=self.baselines, reference=self.reference)
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong; those of the cells are looked at cell by cell."""
+        output = Path(self.output)
+        found = at_least(("jobs", self.jobs, 1))
+        if output.is_file():
+            found.append(f"--output {output}: this is a file; name a folder")
+        elif output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
+            found.append(f"--output {output}: it holds something else than a comparison; choose another folder")
+        return [*found, *self.expand()[1]]
 
 
 def at_least(*values: tuple[str, int, int]) -> list[str]:

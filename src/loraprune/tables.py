@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from loraprune.compare import summary
+from loraprune.compare.summary import Comparison
 from loraprune.describe import Description
 from loraprune.export import Export
 from loraprune.judge import Evaluation, Speed
@@ -207,3 +209,16 @@ def demo(result: Report) -> None:
         [(name, text) for name, text in result.values["completions"].items()],
         figures=False,
     )
+
+
+def compared(result: Comparison) -> None:
+    """Print mean and spread of every recipe, and which cells gave nothing."""
+    values = result.values
+    rows, title = summary.rows(values), f"{values['model']} on {values['data']}"
+    for part in (summary.QUALITY, summary.COST):
+        show(title, [summary.COLUMNS[i] for i in part], [[row[i] for i in part] for row in rows])
+        title = ""
+    Console().print(summary.NOTE)
+    failed = summary.failures(values)
+    if failed:
+        show("no result", ("cell", "why"), failed, figures=False)

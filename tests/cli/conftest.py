@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import datasets
 import pytest
 
-from loraprune import cli
 from loraprune.checkpoint import save_model
 from loraprune.families import find_groups
 from loraprune.plan import Plan
@@ -37,20 +34,6 @@ def case(good: Path, tmp_path: Path) -> Case:
     root = tmp_path / "case"
     shutil.copytree(good, root)
     return Case(root)
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Replace what the commands do by recording the options they are given."""
-    seen: list[Any] = []
-
-    def call(target: str, *arguments: Any) -> Any:
-        if not target.startswith("tables:"):
-            seen.append(arguments[0])
-        return SimpleNamespace(values={"target": target})
-
-    monkeypatch.setattr(cli, "call", call)
-    return seen
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""`loraprune compare`: many runs on the same data, one table, plots."""

@@ -1,0 +1,72 @@
+"""What is drawn is what the cells say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loraprune.compare import plots
+
+
+def entry(name: str, ratio: float, **more: Any) -> dict[str, Any]:
+    labels = {"criterion": name, "ratio": f"ratio {ratio}"}
+    return {"recipe": f"{name}, ratio {ratio}", "labels": labels, "seed": 0, "key": f"{name}{ratio}", "job": "prune",
+            "ratio_reached": ratio} | more  # fmt: skip
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Record the heat maps instead of drawing them."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(plots, "heat_maps", lambda panels, *_, **__: seen.append(panels))
+    return seen
+
+
+def test_scores_are_compared_layer_by_layer_at_the_smallest_removal(
+    tmp_path: Path, drawn: list[dict[str, Any]]
+) -> None:
+    up = torch.arange(8.0)
+    for key, first, second in (("a0.2", up, up), ("b0.2", up.exp(), -up), ("a0.5", up, up), ("b0.5", -up, up)):
+        (tmp_path / key).mkdir()
+        scores = {"model.layers.0.mlp": first.clone(), "model.layers.11.mlp": second.clone()}
+        save_file(scores, tmp_path / key / "scores.safetensors")
+    plots.agreement([entry(name, ratio) for ratio in (0.5, 0.2) for name in "ab"], tmp_path, tmp_path)
+    assert drawn == [{"rank correlation of scores, mlp": {"a / b": {0: pytest.approx(1.0), 11: pytest.approx(-1.0)}}}]
+
+
+def test_widths_are_the_mean_share_kept_in_each_layer(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+    units = [{"model.layers.3.self_attn": {"dense": 8, "kept": kept}} for kept in (2, 4)]
+    plots.widths([entry("a", 0.5, units=one) for one in units], tmp_path)
+    assert drawn == [{"units of self_attn kept, %": {"a, ratio 0.5": {3: 37.5}}}]
+
+
+def test_a_heat_map_has_numbers_where_there_is_room_and_something_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
+    for layers in (4, 40):
+        rows = {"one": {layer: layer / layers for layer in range(layers)}, "other": {0: 1.0}}
+        plots.heat_maps({"panel": rows}, tmp_path, "map", limits=(0.0, 1.0), colours="cividis", digits=2)
+    few, many = (figure.axes[0] for figure in figures)
+    assert [text.get_text() for text in few.texts] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert len(many.texts) == 0
+    assert len(many.get_xticks()) < 20
+
+
+@pytest.mark.parametrize(("largest", "is_wide"), [(6.5, False), (80.0, True)])
+def test_an_axis_is_logarithmic_where_perplexities_lie_far_apart(
+    largest: float, is_wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
+    done = [entry("a", 0.5, parameters={"dense": 10, "pruned": 5}, perplexity={"dense": 6.0, "pruned": largest})]
+    mean = {"mean": largest, "deviation": None}
+    plots.perplexity({"a": {"labels": done[0]["labels"], "perplexity": mean, "parameters": 5.0}}, done, tmp_path)
+    axes = figures[0].axes[0]
+    assert axes.get_yscale() == ("log" if is_wide else "linear")
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["dense", "a"]
