@@ -18,7 +18,7 @@ SOURCE = ROOT / "src"
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("registry", "groups", "schedule", "options", "memory", "loading", "demo.stdlib"),
+    ("registry", "groups", "schedule", "options", "memory", "loading", "kernels", "demo.stdlib"),
     ("plan", "config", "families", "adapters", "data"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "checkpoint", "evaluate", "train"),
     ("balanced", "verify", "benchmark"),

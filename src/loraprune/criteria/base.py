@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,17 @@ class Tile:
 Saliency: TypeAlias = Callable[[Tile], Tensor]
 """tile -> (rows, in) signed saliencies, to which the configured power is applied"""
 
+
+@runtime_checkable
+class Fused(Protocol):
+    """A saliency already reduced, for a whole projection at once where device and formats allow it."""
+
+    def __call__(
+        self, tile: Tile, *, power: int, rows: bool, columns: bool
+    ) -> tuple[Tensor | None, Tensor | None] | None:
+        """Return the row and the column sums of |saliency|^power, or None to go on with tiles; `base` is as it is stored."""
+
+
 Gate: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 """input z of a consuming projection (batch, seq, channels), its gradient, units -> (units,) scores, summed over the batch"""
 
@@ -51,6 +62,7 @@ class Criterion:
     name: str
     kind: Literal["saliency", "gate"]
     saliency: Saliency | None = None
+    fused: Fused | None = None
     gate: Gate | None = None
     needs_gradient: bool = True
 
@@ -58,11 +70,13 @@ class Criterion:
 criteria: Registry[Criterion] = Registry("criterion", ConfigError)
 
 
-def register_saliency(name: str, *, needs_gradient: bool = True) -> Callable[[Saliency], Saliency]:
+def register_saliency(
+    name: str, *, needs_gradient: bool = True, fused: Fused | None = None
+) -> Callable[[Saliency], Saliency]:
     """Register an elementwise criterion; with `needs_gradient=False` it also works before any training step."""
 
     def register(function: Saliency) -> Saliency:
-        criteria.add(name, Criterion(name, "saliency", saliency=function, needs_gradient=needs_gradient))
+        criteria.add(name, Criterion(name, "saliency", function, fused, needs_gradient=needs_gradient))
         return function
 
     return register

@@ -7,9 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprune.criteria.base import Tile, register_saliency
+from loraprune.kernels import Factors, eq10_fits, eq10_sums
 
 
-@register_saliency("lora")
+def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None] | None:
+    """Return the sums of Eq 10 over rows and columns from one pass of a kernel, or None where it cannot run."""
+    factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
+    if not eq10_fits(tile.base, factors):
+        return None
+    return eq10_sums(tile.base, factors, power=power, rows=rows, columns=columns)
+
+
+@register_saliency("lora", fused=lora_sums)
 def lora(tile: Tile) -> Float[Tensor, "rows in_"]:
     """Return (dB A + B dA - dB dA) * W, the estimate as one product of rank 2r: [dB, B] [A - dA; dA].
 

@@ -1,0 +1,186 @@
+"""The fused Eq 10 against its definition in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from loraprune.adapters import Projection
+from loraprune.criteria import Tile, criteria
+from loraprune.criteria.lora import lora_sums
+from loraprune.criteria.scoring import SaliencyScorer
+from loraprune.kernels import MAX_RANK, Nf4Blocks, eq10_fits, eq10_sums
+from loraprune.kernels.forms import NF4_BLOCK, NF4_LEVELS
+from tests.kernels.stored import FORMS, expected, random_factors, stored, to_int8, to_nf4
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SPLIT = 5e-5 if DEVICE.type == "cuda" else 3e-4
+"""two BF16 pieces keep a factor to 2^-17; the interpreter cuts off where a GPU rounds, and keeps it to 2^-15"""
+TOLERANCE = dict.fromkeys(FORMS, SPLIT) | {"float32": 1e-5}
+
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def error(found: torch.Tensor | None, wanted: torch.Tensor) -> float:
+    assert found is not None
+    return float(((found.double() - wanted) / wanted).abs().max())
+
+
+@every_form
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(
+    ("out", "in_", "rank"), [(37, 53, 3), (64, 64, 8), (130, 200, 20), (7, 66, 1)], ids=lambda n: str(n)
+)
+def test_sums_are_those_of_the_float64_reference(form: str, power: int, out: int, in_: int, rank: int) -> None:
+    in_ += in_ % 2 if form == "nf4" else 0
+    weight, exact = stored(form, torch.randn(out, in_, device=DEVICE))
+    factors = random_factors(out, in_, rank, DEVICE)
+    found = eq10_sums(weight, factors, power=power)
+    for sums, wanted in zip(found, expected(exact, factors, power=power), strict=True):
+        assert error(sums, wanted) < TOLERANCE[form]
+    # The other power, or one code of the weight for another, is seen.
+    for sums, wanted in zip(found, expected(exact, factors, power=3 - power), strict=True):
+        assert error(sums, wanted) > 0.01
+    for sums, wanted in zip(found, expected(exact.flip(0), factors, power=power), strict=True):
+        assert error(sums, wanted) > 0.01
+
+
+@every_form
+@pytest.mark.parametrize("left_out", range(3))
+def test_every_term_of_equation_9_is_in_the_sums(form: str, left_out: int) -> None:
+    weight, exact = stored(form, torch.randn(40, 70, device=DEVICE))
+    factors = random_factors(40, 70, 4, DEVICE)
+    signs = (1, 1, -1)
+    terms = tuple(0 if place == left_out else sign for place, sign in enumerate(signs))
+    for sums, wanted in zip(
+        eq10_sums(weight, factors, power=2), expected(exact, factors, power=2, terms=terms), strict=True
+    ):
+        assert error(sums, wanted) > 0.01
+
+
+@pytest.mark.parametrize("rank", [16, 17, 33, 64, 100, MAX_RANK])
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_high_ranks_keep_the_precision(form: str, rank: int) -> None:
+    weight, exact = stored(form, 10 * torch.randn(70, 66, device=DEVICE))
+    factors = random_factors(70, 66, rank, DEVICE)
+    for sums, wanted in zip(eq10_sums(weight, factors, power=2), expected(exact, factors, power=2), strict=True):
+        assert error(sums, wanted) < SPLIT
+
+
+@every_form
+def test_what_is_not_wanted_is_not_made_and_changes_nothing(form: str) -> None:
+    weight, _ = stored(form, torch.randn(150, 130, device=DEVICE))
+    factors = random_factors(150, 130, 8, DEVICE)
+    both = eq10_sums(weight, factors, power=2)
+    rows, nothing = eq10_sums(weight, factors, power=2, columns=False)
+    assert nothing is None
+    torch.testing.assert_close(rows, both[0], rtol=1e-5, atol=0)
+    nothing, columns = eq10_sums(weight, factors, power=2, rows=False)
+    assert nothing is None
+    torch.testing.assert_close(columns, both[1], rtol=1e-5, atol=0)
+
+
+@every_form
+def test_the_same_input_gives_the_same_bits(form: str) -> None:
+    weight, _ = stored(form, torch.randn(150, 130, device=DEVICE))
+    factors = random_factors(150, 130, 8, DEVICE)
+    first, again = (eq10_sums(weight, factors, power=2) for _ in range(2))
+    for one, two in zip(first, again, strict=True):
+        assert one is not None
+        assert two is not None
+        assert torch.equal(one, two)
+
+
+def test_many_tiles_for_every_program_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program for each column block goes down all tiles of rows, the last of them ragged."""
+    from loraprune.kernels import eq10
+
+    sizes = eq10.Blocks(bm=16, bn=32, warps=4, stages=2, programs=1)
+    monkeypatch.setattr(eq10, "blocks", lambda *_, **__: sizes)
+    weight, exact = stored("float32", torch.randn(75, 70, device=DEVICE))
+    factors = random_factors(75, 70, 8, DEVICE)
+    for sums, wanted in zip(eq10_sums(weight, factors, power=2), expected(exact, factors, power=2), strict=True):
+        assert error(sums, wanted) < TOLERANCE["float32"]
+
+
+def test_a_transposed_weight_is_read_in_place() -> None:
+    weight = torch.randn(60, 40, device=DEVICE).T
+    factors = random_factors(40, 60, 4, DEVICE)
+    for sums, wanted in zip(
+        eq10_sums(weight, factors, power=2), expected(weight.double(), factors, power=2), strict=True
+    ):
+        assert error(sums, wanted) < TOLERANCE["float32"]
+
+
+def test_factors_of_16_bits_and_tiny_gradients_are_not_lost() -> None:
+    weight = torch.randn(40, 64, device=DEVICE)
+    factors = random_factors(40, 64, 4, DEVICE)
+    tiny = dataclasses.replace(
+        factors, a=factors.a.bfloat16(), b=0 * factors.b, grad_b=1e-12 * factors.grad_b, grad_a=0 * factors.grad_a
+    )
+    for sums, wanted in zip(
+        eq10_sums(weight.bfloat16(), tiny, power=1), expected(weight.bfloat16().double(), tiny, power=1), strict=True
+    ):
+        assert error(sums, wanted) < SPLIT
+
+
+def test_the_cpu_and_what_the_kernel_cannot_read_go_on_with_tiles() -> None:
+    weight, factors = torch.randn(8, 6), random_factors(8, 6, 2, torch.device("cpu"))
+    assert not eq10_fits(weight, factors)
+    tile = Tile(weight, factors.a, factors.b, factors.grad_a, factors.grad_b, 2.0, torch.Generator())
+    assert lora_sums(tile, power=2, rows=True, columns=True) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="no CUDA device")
+def test_what_fits_on_a_gpu() -> None:
+    factors = random_factors(8, 6, 2, DEVICE)
+    weight = torch.randn(8, 6, device=DEVICE)
+    assert eq10_fits(weight, factors)
+    assert not eq10_fits(weight.double(), factors)
+    assert not eq10_fits(weight.cpu(), factors)
+    assert not eq10_fits(weight, random_factors(8, 6, MAX_RANK + 1, DEVICE))
+    odd = Nf4Blocks(torch.zeros(20, dtype=torch.uint8, device=DEVICE), torch.ones(1, device=DEVICE), (8, 5))
+    assert not eq10_fits(odd, random_factors(8, 5, 2, DEVICE))
+
+
+def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter the check is told that it fits; the tiles are then never asked."""
+    layer = nn.Linear(50, 40, bias=False, device=DEVICE)
+    factors = random_factors(40, 50, 4, DEVICE)
+    a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
+    a.grad, b.grad = factors.grad_a, factors.grad_b
+    proj = Projection("layer", layer, a, b, 2.0)
+    tiled = criteria.get("lora")
+    scorer = SaliencyScorer(dataclasses.replace(tiled, fused=None), layer, (), power=2, normalize=False, seed=0)
+    slow = scorer._project(proj, {"out", "in"})
+
+    monkeypatch.setattr("loraprune.criteria.lora.eq10_fits", lambda *_: True)
+    fast = SaliencyScorer(dataclasses.replace(tiled, saliency=None), layer, (), power=2, normalize=False, seed=0)
+    for side in ("out", "in"):
+        assert fast._project(proj, {"out", "in"})[side].dtype == torch.float64
+        torch.testing.assert_close(fast._project(proj, {side})[side], slow[side], rtol=1e-5, atol=0)
+    assert set(fast._project(proj, {"in"})) == {"in"}
+
+
+def test_the_formats_are_those_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    dense = torch.randn(32, 128, device=DEVICE)
+    packed, state = functional.quantize_4bit(dense, blocksize=NF4_BLOCK, quant_type="nf4")
+    assert state.code.tolist() == pytest.approx(NF4_LEVELS, abs=1e-7)
+    mine, values = to_nf4(dense)
+    torch.testing.assert_close(functional.dequantize_4bit(packed, state).double(), values, rtol=1e-6, atol=1e-6)
+    assert torch.equal(packed.flatten(), mine.packed)
+    torch.testing.assert_close(state.absmax, mine.absmax)
+
+    codes, absmax, _ = functional.int8_vectorwise_quant(dense.half())
+    mine8, _ = to_int8(dense.half().float())
+    torch.testing.assert_close(absmax, mine8.absmax)
+    assert int((codes.int() - mine8.codes.int()).abs().max()) <= 1  # halves may be rounded to either side
+    found = functional.int8_vectorwise_dequant(codes, absmax)
+    torch.testing.assert_close(found, codes.float() * absmax[:, None] / 127, rtol=1e-5, atol=0)
