@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from loraprune.adapters import Projection
-from loraprune.criteria import Tile, criteria
-from loraprune.criteria.lora import lora_sums
+from loraprune.criteria import criteria
 from loraprune.criteria.scoring import SaliencyScorer
-from loraprune.kernels import MAX_RANK, Nf4Blocks, eq10_fits, eq10_sums
+from loraprune.kernels import MAX_RANK, Factors, Nf4Blocks, eq10_fits, eq10_sums, eq10_tiles, tiles
 from loraprune.kernels.forms import NF4_BLOCK, NF4_LEVELS
 from tests.kernels.stored import FORMS, expected, random_factors, stored, to_int8, to_nf4
 
@@ -129,11 +128,27 @@ def test_factors_of_16_bits_and_tiny_gradients_are_not_lost() -> None:
         assert error(sums, wanted) < SPLIT
 
 
-def test_the_cpu_and_what_the_kernel_cannot_read_go_on_with_tiles() -> None:
-    weight, factors = torch.randn(8, 6), random_factors(8, 6, 2, torch.device("cpu"))
-    assert not eq10_fits(weight, factors)
-    tile = Tile(weight, factors.a, factors.b, factors.grad_a, factors.grad_b, 2.0, torch.Generator())
-    assert lora_sums(tile, power=2, rows=True, columns=True) is None
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("form", ["float64", "float32", "bfloat16"])
+def test_tiles_of_torch_give_the_same_sums(form: str, power: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 4 * 53 * 10)  # tiles of ten and five rows, the last of them ragged
+    weight, exact = stored(form, torch.randn(37, 53))
+    factors = random_factors(37, 53, 3, torch.device("cpu"))
+    if form == "float64":
+        factors = Factors(*(tensor.double() for tensor in factors.tensors()), scaling=2.0)
+    wanted = expected(exact, factors, power=power)
+    for sums, right in zip(eq10_tiles(weight, factors, power=power), wanted, strict=True):
+        assert error(sums, right) < (1e-12 if form == "float64" else 1e-5)
+    rows, nothing = eq10_tiles(weight, factors, power=power, columns=False)
+    assert nothing is None
+    assert error(rows, wanted[0]) < 1e-5
+    nothing, columns = eq10_tiles(weight, factors, power=power, rows=False)
+    assert nothing is None
+    assert error(columns, wanted[1]) < 1e-5
+
+
+def test_the_kernel_is_not_for_the_cpu() -> None:
+    assert not eq10_fits(torch.randn(8, 6), random_factors(8, 6, 2, torch.device("cpu")))
 
 
 @pytest.mark.gpu
@@ -150,7 +165,7 @@ def test_what_fits_on_a_gpu() -> None:
 
 
 def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter the check is told that it fits; the tiles are then never asked."""
+    """In the interpreter the check is told that it fits."""
     layer = nn.Linear(50, 40, bias=False, device=DEVICE)
     factors = random_factors(40, 50, 4, DEVICE)
     a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
@@ -161,6 +176,7 @@ def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPat
     slow = scorer._project(proj, {"out", "in"})
 
     monkeypatch.setattr("loraprune.criteria.lora.eq10_fits", lambda *_: True)
+    monkeypatch.setattr("loraprune.criteria.lora.eq10_tiles", None)
     fast = SaliencyScorer(dataclasses.replace(tiled, saliency=None), layer, (), power=2, normalize=False, seed=0)
     for side in ("out", "in"):
         assert fast._project(proj, {"out", "in"})[side].dtype == torch.float64

@@ -43,12 +43,10 @@ Saliency: TypeAlias = Callable[[Tile], Tensor]
 
 @runtime_checkable
 class Fused(Protocol):
-    """A saliency already reduced, for a whole projection at once where device and formats allow it."""
+    """A saliency already reduced, for a whole projection at once: faster than tiles, never another result."""
 
-    def __call__(
-        self, tile: Tile, *, power: int, rows: bool, columns: bool
-    ) -> tuple[Tensor | None, Tensor | None] | None:
-        """Return the row and the column sums of |saliency|^power, or None to go on with tiles; `base` is as it is stored."""
+    def __call__(self, tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return the row and the column sums of |saliency|^power, None where not wanted; `base` has its stored dtype here."""
 
 
 Gate: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]

@@ -7,15 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprune.criteria.base import Tile, register_saliency
-from loraprune.kernels import Factors, eq10_fits, eq10_sums
+from loraprune.kernels import Factors, eq10_fits, eq10_sums, eq10_tiles
 
 
-def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None] | None:
-    """Return the sums of Eq 10 over rows and columns from one pass of a kernel, or None where it cannot run."""
+def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return the sums over rows and columns of a whole projection, from one pass of a kernel where it fits."""
     factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
-    if not eq10_fits(tile.base, factors):
-        return None
-    return eq10_sums(tile.base, factors, power=power, rows=rows, columns=columns)
+    reduce = eq10_sums if eq10_fits(tile.base, factors) else eq10_tiles
+    return reduce(tile.base, factors, power=power, rows=rows, columns=columns)
 
 
 @register_saliency("lora", fused=lora_sums)

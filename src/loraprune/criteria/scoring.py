@@ -101,9 +101,8 @@ class SaliencyScorer:
                 generator=self.generator,
             )  # fmt: skip
             sums = self.criterion.fused(whole, power=self.power, rows="out" in wanted, columns="in" in wanted)
-            if sums:
-                sides: tuple[Side, Side] = ("out", "in")
-                return {side: part.double().cpu() for side, part in zip(sides, sums, strict=True) if part is not None}
+            sides: tuple[Side, Side] = ("out", "in")
+            return {side: part.double().cpu() for side, part in zip(sides, sums, strict=True) if part is not None}
         out = torch.empty(rows, dtype=dtype, device=device)
         in_ = torch.zeros(columns, dtype=dtype, device=device)
         step = max(1, TILE_BYTES.get(device.type, TILE_BYTES_DEVICE) // (columns * dtype.itemsize))
