@@ -1,4 +1,4 @@
-"""Compile the kernel for devices that need not be here; print one line a variant: what it is and its shared memory.
+"""Compile the kernel for devices that need not be here; write one line a variant: what it is and its shared memory.
 
 Run in a process of its own, without Triton's interpreter.
 """
@@ -6,6 +6,7 @@ Run in a process of its own, without Triton's interpreter.
 from __future__ import annotations
 
 import itertools
+import sys
 
 import triton
 from triton import language as tl
@@ -41,4 +42,4 @@ def compiled(form: str, rank: int, capability: int) -> int:
 if __name__ == "__main__":
     variants = [*itertools.product(("dense", "int8", "nf4"), (8,), (90,)), ("exact", 8, 86), ("exact", 64, 86)]
     for variant in [*variants, ("dense", 128, 86)]:
-        print(*variant, compiled(*variant))
+        sys.stdout.write(f"{' '.join(map(str, variant))} {compiled(*variant)}\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 
 import torch
 from jaxtyping import Float
@@ -25,13 +26,21 @@ MAX_ENTRIES = 2**31 - 1
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+def _runs(device: torch.device) -> bool:
+    """Say whether the kernel can be built and run on a CUDA device, by doing it once on a weight of 16 x 16."""
+    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):  # no BF16 and TF32 products before Ampere
+        return False
+    try:
+        zeros = torch.zeros(16, 16, device=device)
+        eq10_sums(zeros, Factors(zeros, zeros, zeros, zeros, scaling=1.0), power=2)
+    except (
+        Exception
+    ) as error:  # Triton builds a launcher with the machine's C compiler: what can be missing is not ours to list
+        logging.getLogger(__name__).warning("no fused kernel on %s, scoring goes on in tiles: %s", device, error)
+        return False
+    return True
 
 
 def eq10_fits(weight: Weight, factors: Factors) -> bool:
@@ -41,13 +50,12 @@ def eq10_fits(weight: Weight, factors: Factors) -> bool:
     return (
         device.type == "cuda"
         and weight.device == device
-        and _has_triton()
-        and _multiplies_bfloat16(device)
         and factors.a.shape[0] <= MAX_RANK
         and rows * columns <= MAX_ENTRIES
         and all(tensor.dtype in FORMATS for tensor in factors.tensors())
         and (not isinstance(weight, Tensor) or weight.dtype in FORMATS)
         and (not isinstance(weight, Nf4Blocks) or columns % 2 == 0)
+        and _runs(device)
     )
 
 
