@@ -158,13 +158,12 @@ def test_a_machine_that_cannot_build_the_kernel_goes_on_with_tiles(
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    cpu = torch.device("cpu")
-    assert kernels._runs.__wrapped__(cpu)
+    assert kernels._runs.__wrapped__(DEVICE)
     monkeypatch.setattr(kernels, "eq10_sums", fail)
-    assert not kernels._runs.__wrapped__(cpu)
+    assert not kernels._runs.__wrapped__(DEVICE)
     assert "scoring goes on in tiles: Failed to find C compiler" in caplog.text
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert not kernels._runs.__wrapped__(cpu)
+    assert not kernels._runs.__wrapped__(DEVICE)
 
 
 @pytest.mark.gpu
