@@ -35,9 +35,8 @@ def _runs(device: torch.device) -> bool:
     try:
         zeros = torch.zeros(16, 16, device=device)
         eq10_sums(zeros, Factors(zeros, zeros, zeros, zeros, scaling=1.0), power=2)
-    except (
-        Exception
-    ) as error:  # Triton builds a launcher with the machine's C compiler: what can be missing is not ours to list
+    except Exception as error:
+        # Triton builds a launcher with the machine's C compiler: what can be missing there is not ours to list.
         logging.getLogger(__name__).warning("no fused kernel on %s, scoring goes on in tiles: %s", device, error)
         return False
     return True
