@@ -21,6 +21,8 @@ from loraprune import cli
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.load_profile("tests")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads this when it is first imported
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 

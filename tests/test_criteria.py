@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -15,9 +16,10 @@ from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.kernels import tiles
 from loraprune.masking import Masks
 from loraprune.scoring import Scorer, make_scorer
-from loraprune.scoring import elementwise as tiles
+from loraprune.scoring import elementwise as elementwise_tiles
 from loraprune.surgery import slice_
 from tests.tiny import tiny_model, tokens, with_lora
 
@@ -142,9 +144,24 @@ def test_tiles_of_any_size_give_the_same_scores(name: str, variant: str, monkeyp
     backward(model, tokens())
     whole = scorer_of(name, model, groups).collect()
     for size in (1, 7 * 64 * 4, 1 << 30):  # one row, seven rows (a remainder is left), everything
+        monkeypatch.setitem(elementwise_tiles.TILE_BYTES, "cpu", size)
         monkeypatch.setitem(tiles.TILE_BYTES, "cpu", size)
         for group, scores in scorer_of(name, model, groups).collect().items():
             torch.testing.assert_close(scores, whole[group], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@every_variant
+def test_the_fused_sums_are_those_of_the_elementwise_saliency(variant: str, power: int) -> None:
+    model, groups = build(variant)
+    backward(model, tokens())
+    fused = criteria.get("lora")
+    found = {}
+    for criterion in (fused, dataclasses.replace(fused, fused=None), dataclasses.replace(fused, saliency=None)):
+        scorer = make_scorer(criterion, model, groups, power=power, normalize=False, seed=0)
+        scores = scorer.collect()
+        for name in scores:
+            torch.testing.assert_close(scores[name], found.setdefault(name, scores[name]), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi3"])

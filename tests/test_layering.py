@@ -26,6 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "memory",
         "demo.stdlib",
         "layerwise.register",
+        "kernels",
         "sparsity.pattern",
     ),
     ("plan", "config", "families", "adapters", "data", "loading"),

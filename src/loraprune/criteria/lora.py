@@ -7,9 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprune.criteria.base import Tile, register_saliency
+from loraprune.kernels import Factors, eq10_fits, eq10_sums, eq10_tiles
 
 
-@register_saliency("lora")
+def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return the sums over rows and columns of a whole projection, from one pass of a kernel where it fits."""
+    factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
+    reduce = eq10_sums if eq10_fits(tile.base, factors) else eq10_tiles
+    return reduce(tile.base, factors, power=power, rows=rows, columns=columns)
+
+
+@register_saliency("lora", fused=lora_sums)
 def lora(tile: Tile) -> Float[Tensor, "rows in_"]:
     """Return (dB A + B dA - dB dA) * W, the estimate as one product of rank 2r: [dB, B] [A - dA; dA].
 

@@ -6,6 +6,7 @@ Knows nothing about averaging or plans.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -41,6 +42,11 @@ class SaliencyScorer:
 
     def _sums(self, path: str, wanted: set[Side]) -> dict[Side, Tensor]:
         proj = projection(self.model, path)
+        if self.criterion.fused:
+            whole = make_tile(self.criterion, proj, self.generator)
+            out, in_ = self.criterion.fused(whole, power=self.power, rows="out" in wanted, columns="in" in wanted)
+            found: dict[Side, Tensor | None] = {"out": out, "in": in_}
+            return {side: values for side, values in found.items() if values is not None}
         return side_sums(proj, saliency_rows(self.criterion, proj, self.generator), power=self.power, wanted=wanted)
 
     def resize(self, groups: Sequence[Group]) -> None:
@@ -51,18 +57,21 @@ class SaliencyScorer:
         """Do nothing: there are no hooks."""
 
 
-def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Rows:
-    """Return the function that computes rows of a criterion's saliencies from the factors and gradients as they are now."""
+def make_tile(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Tile:
+    """Return a whole projection as one tile, its frozen weight as it is stored."""
     dtype = working_dtype(proj)
     a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
     grad_a, grad_b = (_gradient(criterion, factor, proj.path).to(dtype) for factor in (proj.lora_a, proj.lora_b))
+    return Tile(proj.base_rows(0, proj.shape[0]), a, b, grad_a, grad_b, b, proj.scaling, generator)
+
+
+def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Rows:
+    """Return the function that computes rows of a criterion's saliencies from the factors and gradients as they are now."""
+    whole = make_tile(criterion, proj, generator)
 
     def rows(start: int, stop: int) -> Tensor:
-        tile = Tile(
-            base=proj.base_rows(start, stop).to(dtype), a=a, b=b[start:stop], grad_a=grad_a,
-            grad_b=grad_b[start:stop], whole_b=b, scaling=proj.scaling, generator=generator,
-        )  # fmt: skip
-        return criterion.function(tile)
+        base = whole.base[start:stop].to(whole.a.dtype)
+        return criterion.function(replace(whole, base=base, b=whole.b[start:stop], grad_b=whole.grad_b[start:stop]))
 
     return rows
 
