@@ -25,7 +25,7 @@ from loraprune.adapters import Projection
 from loraprune.criteria import criteria
 from loraprune.kernels import Factors, Int8Rows, Nf4Blocks, Weight, eq10_sums
 from loraprune.kernels.forms import NF4_BLOCK, nf4_levels
-from loraprune.scoring.saliency import SaliencyScorer
+from loraprune.scoring.saliency import saliency_sums
 
 SHAPES = ((11008, 4096), (4096, 11008), (4096, 4096))
 """gate_proj and up_proj, down_proj, and the attention projections of a 7B Llama"""
@@ -93,11 +93,11 @@ def tiled_seconds(weight: Tensor, factors: Factors, sides: dict[str, bool], flus
     a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
     a.grad, b.grad = factors.grad_a, factors.grad_b
     tiled = dataclasses.replace(criteria.get("lora"), fused=None)
-    scorer = SaliencyScorer(tiled, layer, (), power=2, normalize=False, seed=0)
+    generator = torch.Generator()
     proj = Projection("layer", layer, a, b, factors.scaling)
     wanted: Any = {side for side, name in (("out", "rows"), ("in", "columns")) if sides[name]}
     with torch.no_grad():
-        return seconds(lambda: scorer._project(proj, wanted), flush=flush, repeats=5)
+        return seconds(lambda: saliency_sums(tiled, proj, generator, power=2, wanted=wanted), flush=flush, repeats=5)
 
 
 def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[str, Any]:

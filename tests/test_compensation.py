@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from loraprune.adapters import find_module, projection
-from loraprune.compensation import DAMPING, RecentRows, compensate_, refit
-from loraprune.errors import NumericsError
+from loraprune.adapters import projection
+from loraprune.callback import CalibrationRows
+from loraprune.compensation import DAMPING, compensate_, refit
+from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.masking import Masks
 from loraprune.surgery import slice_
@@ -22,32 +26,39 @@ def adapted(variant: str = "llama") -> PeftModel:
     return with_lora(tiny_model(variant))
 
 
-def test_the_refit_is_ridge_regression_in_float64() -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = (
-        torch.randn(200, 12, generator=generator, dtype=torch.float64)
-        @ torch.randn(12, 12, generator=generator).double()
+def rows(ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_refit_is_ridge_regression_in_float64(with_bias: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    z, mix, weight, goal = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((200, 12), (12, 12), (7, 12), (200, 7))
     )
-    weight = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+    z = z @ mix
     stays = torch.tensor([True] * 8 + [False] * 4)
-    change = refit(z, weight, stays, path="w")
-    ridge = DAMPING * (z[:, stays].square().sum() / 8)
-    stacked = torch.cat((z[:, stays], ridge.sqrt() * torch.eye(8, dtype=torch.float64)))
-    goal = torch.cat((z[:, ~stays] @ weight[:, ~stays].T, torch.zeros(8, 7, dtype=torch.float64)))
-    torch.testing.assert_close(change, torch.linalg.lstsq(stacked, goal).solution.T)
-    error = (z[:, stays] @ (weight[:, stays] + change).T - z @ weight.T).norm()
-    assert error < 0.9 * (z[:, ~stays] @ weight[:, ~stays].T).norm()  # the control: leaving it alone
+    change, shift = refit(z, weight, stays, goal, with_bias=with_bias, path="w")
+    seen = torch.cat((z[:, stays], torch.ones(200, 1, dtype=torch.float64)), 1) if with_bias else z[:, stays]
+    size = seen.shape[1]
+    ridge = DAMPING * seen.square().sum() / size
+    stacked = torch.cat((seen, ridge.sqrt() * torch.eye(size, dtype=torch.float64)))
+    error = goal - z[:, stays] @ weight[:, stays].T
+    solution = torch.linalg.lstsq(stacked, torch.cat((error, torch.zeros(size, 7, dtype=torch.float64)))).solution.T
+    torch.testing.assert_close(torch.cat((change, shift[:, None]), 1) if with_bias else change, solution)
+    left = error - z[:, stays] @ change.T - shift
+    assert left.norm() < error.norm()  # the control: leaving the weights alone
 
 
 def test_activations_that_are_no_numbers_are_refused() -> None:
     z = torch.full((3, 4), torch.nan)
     with pytest.raises(NumericsError, match=r"'w': an activation is NaN"):
-        refit(z, torch.ones(2, 4), torch.tensor([True, True, False, True]), path="w")
+        refit(z, torch.ones(2, 4), torch.ones(4).bool(), torch.ones(3, 2), with_bias=False, path="w")
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi3", "olmo2"])
 def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
-    ids = tokens(16, 48)
+    ids = tokens(32, 48)
     dense = logits(adapted(variant), ids)
     found = {}
     for way in ("refitted", "plain"):
@@ -55,21 +66,50 @@ def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
         groups = find_groups(model.get_base_model().config)
         plan = choose(groups, {g.name: 3 if g.kind == "attention" else 60 for g in groups})
         if way == "refitted":
-            compensate_(model, groups, plan.kept, tokens=ids, mask=torch.ones_like(ids))
+            compensate_(model, groups, plan.kept, rows(ids))
         slice_(model, groups, plan.kept)
         found[way] = (logits(model, ids) - dense).norm().item()
     assert found["refitted"] < 0.95 * found["plain"]
 
 
-def test_layers_that_lose_nothing_stay_as_they_were() -> None:
+def test_only_what_reads_units_is_changed() -> None:
     model, ids = adapted(), tokens()
     groups = find_groups(model.get_base_model().config)
-    kept = {g.name: range(g.units) if "layers.0" in g.name else range(g.units // 2) for g in groups}
-    before = {path: projection(model, path).layer.weight.clone() for path in (  # type: ignore[operator]
-        "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj")}  # fmt: skip
-    compensate_(model, groups, kept, tokens=ids, mask=torch.ones_like(ids))
-    changed = [path for path, old in before.items() if not torch.equal(old, projection(model, path).layer.weight)]  # type: ignore[arg-type]
-    assert changed == ["model.layers.1.mlp.down_proj"]
+    kept = {g.name: range(g.units // 2) for g in groups}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compensate_(model, groups, kept, rows(ids))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+    readers = ("self_attn.o_proj", "mlp.down_proj")
+    assert changed == {f"base_model.model.model.layers.{i}.{r}.base_layer.weight" for i in (0, 1) for r in readers}
+
+
+def test_a_model_that_loses_nothing_stays_as_it_was() -> None:
+    ids = tokens(32, 48)
+    model, before = adapted(), logits(adapted(), ids)
+    groups = find_groups(model.get_base_model().config)
+    compensate_(model, groups, {g.name: range(g.units) for g in groups}, rows(ids))
+    assert relative(before, logits(model, ids)) < 1e-5
+
+
+def test_errors_of_the_layers_below_are_mended() -> None:
+    """A second layer that loses nothing still comes nearer to the dense model, as it makes up for the first."""
+    ids = tokens(32, 48)
+    model = adapted()
+    groups = find_groups(model.get_base_model().config)
+    kept = {g.name: range(g.units if "layers.1" in g.name else g.units // 2) for g in groups}
+    own = projection(model, "model.layers.1.mlp.down_proj").layer.weight
+    assert isinstance(own, torch.Tensor)
+    before = own.clone()
+    compensate_(model, groups, kept, rows(ids))
+    assert not torch.equal(before, own)
+    apart = adapted()
+    compensate_(apart, [replace(g, residual=False) for g in groups], kept, rows(ids))
+    dense = logits(adapted(), ids)
+    errors = []
+    for each in (model, apart):
+        slice_(each, groups, kept)
+        errors.append((logits(each, ids) - dense).norm().item())
+    assert errors[0] < errors[1]  # the control aims at each projection's own answer
 
 
 def test_padding_is_not_looked_at() -> None:
@@ -80,24 +120,23 @@ def test_padding_is_not_looked_at() -> None:
         mask = torch.ones_like(ids)
         mask[:, 16:] = 0
         ids = torch.where(mask.bool(), ids, filler)
-        compensate_(model, groups, {g.name: range(g.units // 2) for g in groups}, tokens=ids, mask=mask)
-        weights.append(find_module(model, "model.layers.1.mlp.down_proj").base_layer.weight)
+        compensate_(model, groups, {g.name: range(g.units // 2) for g in groups}, rows(ids, mask))
+        weights.append(projection(model, "model.layers.1.mlp.down_proj").layer.weight)
     torch.testing.assert_close(*weights)
 
 
-def test_recent_rows_are_the_last_of_training_padded_to_one_length() -> None:
-    model = adapted().train()
-    recent = RecentRows(model, tokens=60)
-    for length in (10, 12, 9):
-        model(input_ids=tokens(2, length, seed=length))
-    with torch.no_grad():
-        model.eval()(input_ids=tokens(2, 20))
-    ids, mask = recent.batch()
-    assert mask.sum(1).tolist() == [12, 12, 9, 9]
-    assert torch.equal(ids[:2], tokens(2, 12, seed=12))
-    recent.close()
-    model.train()(input_ids=tokens())
-    assert not recent._batches
+def test_calibration_rows_are_spread_over_the_data_and_others_each_time() -> None:
+    data = [{"input_ids": torch.full((8,), place)} for place in range(10)]
+    loader = SimpleNamespace(
+        dataset=data, collate_fn=lambda some: {"input_ids": torch.stack([r["input_ids"] for r in some])}
+    )
+    found = CalibrationRows(loader, tokens=24)
+    first, second = next(found), next(found)
+    assert first["input_ids"][:, 0].tolist() == [0, 3, 6]
+    assert second["input_ids"][:, 0].tolist() == [1, 4, 7]
+    assert first["attention_mask"].sum() == 24
+    with pytest.raises(ConfigError, match="has no rows to look at"):
+        CalibrationRows(SimpleNamespace(dataset=iter(data), collate_fn=None), tokens=24)
 
 
 def test_shrinking_with_compensation_equals_masking_with_it(tmp_path: Path) -> None:
@@ -123,11 +162,11 @@ def test_masked_inputs_count_as_nothing() -> None:
         second = {name: kept[: len(kept) // 2] for name, kept in first.kept.items()}
         if way == "masked":
             Masks(model, groups).set(first.kept)
-            compensate_(model, groups, second, tokens=ids, mask=torch.ones_like(ids))
+            compensate_(model, groups, second, rows(ids))
         else:
             smaller = slice_(model, groups, first.kept)
             places = {name: range(len(kept)) for name, kept in second.items()}
-            compensate_(model, smaller, places, tokens=ids, mask=torch.ones_like(ids))
+            compensate_(model, smaller, places, rows(ids))
         weight = projection(model, "model.layers.1.mlp.down_proj").layer.weight
         assert isinstance(weight, torch.Tensor)
         weights[way] = weight[:, list(second["model.layers.1.mlp"])] if way == "masked" else weight[:, :30]

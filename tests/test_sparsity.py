@@ -320,7 +320,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 def test_a_number_where_a_zero_was_trained_leaves_no_folder(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = pipeline.save_stock
+    save = pipeline.save_model
 
     def damaged(model: Any, folder: Path, **options: Any) -> None:
         save(model, folder, **options)
@@ -329,7 +329,7 @@ def test_a_number_where_a_zero_was_trained_leaves_no_folder(
         weight[weight == 0] = 1e-30  # invisible in the logits
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(pipeline, "save_stock", damaged)
+    monkeypatch.setattr(pipeline, "save_model", damaged)
     with pytest.raises(VerificationError, match=r"up_proj.*where it is masked; nothing was saved"):
         run(inputs, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

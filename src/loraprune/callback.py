@@ -6,10 +6,11 @@ Knows nothing about criteria or plans; it only tells the `Pruner` when.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config import LoRAPruneConfig
@@ -34,6 +35,7 @@ class LoRAPruneCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
         self._clip = 0.0
+        self._rows: CalibrationRows | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,6 +51,8 @@ class LoRAPruneCallback(TrainerCallback):
             raise ConfigError("resume_from_checkpoint: a pruning run cannot be resumed yet; start it anew")
         config = self.config
         self.pruner = (Sparsifier if config.sparsity else Pruner)(kwargs["model"], config)
+        if config.compensate:
+            self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration)
         self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
         self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
 
@@ -70,7 +74,8 @@ class LoRAPruneCallback(TrainerCallback):
         assert self.schedule is not None
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
-        self.pruner.remove(self.schedule.progress(state.global_step), optimizer=kwargs["optimizer"])
+        progress = self.schedule.progress(state.global_step)
+        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 
@@ -96,3 +101,30 @@ def check_gradients(model: nn.Module, *, step: int) -> None:
         raise NumericsError(
             f"step {step}: a gradient is NaN or infinite: lower --lr, check the data, or use --dtype float32"
         )
+
+
+class CalibrationRows(Iterator[Mapping[str, Tensor]]):
+    """Batches of training rows spread over the data, other ones each time; the loader's order is not disturbed.
+
+    Raises:
+        ConfigError: if the data cannot be looked at by row.
+    """
+
+    def __init__(self, loader: Any, *, tokens: int) -> None:
+        self._data, self._collate = loader.dataset, loader.collate_fn
+        if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
+            raise ConfigError(
+                f"compensate=True: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
+            )
+        longest = max(1, self._collate([self._data[0]])["input_ids"].shape[1])
+        self._count = min(len(self._data), max(1, tokens // longest))
+        self._turn = 0
+
+    def __next__(self) -> Mapping[str, Tensor]:
+        """Return `input_ids` and `attention_mask` of the next rows."""
+        rows = len(self._data)
+        places = [(place * rows // self._count + self._turn) % rows for place in range(self._count)]
+        self._turn += 1
+        batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
+        ids = batch["input_ids"]
+        return {"input_ids": ids, "attention_mask": batch.get("attention_mask", torch.ones_like(ids))}

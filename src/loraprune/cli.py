@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from loraprune import settings
+from loraprune import recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, nearest
 
@@ -54,6 +54,9 @@ def build_parser() -> ArgumentParser:
         verb = ArgumentParser(exit_on_error=False, description=summary)
         verb.add_class_arguments(command.options)
         verb.add_argument("--config", action="config", help="YAML file with the same keys; flags override it")
+        if issubclass(command.options, PruneConfig):
+            # Never reaches the parser, which takes one kind of file: see files_first.
+            verb.add_argument("--recipe", type=str, help=f"ready options: {', '.join(recipes.names())}")
         verb.add_argument("--json", type=bool, default=False, help="print the result as JSON")
         verb.add_argument("--debug", type=bool, default=False, help="show the traceback of an error")
         verbs.add_subcommand(name, verb, help=summary)
@@ -76,13 +79,26 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:
-    """Move every `--config FILE` right behind the command: the parser lets what comes later override it."""
-    files: list[str] = []
+    """Move every `--recipe NAME` and then every `--config FILE` right behind the command.
+
+    The parser lets what comes later override what comes earlier.
+    """
+    moved: dict[str, list[str]] = {"--recipe": [], "--config": []}
     others: list[str] = []
+    waiting: str | None = None
     for argument in arguments:
-        is_file = argument.startswith("--config=") or argument == "--config" or files[-1:] == ["--config"]
-        (files if is_file else others).append(argument)
-    return [*others[:1], *files, *others[1:]]
+        name, equals, value = argument.partition("=")
+        if waiting:
+            moved[waiting].append(argument)
+            waiting = None
+        elif name in moved and equals:
+            moved[name].append(value)
+        elif name in moved:
+            waiting = name
+        else:
+            others.append(argument)
+    found = [f"--config={file}" for file in (*map(recipes.path, moved["--recipe"]), *moved["--config"])]
+    return [*others[:1], *found, *([waiting] if waiting else []), *others[1:]]
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -138,7 +154,7 @@ def run(arguments: Sequence[str]) -> None:
     parsed = parse(arguments)
     verb = parsed.subcommand
     values = parsed[verb].as_dict()
-    for name in ("config", "json", "debug"):
+    for name in ("config", "recipe", "json", "debug"):
         values.pop(name, None)
     command = COMMANDS[verb]
     result = call(command.function, command.options(**values))

@@ -1,18 +1,19 @@
-"""Closed-form recovery: when units go, the projection that read them is refitted to give what it gave before.
+"""Closed-form recovery: when units go, the projections that read them are refitted to what the model gave before.
 
-One forward pass over recent training rows, layer after layer: a layer is refitted on what the already refitted layers below
-send it, so errors do not add up, and one matrix of second moments exists at a time. Knows nothing about scores.
+The model's answers to some training rows are written down, then the same rows go through it without the units, layer after
+layer: each reading projection gets the weights that bring the residual stream nearest to what it was, on what the already
+refitted layers below really send it, so that errors are mended instead of added up. One matrix of second moments exists at a
+time. Knows nothing about scores.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loraprune.adapters import find_module, is_transposed, projection
@@ -23,107 +24,133 @@ DAMPING = 0.01
 """ridge added to the second moments, as a fraction of their mean diagonal"""
 
 
-class RecentRows:
-    """The last rows that a model was trained on, at most `tokens` tokens of them but at least one micro-batch."""
-
-    def __init__(self, model: nn.Module, *, tokens: int) -> None:
-        self._batches: deque[tuple[Tensor, Tensor]] = deque()
-        self._tokens = tokens
-        self._handle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
-
-    def _keep(self, module: nn.Module, _: Any, inputs: Mapping[str, Any]) -> None:
-        ids = inputs.get("input_ids")
-        if not module.training or ids is None:
-            return
-        mask = inputs.get("attention_mask")
-        self._batches.append((ids, torch.ones_like(ids) if mask is None else mask))
-        while len(self._batches) > 1 and sum(i.numel() for i, _ in self._batches) > self._tokens:
-            self._batches.popleft()
-
-    def batch(self) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-        """Return token ids and attention mask of all rows, padded on the right to the longest."""
-        length = max(ids.shape[1] for ids, _ in self._batches)
-        padded = [[nn.functional.pad(t, (0, length - t.shape[1])) for t in pair] for pair in self._batches]
-        ids, masks = zip(*padded, strict=True)
-        return torch.cat(ids), torch.cat(masks)
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._handle.remove()
-        self._batches.clear()
+Rows = Mapping[str, Tensor]
+"""`input_ids` and `attention_mask` (rows, seq)"""
 
 
-@torch.no_grad()
-def compensate_(
-    model: nn.Module,
-    groups: Sequence[Group],
-    kept: Mapping[str, Sequence[int]],
-    *,
-    tokens: Int[Tensor, "rows seq"],
-    mask: Int[Tensor, "rows seq"],
-) -> None:
-    """Refit every projection that reads units which `kept` leaves out; call it before they are removed.
+class Trace:
+    """What every reading projection gives for some rows."""
 
-    `kept` holds indices into the units of `groups`. Modifies the frozen weights of `model`, not its adapters.
-    Source: least squares on calibration activations, as in SlimGPT and OSSCAR (PAPER.md, section 3); layer after layer on the
-    pruned model's own activations as in Frantar and Alistarh, SparseGPT (arXiv 2301.00774).
-    """
-    present = mask.flatten().bool()
-    handles = []
-    for group in groups:
-        if len(kept[group.name]) == group.units:
-            continue
-        for span in consumers(group):
-            hook = _Refit(model, group, span, kept[group.name], present)
-            handles.append(find_module(model, span.module).register_forward_pre_hook(hook))
+    def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
+        self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {}
+        self.present = rows["attention_mask"].flatten().bool()
+        run(model, rows, [
+            find_module(model, span.module).register_forward_hook(self._keeper(span.module))
+            for group in groups
+            for span in consumers(group)
+        ])  # fmt: skip
+
+    def _keeper(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            self.outputs[path] = output.flatten(0, -2)[self.present]
+
+        return keep
+
+
+def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
+    """Let rows through a model without dropout, and take the hooks off that watched it."""
     try:
-        with _evaluating(model):
-            model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        with _evaluating(model), torch.no_grad():
+            model(**rows, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
 
 
+def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], rows: Rows) -> None:
+    """Refit every projection that reads units to the present model; call it before the units not in `kept` are removed.
+
+    `kept` holds indices into the units of `groups`. Modifies the frozen weights of `model`, not its adapters.
+    Source: least squares on calibration activations, as in SlimGPT and OSSCAR (PAPER.md, section 3), layer after layer on the
+    pruned model's own activations as in Frantar and Alistarh, SparseGPT (arXiv 2301.00774); that errors of the layers below
+    are mended too is ours.
+    """
+    rows = {name: rows[name].to(next(model.parameters()).device) for name in ("input_ids", "attention_mask")}
+    trace = Trace(model, groups, rows)
+    state = _Stream(trace.present)
+    handles = []
+    for group in groups:
+        for span in consumers(group):
+            refit_one = _Refit(model, group, span, kept[group.name], state, trace.outputs[span.module])
+            module = find_module(model, span.module)
+            handles += [
+                module.register_forward_pre_hook(refit_one.before),
+                module.register_forward_hook(refit_one.after),
+            ]
+    run(model, rows, handles)
+
+
+class _Stream:
+    """How far the residual stream of before is from the present one, so far down the layers."""
+
+    def __init__(self, present: Tensor) -> None:
+        self.present = present
+        self.missing: Tensor | float = 0.0
+
+
 class _Refit:
-    """Refits a projection to its own input, then hands on that input without the units that go."""
+    """Refits a projection to what it gave before, then hands on its input without the units that go."""
 
-    def __init__(self, model: nn.Module, group: Group, span: Span, kept: Sequence[int], present: Tensor) -> None:
-        self.projection, self.present = projection(model, span.module), present
-        entries = kept_entries(self.projection.shape[1], [span], group.units, kept)
-        self.stays = torch.zeros(self.projection.shape[1], dtype=torch.bool, device=present.device)
-        self.stays[entries] = True
+    def __init__(
+        self, model: nn.Module, group: Group, span: Span, kept: Sequence[int], state: _Stream, before: Tensor
+    ) -> None:
+        self.projection, self.group, self.state, self.former = projection(model, span.module), group, state, before
+        size = self.projection.shape[1]
+        self.stays = torch.zeros(size, dtype=torch.bool, device=self.projection.lora_a.device)
+        self.stays[kept_entries(size, [span], group.units, kept)] = True
 
-    def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        z = args[0].flatten(0, -2)[self.present]
+    def _goal(self, like: Tensor) -> Tensor:
+        former = self.former.to(like)
+        return former + self.state.missing if self.group.residual else former
+
+    def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weight = self.projection.merged_rows(0, self.projection.shape[0])
-        change = refit(z.to(weight.dtype), weight, self.stays, path=self.projection.path)
+        z = args[0].flatten(0, -2)[self.state.present].to(weight.dtype)
+        bias = getattr(self.projection.layer, "bias", None)
+        goal = self._goal(z) - (0 if bias is None else bias)
+        change, shift = refit(z, weight, self.stays, goal, with_bias=bias is not None, path=self.projection.path)
         base = self.projection.layer.weight
         assert isinstance(base, Tensor)
         if is_transposed(self.projection.layer):
             base[self.stays] += change.T.to(base.dtype)
         else:
             base[:, self.stays] += change.to(base.dtype)
+        if bias is not None:
+            bias += shift.to(bias.dtype)
         return (args[0] * self.stays.to(args[0].dtype), *args[1:])
+
+    def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.group.residual:
+            mine = output.flatten(0, -2)[self.state.present].to(self.projection.lora_a.dtype)
+            self.state.missing = self._goal(mine) - mine
 
 
 def refit(
-    z: Float[Tensor, "tokens in_"], weight: Float[Tensor, "out in_"], stays: Bool[Tensor, " in_"], *, path: str
-) -> Float[Tensor, "out kept"]:
-    """Return the change D of the kept columns that minimises sum |(W_K + D) z_K - W z|^2 + ridge |D|^2.
+    z: Float[Tensor, "tokens in_"],
+    weight: Float[Tensor, "out in_"],
+    stays: Bool[Tensor, " in_"],
+    goal: Float[Tensor, "tokens out"],
+    *,
+    with_bias: bool,
+    path: str,
+) -> tuple[Float[Tensor, "out kept"], Float[Tensor, " out"]]:
+    """Return the changes D, d of kept columns and bias that minimise |z_K (W_K + D)^T + d - goal|^2 + ridge (|D|^2 + |d|^2).
 
-    D = W_R H_RK (H_KK + ridge I)^-1 with H = sum z z^T, R the columns that go, K those that stay.
+    Without a bias d is zero. The solution is E^T z_K (z_K^T z_K + ridge I)^-1 with E = goal - z_K W_K^T.
 
     Raises:
         NumericsError: if an activation is NaN or infinite.
     """
-    moments = z[:, stays].T @ z
-    among, across = moments[:, stays], moments[:, ~stays]
-    if not torch.isfinite(moments).all():
+    seen = z[:, stays]
+    error = goal - seen @ weight[:, stays].T
+    if with_bias:
+        seen = torch.cat((seen, seen.new_ones(len(seen), 1)), dim=1)
+    moments = seen.T @ seen
+    if not torch.isfinite(moments).all() or not torch.isfinite(error).all():
         raise NumericsError(f"{path!r}: an activation is NaN or infinite: lower --lr, or use --dtype float32")
-    ridge = DAMPING * among.diagonal().mean().clamp_min(torch.finfo(z.dtype).tiny)
-    among.diagonal().add_(ridge)
-    factor = torch.linalg.cholesky(among)
-    return torch.cholesky_solve(across @ weight[:, ~stays].T, factor).T
+    moments.diagonal().add_(DAMPING * moments.diagonal().mean().clamp_min(torch.finfo(z.dtype).tiny))
+    change = torch.cholesky_solve(seen.T @ error, torch.linalg.cholesky(moments)).T
+    return (change[:, :-1], change[:, -1]) if with_bias else (change, change.new_zeros(len(change)))
 
 
 @contextmanager

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from loraprune.errors import ConfigError
 from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, failed
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
-UNIT_OPTIONS = ("parameters", "heads", "ffn", "round", "normalize", "allocation", "shrink")
+UNIT_OPTIONS = ("parameters", "heads", "ffn", "round", "normalize", "allocation", "compensate", "shrink")
 """options that say which units go or how: they mean nothing where single weights go"""
 
 
@@ -50,13 +50,13 @@ class LoRAPruneConfig(AdapterOptions):
     the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
     model) give every layer its own"""
     compensate: bool = False
-    """refit each projection whose inputs go to give what it gave before, in closed form on recent rows"""
+    """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
     calibration: int = 4096
-    """tokens of recent rows that --compensate looks at"""
+    """tokens that --compensate looks at"""
     schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
     """how removal grows over the run"""
-    interval: int = 10
-    """optimiser steps between two removals; shortened where a run is so short that few would be left"""
+    interval: int | None = None
+    """optimiser steps between two removals; without it 10, fewer where a run is so short that few removals would be left"""
     warmup: float = 0.1
     """fraction of the steps before the first removal"""
     cooldown: float = 0.1
@@ -78,7 +78,7 @@ class LoRAPruneConfig(AdapterOptions):
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
-            (self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
+            (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),
             (0 <= self.cooldown < 1, f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed"),
             (
@@ -121,9 +121,11 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
     eval: str | None = None
     """text to measure perplexity on; without it a part of --data is held out"""
     steps: int | None = None
-    """optimiser steps; without it --epochs decides"""
+    """optimiser steps; without it --epochs decides; 0 prunes without any training, on the scores of one pass over --rows"""
     epochs: float = 2.0
     """passes over the data, where --steps is not given"""
+    rows: int | None = None
+    """training rows to use at most, drawn by the seed"""
     accumulate: int = 1
     """micro-batches in an optimiser step; the paper's batch of 128 is --batch 8 --accumulate 16"""
     lr: float = 1e-4
@@ -133,12 +135,18 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
 
+    least_steps: ClassVar[int] = 1
+
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         checks = [
             (bool(self.data), "--data is empty: name a file, a folder or a hub id"),
             (bool(self.output), "--output is empty: name a folder to write"),
-            (self.steps is None or self.steps > 0, f"--steps {self.steps}: at least 1 is needed"),
+            (
+                self.steps is None or self.steps >= self.least_steps,
+                f"--steps {self.steps}: at least {self.least_steps} is needed",
+            ),
+            (self.rows is None or self.rows > 0, f"--rows {self.rows}: at least 1 is needed"),
             (self.epochs > 0 and math.isfinite(self.epochs), f"--epochs {self.epochs}: a positive number is needed"),
             (self.accumulate > 0, f"--accumulate {self.accumulate}: at least 1 is needed"),
             (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
@@ -166,6 +174,7 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
     teacher: Literal["none", "auto", "copy", "cache"] = "none"
     """learn from the dense model too: copy keeps a second one in memory, cache writes its most likely tokens to disk before
     training, auto takes the copy where memory allows"""
+    least_steps: ClassVar[int] = 0
     distill: float = 0.5
     """weight of the dense model's opinion in the loss, in [0, 1]; the text has the rest"""
 

@@ -43,6 +43,8 @@ class Group:
     """config key -> value that one kept unit contributes"""
     attributes: Mapping[str, int] = field(default_factory=dict)
     """dotted path of a module attribute -> value that one kept unit contributes"""
+    residual: bool = True
+    """whether what the consuming projections give is added to the residual stream as it is, with no norm between"""
 
     def resize(self, units: int) -> Group:
         """Return the group with `units` units left, the offsets of fused spans moved up."""

@@ -9,7 +9,7 @@ import copy
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import new_folder, round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
-from loraprune.data import Collator, Data, check_vocabulary, load_data
+from loraprune.data import Collator, Data, check_vocabulary, draw_rows, load_data
 from loraprune.distillation import make_teacher
 from loraprune.evaluate import perplexity
 from loraprune.families import find_groups
@@ -86,6 +86,7 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     check_vocabulary(tokenizer, embedding_rows(model))
     length = min(config.length, model.config.max_position_embeddings)
     data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
+    data = replace(data, train=draw_rows(data.train, config.rows, seed=config.seed))
     dense_config = copy.deepcopy(model.config)
     stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
     return Job(config, device, dtype, stored, model, tokenizer, data, groups, dense_config, model.num_parameters())

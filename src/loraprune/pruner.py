@@ -13,7 +13,7 @@ from torch import nn
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
 from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, towards
 from loraprune.checkpoint import storable_counts
-from loraprune.compensation import RecentRows, compensate_
+from loraprune.compensation import Rows, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
 from loraprune.errors import NumericsError, PlanError
@@ -98,7 +98,6 @@ class Pruner:
             criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
         )
         self.masks = None if config.shrink else Masks(model, self.groups)
-        self.recent = RecentRows(model, tokens=config.calibration) if config.compensate else None
 
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
@@ -112,8 +111,10 @@ class Pruner:
         """Average in the scores of this step; gradients must be whole, unscaled and unclipped."""
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
-    def remove(self, progress: float, *, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Remove the lowest units until `progress` (0 to 1) of the way to the target.
+    def remove(
+        self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
+    ) -> None:
+        """Remove the lowest units until `progress` (0 to 1) of the way to the target; with `rows`, refit what stays on them.
 
         Raises:
             NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
@@ -125,10 +126,10 @@ class Pruner:
             if wanted < len(units):
                 self._check_scores(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
-        self.apply(Plan(self.plan.units, kept), optimizer=optimizer)
+        self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows)
         self.is_done = progress >= 1
         if self.is_done:
-            self._stop_watching()
+            self.scorer.close()
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
@@ -142,12 +143,11 @@ class Pruner:
         """Return the running scores of the units that are there."""
         return {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
 
-    def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None) -> None:
         """Carry out a plan that keeps a part of what is there."""
         positions = plan.kept if self.masks else self.plan.positions(plan)
-        if self.recent and plan != self.plan:
-            tokens, mask = self.recent.batch()
-            compensate_(self.model, self.present, positions, tokens=tokens, mask=mask)
+        if rows and plan != self.plan:
+            compensate_(self.model, self.present, positions, rows)
         if self.masks:
             self.masks.set(plan.kept)
         else:
@@ -157,16 +157,11 @@ class Pruner:
 
     def finish(self) -> None:
         """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model."""
-        self._stop_watching()
+        self.scorer.close()
         if self.masks:
             self.masks.remove()
             self.masks = None
             self.present = slice_(self.model, self.present, self.plan.kept)
-
-    def _stop_watching(self) -> None:
-        self.scorer.close()
-        if self.recent:
-            self.recent.close()
 
     def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
         values = self.scores.values[name][torch.tensor(units)]

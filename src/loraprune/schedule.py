@@ -10,8 +10,10 @@ from typing import Literal
 
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 
+INTERVAL = 10
+"""steps between two removals, unless another number is asked for; source: the authors' code"""
 EVENTS_AT_LEAST = 16
-"""a short run prunes at least this often if its steps allow, whatever the interval"""
+"""a short run prunes at least this often if its steps allow, unless an interval is asked for"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Schedule:
 
     name: ScheduleName
     steps: int
-    interval: int
+    interval: int | None
     warmup: float
     cooldown: float
 
@@ -36,8 +38,8 @@ class Schedule:
 
     @property
     def stride(self) -> int:
-        """Return the steps between two events: the interval, shortened for runs that it would leave with few."""
-        return max(1, min(self.interval, (self.last - self.first) // EVENTS_AT_LEAST))
+        """Return the steps between two events: as asked for, or the paper's, shortened for runs left with few."""
+        return self.interval or max(1, min(INTERVAL, (self.last - self.first) // EVENTS_AT_LEAST))
 
     def progress(self, step: int) -> float:
         """Return the fraction of the removal that is due after `step` steps.

@@ -89,8 +89,15 @@ class TrainingBar(TrainerCallback):
         self._bar.stop()
 
 
+ROWS_WITHOUT_TRAINING = 128
+"""rows that score units in a run without training, if no other number is asked for"""
+
+
 def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
-    """Return the optimiser steps of a run over `rows` rows."""
+    """Return the optimiser steps of a run over `rows` rows; of one without training, the steps that only score."""
+    if config.steps == 0:
+        rows = min(rows, config.rows or ROWS_WITHOUT_TRAINING)
+        return max(1, math.ceil(rows / (config.batch * config.accumulate)))
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil(rows / (config.batch * config.accumulate) * config.epochs))
@@ -99,13 +106,16 @@ def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
 def training_arguments(
     config: PruneConfig | FinetuneConfig, *, steps: int, device: torch.device, folder: str
 ) -> TrainingArguments:
-    """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved, nothing reported."""
+    """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved, nothing reported.
+
+    Without training the learning rate is zero: LoRA's B stays zero, and merging adds nothing.
+    """
     return TrainingArguments(
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=config.batch,
         gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.lr,
+        learning_rate=0.0 if config.steps == 0 else config.lr,
         lr_scheduler_type="cosine",
         max_grad_norm=config.clip,
         seed=config.seed,
@@ -157,4 +167,4 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train()
-    return int(trainer.state.global_step)
+    return 0 if config.steps == 0 else int(trainer.state.global_step)

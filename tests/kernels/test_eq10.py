@@ -10,10 +10,11 @@ from torch import nn
 
 from loraprune import kernels
 from loraprune.adapters import Projection
-from loraprune.criteria import criteria
+from loraprune.criteria import Saliency, criteria
+from loraprune.groups import Side
 from loraprune.kernels import MAX_RANK, Factors, Nf4Blocks, eq10_fits, eq10_sums, eq10_tiles, tiles
 from loraprune.kernels.forms import NF4_BLOCK, NF4_LEVELS
-from loraprune.scoring.saliency import SaliencyScorer
+from loraprune.scoring.saliency import saliency_sums
 from tests.kernels.stored import FORMS, expected, random_factors, stored, to_int8, to_nf4
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
@@ -186,17 +187,20 @@ def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPat
     a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
     a.grad, b.grad = factors.grad_a, factors.grad_b
     proj = Projection("layer", layer, a, b, 2.0)
-    tiled = criteria.get("lora")
-    scorer = SaliencyScorer(dataclasses.replace(tiled, fused=None), layer, (), power=2, normalize=False, seed=0)
-    slow = scorer._project(proj, {"out", "in"})
+    criterion = criteria.get("lora")
+    assert isinstance(criterion, Saliency)
 
+    def sums(criterion: Saliency, wanted: set[Side]) -> dict[Side, torch.Tensor]:
+        with torch.no_grad():
+            return saliency_sums(criterion, proj, torch.Generator(), power=2, wanted=wanted)
+
+    slow = sums(dataclasses.replace(criterion, fused=None), {"out", "in"})
     monkeypatch.setattr("loraprune.criteria.lora.eq10_fits", lambda *_: True)
     monkeypatch.setattr("loraprune.criteria.lora.eq10_tiles", None)
-    fast = SaliencyScorer(dataclasses.replace(tiled, saliency=None), layer, (), power=2, normalize=False, seed=0)
+    fast = dataclasses.replace(criterion, function=lambda tile: pytest.fail("the elementwise form was used"))
     for side in ("out", "in"):
-        assert fast._project(proj, {"out", "in"})[side].dtype == torch.float64
-        torch.testing.assert_close(fast._project(proj, {side})[side], slow[side], rtol=1e-5, atol=0)
-    assert set(fast._project(proj, {"in"})) == {"in"}
+        torch.testing.assert_close(sums(fast, {side})[side], slow[side], rtol=1e-5, atol=0)
+    assert set(sums(fast, {"in"})) == {"in"}
 
 
 def test_the_formats_are_those_of_bitsandbytes() -> None:

@@ -19,9 +19,12 @@ from jsonargparse import ArgumentParser
 
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, nearest
+from loraprune.recipes import recipe
 
 RUN = "run"
 """the label of a named run, beside those of the options"""
+RECIPE = "recipe"
+"""a run's key that names a recipe, whose options the run's own override"""
 SEED = "seed"
 CELLS = "cells"
 """folder of the cells below a comparison's output"""
@@ -139,6 +142,12 @@ def _good_runs(
     """Yield the usable options of every named run."""
     for run, changes in runs.items():
         good = {}
+        changes = dict(changes)
+        if RECIPE in changes:
+            try:
+                changes = recipe(str(changes.pop(RECIPE))) | changes
+            except ConfigError as error:
+                problems.append(f"runs.{run}.{RECIPE}: {error}")
         for name, value in changes.items():
             place = f"runs.{run}.{name}"
             problem = _name_problem(place, name)

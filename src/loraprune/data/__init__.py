@@ -5,6 +5,16 @@
 """
 
 from loraprune.data.load import Data, load_data, load_rows
-from loraprune.data.rows import NO_TARGET, Collator, Row, TokenRows, check_vocabulary
+from loraprune.data.rows import NO_TARGET, Collator, Row, TokenRows, check_vocabulary, draw_rows
 
-__all__ = ["NO_TARGET", "Collator", "Data", "Row", "TokenRows", "check_vocabulary", "load_data", "load_rows"]
+__all__ = [
+    "NO_TARGET",
+    "Collator",
+    "Data",
+    "Row",
+    "TokenRows",
+    "check_vocabulary",
+    "draw_rows",
+    "load_data",
+    "load_rows",
+]

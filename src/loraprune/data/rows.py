@@ -5,6 +5,7 @@ Knows nothing about where tokens come from.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -86,6 +87,14 @@ def take_rows(rows: TokenRows, start: int, stop: int, *, split: str) -> TokenRow
     """Return some of the rows, as a split of another name."""
     taken = rows.rows[start:stop]
     return TokenRows(taken, {**rows.protocol, **_counts(taken), "split": split})
+
+
+def draw_rows(rows: TokenRows, count: int | None, *, seed: int) -> TokenRows:
+    """Return `count` rows drawn without replacement, in their order; all where there are no more, or None is asked for."""
+    if count is None or count >= len(rows):
+        return rows
+    taken = [rows.rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), count))]
+    return TokenRows(tuple(taken), {**rows.protocol, **_counts(taken)})
 
 
 def _counts(rows: Sequence[Row]) -> dict[str, int]:

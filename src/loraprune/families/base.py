@@ -76,11 +76,11 @@ def head_size(config: Config) -> int:
     return explicit or config.hidden_size // config.num_attention_heads
 
 
-def attention(path: str, config: Config, *, norms: tuple[str, str] | None = None) -> Group:
+def attention(path: str, config: Config, *, norms: tuple[str, str] | None = None, residual: bool = True) -> Group:
     """Return the attention group of a layer with separate q, k, v and o projections.
 
     A unit is a key-value head with all query heads that share it, so grouped-query attention keeps its shape.
-    `norms` names RMS norms over all query and over all key channels.
+    `norms` names RMS norms over all query and over all key channels; `residual` is Group's.
     """
     head = head_size(config)
     shared = config.num_attention_heads // config.num_key_value_heads
@@ -93,14 +93,14 @@ def attention(path: str, config: Config, *, norms: tuple[str, str] | None = None
     if norms:
         spans += [Span(norms[0], "norm", shared * head), Span(norms[1], "norm", head)]
     sizes = {"num_attention_heads": shared, "num_key_value_heads": 1}
-    return Group(path, "attention", config.num_key_value_heads, tuple(spans), sizes)
+    return Group(path, "attention", config.num_key_value_heads, tuple(spans), sizes, residual=residual)
 
 
-def gated_mlp(path: str, config: Config) -> Group:
-    """Return the FFN group of a layer with gate, up and down projections: a unit is one channel."""
+def gated_mlp(path: str, config: Config, *, residual: bool = True) -> Group:
+    """Return the FFN group of a layer with gate, up and down projections: a unit is one channel; `residual` is Group's."""
     spans = (
         Span(f"{path}.gate_proj", "out", 1),
         Span(f"{path}.up_proj", "out", 1),
         Span(f"{path}.down_proj", "in", 1),
     )
-    return Group(path, "ffn", config.intermediate_size, spans, {"intermediate_size": 1})
+    return Group(path, "ffn", config.intermediate_size, spans, {"intermediate_size": 1}, residual=residual)

@@ -14,5 +14,6 @@ def olmo2(config: Config) -> Iterator[Group]:
     for index in range(config.num_hidden_layers):
         layer = f"model.layers.{index}"
         path = f"{layer}.self_attn"
-        yield attention(path, config, norms=(f"{path}.q_norm", f"{path}.k_norm"))
-        yield gated_mlp(f"{layer}.mlp", config)
+        # Outputs are normed before they are added to the residual stream.
+        yield attention(path, config, norms=(f"{path}.q_norm", f"{path}.k_norm"), residual=False)
+        yield gated_mlp(f"{layer}.mlp", config, residual=False)

@@ -35,19 +35,16 @@ class SaliencyScorer:
         """Return the power-transformed saliencies, summed over the weights that each unit owns."""
         scores = {}
         for group in self.groups:
-            sums = {path: self._sums(path, wanted_sides(group, path)) for path in linear_paths([group])}
+            sums = {
+                path: saliency_sums(
+                    self.criterion, projection(self.model, path), self.generator,
+                    power=self.power, wanted=wanted_sides(group, path),
+                )
+                for path in linear_paths([group])
+            }  # fmt: skip
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         return to_cpu(scores)
-
-    def _sums(self, path: str, wanted: set[Side]) -> dict[Side, Tensor]:
-        proj = projection(self.model, path)
-        if self.criterion.fused:
-            whole = make_tile(self.criterion, proj, self.generator)
-            out, in_ = self.criterion.fused(whole, power=self.power, rows="out" in wanted, columns="in" in wanted)
-            found: dict[Side, Tensor | None] = {"out": out, "in": in_}
-            return {side: values for side, values in found.items() if values is not None}
-        return side_sums(proj, saliency_rows(self.criterion, proj, self.generator), power=self.power, wanted=wanted)
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""
@@ -55,6 +52,18 @@ class SaliencyScorer:
 
     def close(self) -> None:
         """Do nothing: there are no hooks."""
+
+
+def saliency_sums(
+    criterion: Saliency, proj: Projection, generator: torch.Generator, *, power: int, wanted: set[Side]
+) -> dict[Side, Tensor]:
+    """Return the sums of a criterion's saliencies by row and by column, from its fused form where it has one."""
+    if criterion.fused is None:
+        return side_sums(proj, saliency_rows(criterion, proj, generator), power=power, wanted=wanted)
+    whole = make_tile(criterion, proj, generator)
+    out, in_ = criterion.fused(whole, power=power, rows="out" in wanted, columns="in" in wanted)
+    found: dict[Side, Tensor | None] = {"out": out, "in": in_}
+    return {side: values for side, values in found.items() if values is not None}
 
 
 def make_tile(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Tile:
