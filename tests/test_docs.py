@@ -22,6 +22,7 @@ from loraprune.families import families, find_groups
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.report import Quality, Report, Training, make_report, write_folder
+from loraprune.schedule import Schedule
 from loraprune.verify import Verification
 from tests.tiny import tiny_model, with_lora
 
@@ -150,13 +151,17 @@ def test_the_paper_page_names_functions_options_and_tests() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("rank", 8), ("alpha", 16.0), ("dropout", 0.05), ("decay", 0.9), ("interval", 10), ("warmup", 0.1), ("cooldown", 0.1),
+    [("rank", 8), ("alpha", 16.0), ("dropout", 0.05), ("decay", 0.9), ("interval", None), ("warmup", 0.1), ("cooldown", 0.1),
      ("lr", 1e-4), ("epochs", 2.0), ("length", 512), ("power", 2), ("normalize", False), ("criterion", "lora"),
      ("schedule", "cubic")],
 )  # fmt: skip
 def test_the_defaults_are_the_papers(option: str, value: object) -> None:
     default = {field.name: field.default for field in fields(PruneConfig)}[option]
     assert default == value
+
+
+def test_the_interval_of_a_long_run_is_the_papers_and_of_a_short_one_less() -> None:
+    assert [Schedule("cubic", steps, None, 0.1, 0.1).stride for steps in (1000, 80, 8)] == [10, 4, 1]
 
 
 def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:

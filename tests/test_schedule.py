@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.schedule import EVENTS_AT_LEAST, Schedule, ScheduleName
+from loraprune.schedule import EVENTS_AT_LEAST, INTERVAL, Schedule, ScheduleName
 
 NAMES = get_args(ScheduleName)
 
@@ -17,7 +17,9 @@ NAMES = get_args(ScheduleName)
 def schedules(draw: st.DrawFn) -> Schedule:
     warmup = draw(st.floats(0, 0.9))
     cooldown = draw(st.floats(0, 0.99 - warmup))
-    return Schedule(draw(st.sampled_from(NAMES)), draw(st.integers(1, 400)), draw(st.integers(1, 50)), warmup, cooldown)
+    return Schedule(
+        draw(st.sampled_from(NAMES)), draw(st.integers(1, 400)), draw(st.none() | st.integers(1, 50)), warmup, cooldown
+    )
 
 
 @given(schedules())
@@ -41,8 +43,10 @@ def test_a_run_with_enough_steps_prunes_often_enough(schedule: Schedule) -> None
     events = [step for step in range(1, schedule.steps + 1) if schedule.is_event(step)]
     possible = schedule.last - schedule.first
     if schedule.name != "oneshot":
-        assert len(events) >= min(EVENTS_AT_LEAST, possible)
-        assert max((b - a for a, b in zip([schedule.first, *events], events)), default=0) <= schedule.interval  # noqa: B905
+        longest = schedule.interval or max(1, min(INTERVAL, possible // EVENTS_AT_LEAST))
+        assert max((b - a for a, b in zip([schedule.first, *events], events)), default=0) <= longest  # noqa: B905
+        if schedule.interval is None:
+            assert len(events) >= min(EVENTS_AT_LEAST, possible)
 
 
 def test_the_cubic_schedule_is_the_one_of_the_paper() -> None:

@@ -6,7 +6,9 @@ The dense model speaks in its most likely tokens and one bin for all others. Kno
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -67,8 +69,8 @@ class CachedTeacher:
     def __init__(self, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int) -> None:
         longest = max(len(row.input_ids) for row in rows.rows)
         shape = (len(rows), longest, min(TOP, model.config.vocab_size - 1))
-        self._folder = tempfile.TemporaryDirectory(prefix="loraprune-teacher-")
-        path = Path(self._folder.name)
+        path = Path(tempfile.mkdtemp(prefix="loraprune-teacher-"))
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
         self._values = np.memmap(path / "values", np.float16, "w+", shape=shape)
         self._tokens = np.memmap(path / "tokens", np.int32, "w+", shape=shape)
         model.eval()
