@@ -21,7 +21,7 @@ QUALITY, COST = (0, 1, 3, 4, 5, 6), (0, 2, 7, 8, 9)
 """columns of the two narrower tables that a terminal has room for"""
 NOTE = (
     "Perplexity, gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity above that of the dense model tuned "
-    "with the same options and seed. Of reference: as a multiple of the reference's."
+    "with the same options and seed, or as it is where none is tuned. Of reference: as a multiple of the reference's."
 )
 PENDING = "not run yet"
 """stands for the error of a cell whose turn has not come"""
@@ -100,7 +100,7 @@ def reference_of(labels: Mapping[str, str], axis: str | None, reference: str | N
 def _statistics(cells: Sequence[Mapping[str, Any]], log_dense: Mapping[str, float]) -> dict[str, Any]:
     """Return the statistics of the cells of one recipe."""
     done = [cell for cell in cells if "error" not in cell]
-    logs = [(math.log(cell["perplexity"]["pruned"]), log_dense.get(cell["baseline"])) for cell in done]
+    logs = [(math.log(cell["perplexity"]["pruned"]), _compared_with(cell, log_dense)) for cell in done]
     return {
         "labels": {axis: words for axis, words in cells[0]["labels"].items() if axis != SEED},
         "job": cells[0]["job"],
@@ -114,6 +114,13 @@ def _statistics(cells: Sequence[Mapping[str, Any]], log_dense: Mapping[str, floa
         "wall_seconds": spread([cell["wall_seconds"] for cell in done]),
         "peak_memory_bytes": max((cell["peak_memory_bytes"] for cell in done), default=None),
     }
+
+
+def _compared_with(cell: Mapping[str, Any], log_dense: Mapping[str, float]) -> float | None:
+    """Return the log-perplexity that a cell's gap is above: the tuned dense model's; without baselines the dense model's."""
+    if cell["job"] != "prune":
+        return None
+    return log_dense.get(cell["baseline"]) if cell["baseline"] else math.log(cell["perplexity"]["dense"])
 
 
 def _mean(values: Mapping[str, float | None] | None) -> float | None:
