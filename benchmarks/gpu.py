@@ -208,7 +208,7 @@ def main() -> None:
     length = 32 if options.tiny else 512
     jobs: dict[str, Any] = {
         "kernel": lambda: kernel.run(device),
-        "training": lambda: training_costs(middle, device, steps=8 if options.tiny else 60, batch=8, length=length, rounds=2),
+        "training": lambda: training_costs(middle, device, steps=8 if options.tiny else 40, batch=8, length=length, rounds=2),
         "steps": lambda: step_costs(large, device, batch=2 if options.tiny else 8, length=length, repeats=3),
         "speed": lambda: speeds(large, device, length=64 if options.tiny else 2048, repeats=3 if options.tiny else 10),
     }  # fmt: skip

@@ -45,6 +45,13 @@ def base_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def backbone(model: nn.Module) -> nn.Module:
+    """Return the layers of a model without its head."""
+    layers = base_model(model).base_model
+    assert isinstance(layers, nn.Module)
+    return layers
+
+
 def find_module(model: nn.Module, path: str) -> nn.Module:
     """Return the module at a dotted path of the base model.
 

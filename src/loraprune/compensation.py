@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module, is_transposed, projection
+from loraprune.adapters import backbone, find_module, is_transposed, projection
 from loraprune.errors import NumericsError
 from loraprune.groups import Group, Span, consumers, kept_entries
 
@@ -51,7 +51,7 @@ def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
     """Let rows through a model without dropout, and take the hooks off that watched it."""
     try:
         with _evaluating(model), torch.no_grad():
-            model(**rows, use_cache=False)
+            backbone(model)(**rows, use_cache=False)  # without the head, whose logits would take the most memory
     finally:
         for handle in handles:
             handle.remove()
