@@ -22,13 +22,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from loraprune.demo.stdlib import stdlib_texts
 
 SHAPE = {
-    "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
-    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 2048,
+    "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 12,
+    "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 2048,
 }  # fmt: skip
+"""wide enough that matrix products take the time, as in real models"""
 VARIANTS: dict[str, list[str]] = {
     "finetune": ["finetune"],
     "prune": ["prune", "--ratio", "0.5"],
     "prune gate": ["prune", "--ratio", "0.5", "--criterion", "gate"],
+    "prune best": ["prune", "--ratio", "0.5", "--recipe", "best", "--calibration", "8192"],
     "prune masked": ["prune", "--ratio", "0.5", "--shrink", "false"],
 }
 

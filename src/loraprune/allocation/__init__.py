@@ -39,5 +39,13 @@ ALLOCATIONS = {
 
 
 def towards(space: Space, final: Counts, progress: float) -> dict[str, int]:
-    """Return the counts on the way from the dense model to `final`, never below it."""
-    return {g.name: g.units - round((g.units - final[g.name]) * progress) for g in space.groups}
+    """Return the counts on the way from the dense model to `final`, never below it.
+
+    FFN widths on the way are multiples of the rounding step too: matrix products of other widths are slow.
+    """
+    counts = {}
+    for group in space.groups:
+        due = group.units - round((group.units - final[group.name]) * progress)
+        step = space.round if group.kind == "ffn" and progress < 1 else 1
+        counts[group.name] = min(group.units, -(-due // step) * step)
+    return counts
