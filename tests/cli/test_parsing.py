@@ -121,7 +121,7 @@ def test_missing_options_are_named(capfd: pytest.CaptureFixture[str]) -> None:
     ("option", "value", "words"),
     [
         ("ratio", "1.0", "[0, 1)"), ("ratio", "-0.1", "[0, 1)"), ("ratio", "nan", "nan"), ("ratio", "half", "half"),
-        ("steps", "0", "at least 1"), ("steps", "1.5", "1.5"), ("lr", "0", "positive"), ("lr", "inf", "inf"),
+        ("steps", "-1", "at least 0"), ("steps", "1.5", "1.5"), ("lr", "0", "positive"), ("lr", "inf", "inf"),
         ("batch", "0", "at least 1"), ("length", "1", "at least 2"), ("epochs", "-1", "positive"),
         ("rank", "0", "at least 1"), ("decay", "1", "[0, 1)"), ("dropout", "1", "[0, 1)"), ("round", "0", "at least 1"),
         ("warmup", "1", "[0, 1)"), ("seed", "-1", "2^32"), ("heads", "0", "at least 1"), ("ffn", "-8", "at least 1"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loraprune import recipes
 from loraprune.benchmark import compare_speed
 from loraprune.config import PruneConfig
 from loraprune.loading import DEMO, load_model, load_tokenizer, resolve
@@ -21,10 +22,10 @@ NEW_TOKENS = 48
 
 
 def recipe(options: DemoConfig) -> PruneConfig:
-    """Return the run that the demo does: the paper's criterion with a rank and learning rate for so small a model."""
+    """Return the run that the demo does: the recommended recipe with a learning rate for so small a model."""
     return PruneConfig(
         model=DEMO, data="stdlib", output=options.output, overwrite=options.overwrite, ratio=options.ratio,
-        steps=options.steps, seed=options.seed, batch=8, length=256, lr=2e-3, rank=16, alpha=32.0, device="cpu",
+        steps=options.steps, seed=options.seed, batch=8, length=256, lr=3e-3, device="cpu", **recipes.recipe("best"),
     )  # fmt: skip
 
 
