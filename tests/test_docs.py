@@ -132,7 +132,7 @@ def test_files_exist(path: Path) -> None:
 @every_document
 def test_options_exist(path: Path) -> None:
     known = {field.name for command in cli.COMMANDS.values() for field in fields(command.options)}
-    known |= {"config", "json", "debug", "help"}
+    known |= {"config", "recipe", "json", "debug", "help"}
     used = {
         option.replace("-", "_")
         for word in ticked(path)

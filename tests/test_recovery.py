@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from loraprune import cli, from_pretrained, pipeline, recipes
+from loraprune import cli, describe, from_pretrained, pipeline, recipes
 from loraprune.config import PruneConfig
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
+from loraprune.settings import PlanConfig
 from tests.samples import save_tiny, write_text
 from tests.tiny import relative
 
@@ -98,6 +99,45 @@ def test_without_training_the_weights_that_stay_are_the_dense_ones(
         kept = plan[f"model.layers.{layer}.mlp"]["kept"]
         name = f"model.layers.{layer}.mlp.up_proj.weight"
         assert torch.equal(found[name], dense[name][kept])
+
+
+def test_another_ratio_is_planned_and_pruned_from_saved_scores(inputs: Path, tmp_path: Path) -> None:
+    run(inputs, tmp_path / "first", criterion="gate", ratio=0.3, allocation="balanced")
+    saved = str(tmp_path / "first" / "scores.safetensors")
+    options = {"scores": saved, "steps": 0, "allocation": "balanced", "ratio": 0.6, "rows": 4, "schedule": "oneshot"}
+    report = run(inputs, tmp_path / "second", **options)
+    assert report["ratio_reached"] == pytest.approx(0.6, abs=0.02)
+    scores, again = load_file(saved), load_file(tmp_path / "second" / "scores.safetensors")
+    assert all(torch.equal(scores[name], again[name]) for name in scores)
+    plan = json.loads((tmp_path / "second" / "plan.json").read_text())["groups"]
+    for name, group in plan.items():
+        best = scores[name].argsort(descending=True, stable=True)[: len(group["kept"])]
+        assert group["kept"] == sorted(best.tolist())
+    planned = describe.dry_run(PlanConfig(model=str(inputs / "model"), scores=saved, allocation="balanced", ratio=0.6))
+    assert planned.values["parameters"]["pruned"] == report["parameters"]["pruned"]
+
+
+def test_scores_that_do_not_belong_to_the_model_are_refused(inputs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"model.layers.0.mlp": torch.ones(3)}, other)
+    with pytest.raises(ConfigError, match=r"3 scores of 'model.layers.0.mlp', where the model has 64 units"):
+        run(inputs, tmp_path / "out", scores=str(other))
+    with pytest.raises(ConfigError, match="no such file"):
+        run(inputs, tmp_path / "out", scores=str(tmp_path / "none"))
+    other.write_bytes(b"torn")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        run(inputs, tmp_path / "out", scores=str(other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_and_channels_can_have_ratios_of_their_own(inputs: Path, tmp_path: Path) -> None:
+    report = run(inputs, tmp_path / "out", heads_ratio=0.5, ffn_ratio=0.25)
+    assert widths(tmp_path / "out") == [48] * 4
+    assert {entry["kept"] for name, entry in report["units"].items() if name.endswith("attn")} == {1}
+    assert report["ratio_requested"] is None
+    assert report["target"]["ffn_ratio"] == 0.25
+    with pytest.raises(ConfigError, match=r"--heads 4 --heads-ratio 0\.5: give one of the two"):
+        run(inputs, tmp_path / "again", heads=4, heads_ratio=0.5)
 
 
 def test_rows_limits_the_training_data(inputs: Path, tmp_path: Path) -> None:

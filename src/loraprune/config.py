@@ -15,7 +15,19 @@ from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, Mode
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
-UNIT_OPTIONS = ("parameters", "heads", "ffn", "round", "normalize", "allocation", "compensate", "shrink")
+UNIT_OPTIONS = (
+    "parameters",
+    "heads",
+    "ffn",
+    "heads_ratio",
+    "ffn_ratio",
+    "scores",
+    "round",
+    "normalize",
+    "allocation",
+    "compensate",
+    "shrink",
+)
 """options that say which units go or how: they mean nothing where single weights go"""
 
 
@@ -31,6 +43,12 @@ class LoRAPruneConfig(AdapterOptions):
     """query heads to keep in every layer; with --ffn, replaces --ratio"""
     ffn: int | None = None
     """FFN channels to keep in every layer; with --heads, replaces --ratio"""
+    heads_ratio: float | None = None
+    """fraction of the heads to remove from every layer; with --ffn-ratio, replaces --ratio"""
+    ffn_ratio: float | None = None
+    """fraction of the FFN channels to remove from every layer; with --heads-ratio, replaces --ratio"""
+    scores: str | None = None
+    """scores.safetensors of an earlier run of the same model: units are ranked by these and not scored anew"""
     sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
     """set single weights to zero instead of removing units: `unstructured` (with --ratio), or N:M such as 2:4 and 4:8,
     where N of every M neighbouring inputs stay; the model keeps its shapes"""
@@ -67,7 +85,7 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def has_dimensions(self) -> bool:
         """Say whether exact widths are asked for instead of a ratio."""
-        return self.heads is not None or self.ffn is not None
+        return any(value is not None for value in (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio))
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -75,6 +93,18 @@ class LoRAPruneConfig(AdapterOptions):
             (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
             (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
+            *(
+                (ratio is None or 0 <= ratio < 1, f"--{name} {ratio}: a fraction in [0, 1) is needed, such as 0.5")
+                for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
+            ),
+            (
+                self.heads is None or self.heads_ratio is None,
+                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
+            ),
+            (
+                self.ffn is None or self.ffn_ratio is None,
+                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+            ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
@@ -86,8 +116,8 @@ class LoRAPruneConfig(AdapterOptions):
                 f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1",
             ),
             (
-                self.parameters is None or (self.heads is None and self.ffn is None),
-                f"--parameters {self.parameters} and --heads {self.heads} --ffn {self.ffn}: give one target only",
+                self.parameters is None or not self.has_dimensions,
+                f"--parameters {self.parameters} and widths by hand: give one target only",
             ),
         ]
         found = [*super().problems(), *failed(*checks)]

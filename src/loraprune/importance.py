@@ -6,12 +6,15 @@ Knows nothing about how a score is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.errors import NumericsError
+from loraprune.errors import ConfigError, NumericsError
 from loraprune.plan import Plan
 
 
@@ -25,6 +28,11 @@ class RunningScores:
         self.decay = decay
         self.updates = 0
         self.values = {name: torch.zeros(count, dtype=torch.float64) for name, count in units.items()}
+
+    def load(self, values: Mapping[str, Float[Tensor, " units"]]) -> None:
+        """Take over saved scores of all units."""
+        self.values = dict(values)
+        self.updates = 1
 
     def update(self, scores: Mapping[str, Float[Tensor, " kept"]], plan: Plan) -> None:
         """Average in the scores of the units that `plan` keeps.
@@ -51,3 +59,27 @@ class RunningScores:
 
 def _first_bad(values: Tensor) -> float:
     return float(values[~torch.isfinite(values)][0])
+
+
+def read_scores(path: str, units: Mapping[str, int]) -> dict[str, Float[Tensor, " units"]]:
+    """Read the scores.safetensors of an earlier run; `units` are the groups of the model and their sizes.
+
+    Raises:
+        ConfigError: if there is no such file, it is torn, or it belongs to another model.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"--scores {path}: no such file; name the scores.safetensors in the folder of an earlier run")
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"--scores {path}: it cannot be read ({error}); name a scores.safetensors") from None
+    sizes = {name: len(values) for name, values in found.items()}
+    if sizes != dict(units):
+        odd = sorted(name for name in sizes.keys() | units.keys() if sizes.get(name) != units.get(name))[0]
+        raise ConfigError(
+            f"--scores {path}: {sizes.get(odd, 'no')} scores of {odd!r}, where the model has {units.get(odd, 'no')} units; "
+            "name the scores of a run of this model"
+        )
+    if not all(torch.isfinite(values).all() for values in found.values()):
+        raise ConfigError(f"--scores {path}: a score is NaN or infinite; name the scores of a run that ended well")
+    return {name: values.double() for name, values in found.items()}

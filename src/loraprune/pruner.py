@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
-from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, towards
+from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, towards, widths_left
 from loraprune.checkpoint import storable_counts
 from loraprune.compensation import Rows, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
@@ -19,7 +19,7 @@ from loraprune.criteria import criteria
 from loraprune.errors import NumericsError, PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.importance import RunningScores
+from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
 from loraprune.scoring import make_scorer
@@ -53,11 +53,15 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
         PlanError: if they cannot be had.
     """
     if config.has_dimensions:
-        return exact_counts(space, heads=config.heads, ffn=config.ffn)
+        heads, ffn = widths_left(space, heads=config.heads_ratio, ffn=config.ffn_ratio)
+        return exact_counts(space, heads=config.heads or heads, ffn=config.ffn or ffn)
     ratio = target_ratio(space, config, model_parameters=model_parameters)
-    # Where scores decide there are none yet: with equal ones the answer is a possible end, or why there is none.
-    equal = {group.name: [1.0] * group.units for group in space.groups}
-    return ALLOCATIONS[config.allocation].counts(space, ratio, equal)
+    # Where scores decide there may be none yet: with equal ones the answer is a possible end, or why there is none.
+    scores: Scores = {group.name: [1.0] * group.units for group in space.groups}
+    if config.scores:
+        units = {group.name: group.units for group in space.groups}
+        scores = {name: values.tolist() for name, values in read_scores(config.scores, units).items()}
+    return ALLOCATIONS[config.allocation].counts(space, ratio, scores)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
@@ -93,6 +97,8 @@ class Pruner:
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
+        if config.scores:
+            self.scores.load(read_scores(config.scores, self.plan.units))
         criterion = criteria.get(config.criterion)
         self.scorer = make_scorer(
             criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
@@ -108,7 +114,9 @@ class Pruner:
         return self.space.budget.ratio(self.counts())
 
     def score(self) -> None:
-        """Average in the scores of this step; gradients must be whole, unscaled and unclipped."""
+        """Average in the scores of this step; gradients must be whole, unscaled and unclipped. Saved scores stay as they are."""
+        if self.config.scores:
+            return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
     def remove(

@@ -96,9 +96,10 @@ def make_report(
     elif pruner:
         budget, counts = pruner.space.budget, pruner.counts()
         values["ratio_requested"] = config.ratio if isinstance(config, PruneConfig) else 0.0
-        if isinstance(config, PruneConfig) and (config.parameters, config.heads, config.ffn) != (None, None, None):
+        if isinstance(config, PruneConfig) and (config.parameters is not None or config.has_dimensions):
+            names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
             values["ratio_requested"] = None
-            values["target"] = {"parameters": config.parameters, "heads": config.heads, "ffn": config.ffn}
+            values["target"] = {name: getattr(config, name) for name in names}
         values["ratio_reached"] = budget.ratio(counts)
         values["parameters"] |= {"prunable_dense": budget.prunable, "prunable_pruned": budget.kept(counts)}
         values["ratio_of_whole_model"] = 1 - pruned / dense

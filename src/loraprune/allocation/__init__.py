@@ -9,13 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loraprune.allocation.balanced import balanced_counts
-from loraprune.allocation.exact import exact_counts
+from loraprune.allocation.exact import exact_counts, widths_left
 from loraprune.allocation.paper import paper_counts
 from loraprune.allocation.ranked import ranked_counts
 from loraprune.allocation.space import Counts, Scores, Space, Storable
 from loraprune.allocation.uniform import uniform_counts
 
-__all__ = ["ALLOCATIONS", "Allocation", "Counts", "Scores", "Space", "Storable", "exact_counts", "towards"]
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "Counts",
+    "Scores",
+    "Space",
+    "Storable",
+    "exact_counts",
+    "towards",
+    "widths_left",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,3 +30,20 @@ def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[st
     if not space.storable(counts):
         raise PlanError(f"--heads {heads} --ffn {ffn}: no stock configuration of this model type can hold these widths")
     return counts
+
+
+def widths_left(space: Space, *, heads: float | None, ffn: float | None) -> tuple[int | None, int | None]:
+    """Return the query heads and the FFN channels that are left when fractions of them go; None where all stay.
+
+    Heads go in whole units, channels to the nearest multiple of the rounding step; at least one of each stays.
+    """
+    left: list[int | None] = []
+    for kind, ratio in (("attention", heads), ("ffn", ffn)):
+        group = next((group for group in space.groups if group.kind == kind), None)
+        if ratio is None or group is None:
+            left.append(None)
+            continue
+        wanted = group.units * (1 - ratio)
+        units = min(space.widths(group), key=lambda width: (abs(width - wanted), -width))
+        left.append(units * (group.sizes.get("num_attention_heads", 1) if kind == "attention" else 1))
+    return left[0], left[1]
