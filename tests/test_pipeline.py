@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import struct
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraprune import cli, pipeline
 from loraprune.adapters import linear_paths
@@ -268,6 +269,24 @@ def test_head_count_that_llama_refuses_is_saved_as_a_model_that_loads(inputs: Pa
     pipeline.prune(config)
     assert loaded_elsewhere(tmp_path / "out")["class"] == "MistralForCausalLM"
     check_loads_anywhere(tmp_path / "out")
+
+
+def test_no_two_models_are_in_memory_while_a_save_is_verified(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    load = pipeline.load_model
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        alive.append(
+            sum(isinstance(thing, PreTrainedModel) and thing.device.type != "meta" for thing in gc.get_objects())
+        )
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "load_model", counting)
+    before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
+    pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
+    assert [count - before for count in alive] == [0, 0, 0]  # at the start, the dense one, and the one from disk
 
 
 # Fine-tuning

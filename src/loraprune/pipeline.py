@@ -127,6 +127,8 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         job.model = merge_lora(adapted)
         training.seconds += time.perf_counter() - merging
         del adapted
+        if pruner:
+            pruner.release()
         check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
         round_weights_(job.model, job.stored)
         save_model(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)

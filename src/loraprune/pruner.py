@@ -171,6 +171,11 @@ class Pruner:
             self.masks = None
             self.present = slice_(self.model, self.present, self.plan.kept)
 
+    def release(self) -> None:
+        """Let go of the model, so that its memory can be had back; scores and plan stay."""
+        self.model = nn.Module()
+        del self.scorer
+
     def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
         values = self.scores.values[name][torch.tensor(units)]
         if not self.scores.updates or values.min() == values.max():

@@ -128,6 +128,10 @@ class Sparsifier:
                     f"step {self.scores.updates}: a score of {path!r} is {value}: lower --lr, or use --dtype float32"
                 )
 
+    def release(self) -> None:
+        """Let go of the model, so that its memory can be had back."""
+        self.model = nn.Module()
+
     @torch.no_grad()
     def remove(self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: object = None) -> None:
         """Mask the lowest weights of every projection until `progress` (0 to 1) of the way to the target.
