@@ -11,8 +11,6 @@ from typing import Any
 
 import common
 
-from loraprune.compare.summary import markdown
-
 
 def read(name: str) -> dict[str, Any] | None:
     """Return a result, if it has been taken."""
@@ -60,9 +58,35 @@ def speed() -> Iterator[str]:
 
 
 def comparisons() -> Iterator[str]:
-    """Yield the table of every comparison: results.json of `loraprune compare`, kept here as compare_<name>.json."""
+    """Yield perplexity and gap of every recipe, a table for each results.json of `loraprune compare` kept as compare_<name>.json."""
     for path in sorted(common.RESULTS.glob("compare_*.json")):
-        yield markdown(json.loads(path.read_text()))
+        result = json.loads(path.read_text())
+        recipes, cells = result["recipes"], result["cells"]
+        steps, lr = (next(cell["options"][name] for cell in cells) for name in ("steps", "lr"))
+        tuned = recipes.get("finetune", {}).get("perplexity")
+        dense = next(cell["perplexity"]["dense"] for cell in cells if "error" not in cell)
+        beside = f", dense + LoRA {words(tuned)}" if tuned else ""
+        yield f"**{path.stem.removeprefix('compare_')}**: {steps} steps, learning rate {lr}, dense {dense:.2f}{beside}"
+        yield ""
+        pruned = {name: recipe for name, recipe in recipes.items() if recipe["job"] == "prune"}
+        runs = list(dict.fromkeys(name.split(", ")[0] for name in pruned))
+        yield f"| removed | {' | '.join(runs)} |"
+        yield f"|---|{'---|' * len(runs)}"
+        for ratio in dict.fromkeys(name.split(", ")[-1] for name in pruned):
+            found = [pruned.get(f"{run}, {ratio}") for run in runs]
+            percent = f"{100 * float(ratio.removeprefix('ratio ')):.0f} %"
+            yield f"| {percent} | {' | '.join(words(each['perplexity']) if each else '-' for each in found)} |"
+            gaps = [f"{each['relative_gap']:.2f}x" if each and each["relative_gap"] else "-" for each in found]
+            yield f"| gap, of lora's | {' | '.join(gaps)} |"
+        yield ""
+
+
+def words(values: dict[str, float | None] | None) -> str:
+    """Return mean and deviation of a perplexity."""
+    if not values or values["mean"] is None:
+        return "-"
+    deviation = values["deviation"]
+    return f"{values['mean']:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ Rows = Mapping[str, Tensor]
 
 
 class Trace:
-    """What every reading projection gives for some rows."""
+    """What every reading projection gives for some rows, kept on the CPU: it is as large as a model's activations."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
         self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {}
@@ -42,7 +42,7 @@ class Trace:
 
     def _keeper(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            self.outputs[path] = output.flatten(0, -2)[self.present]
+            self.outputs[path] = output.flatten(0, -2)[self.present].cpu()
 
         return keep
 
