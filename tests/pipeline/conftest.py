@@ -1,0 +1,28 @@
+"""A tiny random model with a text, and the folder of one run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraprune import pipeline
+from tests.pipeline.cases import prune_config
+from tests.samples import save_tiny, write_text
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a tiny random model and a text."""
+    root = tmp_path_factory.mktemp("inputs")
+    save_tiny(root / "model")
+    write_text(root / "text.txt", 200)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pruned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of one pruning run to 50 %."""
+    output = tmp_path_factory.mktemp("pruned") / "out"
+    pipeline.prune(prune_config(inputs, output))
+    return output

@@ -1,0 +1,123 @@
+"""Outputs in use, and what goes wrong on the way: nothing half-written, nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from loraprune import pipeline
+from loraprune.adapters import linear_paths
+from loraprune.config import LoRAPruneConfig
+from loraprune.errors import CheckpointError, ConfigError, VerificationError
+from loraprune.families import find_groups
+from loraprune.plan import Plan
+from loraprune.pruner import Pruner
+from loraprune.verify import UnitSums
+from tests.pipeline.cases import (
+    prune_config,
+)
+from tests.samples import tiny_llama
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_existing_output_is_refused(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match="--overwrite"):
+        prune_config(inputs, tmp_path / "out")
+
+
+def test_output_that_appears_meanwhile_is_refused_too(inputs: Path, tmp_path: Path) -> None:
+    config = prune_config(inputs, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        pipeline.prune(config)
+
+
+def test_overwrite_replaces_the_whole_folder(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
+    (tmp_path / "out" / "old").write_text("old")
+    pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
+    assert not (tmp_path / "out" / "old").exists()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError, match="no folder that loraprune wrote"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
+    assert tree(tmp_path) == before
+
+
+def test_plan_that_names_other_units_is_noticed(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pipeline.check_units
+
+    def shifted(dense: UnitSums, sliced: UnitSums, plan: Plan) -> None:
+        mirrored = {
+            name: tuple(plan.units[name] - 1 - unit for unit in reversed(kept)) for name, kept in plan.kept.items()
+        }
+        real(dense, sliced, Plan(plan.units, mirrored))
+
+    monkeypatch.setattr(pipeline, "check_units", shifted)
+    with pytest.raises(VerificationError, match="does not hold the units"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_failed_overwrite_leaves_the_old_folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
+    (tmp_path / "out" / "old").write_text("old")
+    before = tree(tmp_path)
+    config = prune_config(inputs, tmp_path / "out", overwrite=True, steps=2)
+    monkeypatch.setattr(pipeline, "difference", lambda one, other: 1.0)  # the merged model disagrees
+    with pytest.raises(VerificationError, match="nothing was saved"):
+        pipeline.prune(config)
+    assert tree(tmp_path) == before
+
+
+def test_failure_after_saving_leaves_no_folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pipeline, "write_folder", fail)
+    with pytest.raises(OSError, match="disk full"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_damaged_on_the_way_to_disk_are_noticed(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = pipeline.save_model
+
+    def damaged(model: Any, *arguments: Any, **options: Any) -> None:
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight[:, 0] += 1.0
+            save(model, *arguments, **options)
+            model.model.layers[0].mlp.down_proj.weight[:, 0] -= 1.0
+
+    monkeypatch.setattr(pipeline, "save_model", damaged)
+    with pytest.raises(VerificationError, match="logits differ"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dora_is_refused_before_training() -> None:
+    model = tiny_llama()
+    paths = linear_paths(find_groups(model.config))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=paths, use_dora=True))
+    with pytest.raises(ConfigError, match="DoRA") as error:
+        Pruner(adapted, LoRAPruneConfig())
+    assert "use_dora" in str(error.value)
+    assert "plain LoRA" in str(error.value)
