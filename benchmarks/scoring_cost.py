@@ -60,7 +60,7 @@ def main() -> None:
     rows = []
     for accumulate in (1, 8):
         for criterion in ("lora", "gate"):
-            repeats = options.repeats if accumulate == 1 else 2
+            repeats = options.repeats if accumulate == 1 else 4
             row = share(criterion, accumulate=accumulate, batch=options.batch, length=options.length, repeats=repeats)
             print(f"{criterion} accumulate {accumulate}: {100 * row['share']['median']:.2f} %", flush=True)
             rows.append(row)
