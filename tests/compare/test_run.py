@@ -146,12 +146,17 @@ def test_an_interrupt_ends_the_running_cell_and_keeps_the_finished(
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell starts what it runs in the background with the signal ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     arguments = ["compare", "--grid", json.dumps(GRID)]
     for name in ("model", "data", "output", "steps", "batch", "length", "device"):
         arguments += [f"--{name}", str(getattr(options, name))]
     began = time.perf_counter()
-    assert cli.main(arguments) == 130
+    try:
+        assert cli.main(arguments) == 130
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert time.perf_counter() - began < 30
     assert "finished cells are kept" in capsys.readouterr().err
     values = json.loads((tmp_path / "out" / "results.json").read_text())
