@@ -24,10 +24,11 @@ from loraprune.adapters import attach_lora, find_module, is_transposed, projecti
 from loraprune.compare import plots
 from loraprune.compare.correlation import spearman
 from loraprune.config import FinetuneConfig
-from loraprune.criteria import criteria, make_scorer
+from loraprune.criteria import criteria
 from loraprune.data import Collator
 from loraprune.groups import Group
 from loraprune.pipeline import load_job
+from loraprune.scoring import make_scorer
 from loraprune.train import train
 
 PARTS = {"out": "rows", "in": "columns"}

@@ -8,8 +8,7 @@ time. Knows nothing about scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from loraprune.adapters import backbone, find_module, is_transposed, projection
 from loraprune.errors import NumericsError
+from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, consumers, kept_entries
 
 DAMPING = 0.1
@@ -50,7 +50,7 @@ class Trace:
 def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
     """Let rows through a model without dropout, and take the hooks off that watched it."""
     try:
-        with _evaluating(model), torch.no_grad():
+        with dropout_off(model), torch.no_grad():
             backbone(model)(**rows, use_cache=False)  # without the head, whose logits would take the most memory
     finally:
         for handle in handles:
@@ -151,15 +151,3 @@ def refit(
     moments.diagonal().add_(DAMPING * moments.diagonal().mean().clamp_min(torch.finfo(z.dtype).tiny))
     change = torch.cholesky_solve(seen.T @ error, torch.linalg.cholesky(moments)).T
     return (change[:, :-1], change[:, -1]) if with_bias else (change, change.new_zeros(len(change)))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
