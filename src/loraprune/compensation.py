@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from loraprune.adapters import backbone, find_module, is_transposed, projection
+from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
 from loraprune.errors import NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, consumers, kept_entries
@@ -25,7 +25,7 @@ DAMPING = 0.1
 
 
 Rows = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask` (rows, seq)"""
+"""model inputs of some rows, without labels; where there is an `attention_mask` (rows, seq), padding does not count"""
 
 
 class Trace:
@@ -33,7 +33,7 @@ class Trace:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
         self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {}
-        self.present = rows["attention_mask"].flatten().bool()
+        self.present = rows["attention_mask"].flatten().bool() if "attention_mask" in rows else slice(None)
         run(model, rows, [
             find_module(model, span.module).register_forward_hook(self._keeper(span.module))
             for group in groups
@@ -51,7 +51,7 @@ def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
     """Let rows through a model without dropout, and take the hooks off that watched it."""
     try:
         with dropout_off(model), torch.no_grad():
-            backbone(model)(**rows, use_cache=False)  # without the head, whose logits would take the most memory
+            backbone(model)(**rows, **no_cache(model))  # without the head, whose logits would take the most memory
     finally:
         for handle in handles:
             handle.remove()
@@ -65,7 +65,7 @@ def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Se
     pruned model's own activations as in Frantar and Alistarh, SparseGPT (arXiv 2301.00774); that errors of the layers below
     are mended too is ours.
     """
-    rows = {name: rows[name].to(next(model.parameters()).device) for name in ("input_ids", "attention_mask")}
+    rows = {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
     trace = Trace(model, groups, rows)
     state = _Stream(trace.present)
     handles = []
@@ -83,7 +83,7 @@ def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Se
 class _Stream:
     """How far the residual stream of before is from the present one, so far down the layers."""
 
-    def __init__(self, present: Tensor) -> None:
+    def __init__(self, present: Tensor | slice) -> None:
         self.present = present
         self.missing: Tensor | float = 0.0
 

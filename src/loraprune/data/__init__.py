@@ -5,15 +5,18 @@
 """
 
 from loraprune.data.load import Data, load_data, load_rows
-from loraprune.data.rows import NO_TARGET, Collator, Row, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.rows import NO_TARGET, Collator, Row, Rows, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.sources import columns_of
 
 __all__ = [
     "NO_TARGET",
     "Collator",
     "Data",
     "Row",
+    "Rows",
     "TokenRows",
     "check_vocabulary",
+    "columns_of",
     "draw_rows",
     "load_data",
     "load_rows",
