@@ -21,7 +21,10 @@ from datasets.utils import logging as datasets_logging
 from loraprune.errors import DataError
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-USED_COLUMNS = ("messages", "instruction", "input", "response", "text")
+USED_COLUMNS = (
+    "messages", "instruction", "input", "response", "text", "text_pair", "label", "sentence", "sentence1", "sentence2",
+    "premise", "hypothesis", "question", "question1", "question2",
+)  # fmt: skip
 """the others are not loaded: they may be large, or of types that change from row to row"""
 
 
@@ -33,6 +36,8 @@ class Table(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
     places: Sequence[str]
     """such as `line 3`, one for each row"""
+    names: tuple[str, ...] = ()
+    """classes in the order of the numbers in a column `label`, where the file says"""
 
 
 def read_table(path: Path) -> Table:
@@ -138,7 +143,9 @@ def as_table(name: str, table: datasets.Dataset) -> Table:
     """Return the used columns of a `datasets` table as Python objects."""
     used = [column for column in USED_COLUMNS if column in table.column_names]
     rows = table.select_columns(used).to_list() if used else []
-    return Table(name, tuple(table.column_names), rows, [f"row {number}" for number in range(1, len(rows) + 1)])
+    names = getattr(table.features.get("label"), "names", None) or ()
+    places = [f"row {number}" for number in range(1, len(rows) + 1)]
+    return Table(name, tuple(table.column_names), rows, places, tuple(names))
 
 
 @contextmanager
