@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families.base import families, head_size
-from loraprune.groups import Group
+from loraprune.groups import Group, Kind
 from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
@@ -30,9 +30,14 @@ OUR_FILES = ("report.json", "plan.json", "export.json")
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int] | None:
-    """Return the config keys that the counts change, or None if layers differ so that no stock key can hold them."""
+    """Return the config keys that the counts change, or None if no stock keys can hold them.
+
+    Layers may not differ, and a group without keys must be whole.
+    """
     sizes: dict[str, int] = {}
     for group in groups:
+        if not group.sizes and counts[group.name] < group.units:
+            return None
         for key, each in group.sizes.items():
             if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
                 return None
@@ -40,10 +45,10 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
 
 
 def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Return what the config keys would be in every layer."""
+    """Return what the config keys would be in every layer; where there is no key, how many units of which kind are kept."""
     sizes: dict[str, list[int]] = {}
     for group in groups:
-        for key, each in group.sizes.items():
+        for key, each in (group.sizes or {f"{group.kind} units": 1}).items():
             sizes.setdefault(key, []).append(each * counts[group.name])
     return sizes
 
@@ -55,7 +60,7 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
     """
     config = stock_of(config)
     changed: dict[str, Any] = dict(sizes)
-    if "num_attention_heads" in sizes:
+    if sizes.get("num_attention_heads") not in (None, getattr(config, "num_attention_heads", None)):
         changed["head_dim"] = head_size(config)
     stand_in = families.get(config.model_type).stand_in(config)
     for values in (config.to_dict(), stand_in):
@@ -72,16 +77,29 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
     return None
 
 
+def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[Kind, ...]:
+    """Return the kinds of which a stock checkpoint of this model can hold a smaller number of units, the others whole."""
+    found = []
+    for kind in dict.fromkeys(group.kind for group in groups):
+        members = [group for group in groups if group.kind == kind]
+        storable = storable_counts(config, members)
+        fewest = min(group.units for group in members)
+        if any(storable({group.name: units for group in members}) for units in range(1, max(2, fewest))):
+            found.append(kind)
+    return tuple(found)
+
+
 def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
     """Return the question whether a stock checkpoint of this model can hold some counts."""
+    # The width of an FFN is a free number in every configuration: only heads decide.
+    free = {name for group in groups if group.kind == "ffn" for name in group.sizes}
     known: dict[tuple[tuple[str, int], ...], bool] = {}
 
     def storable(counts: Mapping[str, int]) -> bool:
         sizes = config_sizes(groups, counts)
         if sizes is None:
             return False
-        # The width of an FFN is a free number in every configuration: only heads decide.
-        key = tuple(sorted((name, size) for name, size in sizes.items() if name != "intermediate_size"))
+        key = tuple(sorted((name, size) for name, size in sizes.items() if name not in free))
         if key not in known:
             known[key] = stock_config(config, sizes) is not None
         return known[key]
@@ -124,14 +142,16 @@ def save_model(
 ) -> None:
     """Save a sliced, merged `model` as a stock checkpoint where one can hold its widths, else with modelling code.
 
-    `config` is the dense model's configuration, `groups` its groups; `dtype` None keeps the model's precision.
+    `config` is the dense model's configuration, `groups` its groups that could lose units; `dtype` None keeps the precision.
 
     Raises:
         UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
     """
     sizes = config_sizes(groups, counts)
-    save = save_stock if sizes is not None and stock_config(config, sizes) is not None else save_layerwise
-    save(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
+    if sizes is not None and stock_config(config, sizes) is not None:
+        save_stock(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
+    else:
+        save_layerwise(model, folder, config=config, counts=counts, dtype=dtype)
 
 
 @torch.no_grad()
