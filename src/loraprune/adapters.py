@@ -70,8 +70,8 @@ def base_layer(module: nn.Module) -> nn.Module:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Say whether a layer stores its weight as (in, out), as GPT-2's Conv1D does."""
-    return isinstance(layer, Conv1D)
+    """Say whether a layer stores its weight as (in, out), as GPT-2's Conv1D and embeddings do."""
+    return isinstance(layer, Conv1D | nn.Embedding)
 
 
 def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
@@ -94,7 +94,7 @@ def set_features(module: nn.Module, side: Side, size: int) -> None:
     holders = [layer, module]
     if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
         holders.append((module.lora_A if side == "in" else module.lora_B)[ADAPTER])
-    names = ("in_features", "nx") if side == "in" else ("out_features", "nf")
+    names = ("in_features", "nx") if side == "in" else ("out_features", "nf", "embedding_dim")
     for holder in holders:
         for name in names:
             if name in vars(holder):
@@ -154,7 +154,7 @@ def projection(model: nn.Module, path: str) -> Projection:
 
 def linear_paths(groups: Iterable[Group]) -> list[str]:
     """Return the paths of all projections that the groups' units own rows or columns of, each once, in order."""
-    return list(dict.fromkeys(s.module for group in groups for s in group.spans if s.side != "norm"))
+    return list(dict.fromkeys(s.module for group in groups for s in group.spans if s.side in ("out", "in")))
 
 
 def attach_lora(

@@ -30,9 +30,14 @@ OUR_FILES = ("report.json", "plan.json", "export.json")
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int] | None:
-    """Return the config keys that the counts change, or None if layers differ so that no stock key can hold them."""
+    """Return the config keys that the counts change, or None if no stock keys can hold them.
+
+    Layers may not differ, and a group without keys must be whole.
+    """
     sizes: dict[str, int] = {}
     for group in groups:
+        if not group.sizes and counts[group.name] < group.units:
+            return None
         for key, each in group.sizes.items():
             if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
                 return None
@@ -75,13 +80,14 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
 def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
     """Return the question whether a stock checkpoint of this model can hold some counts."""
     known: dict[tuple[tuple[str, int], ...], bool] = {}
+    # The width of an FFN is a free number in every configuration: only heads decide.
+    free = {key for group in groups if group.kind == "ffn" for key in group.sizes}
 
     def storable(counts: Mapping[str, int]) -> bool:
         sizes = config_sizes(groups, counts)
         if sizes is None:
             return False
-        # The width of an FFN is a free number in every configuration: only heads decide.
-        key = tuple(sorted((name, size) for name, size in sizes.items() if name != "intermediate_size"))
+        key = tuple(sorted((name, size) for name, size in sizes.items() if name not in free))
         if key not in known:
             known[key] = stock_config(config, sizes) is not None
         return known[key]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import find_module, linear_paths
-from loraprune.groups import Group
+from loraprune.groups import Group, attribute_values
 from loraprune.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
 from loraprune.layerwise.register import register_type, stock_classes, stock_of
 from loraprune.shell import save_tensors
@@ -31,7 +31,9 @@ def make_record(model: nn.Module, groups: Sequence[Group], counts: Mapping[str, 
         "units": {group.name: counts[group.name] for group in groups},
         "linears": {path: list(_weight(model, path).shape) for path in linear_paths(groups)},
         "norms": {path: len(_weight(model, path)) for path in norms},
-        "attributes": {path: each * counts[group.name] for group in groups for path, each in group.attributes.items()},
+        "attributes": {
+            path: value for group in groups for path, value in attribute_values(group, counts[group.name]).items()
+        },
     }
 
 
