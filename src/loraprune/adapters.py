@@ -70,8 +70,8 @@ def base_layer(module: nn.Module) -> nn.Module:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Say whether a layer stores its weight as (in, out), as GPT-2's Conv1D does."""
-    return isinstance(layer, Conv1D)
+    """Say whether a layer stores its weight as (in, out), as GPT-2's Conv1D and embeddings do."""
+    return isinstance(layer, Conv1D | nn.Embedding)
 
 
 def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
@@ -88,7 +88,11 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
             yield Cut(factors[ADAPTER], "bias", 0)
 
 
-FEATURES: Mapping[Side, tuple[str, ...]] = {"in": ("in_features", "nx"), "out": ("out_features", "nf")}
+FEATURES: Mapping[Side, tuple[str, ...]] = {
+    "in": ("in_features", "nx"),
+    "out": ("out_features", "nf"),
+    "table": ("embedding_dim",),
+}
 """integers in which layers keep a size of their weights"""
 
 
@@ -161,7 +165,7 @@ def projection(model: nn.Module, path: str) -> Projection:
 
 def linear_paths(groups: Iterable[Group]) -> list[str]:
     """Return the paths of all projections that the groups' units own rows or columns of, each once, in order."""
-    return list(dict.fromkeys(s.module for group in groups for s in group.spans if s.side != "norm"))
+    return list(dict.fromkeys(s.module for group in groups for s in group.spans if s.side in ("out", "in")))
 
 
 def attach_lora(

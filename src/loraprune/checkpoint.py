@@ -91,9 +91,9 @@ def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[K
 
 def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
     """Return the question whether a stock checkpoint of this model can hold some counts."""
-    # The width of an FFN is a free number in every configuration: only heads decide.
-    free = {name for group in groups if group.kind == "ffn" for name in group.sizes}
     known: dict[tuple[tuple[str, int], ...], bool] = {}
+    # The width of an FFN is a free number in every configuration: only heads decide.
+    free = {key for group in groups if group.kind == "ffn" for key in group.sizes}
 
     def storable(counts: Mapping[str, int]) -> bool:
         sizes = config_sizes(groups, counts)

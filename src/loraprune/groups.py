@@ -5,17 +5,20 @@ Knows nothing about torch: everything here follows from a model's configuration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Side = Literal["out", "in", "norm"]
+Side = Literal["out", "in", "norm", "table"]
 Kind = Literal["attention", "ffn"]
+Stream = Literal["input", "decoder"]
+LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows (`out`), columns (`in`) or normalised channels (`norm`) of one module that the units of a group own.
+    """The rows (`out`), columns (`in`, `table`) or normalised channels (`norm`) of one module that the units of a group own.
 
     Unit u owns the entries offset + u * width up to offset + (u + 1) * width.
     """
@@ -23,7 +26,8 @@ class Span:
     module: str
     """dotted path in the base model"""
     side: Side
-    """rows produced, columns consumed, or weights of an RMS norm taken over the whole row of units"""
+    """rows produced, columns consumed, weights of an RMS norm taken over the whole row of units, or columns of an embedding
+    that has some for every unit, such as a position bias: cut with the units, but neither scored nor adapted"""
     width: int
     """entries a unit"""
     offset: int = 0
@@ -35,7 +39,7 @@ class Group:
     """A row of units of which any subset can be removed without changing the model's interface."""
 
     name: str
-    """path of the module that holds the units, such as model.layers.3.self_attn"""
+    """path of the module that holds the units, such as model.layers.3.self_attn; of a group that spans layers, of their list"""
     kind: Kind
     units: int
     spans: tuple[Span, ...]
@@ -43,8 +47,12 @@ class Group:
     """config key -> value that one kept unit contributes; without a key no stock checkpoint holds fewer units"""
     attributes: Mapping[str, int] = field(default_factory=dict)
     """dotted path of a module attribute -> value that one kept unit contributes"""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    """dotted path of a module attribute -> value that it takes, however many units are kept, once some are gone"""
     residual: bool = True
     """whether what the consuming projections give is added to the residual stream as it is, with no norm between"""
+    stream: Stream = "input"
+    """which tokens the residual stream carries: the model's input, or what the decoder of an encoder-decoder has said"""
 
     def resize(self, units: int) -> Group:
         """Return the group with `units` units left, the offsets of fused spans moved up."""
@@ -74,6 +82,17 @@ def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:
     for span in group.spans:
         found[span.module, span.side] = (*found.get((span.module, span.side), ()), span)
     return found
+
+
+def attribute_values(group: Group, units: int) -> dict[str, int]:
+    """Return what the attributes of modules are, by dotted path, when `units` units of a group are kept."""
+    return {path: each * units for path, each in group.attributes.items()} | dict(group.fixed)
+
+
+def layer_of(group: Group) -> str | None:
+    """Return the path of the layer that holds a group, such as model.layers.3; None if it spans layers."""
+    found = LAYER.match(group.name)
+    return found[0] if found else None
 
 
 def consumers(group: Group) -> tuple[Span, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from loraprune.adapters import Cut, base_layer, config_of, cuts, find_module, set_features
 from loraprune.errors import GroupMismatchError
-from loraprune.groups import Group, Side, kept_entries, sides
+from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
 from loraprune.layerwise.modeling_loraprune import LayerConfig
 
 
@@ -54,8 +54,8 @@ def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer:
             else:
                 set_features(module, side, len(entries))
     smaller = group.resize(len(kept))
-    for name, each in smaller.attributes.items():
-        set_attribute(model, name, each * smaller.units)
+    for name, value in attribute_values(group, len(kept)).items():
+        set_attribute(model, name, value)
     return smaller
 
 

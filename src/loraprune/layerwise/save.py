@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import cuts, features, find_module
 from loraprune.families import find_groups
-from loraprune.groups import Group, sides
+from loraprune.groups import Group, attribute_values, sides
 from loraprune.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
 from loraprune.layerwise.register import register_type, stock_config_class, stock_of
 from loraprune.shell import save_tensors
@@ -32,7 +32,7 @@ def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping
             module = find_module(model, path)
             shapes |= {f"{path}.{cut.name}": list(cut.tensor.shape) for cut in cuts(module, side)}
             attributes |= {f"{path}.{name}": getattr(module, name) for name in features(module, side)}
-        attributes |= {path: each * counts[group.name] for path, each in group.attributes.items()}
+        attributes |= attribute_values(group, counts[group.name])
     head = "" if model.base_model is model else f"{model.base_model_prefix}."
     return {
         "format": FORMAT,

@@ -67,7 +67,7 @@ def unit_totals(
     """
     total: Tensor | None = None
     for span in group.spans:
-        if span.side == "norm":
+        if span.side not in ("out", "in"):
             continue
         part = span_units(sums[span.module][span.side], span, group.units)
         if kept is not None:
