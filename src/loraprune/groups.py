@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Side = Literal["out", "in", "norm", "table"]
+Side = Literal["out", "in", "norm", "scale", "table"]
 Kind = Literal["attention", "ffn"]
 Stream = Literal["input", "decoder"]
 LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
@@ -18,7 +18,7 @@ LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows (`out`), columns (`in`, `table`) or normalised channels (`norm`) of one module that the units of a group own.
+    """The rows (`out`, `scale`), columns (`in`, `table`) or normalised channels (`norm`) of a module that a group's units own.
 
     Unit u owns the entries offset + u * width up to offset + (u + 1) * width.
     """
@@ -26,8 +26,9 @@ class Span:
     module: str
     """dotted path in the base model"""
     side: Side
-    """rows produced, columns consumed, weights of an RMS norm taken over the whole row of units, or columns of an embedding
-    that has some for every unit, such as a position bias: cut with the units, but neither scored nor adapted"""
+    """rows produced, columns consumed, weights of an RMS norm taken over the whole row of units, weights that only multiply
+    what a unit is (the norm of single heads with weights for each head), or columns of an embedding that has some for every
+    unit, such as a position bias. The last three are cut with the units, but neither scored nor adapted"""
     width: int
     """entries a unit"""
     offset: int = 0

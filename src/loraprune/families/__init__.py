@@ -3,7 +3,23 @@
 A family copies no forward pass and touches no weights; docs/add-a-family.md shows how to add one.
 """
 
-from loraprune.families import bart, gemma, llama, olmo2, phi3, t5  # noqa: F401  (importing a family registers it)
+from loraprune.families import (  # noqa: F401  (importing a family registers it)
+    bart,
+    bloom,
+    cohere,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    starcoder2,
+    t5,
+)
 from loraprune.families.base import Family, families, find_groups, register_family
 
 __all__ = ["Family", "families", "find_groups", "register_family"]
