@@ -180,7 +180,7 @@ def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums, *, sparse:
     dense = load_model(job.config.model, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code)
     if sparse:
         sparse.check_saved(folder, dense)
-    check_units(unit_sums(dense, job.groups, refitted=job.config.pruning().compensate), sums, plan)
+    check_units(unit_sums(dense, job.groups, plan=plan, refitted=job.config.pruning().compensate), sums)
     masked = masked_logits(dense, weights_of(folder), job.groups, plan, probe)
     del dense
     gc.collect()
