@@ -21,6 +21,9 @@ from loraprune.sparsity.sparsifier import Sparsifier
 
 logger = logging.getLogger(__name__)
 
+NO_INPUTS = ("labels", "row")
+"""what a batch holds beside what a model reads: the targets, and the rows' numbers for a teacher"""
+
 
 class LoRAPruneCallback(TrainerCallback):
     """Prunes the Trainer's model while it trains; the model must carry LoRA (see `attach_lora`).
@@ -104,7 +107,7 @@ def check_gradients(model: nn.Module, *, step: int) -> None:
 
 
 class CalibrationRows(Iterator[Mapping[str, Tensor]]):
-    """Batches of training rows spread over the data, other ones each time; the loader's order is not disturbed.
+    """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
 
     Raises:
         ConfigError: if the data cannot be looked at by row.
@@ -121,10 +124,10 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         self._turn = 0
 
     def __next__(self) -> Mapping[str, Tensor]:
-        """Return `input_ids` and `attention_mask` of the next rows."""
+        """Return what the model reads of the next rows: a mask of its tokens is among it, labels are not."""
         rows = len(self._data)
         places = [(place * rows // self._count + self._turn) % rows for place in range(self._count)]
         self._turn += 1
-        batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
-        ids = batch["input_ids"]
-        return {"input_ids": ids, "attention_mask": batch.get("attention_mask", torch.ones_like(ids))}
+        batch = self._collate([self._data[place] for place in places])
+        read = {name: value for name, value in batch.items() if name not in NO_INPUTS}
+        return {"attention_mask": torch.ones_like(batch["input_ids"]), **read}

@@ -1,20 +1,23 @@
 """From a user's `--data` to rows of tokens.
 
-`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts` and `chats` (through
-`templates`) make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
+`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts`, `chats` (through
+`templates`) and `pairs` make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
 """
 
 from loraprune.data.load import Data, load_data, load_rows
-from loraprune.data.rows import NO_TARGET, Collator, Row, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.pairs import encode_pairs
+from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, TokenRows, check_vocabulary, draw_rows
 
 __all__ = [
     "NO_TARGET",
     "Collator",
     "Data",
+    "PairCollator",
     "Row",
     "TokenRows",
     "check_vocabulary",
     "draw_rows",
+    "encode_pairs",
     "load_data",
     "load_rows",
 ]

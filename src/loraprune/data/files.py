@@ -21,7 +21,9 @@ from datasets.utils import logging as datasets_logging
 from loraprune.errors import DataError
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-USED_COLUMNS = ("messages", "instruction", "input", "response", "text")
+PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
+"""columns of what is read and what is written: translation, and how data sets of summaries name them"""
+USED_COLUMNS = ("messages", "instruction", "input", "response", *(column for pair in PAIRS for column in pair), "text")
 """the others are not loaded: they may be large, or of types that change from row to row"""
 
 

@@ -5,10 +5,10 @@ Knows nothing about file formats or templates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +25,10 @@ HELD_OUT_ROWS = 256
 """rows that are enough to judge by: evaluating more would cost more than it tells"""
 
 
+Encode: TypeAlias = Callable[[Examples, PreTrainedTokenizerBase, int], TokenRows]
+"""examples, tokenizer and longest row -> rows"""
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
     """Rows to train on and rows to judge by."""
@@ -33,7 +37,29 @@ class Data:
     held_out: TokenRows
 
 
-def load_data(source: str, tokenizer: PreTrainedTokenizerBase, *, length: int, held_out: str | None = None) -> Data:
+def encode_running(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> TokenRows:
+    """Make rows of running text: documents joined and cut, chats packed whole.
+
+    Raises:
+        DataError: for pairs, which a model that goes on with its own text has no two sides for.
+    """
+    if examples.format == "pair":
+        raise DataError(
+            f"{examples.source}: sources and targets are for a model that encodes one text and decodes another; for this one "
+            "name the columns `instruction` and `response`"
+        )
+    encode = encode_texts if examples.format == "text" else encode_chats
+    return encode(examples, tokenizer, length=length)
+
+
+def load_data(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    held_out: str | None = None,
+    encode: Encode = encode_running,
+) -> Data:
     """Read a source and hold a part of it out, or judge by `held_out`, which names another source.
 
     Without `held_out` the rows to judge by are the source's own validation split, the last tenth of its documents or
@@ -48,13 +74,13 @@ def load_data(source: str, tokenizer: PreTrainedTokenizerBase, *, length: int, h
     with _naming("--data"):
         data = open_source(source)
         if held_out is None and "held_out" not in data.splits:
-            return _enough(source, *_hold_out(data.read("train"), tokenizer, length=length), length=length)
+            return _enough(source, *_hold_out(data.read("train"), tokenizer, length, encode=encode), length=length)
     with _naming("--eval" if held_out else "--data"):
         other = open_source(held_out) if held_out else data
         _check_apart(source, data, held_out or source, other=other)
-        judged = _encode(other.read("held_out"), tokenizer, length=length)
+        judged = encode(other.read("held_out"), tokenizer, length)
     with _naming("--data"):
-        return _enough(source, _encode(data.read("train"), tokenizer, length=length), judged, length=length)
+        return _enough(source, encode(data.read("train"), tokenizer, length), judged, length=length)
 
 
 def load_rows(
@@ -63,6 +89,7 @@ def load_rows(
     *,
     length: int,
     split: Literal["train", "held_out"] | None = None,
+    encode: Encode = encode_running,
 ) -> TokenRows:
     """Read a source to judge by: all of a file or folder, or the `split` of a source that has splits of its own.
 
@@ -74,21 +101,18 @@ def load_rows(
     """
     _check_length(length)
     with _naming("--data"):
-        rows = _encode(open_source(source).read(split or "held_out"), tokenizer, length=length)
+        rows = encode(open_source(source).read(split or "held_out"), tokenizer, length)
         if not len(rows):
             raise DataError(f"{source}: it holds only {_tokens(rows)} tokens: give at least two")
         return rows
 
 
-def _encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> TokenRows:
-    encode = encode_texts if examples.format == "text" else encode_chats
-    return encode(examples, tokenizer, length=length)
-
-
-def _hold_out(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> tuple[TokenRows, TokenRows]:
+def _hold_out(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, *, encode: Encode
+) -> tuple[TokenRows, TokenRows]:
     count = len(examples)
     if count == 1:
-        rows = _encode(examples, tokenizer, length=length)
+        rows = encode(examples, tokenizer, length)
         cut = len(rows) - _share(len(rows))
         kept = take_rows(rows, 0, cut, split="train")
         return replace(kept, protocol={**kept.protocol, "dropped_tokens": 0}), take_rows(
@@ -96,8 +120,8 @@ def _hold_out(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length:
         )
     cut = count - _share(count)
     return (
-        _encode(examples.take(0, cut, split="train"), tokenizer, length=length),
-        _encode(examples.take(cut, count, split="held_out"), tokenizer, length=length),
+        encode(examples.take(0, cut, split="train"), tokenizer, length),
+        encode(examples.take(cut, count, split="held_out"), tokenizer, length),
     )
 
 
