@@ -5,7 +5,7 @@ Knows nothing about scores or plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,17 +88,28 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
             yield Cut(factors[ADAPTER], "bias", 0)
 
 
+FEATURES: Mapping[Side, tuple[str, ...]] = {
+    "in": ("in_features", "nx"),
+    "out": ("out_features", "nf"),
+    "table": ("embedding_dim",),
+}
+"""integers in which layers keep a size of their weights"""
+
+
+def features(layer: nn.Module, side: Side) -> list[str]:
+    """Return the names of the integers in which a layer keeps its size on a side."""
+    return [name for name in FEATURES.get(side, ()) if name in vars(layer)]
+
+
 def set_features(module: nn.Module, side: Side, size: int) -> None:
     """Make the integers that linear layers print and check agree with their cut tensors."""
     layer = base_layer(module)
     holders = [layer, module]
     if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
         holders.append((module.lora_A if side == "in" else module.lora_B)[ADAPTER])
-    names = ("in_features", "nx") if side == "in" else ("out_features", "nf", "embedding_dim")
     for holder in holders:
-        for name in names:
-            if name in vars(holder):
-                setattr(holder, name, size)
+        for name in features(holder, side):
+            setattr(holder, name, size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families.base import families, head_size
-from loraprune.groups import Group
+from loraprune.groups import Group, Kind
 from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
@@ -45,10 +45,10 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
 
 
 def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Return what the config keys would be in every layer."""
+    """Return what the config keys would be in every layer; where there is no key, how many units of which kind are kept."""
     sizes: dict[str, list[int]] = {}
     for group in groups:
-        for key, each in group.sizes.items():
+        for key, each in (group.sizes or {f"{group.kind} units": 1}).items():
             sizes.setdefault(key, []).append(each * counts[group.name])
     return sizes
 
@@ -60,7 +60,7 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
     """
     config = stock_of(config)
     changed: dict[str, Any] = dict(sizes)
-    if "num_attention_heads" in sizes:
+    if sizes.get("num_attention_heads") not in (None, getattr(config, "num_attention_heads", None)):
         changed["head_dim"] = head_size(config)
     stand_in = families.get(config.model_type).stand_in(config)
     for values in (config.to_dict(), stand_in):
@@ -75,6 +75,18 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
         assert isinstance(result, PreTrainedConfig)
         return result
     return None
+
+
+def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[Kind, ...]:
+    """Return the kinds of which a stock checkpoint of this model can hold a smaller number of units, the others whole."""
+    found = []
+    for kind in dict.fromkeys(group.kind for group in groups):
+        members = [group for group in groups if group.kind == kind]
+        storable = storable_counts(config, members)
+        fewest = min(group.units for group in members)
+        if any(storable({group.name: units for group in members}) for units in range(1, max(2, fewest))):
+            found.append(kind)
+    return tuple(found)
 
 
 def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
@@ -130,14 +142,16 @@ def save_model(
 ) -> None:
     """Save a sliced, merged `model` as a stock checkpoint where one can hold its widths, else with modelling code.
 
-    `config` is the dense model's configuration, `groups` its groups; `dtype` None keeps the model's precision.
+    `config` is the dense model's configuration, `groups` its groups that could lose units; `dtype` None keeps the precision.
 
     Raises:
         UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
     """
     sizes = config_sizes(groups, counts)
-    save = save_stock if sizes is not None and stock_config(config, sizes) is not None else save_layerwise
-    save(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
+    if sizes is not None and stock_config(config, sizes) is not None:
+        save_stock(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
+    else:
+        save_layerwise(model, folder, config=config, counts=counts, dtype=dtype)
 
 
 @torch.no_grad()

@@ -15,6 +15,9 @@ def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[st
     Raises:
         PlanError: if the model cannot have them.
     """
+    for option, kind, wanted in (("--heads", "attention", heads), ("--ffn", "ffn", ffn)):
+        if wanted is not None and kind not in space.by_kind():
+            raise PlanError(f"{option} {wanted}: units of kind {kind} stay whole here; --kinds all lets them go too")
     counts = {group.name: group.units for group in space.groups}
     for group in space.groups:
         wanted, each = (heads, group.sizes.get("num_attention_heads", 1)) if group.kind == "attention" else (ffn, 1)
