@@ -83,7 +83,7 @@ def test_rows_that_are_no_pairs_are_refused(write, tokenizer, content, message):
 
 
 def test_pairs_are_no_running_text(write, tokenizer):
-    with pytest.raises(DataError, match="sources and targets are for a model that encodes .* `instruction` and `resp"):
+    with pytest.raises(DataError, match=r"sources and targets are for a model that encodes .* `instruction` and `resp"):
         load_rows(write("a.jsonl", lines({"source": "a", "target": "b"})), tokenizer, length=8)
 
 

@@ -28,11 +28,18 @@ def test_a_head_of_t5_is_one_unit_through_its_stack() -> None:
     groups = {group.name: group for group in find_groups(tiny_config("t5", layers=3))}
     shared = groups["encoder.block"]
     assert layer_of(shared) is None
-    assert [span.module for span in consumers(shared)] == [f"encoder.block.{i}.layer.0.SelfAttention.o" for i in range(3)]
+    assert [span.module for span in consumers(shared)] == [
+        f"encoder.block.{i}.layer.0.SelfAttention.o" for i in range(3)
+    ]
     tables = [span.module for group in groups.values() for span in group.spans if span.side == "table"]
-    assert tables == [f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias" for stack in ("encoder", "decoder")]
+    assert tables == [
+        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias" for stack in ("encoder", "decoder")
+    ]
     # Cross-attention has no bias, so its heads are each block's own.
-    assert [layer_of(group) for name, group in groups.items() if "EncDec" in name] == ["decoder.block.0", "decoder.block.1"]
+    assert [layer_of(group) for name, group in groups.items() if "EncDec" in name] == [
+        "decoder.block.0",
+        "decoder.block.1",
+    ]
 
 
 def test_a_bias_table_is_cut_with_the_heads_it_belongs_to() -> None:
@@ -45,7 +52,9 @@ def test_a_bias_table_is_cut_with_the_heads_it_belongs_to() -> None:
     assert bias.embedding_dim == 2
 
 
-@pytest.mark.parametrize("stays", [{}, {"decoder.block.0.layer.1.EncDecAttention": 8}], ids=["both cut", "the first whole"])
+@pytest.mark.parametrize(
+    "stays", [{}, {"decoder.block.0.layer.1.EncDecAttention": 8}], ids=["both cut", "the first whole"]
+)
 def test_cross_attention_may_have_other_heads_in_every_block(stays: dict[str, int]) -> None:
     model = tiny_model("t5")
     groups = find_groups(model.config)
