@@ -5,8 +5,9 @@ Knows nothing about scores or plans.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,11 @@ def backbone(model: nn.Module) -> nn.Module:
     layers = base_model(model).base_model
     assert isinstance(layers, nn.Module)
     return layers
+
+
+def no_cache(model: nn.Module) -> dict[str, bool]:
+    """Return the argument that keeps the forward of a model from collecting keys and values, where it has one."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(base_model(model).forward).parameters else {}
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -241,9 +247,16 @@ def linear_paths(groups: Iterable[Group]) -> list[str]:
 
 
 def attach_lora(
-    model: PreTrainedModel, groups: Iterable[Group], *, rank: int, alpha: float, dropout: float, seed: int
+    model: PreTrainedModel,
+    groups: Iterable[Group],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    whole: Sequence[str] = (),
 ) -> PeftModel:
-    """Put LoRA on every projection of the groups; everything else is frozen."""
+    """Put LoRA on every projection of the groups; modules in `whole` are trained as they are, everything else is frozen."""
     names = linear_paths(groups)
     transposed = any(is_transposed(base_layer(find_module(model, name))) for name in names)
     # PEFT declares lora_alpha as an int, and divides it by the rank all the same.
@@ -254,6 +267,7 @@ def attach_lora(
         target_modules=names,
         fan_in_fan_out=transposed,
         bias="none",
+        modules_to_save=list(whole) or None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -21,6 +21,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families.base import families, head_size
 from loraprune.groups import Group, Kind
+from loraprune.heads import find_head
 from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
@@ -147,7 +148,9 @@ def save_stock(
     if stock is None:
         raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
     tensors = model.state_dict()
-    save_tensors(stock, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config)
+    save_tensors(
+        stock, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+    )  # fmt: skip
 
 
 def save_model(

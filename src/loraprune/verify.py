@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +21,7 @@ from loraprune.groups import Group, Span, kept_entries, sides
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
+from loraprune.tasks import Inputs, find_task
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """largest difference of two logits, relative to the largest logit: summation order in float32, rounding in 16 bits"""
@@ -38,18 +39,19 @@ class Verification:
     """model type of the reloaded model"""
 
 
-def probe_batch(vocabulary: int, *, seed: int = 0) -> Int[Tensor, "rows tokens"]:
-    """Return token ids to compare logits on, drawn evenly from the vocabulary."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocabulary, (PROBE_ROWS, PROBE_TOKENS), generator=generator)
-
-
 @torch.inference_mode()
-def logits_of(model: nn.Module, tokens: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens vocabulary"]:
+def logits_of(model: nn.Module, inputs: Inputs) -> Float[Tensor, "..."]:
     """Return a model's logits on the CPU in float32; the model ends in evaluation mode."""
     model.eval()
-    logits: Tensor = model(input_ids=tokens.to(next(model.parameters()).device), use_cache=False).logits
+    device = next(model.parameters()).device
+    placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    logits: Tensor = model(**placed).logits
     return logits.float().cpu()
+
+
+def probe_of(model: PreTrainedModel) -> Inputs:
+    """Return the inputs on which a model and what is made of it are compared."""
+    return find_task(model.config).probe(model.config, PROBE_ROWS, PROBE_TOKENS)
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -158,8 +160,8 @@ def masked_logits(
     sliced: Mapping[str, Tensor],
     groups: Sequence[Group],
     plan: Plan,
-    tokens: Int[Tensor, "rows tokens"],
-) -> Float[Tensor, "rows tokens vocabulary"]:
+    inputs: Inputs,
+) -> Float[Tensor, "..."]:
     """Return the logits of the dense architecture with the kept weights filled in and dropped units masked.
 
     Modifies `dense`, whose dropped units keep their own, non-zero weights: only the masks silence them.
@@ -167,7 +169,7 @@ def masked_logits(
     fill_dense_(dense, sliced, groups, plan)
     masks = Masks(dense, groups)
     masks.set(plan.kept)
-    logits = logits_of(dense, tokens)
+    logits = logits_of(dense, inputs)
     masks.remove()
     return logits
 

@@ -4,6 +4,6 @@ A family copies no forward pass and touches no weights; docs/add-a-family.md sho
 """
 
 from loraprune.families import bart, convnext, gemma, llama, olmo2, phi3, resnet, swin, t5, vit  # noqa: F401  (importing a family registers it)
-from loraprune.families.base import Family, families, find_groups, register_family
+from loraprune.families.base import Family, families, find_groups, positions, register_family
 
-__all__ = ["Family", "families", "find_groups", "register_family"]
+__all__ = ["Family", "families", "find_groups", "positions", "register_family"]

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from loraprune.adapters import cuts, features, find_module
 from loraprune.families import find_groups
 from loraprune.groups import Group, attribute_values, sides
+from loraprune.heads import find_head
 from loraprune.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
 from loraprune.layerwise.register import register_type, stock_config_class, stock_of
 from loraprune.shell import save_tensors
@@ -82,4 +83,6 @@ def save_layerwise(
     whole = {group.name: group.units for group in every}
     own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
     tensors = model.state_dict()
-    save_tensors(own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config)
+    save_tensors(
+        own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+    )  # fmt: skip
