@@ -21,6 +21,7 @@ from loraprune.distillation import (
     imitation_loss,
     make_teacher,
 )
+from loraprune.tasks.causal_lm import predictions
 from tests.samples import byte_tokenizer, documents, tiny_llama
 from tests.training import arguments
 
@@ -51,8 +52,8 @@ def test_the_loss_is_the_divergence_where_all_tokens_are_named() -> None:
     opinion = Opinion(*theirs.topk(8, dim=-1))
     targets = labels[:, 1:] != -100
     expected = functional.kl_div(ours[:, :-1][targets], theirs[:, :-1][targets], reduction="sum", log_target=True)
-    torch.testing.assert_close(imitation_loss(ours, opinion, labels), expected, rtol=1e-4, atol=1e-5)
-    assert imitation_loss(theirs, opinion, labels).item() == pytest.approx(0.0, abs=1e-4)
+    torch.testing.assert_close(imitation_loss(ours, opinion, labels, predictions), expected, rtol=1e-4, atol=1e-5)
+    assert imitation_loss(theirs, opinion, labels, predictions).item() == pytest.approx(0.0, abs=1e-4)
     everything = functional.kl_div(ours[:, :-1], theirs[:, :-1], reduction="sum", log_target=True)
     assert not torch.isclose(expected, everything)  # the control: prompts and padding are left out
 
@@ -61,8 +62,8 @@ def test_few_named_tokens_give_a_bound_from_below() -> None:
     draw = torch.Generator().manual_seed(1)
     theirs, ours = (torch.randn(2, 5, 40, generator=draw).log_softmax(-1) for _ in range(2))
     labels = torch.ones(2, 5, dtype=torch.long)
-    whole = imitation_loss(ours, Opinion(*theirs.topk(39, dim=-1)), labels)
-    some = imitation_loss(ours, Opinion(*theirs.topk(5, dim=-1)), labels)
+    whole = imitation_loss(ours, Opinion(*theirs.topk(39, dim=-1)), labels, predictions)
+    some = imitation_loss(ours, Opinion(*theirs.topk(5, dim=-1)), labels, predictions)
     assert 0 < some < whole
 
 
@@ -96,13 +97,13 @@ def test_training_on_the_opinion_alone_makes_another_model_say_the_same() -> Non
     def distance() -> float:
         student.eval()
         logits = student(input_ids=held["input_ids"], attention_mask=held["attention_mask"]).logits
-        return imitation_loss(logits, ask(teacher, held), held["labels"]).item()
+        return imitation_loss(logits, ask(teacher, held), held["labels"], predictions).item()
 
     before = distance()
     trainer = DistillingTrainer(
         model=student, args=arguments(Path(), steps=20, learning_rate=3e-3, remove_unused_columns=False),
         train_dataset=NumberedRows(rows), data_collator=NumberedCollator(Collator(2)),
-        teacher=CopyTeacher(teacher), weight=1.0,
+        teacher=CopyTeacher(teacher), weight=1.0, predictions=predictions,
     )  # fmt: skip
     trainer.train()
     assert distance() < 0.5 * before

@@ -20,10 +20,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "layerwise.modeling_loraprune"),
     (
         "registry",
+        "measured",
+        "heads",
         "groups",
         "schedule",
         "options",
         "memory",
+        "machine",
         "recipes",
         "demo.stdlib",
         "layerwise.register",
@@ -33,7 +36,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("plan", "config", "families", "adapters", "data", "loading"),
     ("compare.grid", "compare.correlation"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
-    ("scoring", "layerwise.save"),
+    ("scoring", "layerwise.save", "tasks"),
     (
         "compensation",
         "distillation",

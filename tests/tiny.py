@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import attach_lora
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.heads import auto_class
 from loraprune.plan import Plan
+from tests.encoder_decoders import ENCODER_DECODERS
+from tests.variant import VOCABULARY, Variant, tokens
 
-HIDDEN, HEADS, KV_HEADS, HEAD, FFN, VOCABULARY = 64, 8, 4, 8, 96, 128
+HIDDEN, HEADS, KV_HEADS, HEAD, FFN = 64, 8, 4, 8, 96
 
 COMMON: dict[str, Any] = {
     "hidden_size": HIDDEN,
@@ -74,18 +77,41 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cohere-qk_norm": {"use_qk_norm": True},
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.4},
 }
-"""variant -> what it sets; the model type stands before the first hyphen"""
+"""variant of a causal language model -> what it sets; the model type stands before the first hyphen"""
+
+
+def token_inputs() -> Mapping[str, Any]:
+    """Return token ids for a decoder."""
+    return {"input_ids": tokens(), "use_cache": False}
+
+
+def token_batch() -> Mapping[str, Tensor]:
+    """Return token ids that are their own labels."""
+    ids = tokens(4, seed=3)
+    return {"input_ids": ids, "labels": ids}
+
+
+def causal(variant: str) -> Variant:
+    """Return a variant that is a causal language model."""
+    kind = variant.partition("-")[0]
+    return Variant(kind, COMMON | VARIANTS[variant], "AutoModelForCausalLM", token_inputs, token_batch)
+
+
+# Other kinds of models join by their own table, such as `tests.encoders.ENCODERS`.
+EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS
+"""all variants of all kinds of models; those above by the same names"""
 
 
 def model_type(variant: str) -> str:
     """Return the model type of a variant."""
-    return variant.partition("-")[0]
+    return EVERY[variant].model_type
 
 
 def tiny_config(variant: str, *, layers: int = 2) -> PreTrainedConfig:
     """Return the configuration of a variant."""
-    kind = model_type(variant)
-    values = COMMON | {"num_hidden_layers": layers} | VARIANTS[variant]
+    chosen = EVERY[variant]
+    kind = chosen.model_type
+    values = {**chosen.values, chosen.depth: layers}
     if kind in ("gemma2", "gemma3_text"):
         values["layer_types"] = [SLIDING_LAYERS[i % 2] for i in range(layers)]
     config: PreTrainedConfig = CONFIG_MAPPING[kind](**values)
@@ -96,7 +122,8 @@ def tiny_model(variant: str, *, layers: int = 2, seed: int = 0) -> PreTrainedMod
     """Return a random model of a variant in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(variant, layers=layers))
+        model: PreTrainedModel = auto_class(EVERY[variant].head).from_config(tiny_config(variant, layers=layers))
+        model.config.architectures = [type(model).__name__]
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:
@@ -115,15 +142,17 @@ def with_lora(model: PreTrainedModel, *, rank: int = 4, dropout: float = 0.0, se
     return adapted.eval()
 
 
-def tokens(rows: int = 2, length: int = 24, *, seed: int = 0) -> Tensor:
-    """Return random token ids without special ones; longer than the sliding windows."""
-    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
 @torch.no_grad()
 def logits(model: torch.nn.Module, ids: Tensor) -> Tensor:
     """Return a model's logits."""
     result: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
+    return result
+
+
+@torch.no_grad()
+def output(model: torch.nn.Module, variant: str) -> Tensor:
+    """Return what a model of a variant makes of the variant's inputs."""
+    result: Tensor = getattr(model.eval()(**EVERY[variant].inputs()), EVERY[variant].output)
     return result
 
 
@@ -141,7 +170,8 @@ def choose(groups: Sequence[Group], counts: Mapping[str, int], *, seed: int = 0)
 
 def uniform_plan(groups: Sequence[Group], heads: int, ffn: int, *, seed: int = 0) -> Plan:
     """Return a plan with `heads` attention units and `ffn` channels in every layer."""
-    return choose(groups, {g.name: heads if g.kind == "attention" else ffn for g in groups}, seed=seed)
+    wanted = {g.name: heads if g.kind == "attention" else ffn for g in groups}
+    return choose(groups, {g.name: min(wanted[g.name], g.units) for g in groups}, seed=seed)
 
 
 def uneven_plan(groups: Sequence[Group], *, seed: int = 0) -> Plan:

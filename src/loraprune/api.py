@@ -23,7 +23,7 @@ from loraprune.families import find_groups
 from loraprune.loading import load_model
 from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.surgery import check_groups
-from loraprune.verify import check_difference, difference, logits_of, probe_batch
+from loraprune.verify import check_difference, difference, logits_of, probe_of
 
 
 def attach_lora(model: PreTrainedModel, config: LoRAPruneConfig) -> PeftModel:
@@ -61,8 +61,8 @@ def save_pruned(
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
     with new_folder(Path(output), overwrite=overwrite) as folder:
-        probe = probe_batch(pruner.dense_config.vocab_size)
         merged = merge_lora(pruner.model)
+        probe = probe_of(merged)
         expected = logits_of(merged, probe)
         save_model(merged, folder, config=pruner.dense_config, groups=pruner.groups, counts=pruner.counts())
         reloaded = load_model(str(folder), device=merged.device, dtype=merged.dtype)

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError, nearest
 from loraprune.evaluate import Call, Spread, evaluation_mode, time_in_turns
+from loraprune.families import positions
 
 PROMPT_TOKENS = 8
 SEED = 0
@@ -232,7 +233,7 @@ def _check_models(models: Mapping[str, PreTrainedModel], folders: Mapping[str, P
     for name, model in models.items():
         if model.main_input_name != "input_ids":
             raise UnsupportedModelError(f"{name!r} reads {model.main_input_name}: only models of token ids are timed")
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and tokens > positions:
-            raise ConfigError(f"{tokens} tokens do not fit {name!r}, which has {positions} positions: choose fewer")
+        most = positions(model.config)
+        if most is not None and tokens > most:
+            raise ConfigError(f"{tokens} tokens do not fit {name!r}, which has {most} positions: choose fewer")
     return devices.pop()

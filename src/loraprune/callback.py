@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config import LoRAPruneConfig
+from loraprune.distillation import LABELS, ROW
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.pruner import Pruner
 from loraprune.schedule import Schedule
 from loraprune.sparsity.sparsifier import Sparsifier
 
-logger = logging.getLogger(__name__)
+IMAGE_TOKENS = 64
+"""what an image counts towards --calibration"""
 
-NO_INPUTS = ("labels", "row")
-"""what a batch holds beside what a model reads: the targets, and the rows' numbers for a teacher"""
+logger = logging.getLogger(__name__)
 
 
 class LoRAPruneCallback(TrainerCallback):
@@ -119,15 +120,15 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
             raise ConfigError(
                 f"compensate=True: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
             )
-        longest = max(1, self._collate([self._data[0]])["input_ids"].shape[1])
+        first = self._collate([self._data[0]])
+        longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
         self._count = min(len(self._data), max(1, tokens // longest))
         self._turn = 0
 
     def __next__(self) -> Mapping[str, Tensor]:
-        """Return what the model reads of the next rows: a mask of its tokens is among it, labels are not."""
+        """Return the model inputs of the next rows."""
         rows = len(self._data)
         places = [(place * rows // self._count + self._turn) % rows for place in range(self._count)]
         self._turn += 1
-        batch = self._collate([self._data[place] for place in places])
-        read = {name: value for name, value in batch.items() if name not in NO_INPUTS}
-        return {"attention_mask": torch.ones_like(batch["input_ids"]), **read}
+        batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
+        return {name: values for name, values in batch.items() if name not in (LABELS, ROW)}

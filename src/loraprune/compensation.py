@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from loraprune.adapters import backbone, find_module, is_transposed, projection
+from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
 from loraprune.errors import NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
@@ -25,15 +25,15 @@ DAMPING = 0.1
 
 
 Rows = Mapping[str, Tensor]
-"""inputs of a model without labels, among them the masks of PRESENT, (rows, seq)"""
+"""inputs of a model without labels; where there is a mask (rows, seq) of a stream's tokens, padding does not count"""
 
-PRESENT: Mapping[Stream, str] = {"input": "attention_mask", "decoder": "decoder_attention_mask"}
+MASKS: Mapping[Stream, str] = {"input": "attention_mask", "decoder": "decoder_attention_mask"}
 """stream -> the input that says which of its places hold a token"""
 
 
-def present_tokens(rows: Rows) -> dict[Stream, Bool[Tensor, " places"]]:
-    """Return which places of every residual stream hold a token."""
-    return {stream: rows[name].flatten().bool() for stream, name in PRESENT.items() if name in rows}
+def present_tokens(rows: Rows) -> dict[Stream, Tensor | slice]:
+    """Return which places of every residual stream hold a token: (places,), or all of them."""
+    return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
 class Trace:
@@ -59,7 +59,7 @@ def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
     """Let rows through a model without dropout, and take the hooks off that watched it."""
     try:
         with dropout_off(model), torch.no_grad():
-            backbone(model)(**rows, use_cache=False)  # without the head, whose logits would take the most memory
+            backbone(model)(**rows, **no_cache(model))  # without the head, whose logits would take the most memory
     finally:
         for handle in handles:
             handle.remove()
@@ -73,7 +73,7 @@ def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Se
     pruned model's own activations as in Frantar and Alistarh, SparseGPT (arXiv 2301.00774); that errors of the layers below
     are mended too is ours.
     """
-    rows = {name: value.to(next(model.parameters()).device) for name, value in rows.items()}
+    rows = {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
     trace = Trace(model, groups, rows)
     streams = {name: _Stream(present) for name, present in trace.present.items()}
     handles = []
@@ -92,7 +92,7 @@ def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Se
 class _Stream:
     """How far the residual stream of before is from the present one, so far down the layers."""
 
-    def __init__(self, present: Tensor) -> None:
+    def __init__(self, present: Tensor | slice) -> None:
         self.present = present
         self.missing: Tensor | float = 0.0
 

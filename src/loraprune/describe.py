@@ -24,6 +24,7 @@ from loraprune.pruner import goal_counts, groups_in_play, make_space, target_rat
 from loraprune.settings import InspectConfig, PlanConfig
 from loraprune.shell import empty_model
 from loraprune.surgery import check_groups
+from loraprune.tasks import find_task
 
 LAYERWISE_WORDS = (
     "any widths, also of single layers: loraprune.from_pretrained, or plain transformers with trust_remote_code=True"
@@ -47,7 +48,7 @@ def inspect(options: InspectConfig) -> Description:
     """
     config = load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
-    model = empty_model(config)
+    model = empty_model(config, head=find_task(config, options.task).head)
     check_groups(model, groups)
     space = make_space(model, groups, LoRAPruneConfig())
     total = model.num_parameters()
@@ -108,7 +109,7 @@ def dry_run(options: PlanConfig) -> Description:
     """
     config = load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
-    model = empty_model(config)
+    model = empty_model(config, head=find_task(config, options.task).head)
     check_groups(model, groups)
     in_play = groups_in_play(config, groups, options)
     space = make_space(model, in_play, options)

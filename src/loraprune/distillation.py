@@ -15,23 +15,29 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, Trainer
 
-from loraprune.data import NO_TARGET, Collator, TokenRows
+from loraprune.adapters import no_cache
+from loraprune.data import Rows
 from loraprune.memory import free_memory_bytes
+from loraprune.tasks import Collate, Inputs, Predictions
 
 TOP = 64
 """tokens that the dense model names at each position"""
 
 
-class Opinion(NamedTuple):
-    """The dense model's most likely next tokens at every position."""
+LABELS, ROW = "labels", "row"
+"""entries of a batch that a model is not to see when it is asked"""
 
-    log_probabilities: Float[Tensor, "batch seq top"]
-    tokens: Int[Tensor, "batch seq top"]
+
+class Opinion(NamedTuple):
+    """The dense model's most likely tokens (or other classes) at every place: (batch, seq), or (batch,) for whole rows."""
+
+    log_probabilities: Float[Tensor, "*places top"]
+    tokens: Int[Tensor, "*places top"]
 
 
 @runtime_checkable
@@ -43,9 +49,10 @@ class Teacher(Protocol):
 
 
 @torch.no_grad()
-def ask(model: nn.Module, inputs: Mapping[str, Tensor]) -> Opinion:
+def ask(model: nn.Module, inputs: Inputs) -> Opinion:
     """Return what a model says now."""
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+    seen = {name: value for name, value in inputs.items() if name not in (LABELS, ROW)}
+    logits = model(**seen, **no_cache(model)).logits
     top = min(TOP, logits.shape[-1] - 1)
     values, tokens = logits.topk(top, dim=-1)
     return Opinion(values.float() - logits.float().logsumexp(-1, keepdim=True), tokens)
@@ -59,40 +66,49 @@ class CopyTeacher:
 
     def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
         """Return the copy's opinion."""
-        inputs.pop("row")
+        inputs.pop(ROW)
         return ask(self.model, inputs)
 
 
 class CachedTeacher:
     """The dense model's opinion on every training row, on disk: no second model is in memory while training."""
 
-    def __init__(self, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int) -> None:
-        longest = max(len(row.input_ids) for row in rows.rows)
-        shape = (len(rows), longest, min(TOP, model.config.vocab_size - 1))
-        path = Path(tempfile.mkdtemp(prefix="loraprune-teacher-"))
-        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        self._values = np.memmap(path / "values", np.float16, "w+", shape=shape)
-        self._tokens = np.memmap(path / "tokens", np.int32, "w+", shape=shape)
+    def __init__(self, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="loraprune-teacher-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._starts, self._top = [0], 0
         model.eval()
-        for start in range(0, len(rows), batch):
-            places = range(start, min(start + batch, len(rows)))
-            inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
-            found = ask(model, inputs)
-            stop, length = start + len(places), found.tokens.shape[1]
-            self._values[start:stop, :length] = found.log_probabilities.half().cpu().numpy()
-            self._tokens[start:stop, :length] = found.tokens.int().cpu().numpy()
+        with (folder / "values").open("wb") as values, (folder / "tokens").open("wb") as tokens:
+            for start in range(0, len(rows), batch):
+                places = range(start, min(start + batch, len(rows)))
+                inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
+                found = ask(model, inputs)
+                values.write(found.log_probabilities.half().cpu().numpy().tobytes())
+                tokens.write(found.tokens.int().cpu().numpy().tobytes())
+                self._top = found.tokens.shape[-1]
+                each = found.tokens[0].numel() // self._top
+                self._starts += [self._starts[-1] + each * (place + 1) for place in range(len(places))]
+        shape = (self._starts[-1], self._top)
+        self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
+        self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
 
     def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
         """Return what was written down about the rows that `inputs` numbers."""
-        places, length = inputs.pop("row").cpu().numpy(), inputs["input_ids"].shape[1]
-        device = inputs["input_ids"].device
-        values = torch.from_numpy(self._values[places, :length]).to(device, torch.float32)
-        return Opinion(values, torch.from_numpy(self._tokens[places, :length]).to(device, torch.long))
+        labels, rows = inputs[LABELS], inputs.pop(ROW).tolist()
+        # Rows may have been padded to another length then; what is beyond the shorter of the two is padding.
+        values = np.zeros((len(rows), labels[0].numel(), self._top), np.float32)
+        tokens = np.zeros(values.shape, np.int64)
+        for place, row in enumerate(rows):
+            start = self._starts[row]
+            stop = min(self._starts[row + 1], start + values.shape[1])
+            values[place, : stop - start] = self._values[start:stop]
+            tokens[place, : stop - start] = self._tokens[start:stop]
+        shape = (*labels.shape, self._top)
+        found = (torch.from_numpy(each).reshape(shape).to(labels.device) for each in (values, tokens))
+        return Opinion(*found)
 
 
-def make_teacher(
-    choice: str, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int
-) -> Teacher | None:
+def make_teacher(choice: str, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int) -> Teacher | None:
     """Return the teacher that `--teacher` asks for; `auto` copies the model where a third of the free memory holds it."""
     if choice == "none":
         return None
@@ -107,38 +123,40 @@ def make_teacher(
 class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows that tell their number, by which a cached teacher finds them."""
 
-    def __init__(self, rows: TokenRows) -> None:
+    def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "row": index}
+        return {**self.rows[index], ROW: index}
 
 
 class NumberedCollator:
     """Pads numbered rows."""
 
-    def __init__(self, collator: Collator) -> None:
+    def __init__(self, collator: Collate) -> None:
         self.collator = collator
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the collator's batch and the numbers of its rows."""
-        return {**self.collator(features), "row": torch.tensor([feature["row"] for feature in features])}
+        return {**self.collator(features), ROW: torch.tensor([feature[ROW] for feature in features])}
 
 
 def imitation_loss(
-    logits: Float[Tensor, "batch seq vocab"], opinion: Opinion, labels: Int[Tensor, "batch seq"]
+    logits: Float[Tensor, "*places classes"],
+    opinion: Opinion,
+    labels: Shaped[Tensor, "*places"],
+    predictions: Predictions,
 ) -> Float[Tensor, ""]:
     """Return KL(dense || pruned) over the named tokens and the bin of all others, summed over the targets.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531), at temperature 1.
     """
-    targets = labels[:, 1:] != NO_TARGET
-    theirs = opinion.log_probabilities[:, :-1][targets]
-    ours = functional.log_softmax(logits[:, :-1][targets].float(), dim=-1)
-    ours = ours.gather(-1, opinion.tokens[:, :-1][targets])
+    theirs = predictions(opinion.log_probabilities, labels)
+    ours = functional.log_softmax(predictions(logits, labels).float(), dim=-1)
+    ours = ours.gather(-1, predictions(opinion.tokens, labels))
     named = (theirs.exp() * (theirs - ours)).sum(-1)
     rest, our_rest = _others(theirs), _others(ours)
     return (named + rest.exp() * (rest - our_rest)).sum()
@@ -153,9 +171,11 @@ def _others(log_probabilities: Float[Tensor, "targets top"]) -> Float[Tensor, " 
 class DistillingTrainer(Trainer):
     """A Trainer whose loss is (1 - weight) of the text's and `weight` of the dense model's opinion."""
 
-    def __init__(self, *arguments: Any, teacher: Teacher, weight: float, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, teacher: Teacher, weight: float, predictions: Predictions, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self._teacher, self._weight = teacher, weight
+        self._teacher, self._weight, self._predictions = teacher, weight, predictions
 
     def compute_loss(
         self,
@@ -168,7 +188,7 @@ class DistillingTrainer(Trainer):
         opinion = self._teacher.opinion(inputs)
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != NO_TARGET).sum()
-        imitation = imitation_loss(outputs.logits, opinion, labels) / count
+        count = num_items_in_batch if num_items_in_batch is not None else len(self._predictions(outputs.logits, labels))
+        imitation = imitation_loss(outputs.logits, opinion, labels, self._predictions) / count
         mixed = (1 - self._weight) * loss + self._weight * imitation
         return (mixed, outputs) if return_outputs else mixed

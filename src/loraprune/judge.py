@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.benchmark import compare_speed
-from loraprune.data import check_vocabulary, load_rows
-from loraprune.evaluate import perplexity
-from loraprune.loading import choose_device, choose_dtype, embedding_rows, load_model, load_tokenizer, resolve
+from loraprune.families import positions
+from loraprune.loading import load_config, load_model, load_with_head, resolve
+from loraprune.machine import choose_device, choose_dtype
 from loraprune.settings import BenchmarkConfig, EvaluateConfig
+from loraprune.tasks import Request, choose_task
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Perplexities by model name, ready for JSON."""
+    """Figures by model name, ready for JSON."""
 
     values: dict[str, Any]
 
@@ -31,7 +32,7 @@ class Speed:
 
 
 def evaluate(options: EvaluateConfig) -> Evaluation:
-    """Measure the perplexity of a model, and of a second one on the same text with its own tokenizer.
+    """Measure how good a model is at its task, and a second one on the same data with its own tokenizer.
 
     Raises:
         LoraPruneError: for anything wrong with models or data.
@@ -40,12 +41,16 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     dtype = choose_dtype(options.dtype, device)
     results = {}
     for name in filter(None, (options.against, options.model)):
-        tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
-        model = load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
-        check_vocabulary(tokenizer, embedding_rows(model))
-        length = min(options.length, model.config.max_position_embeddings)
-        measured = perplexity(model, load_rows(options.data, tokenizer, length=length), batch=options.batch)
-        results[name] = measured.to_json()
+        config = load_config(name, trust_remote_code=options.trust_remote_code)
+        task = choose_task(config, options.task, data=options.data)
+        prepared = task.prepare(
+            Request(name, config, None, options.data, options.length, trust_remote_code=options.trust_remote_code)
+        )
+        model, _ = load_with_head(
+            name, task.head, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code
+        )  # fmt: skip
+        measured = task.judge(model, prepared, options.batch)
+        results[name] = measured.to_json() | {"metric": measured.metric}
     return Evaluation({"data": options.data, "models": results})
 
 
@@ -62,7 +67,7 @@ def benchmark(options: BenchmarkConfig) -> Speed:
         name: load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
         for name in names
     }
-    length = min([options.length, *(model.config.max_position_embeddings for model in models.values())])
+    length = min([options.length, *(positions(model.config) or options.length for model in models.values())])
     compared = compare_speed(
         models,
         batches=tuple(options.batches),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,6 +28,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
+from loraprune.heads import auto_class, find_head
 from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
@@ -76,9 +76,7 @@ def resolve(model: str) -> str:
 def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration."""
     with quiet(), _clear_errors(model):
-        _register(resolve(model))
-        config = AutoConfig.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
-    assert isinstance(config, PreTrainedConfig)
+        config = _config(model, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
             f"--model {model}: its weights are quantised already and cannot be cut exactly; name the 16- or 32-bit checkpoint"
@@ -86,8 +84,16 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
     return config
 
 
+def _config(model: str, **options: Any) -> PreTrainedConfig:
+    folder = resolve(model)
+    _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
+    config = AutoConfig.from_pretrained(folder, **options)
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
-    """Load a causal language model, a layer-wise one too, for which no code from its folder is run.
+    """Load a model with the head that its configuration names; a layer-wise one too, for which no code from its folder is run.
 
     Args:
         model: A folder or a hub id; `demo` is the model that ships with the package.
@@ -96,21 +102,35 @@ def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
     Raises:
         CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
     """
-    with quiet(), _clear_errors(str(model)):
-        folder = resolve(str(model))
-        _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
-        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to name the tensor in our own words
-        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(folder, **(options | strict))
+    return _load(str(model), None, None, options)[0]
+
+
+def _load(
+    model: str, head: str | None, new: Callable[[str], bool] | None, options: dict[str, Any]
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load a model with a head; return it and the paths of the modules that `new` allows the checkpoint to lack."""
+    with quiet(), _clear_errors(model):
+        chosen = {name: options[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in options}
+        config = options.get("config") or _config(model, **chosen)
+        # Wrong shapes are let pass to name the tensor in our own words.
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded_and_info: Any = auto_class(head or find_head(config)).from_pretrained(
+            resolve(model), **(options | strict)
+        )
     loaded, info = loaded_and_info
+    fresh: set[str] = set()
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
-        if info.get(key):
-            # A mismatch is a tuple of name and both shapes.
-            name = min(entry if isinstance(entry, str) else str(entry[0]) for entry in info[key])
+        # A mismatch is a tuple of name and both shapes.
+        names = {entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ()}
+        allowed = set(filter(new, names)) if new else set()
+        fresh |= {name.rpartition(".")[0] for name in allowed}
+        wrong = names - allowed
+        if wrong:
             raise CheckpointError(
-                f"--model {model}: the checkpoint {word} {name}: it is not whole, or config.json is another model's"
+                f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
             )
-    result: PreTrainedModel = loaded
-    return result
+    loaded.config.architectures = [type(loaded).__name__]
+    return loaded, tuple(sorted(fresh))
 
 
 def _register(folder: str, **hub_options: Any) -> None:
@@ -120,23 +140,57 @@ def _register(folder: str, **hub_options: Any) -> None:
 
 
 def load_model(
-    model: str, *, device: torch.device, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    model: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model; `dtype` None keeps the checkpoint's.
+    """Load a model with the head that its configuration names; `dtype` None keeps the checkpoint's.
 
     Raises:
         CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
         NumericsError: for NaN or infinite weights.
     """
-    load_config(model, trust_remote_code=trust_remote_code)
-    loaded: Any = from_pretrained(model, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+    return load_with_head(model, None, device=device, dtype=dtype, trust_remote_code=trust_remote_code)[0]
+
+
+def load_with_head(
+    model: str,
+    head: str | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    values: Mapping[str, Any] | None = None,
+    new: Callable[[str], bool] | None = None,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
+
+    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels.
+
+    Returns:
+        The model, and the paths of the modules that started anew.
+
+    Raises:
+        CheckpointError: for other weights that are missing, torn, or of other shapes than the configuration says.
+        NumericsError: for NaN or infinite weights.
+    """
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    config.update(dict(values or {}))
+    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loaded, fresh = _load(model, head, new, options)
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
             raise NumericsError(
                 f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge"
             )
-    result: PreTrainedModel = loaded.to(device)
-    return result
+    placed: Any = loaded
+    result: PreTrainedModel = placed.to(device)
+    return result, fresh
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -150,36 +204,6 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         raise ConfigError(f"--model {model}: its tokenizer has neither a padding nor an end token; set one and save it")
     result: PreTrainedTokenizerBase = tokenizer
     return result
-
-
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Return how many tokens the model has an embedding for."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return len(weight)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of an option: `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        ConfigError: if this machine has no such device.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, present in available.items() if present)
-    if not available[name]:
-        raise ConfigError(f"--device {name}: this machine has none; use --device cpu")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of an option; `auto` keeps the checkpoint's, but uses float32 on a CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else None
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 @contextmanager

@@ -33,6 +33,9 @@ class ModelOptions(Options):
 
     model: str
     """folder or hub id; `demo` is the model that ships with the package"""
+    task: str | None = None
+    """what the model is for: causal-lm, masked-lm, sequence-classification, ...; without it the head in its configuration
+    decides, and for a model that is only pre-trained the columns of the data"""
     trust_remote_code: bool = False
     """dangerous: run modelling code that comes with the checkpoint"""
 

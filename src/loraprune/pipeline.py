@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,25 +15,27 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import new_folder, round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
-from loraprune.data import Collator, Data, check_vocabulary, draw_rows, load_data
+from loraprune.data import draw_rows
 from loraprune.distillation import make_teacher
-from loraprune.evaluate import perplexity
+from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.loading import choose_device, choose_dtype, embedding_rows, load_config, load_model, load_tokenizer
+from loraprune.loading import load_config, load_with_head
+from loraprune.machine import choose_device, choose_dtype
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner, goal_counts, groups_in_play, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.surgery import check_groups
+from loraprune.tasks import Prepared, Request, Task, choose_task
 from loraprune.train import TrainingBar, train
 from loraprune.verify import (
     TOLERANCE,
@@ -43,10 +46,12 @@ from loraprune.verify import (
     difference,
     logits_of,
     masked_logits,
-    probe_batch,
+    probe_of,
     unit_sums,
     weights_of,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -60,8 +65,10 @@ class Job:
     stored: torch.dtype
     """precision to save in: the checkpoint's, unless one is asked for"""
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    data: Data
+    task: Task
+    data: Prepared
+    new: tuple[str, ...]
+    """modules that the checkpoint lacks: they start anew and are trained whole"""
     groups: tuple[Group, ...]
     dense_config: PreTrainedConfig
     dense_parameters: int
@@ -75,8 +82,17 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     dtype = choose_dtype(config.dtype, device)
     original = load_config(config.model, trust_remote_code=config.trust_remote_code)
     find_groups(original)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    task = choose_task(original, config.task, data=config.data)
+    data = task.prepare(
+        Request(config.model, original, config.data, config.eval, config.length, config.seed, config.trust_remote_code)
+    )
+    data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
+    model, new = load_with_head(
+        config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code,
+        values=data.values, new=task.new, seed=config.seed,
+    )  # fmt: skip
+    if new:
+        logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
     groups = find_groups(model.config)
     check_groups(model, groups)
     if pruning.sparsity:
@@ -84,13 +100,16 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     elif isinstance(config, PruneConfig):
         in_play = groups_in_play(model.config, groups, pruning)
         goal_counts(make_space(model, in_play, pruning), pruning, model_parameters=model.num_parameters())
-    check_vocabulary(tokenizer, embedding_rows(model))
-    length = min(config.length, model.config.max_position_embeddings)
-    data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
-    data = replace(data, train=draw_rows(data.train, config.rows, seed=config.seed))
     dense_config = copy.deepcopy(model.config)
+    if new and isinstance(config, PruneConfig) and config.teacher != "none":
+        raise ConfigError(
+            f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
+            "`loraprune finetune`, and name that folder as --model"
+        )
     stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
-    return Job(config, device, dtype, stored, model, tokenizer, data, groups, dense_config, model.num_parameters())
+    return Job(
+        config, device, dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters()
+    )  # fmt: skip
 
 
 def prune(config: PruneConfig) -> Report:
@@ -115,14 +134,14 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
     began = time.perf_counter()
     with new_folder(Path(config.output), overwrite=config.overwrite) as folder:
         job = load_job(config)
-        dense = perplexity(job.model, job.data.held_out, batch=config.batch)
+        dense = job.task.judge(job.model, job.data, config.batch)
         adapted, training = _fit(job, callback)
         pruner = callback.pruner if callback else None
         groups = pruner.groups if pruner else job.groups
         plan = pruner.plan if pruner else Plan.full(groups)
 
         merging = time.perf_counter()
-        probe = probe_batch(job.model.config.vocab_size)
+        probe = probe_of(job.model)
         logits = logits_of(adapted, probe)
         sums = unit_sums(adapted, pruner.present if pruner else groups, refitted=job.config.pruning().compensate)
         counts = {name: len(kept) for name, kept in plan.kept.items()}
@@ -134,13 +153,13 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
         round_weights_(job.model, job.stored)
         save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
-        job.tokenizer.save_pretrained(folder)
+        job.data.processor.save_pretrained(folder)
         verification = _verify_saved(
             job, groups, plan, folder, sums, sparse=pruner if isinstance(pruner, Sparsifier) else None
         )
-        pruned = perplexity(job.model, job.data.held_out, batch=config.batch)
+        pruned = job.task.judge(job.model, job.data, config.batch)
         report = make_report(
-            config, quality=Quality(dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
+            config, quality=Quality(job.task, dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
             parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
         )  # fmt: skip
         # Scores of single weights would be as large as the model.
@@ -153,21 +172,21 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     pruning = job.config.pruning()
     reset_peak_memory(job.device)
     started = time.perf_counter()
-    pad = job.tokenizer.pad_token_id
-    assert isinstance(pad, int)
-    collator, teaching = Collator(pad), job.config.teacher if isinstance(job.config, PruneConfig) else "none"
-    teacher = make_teacher(teaching, job.model, job.data.train, collator, batch=job.config.batch)
+    teaching = job.config.teacher if isinstance(job.config, PruneConfig) else "none"
+    rows, collator = job.data.training, job.data.collator
+    teacher = make_teacher(teaching, job.model, rows, collator, batch=job.config.batch)
     adapted = attach_lora(
-        job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed
-    )
+        job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
+        whole=job.new,
+    )  # fmt: skip
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     callbacks: Sequence[TrainerCallback] = [callback, bar] if callback else [bar]
     steps = train(
-        adapted, job.data.train, collator, config=job.config, callbacks=callbacks, device=job.device, teacher=teacher
-    )
+        adapted, rows, collator, config=job.config, task=job.task, callbacks=callbacks, device=job.device, teacher=teacher
+    )  # fmt: skip
     training = Training(
         steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
-        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(job.data.train.protocol),
+        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(rows.protocol),
     )  # fmt: skip
     return adapted, training
 
@@ -180,17 +199,20 @@ def _verify_saved(
     No two models are in memory at any time.
     """
     dtype = job.model.dtype
-    probe = probe_batch(job.model.config.vocab_size)
+    probe = probe_of(job.model)
     merged = logits_of(job.model, probe)
     _free(job)
-    dense = load_model(job.config.model, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code)
+    dense, _ = load_with_head(
+        job.config.model, job.task.head, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code,
+        values=job.data.values, new=job.task.new, seed=job.config.seed,
+    )  # fmt: skip
     if sparse:
         sparse.check_saved(folder, dense)
-    check_units(unit_sums(dense, groups, refitted=job.config.pruning().compensate), sums, plan)
+    check_units(unit_sums(dense, groups, plan=plan, refitted=job.config.pruning().compensate), sums)
     masked = masked_logits(dense, weights_of(folder), groups, plan, probe)
     del dense
     gc.collect()
-    job.model = load_model(str(folder), device=job.device, dtype=dtype)
+    job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)
     reloaded = logits_of(job.model, probe)
     return Verification(
         masked_vs_sliced=check_difference("masked and sliced model", difference(masked, merged), dtype),

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraprune.config import FinetuneConfig, PruneConfig, as_dict
-from loraprune.evaluate import Perplexity
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.measured import Measured, compared
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.sparsity.sparsifier import Sparsifier
+from loraprune.tasks import Task, tasks
 from loraprune.verify import Verification
 
 LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -44,21 +45,11 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The same measurement before and after."""
+    """How good the model is at its task before and after."""
 
-    dense: Perplexity
-    pruned: Perplexity
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the `perplexity` entry of a report."""
-        return {
-            "dense": self.dense.value,
-            "pruned": self.pruned.value,
-            "nll": {"dense": self.dense.nll, "pruned": self.pruned.nll},
-            "standard_error": {"dense": self.dense.standard_error, "pruned": self.pruned.standard_error},
-            "tokens": self.pruned.tokens,
-            "protocol": dict(self.pruned.protocol),
-        }
+    task: Task
+    dense: Measured
+    pruned: Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +77,7 @@ def make_report(
         "job": "prune" if pruner else "finetune",
         "model": config.model,
         "data": config.data,
+        "task": quality.task.name,
     }
     dense, pruned = parameters
     values["parameters"] = {"dense": dense, "pruned": pruned}
@@ -105,13 +97,17 @@ def make_report(
         values["ratio_of_whole_model"] = 1 - pruned / dense
         values["units"] = {name: {"dense": plan.units[name], "kept": len(kept)} for name, kept in plan.kept.items()}
     values |= {
-        "perplexity": quality.to_json(),
+        "metric": quality.pruned.metric,
+        quality.pruned.metric: compared(quality.dense, quality.pruned),
         "verification": {
             "masked_vs_sliced": verification.masked_vs_sliced,
             "sliced_vs_reloaded": verification.sliced_vs_reloaded,
             "tolerance": verification.tolerance,
         },
-        "saved_as": {"model_type": verification.saved_as, "load": how_to_load(verification.saved_as)},
+        "saved_as": {
+            "model_type": verification.saved_as,
+            "load": how_to_load(verification.saved_as, quality.task.head),
+        },
         "steps": training.steps,
         "wall_seconds": training.seconds,
         "total_seconds": time.perf_counter() - began,
@@ -137,22 +133,23 @@ def write_folder(
         save_file(dict(scores), folder / "scores.safetensors")
 
 
-def how_to_load(model_type: str) -> str:
+def how_to_load(model_type: str, head: str) -> str:
     """Say in one sentence what loads an output folder."""
     if not model_type.startswith(TYPE_PREFIX):
-        return "AutoModelForCausalLM.from_pretrained(folder) of plain transformers, without a flag"
+        return f"{head}.from_pretrained(folder) of plain transformers, without a flag"
     return (
-        "loraprune.from_pretrained(folder), or AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) of "
+        f"loraprune.from_pretrained(folder), or {head}.from_pretrained(folder, trust_remote_code=True) of "
         "plain transformers, as the layers' widths need the modelling code in the folder"
     )
 
 
 def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) -> str:
     """Return the README.md of an output folder."""
-    parameters, perplexity = values["parameters"], values["perplexity"]
+    parameters, metric = values["parameters"], values["metric"]
+    head = tasks.get(values["task"]).head
     rows = [
         ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
-        ("perplexity", f"{perplexity['dense']:.3f}", f"{perplexity['pruned']:.3f}"),
+        (metric, f"{values[metric]['dense']:.3f}", f"{values[metric]['pruned']:.3f}"),
     ]
     if "ratio_reached" in values:
         what = (
@@ -169,9 +166,9 @@ def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) 
         f"Made from `{config.model}` by `loraprune {values['job']}` on `{config.data}` ({values['steps']} steps, seed {config.seed}).\n"
         "The licence of the base model applies.\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Perplexity: mean negative log-likelihood a token over fixed windows of held-out text; protocol in report.json.\n\n"
+        "Measured on data held out of the training; the protocol stands in report.json.\n\n"
         f"Load it with {values['saved_as']['load']}:\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
+        f"```python\nfrom transformers import {head}\n\n"
+        f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
         "To repeat the run: `loraprune " + values["job"] + " --config run.yaml --output another/folder`.\n"
     )

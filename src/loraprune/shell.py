@@ -10,21 +10,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError
+from loraprune.heads import auto_class, find_head
 from loraprune.loading import quiet
 
 
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the causal language model of a configuration without any memory for its weights.
+def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrainedModel:
+    """Return the model of a configuration, by default with the head it names, without any memory for its weights.
 
     Raises:
         CheckpointError: if a layer-wise model's record does not describe it.
     """
     with torch.device("meta"), quiet():
         try:
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(head or find_head(config)).from_config(config)
         except ValueError as error:
             raise CheckpointError(f"config.json: {error}") from None
     assert isinstance(model, PreTrainedModel)
@@ -56,12 +57,14 @@ def save_tensors(
     folder: Path,
     *,
     dtype: torch.dtype,
-    generation: GenerationConfig,
+    generation: GenerationConfig | None,
+    head: str | None = None,
 ) -> None:
-    """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`."""
+    """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`; `head` as in `empty_model`."""
     config.dtype = dtype
-    shell = empty_model(config)
+    shell = empty_model(config, head=head)
     fill_shell_(shell, {name: tensor.to(dtype) for name, tensor in tensors.items()})
-    shell.generation_config = generation
+    if generation is not None:
+        shell.generation_config = generation
     with quiet():
         shell.save_pretrained(folder)

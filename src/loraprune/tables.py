@@ -50,7 +50,7 @@ def change(dense: int | float, pruned: int | float) -> str:
 def report(result: Report) -> None:
     """Print what a run gave."""
     values = result.values
-    parameters, perplexity = values["parameters"], values["perplexity"]
+    parameters, measured = values["parameters"], values[values["metric"]]
     rows = [
         (
             "parameters",
@@ -65,10 +65,10 @@ def report(result: Report) -> None:
         rows.append((left, f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
     rows.append(
         (
-            "perplexity",
-            f"{perplexity['dense']:.3f}",
-            f"{perplexity['pruned']:.3f}",
-            change(perplexity["dense"], perplexity["pruned"]),
+            values["metric"].replace("_", " "),
+            f"{measured['dense']:.3f}",
+            f"{measured['pruned']:.3f}",
+            change(measured["dense"], measured["pruned"]),
         )
     )
     what = "pruned" if values["job"] == "prune" else "tuned"
@@ -88,23 +88,23 @@ def report(result: Report) -> None:
 
 
 def evaluation(result: Evaluation) -> None:
-    """Print perplexities."""
+    """Print how good models are."""
+    models = result.values["models"]
+    metric = next(iter(models.values()))["metric"]
+    if metric != "perplexity":
+        figures = [(name, f"{m[metric]:.4f}" + _plus_minus(m), f"{m['rows']:,}") for name, m in models.items()]
+        show(f"{metric.replace('_', ' ')} on {result.values['data']}", ("model", metric, "rows"), figures)
+        return
     rows = [
-        (
-            name,
-            f"{m['perplexity']:.3f}",
-            _mean(m),
-            f"{m['tokens']:,}",
-            str(m["protocol"]["length"]),
-        )
-        for name, m in result.values["models"].items()
-    ]
+        (name, f"{m['perplexity']:.3f}", f"{m['nll']:.4f}" + _plus_minus(m), f"{m['tokens']:,}", str(m["protocol"]["length"]))
+        for name, m in models.items()
+    ]  # fmt: skip
     show(f"perplexity on {result.values['data']}", ("model", "perplexity", "nats a token", "tokens", "window"), rows)
 
 
-def _mean(measured: Mapping[str, Any]) -> str:
+def _plus_minus(measured: Mapping[str, Any]) -> str:
     error = measured["standard_error"]
-    return f"{measured['nll']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f" ± {error:.4f}" if error is not None else ""
 
 
 def comparison(result: Speed) -> None:

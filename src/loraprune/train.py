@@ -28,9 +28,10 @@ from transformers import (
 
 from loraprune.adapters import base_model
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.data import Collator, TokenRows
+from loraprune.data import Rows
 from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
 from loraprune.errors import NumericsError
+from loraprune.tasks import Collate, Task
 
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has the steps"""
@@ -139,10 +140,11 @@ def enable_checkpointing(model: nn.Module) -> None:
 
 def train(
     model: nn.Module,
-    rows: TokenRows,
-    collator: Collator,
+    rows: Rows,
+    collator: Collate,
     *,
     config: PruneConfig | FinetuneConfig,
+    task: Task,
     callbacks: Sequence[TrainerCallback],
     device: torch.device,
     teacher: Teacher | None = None,
@@ -151,6 +153,9 @@ def train(
     steps = optimiser_steps(config, len(rows))
     if config.checkpointing:
         enable_checkpointing(model)
+    # The Trainer takes every model with **kwargs for one that divides its loss by the targets of the whole step.
+    base: Any = base_model(model)
+    base.accepts_loss_kwargs = task.counts_targets
     with tempfile.TemporaryDirectory() as folder:
         arguments: dict[str, Any] = {
             "model": model,
@@ -161,7 +166,9 @@ def train(
         }
         if teacher:
             assert isinstance(config, PruneConfig)
-            trainer: Trainer = DistillingTrainer(**arguments, teacher=teacher, weight=config.distill)
+            trainer: Trainer = DistillingTrainer(
+                **arguments, teacher=teacher, weight=config.distill, predictions=task.predictions
+            )  # fmt: skip
         else:
             trainer = Trainer(**arguments)
         trainer.remove_callback(PrinterCallback)

@@ -17,23 +17,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from loraprune.adapters import ADAPTER, base_layer, cuts, find_module, linear_paths, merge_lora
 from loraprune.checkpoint import save_stock, storable_counts
 from loraprune.errors import GroupMismatchError
 from loraprune.families import families, find_groups
-from loraprune.groups import Group, Span
+from loraprune.groups import Group, Span, consumers
+from loraprune.heads import auto_class
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.pruner import measure_budget
 from loraprune.surgery import check_groups, slice_
 from loraprune.verify import masked_logits
 from tests.tiny import (
-    FFN,
+    EVERY,
+    HEADS,
     VARIANTS,
-    logits,
     model_type,
+    output,
     relative,
     tiny_config,
     tiny_model,
@@ -46,7 +48,8 @@ from tests.tiny import (
 SAME = 2e-5
 """largest relative difference of logits that float32 summation in another order explains; a wrong unit gives > 1e-2"""
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_variant = pytest.mark.parametrize("variant", EVERY)
+generating = pytest.mark.parametrize("variant", [v for v, one in EVERY.items() if one.head == "AutoModelForCausalLM"])
 with_and_without_lora = pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 
 
@@ -55,22 +58,22 @@ def build(variant: str, lora: bool, *, layers: int = 2) -> tuple[nn.Module, tupl
     return (with_lora(model) if lora else model), find_groups(model.config)
 
 
-def masked(model: nn.Module, groups: tuple[Group, ...], plan: Plan) -> torch.Tensor:
+def masked(variant: str, model: nn.Module, groups: tuple[Group, ...], plan: Plan) -> torch.Tensor:
     masks = Masks(model, groups)
     masks.set(plan.kept)
-    result = logits(model, tokens())
+    result = output(model, variant)
     masks.remove()
     return result
 
 
 def storable_plan(variant: str, groups: tuple[Group, ...], *, seed: int = 0) -> Plan:
-    """Return a plan that a stock checkpoint can hold; it keeps an odd number of heads where that is possible."""
+    """Return a plan that a stock checkpoint can hold; it keeps an odd number of heads where that is possible, or all."""
     storable = storable_counts(tiny_config(variant), groups)
-    for heads in (3, 2):
+    for heads in (3, 2, HEADS):
         plan = uniform_plan(groups, heads, 40, seed=seed)
         if storable({name: len(kept) for name, kept in plan.kept.items()}):
             return plan
-    raise AssertionError(f"{variant} can store neither 3 nor 2 units of attention")
+    raise AssertionError(f"{variant} can store neither 3 nor 2 nor all units of attention")
 
 
 def save(variant: str, model: PreTrainedModel, folder: Path, *, groups: tuple[Group, ...], plan: Plan) -> None:
@@ -79,7 +82,7 @@ def save(variant: str, model: PreTrainedModel, folder: Path, *, groups: tuple[Gr
 
 
 def test_every_registered_family_has_a_tiny_model() -> None:
-    missing = set(families.names()) - {model_type(variant) for variant in VARIANTS}
+    missing = set(families.names()) - {model_type(variant) for variant in EVERY}
     assert not missing, f"add a tiny configuration for {missing} to tests/tiny.py"
 
 
@@ -88,7 +91,7 @@ def test_every_registered_family_has_a_tiny_model() -> None:
 def test_paths_resolve_and_spans_fit_the_tensors(variant: str, lora: bool) -> None:
     model, groups = build(variant, lora)
     check_groups(model, groups)
-    assert [g.kind for g in groups] == ["attention", "ffn"] * 2
+    assert len({g.name for g in groups}) == len(groups)
     named = {name for name, _ in tiny_model(variant).named_modules()}
     assert {span.module for group in groups for span in group.spans} <= named
 
@@ -128,11 +131,11 @@ def test_a_span_that_does_not_fit_is_refused(variant: str, wrong: Callable[[Span
 @with_and_without_lora
 def test_keeping_everything_changes_no_bit(variant: str, lora: bool) -> None:
     model, groups = build(variant, lora)
-    before = logits(model, tokens())
+    before = output(model, variant)
     full = Plan.full(groups)
-    assert torch.equal(masked(model, groups, full), before)
+    assert torch.equal(masked(variant, model, groups, full), before)
     assert slice_(model, groups, full.kept) == groups
-    assert torch.equal(logits(model, tokens()), before)
+    assert torch.equal(output(model, variant), before)
 
 
 @every_variant
@@ -141,10 +144,10 @@ def test_keeping_everything_changes_no_bit(variant: str, lora: bool) -> None:
 def test_the_sliced_model_computes_what_the_masked_one_does(variant: str, lora: bool, widths: str) -> None:
     model, groups = build(variant, lora, layers=3)
     plan = uniform_plan(groups, 3, 40) if widths == "uniform" else uneven_plan(groups)
-    reference, dense = masked(model, groups, plan), logits(model, tokens())
+    reference, dense = masked(variant, model, groups, plan), output(model, variant)
     smaller = slice_(model, groups, plan.kept)
     check_groups(model, smaller)
-    sliced = logits(model, tokens())
+    sliced = output(model, variant)
     assert relative(reference, sliced) < SAME
     assert relative(dense, sliced) > 1e-2  # the removed units did matter
 
@@ -152,9 +155,9 @@ def test_the_sliced_model_computes_what_the_masked_one_does(variant: str, lora: 
 @every_variant
 def test_another_plan_of_the_same_size_gives_another_model(variant: str) -> None:
     model, groups = build(variant, lora=False)
-    reference = masked(model, groups, uniform_plan(groups, 3, 40, seed=0))
+    reference = masked(variant, model, groups, uniform_plan(groups, 3, 40, seed=0))
     slice_(model, groups, uniform_plan(groups, 3, 40, seed=1).kept)
-    assert relative(reference, logits(model, tokens())) > 1e-2
+    assert relative(reference, output(model, variant)) > 1e-2
 
 
 @every_variant
@@ -177,9 +180,9 @@ def test_two_cuts_in_a_row_equal_one(variant: str) -> None:
 def test_one_unit_left_in_every_group_still_works(variant: str) -> None:
     model, groups = build(variant, lora=True)
     plan = uniform_plan(groups, 1, 1)
-    reference = masked(model, groups, plan)
+    reference = masked(variant, model, groups, plan)
     slice_(model, groups, plan.kept)
-    assert relative(reference, logits(model, tokens())) < SAME
+    assert relative(reference, output(model, variant)) < SAME
 
 
 @every_variant
@@ -216,15 +219,17 @@ def test_layers_report_the_sizes_they_have(variant: str) -> None:
 def test_the_saved_model_loads_without_a_flag_and_computes_the_same(variant: str, tmp_path: Path) -> None:
     adapted, groups = build(variant, lora=True)
     plan = storable_plan(variant, groups)
-    reference = masked(adapted, groups, plan)
+    reference = masked(variant, adapted, groups, plan)
     slice_(adapted, groups, plan.kept)
     sliced = merge_lora(adapted)  # type: ignore[arg-type]
     save(variant, sliced, tmp_path, groups=groups, plan=plan)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert relative(logits(sliced, tokens()), logits(loaded, tokens())) < 1e-6
-    assert relative(reference, logits(loaded, tokens())) < SAME
+    loaded = auto_class(EVERY[variant].head).from_pretrained(tmp_path)
+    assert relative(output(sliced, variant), output(loaded, variant)) < 1e-6
+    assert relative(reference, output(loaded, variant)) < SAME
     assert loaded.num_parameters() == sliced.num_parameters() < tiny_model(variant).num_parameters()
-    assert loaded.config.intermediate_size == 40 < FFN
+    for group in groups:
+        for key, each in group.sizes.items():
+            assert getattr(loaded.config, key) == each * len(plan.kept[group.name])
 
 
 @every_variant
@@ -234,32 +239,38 @@ def test_the_check_of_a_save_sees_a_single_misplaced_column(variant: str) -> Non
     slice_(model, groups, plan.kept)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    same = masked_logits(tiny_model(variant, seed=1), tensors, groups, plan, tokens())
+    same = masked_logits(tiny_model(variant, seed=1), tensors, groups, plan, EVERY[variant].inputs())
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())
-    assert relative(logits(model, tokens()), same) < SAME
-    swapped = tensors["model.layers.1.mlp.down_proj.weight"]
-    swapped[:, [0, 1]] = swapped[:, [1, 0]]
-    wrong = masked_logits(tiny_model(variant, seed=1), tensors, groups, plan, tokens())
-    assert relative(logits(model, tokens()), wrong) > 1e-3
+    assert relative(output(model, variant), same) < SAME
+    path = consumers(groups[-1])[0].module
+    cut = next(cuts(find_module(model, path), "in"))
+    columns = tensors[f"{path}.{cut.name}"].transpose(0, cut.dim)
+    columns[[0, 1]] = columns[[1, 0]]
+    wrong = masked_logits(tiny_model(variant, seed=1), tensors, groups, plan, EVERY[variant].inputs())
+    assert relative(output(model, variant), wrong) > 1e-3
 
 
 def test_a_fresh_process_without_this_package_loads_every_family(tmp_path: Path) -> None:
-    for variant in VARIANTS:
+    for variant, chosen in EVERY.items():
         model = tiny_model(variant)
         groups = find_groups(model.config)
         plan = storable_plan(variant, groups)
         slice_(model, groups, plan.kept)
         save(variant, model, tmp_path / variant, groups=groups, plan=plan)
-        save_file({"tokens": tokens(), "logits": logits(model, tokens())}, tmp_path / variant / "expected.pt")
+        inputs = {name: value for name, value in chosen.inputs().items() if isinstance(value, torch.Tensor)}
+        save_file(inputs | {"expected": output(model, variant)}, tmp_path / variant / "expected.pt")
+        (tmp_path / variant / "head.json").write_text(json.dumps([chosen.head, chosen.output]), encoding="utf-8")
     program = """
 import json, pathlib, sys
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 worst = {}
 for folder in pathlib.Path(sys.argv[1]).iterdir():
-    expected = load_file(folder / "expected.pt")
-    found = AutoModelForCausalLM.from_pretrained(folder)(input_ids=expected["tokens"]).logits
-    worst[folder.name] = ((found - expected["logits"]).abs().max() / expected["logits"].abs().max()).item()
+    inputs = load_file(folder / "expected.pt")
+    expected = inputs.pop("expected")
+    head, output = json.loads((folder / "head.json").read_text())
+    found = getattr(getattr(transformers, head).from_pretrained(folder)(**inputs), output)
+    worst[folder.name] = ((found - expected).abs().max() / expected.abs().max()).item()
 print(json.dumps({"worst": worst, "ours": [name for name in sys.modules if name.startswith("loraprune")]}))
 """
     run = subprocess.run(
@@ -268,7 +279,7 @@ print(json.dumps({"worst": worst, "ours": [name for name in sys.modules if name.
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert not result["ours"]
-    assert set(result["worst"]) == set(VARIANTS)
+    assert set(result["worst"]) == set(EVERY)
     assert {name: worst for name, worst in result["worst"].items() if not worst < SAME} == {}
 
 
@@ -283,7 +294,7 @@ def test_heads_that_no_configuration_holds_are_known_beforehand() -> None:
     assert refused == ["llama-attention_bias", "gemma2", "gemma3_text"]
 
 
-@every_variant
+@generating
 def test_generation_with_and_without_cache_and_masked_agree(variant: str) -> None:
     model, groups = build(variant, lora=False)
     plan = uniform_plan(groups, 3, 40)
@@ -314,7 +325,7 @@ def test_generation_with_and_without_cache_and_masked_agree(variant: str) -> Non
 @every_variant
 def test_training_goes_on_after_a_cut_as_if_masked(variant: str) -> None:
     model, groups = build(variant, lora=True)
-    plan, ids = uneven_plan(groups), tokens(4, 24, seed=3)
+    plan, batch = uneven_plan(groups), EVERY[variant].batch()
     twin = copy.deepcopy(model)
     losses = {}
     for name, trained in (("masked", twin), ("sliced", model)):
@@ -322,7 +333,7 @@ def test_training_goes_on_after_a_cut_as_if_masked(variant: str) -> None:
         masks = Masks(trained, groups)
         losses[name] = []
         for step in range(8):
-            loss = trained(input_ids=ids, labels=ids).loss
+            loss = trained(**batch).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -84,7 +84,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    load = pipeline.load_model
+    load = pipeline.load_with_head
 
     def counting(*arguments: Any, **options: Any) -> Any:
         alive.append(
@@ -92,7 +92,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
         )
         return load(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "load_model", counting)
+    monkeypatch.setattr(pipeline, "load_with_head", counting)
     before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
     pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
     assert [count - before for count in alive] == [0, 0, 0]  # at the start, the dense one, and the one from disk

@@ -6,7 +6,8 @@
 
 from loraprune.data.load import Data, load_data, load_rows
 from loraprune.data.pairs import encode_pairs
-from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, Rows, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.sources import columns_of
 
 __all__ = [
     "NO_TARGET",
@@ -14,8 +15,10 @@ __all__ = [
     "Data",
     "PairCollator",
     "Row",
+    "Rows",
     "TokenRows",
     "check_vocabulary",
+    "columns_of",
     "draw_rows",
     "encode_pairs",
     "load_data",

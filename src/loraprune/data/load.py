@@ -5,17 +5,16 @@ Knows nothing about file formats or templates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
 from loraprune.data.chats import encode_chats
-from loraprune.data.examples import Examples
+from loraprune.data.examples import Examples, make_examples
 from loraprune.data.rows import TokenRows, take_rows
-from loraprune.data.sources import Source, open_source
+from loraprune.data.sources import Part, Source, naming, open_source
 from loraprune.data.texts import encode_texts
 from loraprune.errors import ConfigError, DataError
 
@@ -71,16 +70,17 @@ def load_data(
             train on or none to judge by.
     """
     _check_length(length)
-    with _naming("--data"):
+    with naming("--data"):
         data = open_source(source)
         if held_out is None and "held_out" not in data.splits:
-            return _enough(source, *_hold_out(data.read("train"), tokenizer, length, encode=encode), length=length)
-    with _naming("--eval" if held_out else "--data"):
+            rows = _hold_out(_examples(data.read("train")), tokenizer, length, encode=encode)
+            return _enough(source, *rows, length=length)
+    with naming("--eval" if held_out else "--data"):
         other = open_source(held_out) if held_out else data
         _check_apart(source, data, held_out or source, other=other)
-        judged = encode(other.read("held_out"), tokenizer, length)
-    with _naming("--data"):
-        return _enough(source, encode(data.read("train"), tokenizer, length), judged, length=length)
+        judged = encode(_examples(other.read("held_out")), tokenizer, length)
+    with naming("--data"):
+        return _enough(source, encode(_examples(data.read("train")), tokenizer, length), judged, length=length)
 
 
 def load_rows(
@@ -100,11 +100,15 @@ def load_rows(
         DataError: if the source is missing, malformed, or too short for one row.
     """
     _check_length(length)
-    with _naming("--data"):
-        rows = encode(open_source(source).read(split or "held_out"), tokenizer, length)
+    with naming("--data"):
+        rows = encode(_examples(open_source(source).read(split or "held_out")), tokenizer, length)
         if not len(rows):
             raise DataError(f"{source}: it holds only {_tokens(rows)} tokens: give at least two")
         return rows
+
+
+def _examples(part: Part) -> Examples:
+    return make_examples(part.source, part.tables, split=part.split)
 
 
 def _hold_out(
@@ -159,12 +163,3 @@ def _check_apart(name: str, data: Source, held_out: str, *, other: Source) -> No
             f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
             "name another text, or leave --eval out to hold a tenth out"
         )
-
-
-@contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """Say in an error which option named the source."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{option} {error}") from None

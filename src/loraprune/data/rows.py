@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -21,6 +21,24 @@ from loraprune.errors import ConfigError
 
 NO_TARGET = -100
 """label of a token that is not to be predicted, as torch's cross entropy reads it"""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A map-style data set for `transformers.Trainer`, with the protocol that made it."""
+
+    @property
+    def protocol(self) -> Mapping[str, object]:
+        """Return source, split, number of rows, and whatever else must be known to repeat a measurement."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return one row as the collator takes it."""
+
+    def take(self, places: Sequence[int]) -> Rows:
+        """Return some of the rows."""
 
 
 class Row(NamedTuple):
@@ -47,6 +65,11 @@ class TokenRows(Dataset[dict[str, list[int]]]):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         row = self.rows[index]
         return {"input_ids": row.input_ids, "labels": row.labels}
+
+    def take(self, places: Sequence[int]) -> TokenRows:
+        """Return some of the rows."""
+        taken = tuple(self.rows[place] for place in places)
+        return replace(self, rows=taken, protocol={**self.protocol, **_counts(taken, shifted=self.shifted)})
 
 
 def pad(lists: Sequence[list[int]], fill: int) -> Int[Tensor, "batch longest"]:
@@ -119,16 +142,15 @@ def make_rows(
 
 def take_rows(rows: TokenRows, start: int, stop: int, *, split: str) -> TokenRows:
     """Return some of the rows, as a split of another name."""
-    taken = rows.rows[start:stop]
-    return TokenRows(taken, {**rows.protocol, **_counts(taken, shifted=rows.shifted), "split": split}, rows.shifted)
+    taken = rows.take(range(start, stop))
+    return replace(taken, protocol={**taken.protocol, "split": split})
 
 
-def draw_rows(rows: TokenRows, count: int | None, *, seed: int) -> TokenRows:
+def draw_rows(rows: Rows, count: int | None, *, seed: int) -> Rows:
     """Return `count` rows drawn without replacement, in their order; all where there are no more, or None is asked for."""
     if count is None or count >= len(rows):
         return rows
-    taken = [rows.rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), count))]
-    return TokenRows(tuple(taken), {**rows.protocol, **_counts(taken, shifted=rows.shifted)}, rows.shifted)
+    return rows.take(sorted(random.Random(seed).sample(range(len(rows)), count)))
 
 
 def _counts(rows: Sequence[Row], *, shifted: bool) -> dict[str, int]:

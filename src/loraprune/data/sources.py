@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 from huggingface_hub import HfApi
 
-from loraprune.data.examples import Examples, make_examples
 from loraprune.data.files import SUFFIXES, Table, as_table, read_table, read_text, reason
 from loraprune.demo.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
@@ -26,14 +27,22 @@ HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
 HUB_SECONDS = 10
 
 
+class Part(NamedTuple):
+    """Tables of one split of a source."""
+
+    source: str
+    split: str
+    tables: Sequence[Table]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a name leads to: either its split `all`, or its splits `train` and `held_out`."""
 
-    splits: Mapping[str, Callable[[], Examples]]
+    splits: Mapping[str, Callable[[], Part]]
     files: frozenset[Path] = frozenset()
 
-    def read(self, split: str) -> Examples:
+    def read(self, split: str) -> Part:
         """Return `train` or `held_out`, or everything where the source has no splits of its own.
 
         Raises:
@@ -96,15 +105,16 @@ def data_files(path: Path) -> list[Path]:
     return entries
 
 
-def _read_files(name: str, files: Sequence[Path]) -> Examples:
+def _read_files(name: str, files: Sequence[Path]) -> Part:
     if files[0].suffix.lower() == ".txt":
         rows = [{"text": read_text(file)} for file in files]
-        return make_examples(name, [Table(name, ("text",), rows, [str(file) for file in files])], split="all")
-    return make_examples(name, [read_table(file) for file in files], split="all")
+        return Part(name, "all", [Table(name, ("text",), rows, [str(file) for file in files])])
+    return Part(name, "all", [read_table(file) for file in files])
 
 
-def _read_stdlib(split: str) -> Examples:
-    return Examples(STDLIB, split, "text", texts=stdlib_texts(held_out=split == "held_out"))
+def _read_stdlib(split: str) -> Part:
+    rows = [{"text": text} for text in stdlib_texts(held_out=split == "held_out")]
+    return Part(STDLIB, split, [Table(STDLIB, ("text",), rows, [f"module {place}" for place in range(len(rows))])])
 
 
 def _open_hub(name: str) -> Source:
@@ -131,5 +141,24 @@ def _open_hub(name: str) -> Source:
     return Source({"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]})
 
 
-def _read_hub(name: str, split: str, table: datasets.Dataset) -> Examples:
-    return make_examples(name, [as_table(f"{name}, split {split}", table)], split=split)
+def _read_hub(name: str, split: str, table: datasets.Dataset) -> Part:
+    return Part(name, split, [as_table(f"{name}, split {split}", table)])
+
+
+def columns_of(name: str) -> tuple[str, ...]:
+    """Return the columns of the rows that a name leads to.
+
+    Raises:
+        DataError: if it leads nowhere, or its files are malformed.
+    """
+    with naming("--data"):
+        return open_source(name).read("train").tables[0].columns
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Say in an error which option named the source."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{option} {error}") from None

@@ -7,6 +7,7 @@ from loraprune.families import (  # noqa: F401  (importing a family registers it
     bart,
     bloom,
     cohere,
+    convnext,
     falcon,
     gemma,
     gpt2,
@@ -17,9 +18,12 @@ from loraprune.families import (  # noqa: F401  (importing a family registers it
     opt,
     phi,
     phi3,
+    resnet,
     starcoder2,
+    swin,
     t5,
+    vit,
 )
-from loraprune.families.base import Family, families, find_groups, register_family
+from loraprune.families.base import Family, families, find_groups, positions, register_family
 
-__all__ = ["Family", "families", "find_groups", "register_family"]
+__all__ = ["Family", "families", "find_groups", "positions", "register_family"]

@@ -32,6 +32,8 @@ families: Registry[Family] = Registry(
     "model type", UnsupportedModelError, "; docs/add-a-family.md shows how to add one in a dozen lines"
 )
 
+SHIFTED_POSITIONS = ("roberta", "xlm-roberta")
+
 GroupFunction: TypeAlias = Callable[[Config], Iterator[Group]]
 
 
@@ -68,6 +70,13 @@ def find_groups(config: Config) -> tuple[Group, ...]:
         return tuple(group.resize(record["units"][group.name]) for group in groups)
     except (KeyError, TypeError) as error:
         raise UnsupportedModelError(f"`loraprune` in config.json has no `units` of all groups: {error}") from None
+
+
+def positions(config: Config) -> int | None:
+    """Return how many tokens a model has positions for; None where nothing limits them."""
+    count: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # RoBERTa and its kin number positions from after the padding token's.
+    return count - config.pad_token_id - 1 if count and config.model_type in SHIFTED_POSITIONS else count
 
 
 def head_size(config: Config) -> int:

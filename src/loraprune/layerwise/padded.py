@@ -15,10 +15,11 @@ from loraprune.checkpoint import config_sizes, stock_config
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.heads import find_head
 from loraprune.loading import load_model
 from loraprune.plan import Plan
 from loraprune.shell import empty_model, fill_shell_, save_tensors
-from loraprune.verify import TOLERANCE, check_difference, difference, fill_dense_, logits_of, probe_batch
+from loraprune.verify import TOLERANCE, check_difference, difference, fill_dense_, logits_of, probe_of
 
 
 def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: torch.dtype) -> float:
@@ -36,12 +37,13 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     """
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
-    shell = empty_model(config)
+    head = find_head(model.config)
+    shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
     fill_dense_(shell, model.state_dict(), groups, plan)
-    save_tensors(config, shell.state_dict(), folder, dtype=dtype, generation=model.generation_config)
+    save_tensors(config, shell.state_dict(), folder, dtype=dtype, generation=model.generation_config, head=head)
     del shell
-    probe = probe_batch(config.vocab_size)
+    probe = probe_of(model)
     reloaded = load_model(str(folder), device=model.device, dtype=model.dtype)
     found = difference(logits_of(model, probe), logits_of(reloaded, probe))
     _check_norms(groups, found, dtype, config)

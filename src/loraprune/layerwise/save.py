@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from loraprune.adapters import cuts, features, find_module
 from loraprune.families import find_groups
 from loraprune.groups import Group, attribute_values, sides
+from loraprune.heads import find_head
 from loraprune.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
 from loraprune.layerwise.register import register_type, stock_config_class, stock_of
 from loraprune.shell import save_tensors
@@ -27,9 +28,13 @@ def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping
     """
     shapes: dict[str, list[int]] = {}
     attributes: dict[str, int] = {}
+    columns: dict[str, int] = {}
     for group in groups:
         for path, side in sides(group):
-            module = find_module(model, path)
+            module: Any = find_module(model, path)
+            if side == "head":
+                columns[path] = module.in_features
+                continue
             shapes |= {f"{path}.{cut.name}": list(cut.tensor.shape) for cut in cuts(module, side)}
             attributes |= {f"{path}.{name}": getattr(module, name) for name in features(module, side)}
         attributes |= attribute_values(group, counts[group.name])
@@ -39,7 +44,7 @@ def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping
         "units": {group.name: counts[group.name] for group in groups},
         "shapes": {path.removeprefix(head): shape for path, shape in shapes.items()},
         "attributes": {path.removeprefix(head): value for path, value in attributes.items()},
-    }
+    } | ({"head": columns} if columns else {})
 
 
 def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> PreTrainedConfig:
@@ -78,4 +83,6 @@ def save_layerwise(
     whole = {group.name: group.units for group in every}
     own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
     tensors = model.state_dict()
-    save_tensors(own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config)
+    save_tensors(
+        own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+    )  # fmt: skip

@@ -1,0 +1,61 @@
+"""Which class of transformers a configuration calls for: the head that its `architectures` names.
+
+A head is the name of an Auto class. Knows nothing about weights or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+from loraprune.errors import UnsupportedModelError
+
+HEADS = {
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+}
+"""Auto class -> transformers' table of the classes it builds; a configuration that names no head gets the first that knows it"""
+
+
+def find_head(config: PreTrainedConfig) -> str:
+    """Return the Auto class of the architecture that a configuration names, or the first that can build its model type.
+
+    Raises:
+        UnsupportedModelError: if none can.
+    """
+    named = set(config.architectures or ())
+    able = [head for head, classes in _classes(config) if classes]
+    able += [head for head in HEADS if head in (getattr(config, "auto_map", None) or {}) and head not in able]
+    for head, classes in _classes(config):
+        if named & classes:
+            return head
+    if not able:
+        raise UnsupportedModelError(
+            f"{config.model_type!r} is no model for text or images that transformers has a head for: "
+            f"one of {', '.join(HEADS)} is needed"
+        )
+    return able[0]
+
+
+def _classes(config: PreTrainedConfig) -> Iterator[tuple[str, set[str]]]:
+    """Yield every Auto class with the names of the classes that it has for a configuration."""
+    for head, table in HEADS.items():
+        mapping = getattr(transformers, table)
+        found = mapping.get(type(config), ())
+        yield head, {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}
+
+
+def can_build(config: PreTrainedConfig, head: str) -> bool:
+    """Say whether an Auto class knows a model type."""
+    return bool(dict(_classes(config))[head])
+
+
+def auto_class(head: str) -> Any:
+    """Return the Auto class of a head."""
+    return getattr(transformers, head)

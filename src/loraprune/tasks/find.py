@@ -1,0 +1,43 @@
+"""Which task a run is about: the one asked for, else what the model's head and the data's columns say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedConfig
+
+from loraprune.data import columns_of
+from loraprune.errors import UnsupportedModelError
+from loraprune.heads import can_build, find_head
+from loraprune.tasks.base import Task, tasks
+
+PRETRAINING = ("AutoModelForMaskedLM",)
+"""heads that a model keeps only where the data say nothing else"""
+
+
+def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Sequence[str] = ()) -> Task:
+    """Return the task of a model: `name`'s, or its head's; a model that is only pre-trained takes what the columns of the data fit best.
+
+    Raises:
+        ConfigError: if there is no task of that name.
+        UnsupportedModelError: if no task has the model's head.
+    """
+    if name is not None:
+        return tasks.get(name)
+    head = find_head(config)
+    known = [tasks.get(each) for each in tasks.names()]
+    if head in PRETRAINING and columns:
+        able = [task for task in known if set(task.columns) <= set(columns) and can_build(config, task.head)]
+        if able:
+            return max(able, key=lambda task: (len(task.columns), task.head == head))
+    for task in known:
+        if task.head == head:
+            return task
+    raise UnsupportedModelError(f"no task has the head {head}: known are {', '.join(tasks.names())}")
+
+
+def choose_task(config: PreTrainedConfig, name: str | None, *, data: str) -> Task:
+    """Return the task of a run; the data are looked into only where a model is merely pre-trained."""
+    if name is not None or find_head(config) not in PRETRAINING:
+        return find_task(config, name)
+    return find_task(config, columns=columns_of(data))

@@ -1,0 +1,36 @@
+"""What a tiny model of any kind is: how it is made, what it is fed, and which of its tensors is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VOCABULARY = 128
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A tiny model of one family, with one head."""
+
+    model_type: str
+    values: Mapping[str, Any]
+    """keys of its configuration"""
+    head: str
+    """Auto class"""
+    inputs: Callable[[], Mapping[str, Any]]
+    """fixed inputs for two rows"""
+    batch: Callable[[], Mapping[str, Tensor]]
+    """fixed inputs with `labels`, to train on"""
+    output: str = "logits"
+    """name of the tensor among the model's outputs"""
+    depth: str = "num_hidden_layers"
+    """key for the number of layers"""
+
+
+def tokens(rows: int = 2, length: int = 24, *, seed: int = 0) -> Tensor:
+    """Return random token ids without special ones; longer than the sliding windows."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
