@@ -108,7 +108,7 @@ def check_gradients(model: nn.Module, *, step: int) -> None:
 
 
 class CalibrationRows(Iterator[Mapping[str, Tensor]]):
-    """Batches of training rows spread over the data, other ones each time; the loader's order is not disturbed.
+    """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
 
     Raises:
         ConfigError: if the data cannot be looked at by row.

@@ -18,14 +18,22 @@ from torch import Tensor, nn
 from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
 from loraprune.errors import NumericsError
 from loraprune.evaluate import dropout_off
-from loraprune.groups import Group, Span, consumers, kept_entries
+from loraprune.groups import Group, Span, Stream, consumers, kept_entries
 
 DAMPING = 0.1
 """ridge added to the second moments, as a fraction of their mean diagonal; docs/log.md compares values"""
 
 
 Rows = Mapping[str, Tensor]
-"""model inputs of some rows, without labels; where there is an `attention_mask` (rows, seq), padding does not count"""
+"""inputs of a model without labels; where there is a mask (rows, seq) of a stream's tokens, padding does not count"""
+
+MASKS: Mapping[Stream, str] = {"input": "attention_mask", "decoder": "decoder_attention_mask"}
+"""stream -> the input that says which of its places hold a token"""
+
+
+def present_tokens(rows: Rows) -> dict[Stream, Tensor | slice]:
+    """Return which places of every residual stream hold a token: (places,), or all of them."""
+    return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
 class Trace:
@@ -33,16 +41,16 @@ class Trace:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
         self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {}
-        self.present = rows["attention_mask"].flatten().bool() if "attention_mask" in rows else slice(None)
+        self.present = present_tokens(rows)
         run(model, rows, [
-            find_module(model, span.module).register_forward_hook(self._keeper(span.module))
+            find_module(model, span.module).register_forward_hook(self._keeper(span.module, group.stream))
             for group in groups
             for span in consumers(group)
         ])  # fmt: skip
 
-    def _keeper(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def _keeper(self, path: str, stream: Stream) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            self.outputs[path] = output.flatten(0, -2)[self.present].cpu()
+            self.outputs[path] = output.flatten(0, -2)[self.present[stream]].cpu()
 
         return keep
 
@@ -67,11 +75,12 @@ def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Se
     """
     rows = {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
     trace = Trace(model, groups, rows)
-    state = _Stream(trace.present)
+    streams = {name: _Stream(present) for name, present in trace.present.items()}
     handles = []
     for group in groups:
         for span in consumers(group):
-            refit_one = _Refit(model, group, span, kept[group.name], state, trace.outputs[span.module])
+            before = trace.outputs[span.module]
+            refit_one = _Refit(model, group, span, kept[group.name], streams[group.stream], before)
             module = find_module(model, span.module)
             handles += [
                 module.register_forward_pre_hook(refit_one.before),

@@ -22,6 +22,7 @@ UNIT_OPTIONS = (
     "heads_ratio",
     "ffn_ratio",
     "scores",
+    "kinds",
     "round",
     "normalize",
     "allocation",
@@ -54,6 +55,10 @@ class LoRAPruneConfig(AdapterOptions):
     where N of every M neighbouring inputs stay; the model keeps its shapes"""
     round: int = 8
     """FFN widths are multiples of this; 1 for the exact ratio, 32 or more for quantised GGUF"""
+    kinds: str = "auto"
+    """kinds of units that may go, which --ratio counts in: `attention`, `ffn` or both as attention,ffn; `all`; or `auto`: all,
+    but where --allocation gives equal widths only those that a stock checkpoint can hold, if there are any (GPT-2's can hold
+    fewer channels, not fewer heads)"""
     criterion: CriterionName = "lora"
     """how units are scored: lora (Eq 10), sketch (an improved lora), gradient (the true gradient of the weights), gate (Fisher
     score of a gate on each unit), taylor and movement (its first order), wanda and flap (activations), magnitude, random"""

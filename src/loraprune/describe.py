@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import attach_lora
-from loraprune.checkpoint import config_sizes, layer_sizes, stock_config
+from loraprune.checkpoint import config_sizes, layer_sizes, stock_config, storable_kinds
 from loraprune.config import LoRAPruneConfig
 from loraprune.families import find_groups
 from loraprune.groups import Group
@@ -20,7 +20,7 @@ from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.layerwise.register import stock_of
 from loraprune.loading import load_config, quiet
 from loraprune.memory import available_memory_bytes
-from loraprune.pruner import goal_counts, make_space, target_ratio
+from loraprune.pruner import goal_counts, groups_in_play, make_space, target_ratio
 from loraprune.settings import InspectConfig, PlanConfig
 from loraprune.shell import empty_model
 from loraprune.surgery import check_groups
@@ -52,11 +52,11 @@ def inspect(options: InspectConfig) -> Description:
     check_groups(model, groups)
     space = make_space(model, groups, LoRAPruneConfig())
     total = model.num_parameters()
-    kinds = []
+    kinds, storable = [], storable_kinds(config, groups)
     for kind, members in space.by_kind().items():
         first = members[0]
         kinds.append({
-            "kind": kind, "groups": len(members), "units": _units(members),
+            "kind": kind, "groups": len(members), "units": _units(members), "stock": kind in storable,
             "parameters_a_unit": space.budget.unit_parameters[first.name],
             "parameters": sum(space.budget.unit_parameters[g.name] * g.units for g in members),
             "spans": [f"{s.module.removeprefix(first.name + '.')} {s.side} x{s.width}" for s in first.spans],
@@ -76,23 +76,29 @@ def _units(members: tuple[Group, ...]) -> int | list[int]:
 
 
 def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
-    """Say which head counts plain `from_pretrained` can load."""
-    if config_sizes(groups, {group.name: group.units for group in groups}) is None:
+    """Say which widths plain `from_pretrained` can load."""
+    if any(len({group.units for group in groups if group.kind == kind}) > 1 for kind in {g.kind for g in groups}):
         return "only equal widths in all layers, which these are not"
-    attention = next((g for g in groups if g.kind == "attention"), None)
-    if attention is None:
-        return "any FFN width, the same in all layers"
-    good, other = [], set()
-    for units in range(1, attention.units + 1):
-        counts = {g.name: units if g.kind == "attention" else g.units for g in groups}
-        stock = stock_config(config, config_sizes(groups, counts) or {})
-        if stock is not None:
-            good.append(units * attention.sizes.get("num_attention_heads", 1))
-            other |= {stock.model_type} - {config.model_type}
-    words = f"any FFN width and {good} query heads, the same in all layers"
-    return words + (
-        f"; saved as {', '.join(sorted(other))} where {config.model_type} refuses the head count" if other else ""
-    )
+    storable = storable_kinds(config, groups)
+    if not storable:
+        return "no smaller widths: this model type has no key for them"
+    words, other = [], set()
+    for kind in dict.fromkeys(group.kind for group in groups):
+        members = [group for group in groups if group.kind == kind]
+        if kind == "ffn":
+            words.append("any FFN width" if kind in storable else "the full FFN width")
+        elif kind not in storable:
+            words.append(f"all {members[0].units} units of kind {kind}")
+        else:
+            good = []
+            for units in range(1, members[0].units + 1):
+                stock = stock_config(config, config_sizes(members, {group.name: units for group in members}) or {})
+                if stock is not None:
+                    good.append(units * members[0].sizes.get("num_attention_heads", 1))
+                    other |= {stock.model_type} - {config.model_type}
+            words.append(f"{good} " + ("query heads" if kind == "attention" else f"units of kind {kind}"))
+    refused = f"; saved as {', '.join(sorted(other))} where {config.model_type} refuses the head count" if other else ""
+    return f"{' and '.join(reversed(words))}, the same in all layers{refused}"
 
 
 def dry_run(options: PlanConfig) -> Description:
@@ -105,12 +111,13 @@ def dry_run(options: PlanConfig) -> Description:
     groups = find_groups(config)
     model = empty_model(config, head=find_task(config, options.task).head)
     check_groups(model, groups)
-    space = make_space(model, groups, options)
+    in_play = groups_in_play(config, groups, options)
+    space = make_space(model, in_play, options)
     dense = model.num_parameters()
     counts = goal_counts(space, options, model_parameters=dense)
     pruned = dense - space.budget.prunable + space.budget.kept(counts)
-    sizes = config_sizes(groups, counts)
-    stock = stock_config(config, sizes) if sizes else None
+    sizes = config_sizes(in_play, counts)
+    stock = stock_config(config, sizes) if sizes is not None else None
     bytes_each = 4 if options.dtype in ("float32", "auto") else 2
     memory = _memory(model, config, groups, options, bytes_each=bytes_each)
     return Description({
@@ -119,7 +126,7 @@ def dry_run(options: PlanConfig) -> Description:
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
-        "shapes": sizes or layer_sizes(groups, counts),
+        "kinds": list(space.by_kind()), "shapes": sizes or layer_sizes(in_play, counts),
         "saved_as": stock.model_type if stock else TYPE_PREFIX + stock_of(config).model_type,
         "file_bytes": {"dense": dense * bytes_each, "pruned": pruned * bytes_each},
         "training_memory_bytes": memory, "machine_memory_bytes": available_memory_bytes(),

@@ -25,8 +25,8 @@ from loraprune.errors import ConfigError, DataError, NumericsError
 NO_TARGET = -100
 """label of a token that is not to be predicted"""
 
-FILLER = 0
-"""token that fills short rows up; masked out and no target, so any of the vocabulary will do"""
+FILLING = Collator(0)
+"""fills short rows up with any token of the vocabulary: it is masked out and no target"""
 
 CHUNK_ELEMENTS = 1 << 24
 """logits cast to float32 at a time: 64 MiB, that is 128 tokens of a vocabulary of 128k"""
@@ -40,6 +40,7 @@ SECONDS_AT_LEAST = 0.05
 LOOPS_AT_MOST = 10_000
 
 Call = Callable[[], object]
+Collate = Callable[[Sequence[Mapping[str, list[int]]]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +97,19 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-def token_nll(
-    logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch seq-1"]:
-    """Return the float32 negative log-likelihood of `labels[:, 1:]`, in nats, and 0 where there is no target.
+def token_nll(logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    """Return the float32 negative log-likelihood of each label at its own place, in nats, and 0 where there is no target.
 
-    Position t predicts label t + 1. Logits are cast to float32 in chunks, never as a whole.
+    Logits are cast to float32 in chunks, never as a whole.
     """
     batch, length, vocabulary = logits.shape
-    nll = torch.zeros(batch, length - 1, dtype=torch.float32, device=logits.device)
+    nll = torch.zeros(batch, length, dtype=torch.float32, device=logits.device)
     chunk = max(1, CHUNK_ELEMENTS // vocabulary)
     for row in range(batch):
-        for start in range(0, length - 1, chunk):
-            stop = min(start + chunk, length - 1)
-            nll[row, start:stop] = functional.cross_entropy(
-                logits[row, start:stop].float(),
-                labels[row, start + 1 : stop + 1],
-                ignore_index=NO_TARGET,
-                reduction="none",
+        for start in range(0, length, chunk):
+            part = slice(start, min(start + chunk, length))
+            nll[row, part] = functional.cross_entropy(
+                logits[row, part].float(), labels[row, part], ignore_index=NO_TARGET, reduction="none"
             )
     return nll
 
@@ -124,12 +120,14 @@ def perplexity(
     *,
     batch: int = 16,
     limit: int | None = None,
+    collator: Collate = FILLING,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """Measure the perplexity of `model` on the first `limit` rows, each row a window of its own.
 
-    The first token of a window is never predicted. At most one batch of logits exists at a time. The model keeps its
-    device, its dtype and its train or eval mode. `progress` is called with the rows done and the rows in all.
+    The first token of running text is never predicted, of a pair all of the target are. At most one batch of logits exists at a
+    time. The model keeps its device, its dtype and its train or eval mode. `collator` makes the model's inputs and `labels` of
+    rows; `progress` is called with the rows done and the rows in all.
 
     Raises:
         ConfigError: `batch` or `limit` is below 1.
@@ -149,7 +147,7 @@ def perplexity(
         for start in range(0, total, batch):
             features = [rows[index] for index in range(start, min(start + batch, total))]
             longest = max(longest, *(len(feature["input_ids"]) for feature in features))
-            for row_sum, row_count in _row_sums(model, features, first=start):
+            for row_sum, row_count in _row_sums(model, collator(features), first=start, shifted=rows.shifted):
                 sums.append(row_sum)
                 counts.append(row_count)
             if progress:
@@ -162,19 +160,22 @@ def perplexity(
             f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken"
         )
     protocol = dict(rows.protocol) | {
-        "window_tokens": longest, "limit": limit, "shifted": True, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
+        "window_tokens": longest, "limit": limit, "shifted": rows.shifted, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
     }  # fmt: skip
     return Perplexity(math.exp(nll), nll, ratio_error(sums, counts), sum(counts), protocol)
 
 
 def _row_sums(
-    model: PreTrainedModel, features: Sequence[Mapping[str, list[int]]], *, first: int
+    model: PreTrainedModel, batch: Mapping[str, Tensor], *, first: int, shifted: bool
 ) -> Iterator[tuple[float, int]]:
     """Yield the summed loss and the number of targets of each row of one batch; `first` is the first row's number."""
-    inputs = {name: tensor.to(model.device) for name, tensor in Collator(FILLER)(list(features)).items()}
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")
-    losses = token_nll(model(**inputs, use_cache=False).logits, labels)
-    targets = (labels[:, 1:] != NO_TARGET).sum(dim=1).tolist()
+    logits = model(**inputs, use_cache=False).logits
+    if shifted:  # place t predicts label t + 1
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    losses = token_nll(logits, labels)
+    targets = (labels != NO_TARGET).sum(dim=1).tolist()
     # Summed in float64 on the CPU: MPS has no float64, and the losses are small beside the logits.
     for offset, (loss, count) in enumerate(zip(losses.cpu().double().sum(dim=1).tolist(), targets, strict=True)):
         if not math.isfinite(loss):

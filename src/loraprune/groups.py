@@ -5,17 +5,21 @@ Knows nothing about torch: everything here follows from a model's configuration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Literal
 
-Side = Literal["out", "in", "norm"]
-Kind = Literal["attention", "ffn"]
+Side = Literal["out", "in", "norm", "scale", "table", "layer_norm", "head"]
+Kind = Literal["attention", "ffn", "channel"]
+Stream = Literal["input", "decoder"]
+LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows (`out`), columns (`in`) or normalised channels (`norm`) of one module that the units of a group own.
+    """The rows (`out`), columns (`in`), normalised channels (`norm`) or other entries of one module that a group's units own.
 
     Unit u owns the entries offset + u * width up to offset + (u + 1) * width.
     """
@@ -23,7 +27,9 @@ class Span:
     module: str
     """dotted path in the base model"""
     side: Side
-    """rows produced, columns consumed, or weights of an RMS norm taken over the whole row of units"""
+    """rows produced; columns consumed; weights of an RMS norm taken over the whole row of units; or, neither scored nor adapted:
+    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels;
+    `scale`, rows of weights that only multiply the channels of a head; `layer_norm`, weights of a layer norm that counts only the channels left; `head`, columns consumed by a task's own layer"""
     width: int
     """entries a unit"""
     offset: int = 0
@@ -35,16 +41,21 @@ class Group:
     """A row of units of which any subset can be removed without changing the model's interface."""
 
     name: str
-    """path of the module that holds the units, such as model.layers.3.self_attn"""
+    """path of the module that holds the units, such as model.layers.3.self_attn; of a group that spans layers, of their list"""
     kind: Kind
     units: int
     spans: tuple[Span, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """config key -> value that one kept unit contributes"""
+    sizes: Mapping[str, int | Fraction] = field(default_factory=dict)
+    """config key -> value that one kept unit contributes; dots lead into nested keys and lists, as in hidden_sizes.0.
+    Without a key no stock checkpoint holds fewer units."""
     attributes: Mapping[str, int] = field(default_factory=dict)
     """dotted path of a module attribute -> value that one kept unit contributes"""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    """dotted path of a module attribute -> value that it takes, however many units are kept, once some are gone"""
     residual: bool = True
     """whether what the consuming projections give is added to the residual stream as it is, with no norm between"""
+    stream: Stream = "input"
+    """which tokens the residual stream carries: the model's input, or what the decoder of an encoder-decoder has said"""
 
     def resize(self, units: int) -> Group:
         """Return the group with `units` units left, the offsets of fused spans moved up."""
@@ -76,6 +87,22 @@ def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:
     return found
 
 
+def attribute_values(group: Group, units: int) -> dict[str, int]:
+    """Return what the attributes of modules are, by dotted path, when `units` units of a group are kept."""
+    return {path: each * units for path, each in group.attributes.items()} | dict(group.fixed)
+
+
+def layer_of(group: Group) -> str | None:
+    """Return the path of the layer that holds a group, such as model.layers.3; None if it spans layers."""
+    found = LAYER.match(group.name)
+    return found[0] if found else None
+
+
 def consumers(group: Group) -> tuple[Span, ...]:
     """Return the spans of the projections that read what a group's units send on."""
     return tuple(span for span in group.spans if span.side == "in")
+
+
+def readers(group: Group) -> tuple[Span, ...]:
+    """Return the spans of all layers that read what a group's units send on, the head of a task among them."""
+    return tuple(span for span in group.spans if span.side in ("in", "head"))

@@ -31,7 +31,7 @@ from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
-from loraprune.pruner import Pruner, goal_counts, make_space
+from loraprune.pruner import Pruner, goal_counts, groups_in_play, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.surgery import check_groups
@@ -98,7 +98,8 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     if pruning.sparsity:
         check_sparsity(model, groups, pruning)
     elif isinstance(config, PruneConfig):
-        goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
+        in_play = groups_in_play(model.config, groups, pruning)
+        goal_counts(make_space(model, in_play, pruning), pruning, model_parameters=model.num_parameters())
     dense_config = copy.deepcopy(model.config)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
         raise ConfigError(
@@ -136,12 +137,13 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         dense = job.task.judge(job.model, job.data, config.batch)
         adapted, training = _fit(job, callback)
         pruner = callback.pruner if callback else None
-        plan = pruner.plan if pruner else Plan.full(job.groups)
+        groups = pruner.groups if pruner else job.groups
+        plan = pruner.plan if pruner else Plan.full(groups)
 
         merging = time.perf_counter()
         probe = probe_of(job.model)
         logits = logits_of(adapted, probe)
-        sums = unit_sums(adapted, pruner.present if pruner else job.groups, refitted=job.config.pruning().compensate)
+        sums = unit_sums(adapted, pruner.present if pruner else groups, refitted=job.config.pruning().compensate)
         counts = {name: len(kept) for name, kept in plan.kept.items()}
         job.model = merge_lora(adapted)
         training.seconds += time.perf_counter() - merging
@@ -150,9 +152,11 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
             pruner.release()
         check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
         round_weights_(job.model, job.stored)
-        save_model(job.model, folder, config=job.dense_config, groups=job.groups, counts=counts, dtype=job.stored)
+        save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
         job.data.processor.save_pretrained(folder)
-        verification = _verify_saved(job, plan, folder, sums, sparse=pruner if isinstance(pruner, Sparsifier) else None)
+        verification = _verify_saved(
+            job, groups, plan, folder, sums, sparse=pruner if isinstance(pruner, Sparsifier) else None
+        )
         pruned = job.task.judge(job.model, job.data, config.batch)
         report = make_report(
             config, quality=Quality(job.task, dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
@@ -187,7 +191,9 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     return adapted, training
 
 
-def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums, *, sparse: Sparsifier | None) -> Verification:
+def _verify_saved(
+    job: Job, groups: tuple[Group, ...], plan: Plan, folder: Path, sums: UnitSums, *, sparse: Sparsifier | None
+) -> Verification:
     """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
 
     No two models are in memory at any time.
@@ -202,8 +208,8 @@ def _verify_saved(job: Job, plan: Plan, folder: Path, sums: UnitSums, *, sparse:
     )  # fmt: skip
     if sparse:
         sparse.check_saved(folder, dense)
-    check_units(unit_sums(dense, job.groups, refitted=job.config.pruning().compensate), sums, plan)
-    masked = masked_logits(dense, weights_of(folder), job.groups, plan, probe)
+    check_units(unit_sums(dense, groups, plan=plan, refitted=job.config.pruning().compensate), sums)
+    masked = masked_logits(dense, weights_of(folder), groups, plan, probe)
     del dense
     gc.collect()
     job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)

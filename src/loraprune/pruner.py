@@ -6,17 +6,21 @@ Knows nothing about the Trainer, data or files.
 from __future__ import annotations
 
 import copy
+import logging
+from collections import Counter
+from itertools import combinations
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
-from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, towards, widths_left
-from loraprune.checkpoint import storable_counts
+from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, towards, widths_left
+from loraprune.checkpoint import storable_counts, storable_kinds
 from loraprune.compensation import Rows, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
-from loraprune.errors import NumericsError, PlanError
+from loraprune.errors import ConfigError, NumericsError, PlanError, nearest
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.importance import RunningScores, read_scores
@@ -25,23 +29,73 @@ from loraprune.plan import Budget, Plan
 from loraprune.scoring import make_scorer
 from loraprune.surgery import check_groups, slice_
 
+logger = logging.getLogger(__name__)
+
 
 def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
     """Count the parameters that one unit of every group owns, adapters left out."""
-    each = {}
+    each: Counter[str] = Counter()
+    owners: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
+    """tensor -> group, dimension, parameters that the group's units own"""
     for group in groups:
-        total = 0
         for span in group.spans:
             layer = base_layer(find_module(model, span.module))
-            for cut in cuts(layer, span.side):
-                total += cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
-        each[group.name] = total
-    return Budget(each, {group.name: group.units for group in groups})
+            for cut in (cut for cut in cuts(layer, span.side) if isinstance(cut.tensor, nn.Parameter)):
+                one = cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
+                each[group.name] += one
+                owners.setdefault((span.module, cut.name), []).append((group.name, cut.dim, one * group.units))
+    shared: Counter[tuple[str, str]] = Counter()
+    for (path, name), parts in owners.items():
+        size = getattr(base_layer(find_module(model, path)), name).numel()
+        for (one_group, one_dim, rows), (other_group, other_dim, columns) in combinations(parts, 2):
+            if one_dim != other_dim:
+                shared[one_group, other_group] += rows * columns // size
+    return Budget(dict(each), {group.name: group.units for group in groups}, dict(shared))
+
+
+def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> tuple[Group, ...]:
+    """Return the groups that may lose units: those of the kinds that --kinds names.
+
+    Raises:
+        ConfigError: if the model has none of a kind.
+    """
+    present = tuple(dict.fromkeys(group.kind for group in groups))
+    if options.kinds in ("auto", "all"):
+        storable = storable_kinds(config, groups)
+        free = options.kinds == "all" or not ALLOCATIONS[options.allocation].equal or not storable
+        chosen: set[str] = set(present if free else storable)
+    else:
+        chosen = {kind.strip() for kind in options.kinds.split(",")}
+    if odd := sorted(chosen - set(present)):
+        raise ConfigError(
+            f"--kinds {options.kinds}: this model has no {odd[0]!r}{nearest(odd[0], present)}: it has {', '.join(present)}"
+        )
+    return tuple(group for group in groups if group.kind in chosen)
+
+
+def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
+    """Say which kinds stay whole without having been asked to, or need modelling code in the folder."""
+    left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
+    coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
+    if left and options.kinds == "auto":
+        logger.info(
+            "units of kind %s stay whole: no stock checkpoint of type %r can hold fewer; --kinds all prunes them too and saves "
+            "modelling code in the folder", " and ".join(sorted(left)), config.model_type,
+        )  # fmt: skip
+    if coded:
+        logger.info(
+            "no stock checkpoint of type %r can hold fewer units of kind %s: modelling code will lie in the folder",
+            config.model_type, " and ".join(sorted(coded)),
+        )  # fmt: skip
 
 
 def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
-    """Return what an allocation may choose from for this model."""
-    equal = ALLOCATIONS[config.allocation].equal
+    """Return what an allocation may choose from for this model; `groups` are those in play.
+
+    Equal widths are ones that a stock checkpoint can hold, unless a kind in play rules such a checkpoint out anyway.
+    """
+    stock = {group.kind for group in groups} <= set(storable_kinds(config_of(model), groups))
+    equal = ALLOCATIONS[config.allocation].equal and stock
     storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
     return Space(groups, measure_budget(model, groups), config.round, storable)
 
@@ -61,7 +115,7 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     if config.scores:
         units = {group.name: group.units for group in space.groups}
         scores = {name: values.tolist() for name, values in read_scores(config.scores, units).items()}
-    return ALLOCATIONS[config.allocation].counts(space, ratio, scores)
+    return reach(space, ALLOCATIONS[config.allocation], ratio, scores)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
@@ -83,8 +137,11 @@ class Pruner:
     def __init__(self, model: nn.Module, config: LoRAPruneConfig) -> None:
         self.model, self.config = model, config
         self.dense_config = copy.deepcopy(config_of(model))
-        self.groups = find_groups(config_of(model))
-        check_groups(model, self.groups)
+        every = find_groups(config_of(model))
+        check_groups(model, every)
+        self.groups = groups_in_play(config_of(model), every, config)
+        """groups that may lose units"""
+        tell_kinds(config_of(model), every, config)
         for path in linear_paths(self.groups):
             projection(model, path)
         self.space = make_space(model, self.groups, config)
@@ -144,7 +201,7 @@ class Pruner:
         allocation = ALLOCATIONS[self.config.allocation]
         final = self.final
         if allocation.scored and not self.config.has_dimensions:
-            final = allocation.counts(self.space, self.target, self._present_scores())
+            final = reach(self.space, allocation, self.target, self._present_scores())
         return towards(self.space, final, progress)
 
     def _present_scores(self) -> Scores:

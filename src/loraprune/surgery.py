@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from loraprune.adapters import Cut, base_layer, config_of, cuts, find_module, set_features
 from loraprune.errors import GroupMismatchError
-from loraprune.groups import Group, Side, kept_entries, sides
+from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
 from loraprune.layerwise.modeling_loraprune import LayerConfig
 
 
@@ -54,8 +54,8 @@ def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer:
             else:
                 set_features(module, side, len(entries))
     smaller = group.resize(len(kept))
-    for name, each in smaller.attributes.items():
-        set_attribute(model, name, each * smaller.units)
+    for name, value in attribute_values(group, len(kept)).items():
+        set_attribute(model, name, value)
     return smaller
 
 
@@ -105,9 +105,11 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
             owned.setdefault((span.module, span.side), []).append((span.offset, stop, group.name))
     for (path, side), ranges in owned.items():
         module = find_module(model, path)
-        if getattr(base_layer(module), "weight", None) is None:
+        has_weight = side == "table" or getattr(base_layer(module), "weight", None) is not None
+        sizes = [cut.tensor.shape[cut.dim] for cut in cuts(module, side)] if has_weight else []
+        if not sizes:
             raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
-        size = min(cut.tensor.shape[cut.dim] for cut in cuts(module, side))
+        size = min(sizes)
         ranges.sort()
         for (_, stop, name), (start, _, other) in pairwise(ranges):
             if start < stop:

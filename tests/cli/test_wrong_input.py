@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import MambaConfig, MambaForCausalLM
 
 from tests.cli.cases import Case, refused
 from tests.samples import byte_tokenizer
@@ -30,11 +30,9 @@ def edit_weights(case: Case, change: Callable[[dict[str, torch.Tensor]], object]
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def make_gpt2(case: Case) -> None:
+def make_mamba(case: Case) -> None:
     shutil.rmtree(case.model)
-    GPT2LMHeadModel(GPT2Config(vocab_size=264, n_embd=8, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
-        case.model
-    )
+    MambaForCausalLM(MambaConfig(vocab_size=264, hidden_size=8, num_hidden_layers=1)).save_pretrained(case.model)
     byte_tokenizer().save_pretrained(case.model)
 
 
@@ -56,7 +54,7 @@ WRONG_MODELS: dict[str, tuple[Callable[[Case], object], list[str]]] = {
     "configuration of another model": (lambda c: edit_config(c, hidden_size=48), ["wrong shape"]),
     "invalid configuration": (lambda c: edit_config(c, num_attention_heads=5), ["config.json"]),
     "unknown type": (lambda c: edit_config(c, model_type="lama"), ["lama", "did you mean 'llama'", "add-a-family"]),
-    "unsupported family": (make_gpt2, ["gpt2", "llama", "add-a-family"]),
+    "unsupported family": (make_mamba, ["mamba", "llama", "add-a-family"]),
     "no weights": (lambda c: (c.model / "model.safetensors").unlink(), ["model.safetensors"]),
     "truncated weights": (lambda c: truncate(c.model / "model.safetensors", 20_000), ["torn"]),
     "empty weights": (lambda c: truncate(c.model / "model.safetensors", 0), ["torn"]),

@@ -33,14 +33,14 @@ def drop_tensor(folder: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "unknown base type": (lambda f: edit_config(f, model_type="loraprune_lama"), ["'lama'", "did you mean 'llama'"]),
-    "base type without a language model": (lambda f: edit_config(f, model_type="loraprune_vit"), ["'vit'", "causal"]),
+    "base type without a language model": (lambda f: edit_config(f, model_type="loraprune_vit"), ["layerwise"]),
     "no record": (lambda f: edit_config(f, loraprune=None), ["`loraprune`", "config.json"]),
     "record of another model": (
-        lambda f: edit_record(f, lambda r: r["linears"].update({"model.layers.7.mlp.up_proj": [8, 32]})),
-        ["no module 'model.layers.7.mlp.up_proj'"],
+        lambda f: edit_record(f, lambda r: r["shapes"].update({"layers.7.mlp.up_proj.weight": [8, 32]})),
+        ["no module 'layers.7.mlp.up_proj'"],
     ),
     "record that does not fit the weights": (
-        lambda f: edit_record(f, lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": [25, 32]})),
+        lambda f: edit_record(f, lambda r: r["shapes"].update({"layers.0.mlp.up_proj.weight": [25, 32]})),
         ["wrong shape for model.layers.0.mlp.up_proj.weight"],
     ),
     "a tensor missing": (drop_tensor, ["lacks model.layers.1.mlp.up_proj.weight"]),

@@ -215,20 +215,20 @@ def test_a_new_model_of_a_record_starts_from_random_weights_of_its_sizes(tmp_pat
 
 WRONG_RECORDS: dict[str, tuple[Any, str]] = {
     "no such module": (
-        lambda r: r["linears"].update({"model.layers.9.mlp.up_proj": [1, 64]}),
-        "no module 'model.layers.9.mlp.up_proj'",
+        lambda r: r["shapes"].update({"layers.9.mlp.up_proj.weight": [1, 64]}),
+        "no module 'layers.9.mlp.up_proj'",
     ),
     "widths of two layers swapped": (
-        lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": r["linears"]["model.layers.1.mlp.up_proj"]}),
+        lambda r: r["shapes"].update({"layers.0.mlp.up_proj.weight": r["shapes"]["layers.1.mlp.up_proj.weight"]}),
         "wrong shape for model.layers.0.mlp.up_proj",
     ),
-    "wider than dense": (lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": [97, 64]}), "does not fit"),
-    "no width": (lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": [0, 64]}), "does not fit"),
-    "words": (lambda r: r["linears"].update({"model.layers.0.mlp.up_proj": ["9", 64]}), "does not describe"),
-    "a part missing": (lambda r: r.pop("norms"), "norms"),
-    "another format": (lambda r: r.update(format=2), "format 2"),
-    "a method": (lambda r: r["attributes"].update({"model.layers.0.forward": 1}), "no integer"),
-    "out of the model": (lambda r: r["linears"].update({"..": [1, 1]}), "does not describe"),
+    "wider than dense": (lambda r: r["shapes"].update({"layers.0.mlp.up_proj.weight": [97, 64]}), "does not fit"),
+    "no width": (lambda r: r["shapes"].update({"layers.0.mlp.up_proj.weight": [0, 64]}), "does not fit"),
+    "words": (lambda r: r["shapes"].update({"layers.0.mlp.up_proj.weight": ["9", 64]}), "does not describe"),
+    "a part missing": (lambda r: r.pop("shapes"), "shapes"),
+    "another format": (lambda r: r.update(format=1), "format 1"),
+    "a method": (lambda r: r["attributes"].update({"layers.0.forward": 1}), "no integer"),
+    "out of the model": (lambda r: r["shapes"].update({"..": [1, 1]}), "does not describe"),
 }
 
 

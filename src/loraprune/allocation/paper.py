@@ -10,6 +10,7 @@ from dataclasses import replace
 from loraprune.allocation.space import Space
 from loraprune.allocation.uniform import uniform_counts
 from loraprune.errors import PlanError
+from loraprune.groups import layer_of
 from loraprune.plan import Budget
 
 
@@ -21,9 +22,10 @@ def paper_counts(space: Space, ratio: float) -> dict[str, int]:
     Raises:
         PlanError: if these layers do not hold as many.
     """
-    layers = list(dict.fromkeys(group.name.rsplit(".", 1)[0] for group in space.groups))
-    whole = {*layers[: len(layers) // 10], layers[-1]}
-    open_groups = tuple(group for group in space.groups if group.name.rsplit(".", 1)[0] not in whole)
+    layers = list(dict.fromkeys(layer_of(group) for group in space.groups if layer_of(group)))
+    # A group that spans layers reaches into those that stay whole.
+    whole = {None, *layers[: len(layers) // 10], *layers[-1:]}
+    open_groups = tuple(group for group in space.groups if layer_of(group) not in whole)
     counts = {group.name: group.units for group in space.groups}
     each = {group.name: space.budget.unit_parameters[group.name] for group in open_groups}
     budget = Budget(each, {group.name: group.units for group in open_groups})

@@ -1,17 +1,19 @@
 """From a user's `--data` to rows of tokens.
 
-`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts` and `chats` (through
-`templates`) make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
+`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts`, `chats` (through
+`templates`) and `pairs` make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
 """
 
 from loraprune.data.load import Data, load_data, load_rows
-from loraprune.data.rows import NO_TARGET, Collator, Row, Rows, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.pairs import encode_pairs
+from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, Rows, TokenRows, check_vocabulary, draw_rows
 from loraprune.data.sources import check_apart, columns_of, naming, open_source
 
 __all__ = [
     "NO_TARGET",
     "Collator",
     "Data",
+    "PairCollator",
     "Row",
     "Rows",
     "TokenRows",
@@ -19,6 +21,7 @@ __all__ = [
     "check_vocabulary",
     "columns_of",
     "draw_rows",
+    "encode_pairs",
     "load_data",
     "load_rows",
     "naming",

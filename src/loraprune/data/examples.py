@@ -9,18 +9,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from loraprune.data.files import Table
+from loraprune.data.files import PAIRS, Table
 from loraprune.errors import DataError
 
-Format = Literal["messages", "instruction", "text"]
+Format = Literal["messages", "instruction", "pair", "text"]
 Message = Mapping[str, Any]
 
-COLUMNS: Mapping[Format, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "instruction": ("instruction", "response"),
-    "text": ("text",),
-}
+COLUMNS: tuple[tuple[Format, tuple[str, ...]], ...] = (
+    ("messages", ("messages",)),
+    ("instruction", ("instruction", "response")),
+    ("text", ("text",)),
+    *(("pair", columns) for columns in PAIRS),
+)
 """columns that each format needs, in the order of preference where a table holds several"""
+
+
+class Pair(NamedTuple):
+    """A text to read and the text to write after it."""
+
+    place: str
+    """where it stands, as an error message gives it"""
+    source: str
+    target: str
 
 
 class Chat(NamedTuple):
@@ -33,20 +43,22 @@ class Chat(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Documents or chats of one source, in order."""
+    """Documents, chats or pairs of one source, in order."""
 
     source: str
     split: str
     format: Format
     texts: Sequence[str] = ()
     chats: Sequence[Chat] = ()
+    pairs: Sequence[Pair] = ()
 
     def __len__(self) -> int:
-        return len(self.texts) + len(self.chats)
+        return len(self.texts) + len(self.chats) + len(self.pairs)
 
     def take(self, start: int, stop: int, *, split: str) -> Examples:
         """Return some of the examples, as a split of another name."""
-        return replace(self, texts=self.texts[start:stop], chats=self.chats[start:stop], split=split)
+        kept = slice(start, stop)
+        return replace(self, texts=self.texts[kept], chats=self.chats[kept], pairs=self.pairs[kept], split=split)
 
 
 def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Examples:
@@ -63,6 +75,9 @@ def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Exampl
             )
     if form == "text":
         examples = Examples(source, split, form, texts=[text for table in tables for text in _texts(table)])
+    elif form == "pair":
+        pairs = [pair for table in tables for pair in _pairs(table)]
+        examples = Examples(source, split, form, pairs=pairs)
     else:
         chat = _messages if form == "messages" else _exchange
         chats = [
@@ -78,15 +93,24 @@ def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Exampl
 
 def find_format(table: Table) -> Format:
     """Return the first format whose columns a table has."""
-    for form, needed in COLUMNS.items():
+    for form, needed in COLUMNS:
         if set(needed) <= set(table.columns):
             return form
     if not table.columns:
         raise DataError(f"{table.name}: there is no row in it: give a file that holds some")
     found = ", ".join(table.columns) or "none"
     raise DataError(
-        f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `messages`: rename them"
+        f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `messages`, or `source` and "
+        "`target`: rename them"
     )
+
+
+def _pairs(table: Table) -> list[Pair]:
+    read, written = next(columns for columns in PAIRS if set(columns) <= set(table.columns))
+    return [
+        Pair(f"{table.name}, {place}", _string(table, place, row, read), _string(table, place, row, written))
+        for place, row in zip(table.places, table.rows, strict=True)
+    ]
 
 
 def _texts(table: Table) -> list[str]:

@@ -21,9 +21,14 @@ from datasets.utils import logging as datasets_logging
 from loraprune.errors import DataError
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
+"""columns of what is read and what is written: translation, and how data sets of summaries name them"""
+LABELLED = (
+    "text_pair", "label", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "question1", "question2",
+)  # fmt: skip
+"""columns of what has a label, see `loraprune.data.labelled`"""
 USED_COLUMNS = (
-    "messages", "instruction", "input", "response", "text", "text_pair", "label", "sentence", "sentence1", "sentence2",
-    "premise", "hypothesis", "question", "question1", "question2",
+    *("messages", "instruction", "input", "response", "text"), *(column for pair in PAIRS for column in pair), *LABELLED,
 )  # fmt: skip
 """the others are not loaded: they may be large, or of types that change from row to row"""
 

@@ -5,8 +5,9 @@ Knows nothing about file formats or templates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +24,10 @@ HELD_OUT_ROWS = 256
 """rows that are enough to judge by: evaluating more would cost more than it tells"""
 
 
+Encode: TypeAlias = Callable[[Examples, PreTrainedTokenizerBase, int], TokenRows]
+"""examples, tokenizer and longest row -> rows"""
+
+
 @dataclass(frozen=True, slots=True)
 class Data:
     """Rows to train on and rows to judge by."""
@@ -31,7 +36,29 @@ class Data:
     held_out: TokenRows
 
 
-def load_data(source: str, tokenizer: PreTrainedTokenizerBase, *, length: int, held_out: str | None = None) -> Data:
+def encode_running(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> TokenRows:
+    """Make rows of running text: documents joined and cut, chats packed whole.
+
+    Raises:
+        DataError: for pairs, which a model that goes on with its own text has no two sides for.
+    """
+    if examples.format == "pair":
+        raise DataError(
+            f"{examples.source}: sources and targets are for a model that encodes one text and decodes another; for this one "
+            "name the columns `instruction` and `response`"
+        )
+    encode = encode_texts if examples.format == "text" else encode_chats
+    return encode(examples, tokenizer, length=length)
+
+
+def load_data(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    held_out: str | None = None,
+    encode: Encode = encode_running,
+) -> Data:
     """Read a source and hold a part of it out, or judge by `held_out`, which names another source.
 
     Without `held_out` the rows to judge by are the source's own validation split, the last tenth of its documents or
@@ -46,13 +73,14 @@ def load_data(source: str, tokenizer: PreTrainedTokenizerBase, *, length: int, h
     with naming("--data"):
         data = open_source(source)
         if held_out is None and "held_out" not in data.splits:
-            return _enough(source, *_hold_out(_examples(data.read("train")), tokenizer, length=length), length=length)
+            rows = _hold_out(_examples(data.read("train")), tokenizer, length, encode=encode)
+            return _enough(source, *rows, length=length)
     with naming("--eval" if held_out else "--data"):
         other = open_source(held_out) if held_out else data
         check_apart(source, data, held_out or source, other=other)
-        judged = _encode(_examples(other.read("held_out")), tokenizer, length=length)
+        judged = encode(_examples(other.read("held_out")), tokenizer, length)
     with naming("--data"):
-        return _enough(source, _encode(_examples(data.read("train")), tokenizer, length=length), judged, length=length)
+        return _enough(source, encode(_examples(data.read("train")), tokenizer, length), judged, length=length)
 
 
 def load_rows(
@@ -61,6 +89,7 @@ def load_rows(
     *,
     length: int,
     split: Literal["train", "held_out"] | None = None,
+    encode: Encode = encode_running,
 ) -> TokenRows:
     """Read a source to judge by: all of a file or folder, or the `split` of a source that has splits of its own.
 
@@ -72,7 +101,7 @@ def load_rows(
     """
     _check_length(length)
     with naming("--data"):
-        rows = _encode(_examples(open_source(source).read(split or "held_out")), tokenizer, length=length)
+        rows = encode(_examples(open_source(source).read(split or "held_out")), tokenizer, length)
         if not len(rows):
             raise DataError(f"{source}: it holds only {_tokens(rows)} tokens: give at least two")
         return rows
@@ -82,15 +111,12 @@ def _examples(part: Part) -> Examples:
     return make_examples(part.source, part.tables, split=part.split)
 
 
-def _encode(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> TokenRows:
-    encode = encode_texts if examples.format == "text" else encode_chats
-    return encode(examples, tokenizer, length=length)
-
-
-def _hold_out(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> tuple[TokenRows, TokenRows]:
+def _hold_out(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int, *, encode: Encode
+) -> tuple[TokenRows, TokenRows]:
     count = len(examples)
     if count == 1:
-        rows = _encode(examples, tokenizer, length=length)
+        rows = encode(examples, tokenizer, length)
         cut = len(rows) - _share(len(rows))
         kept = take_rows(rows, 0, cut, split="train")
         return replace(kept, protocol={**kept.protocol, "dropped_tokens": 0}), take_rows(
@@ -98,8 +124,8 @@ def _hold_out(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length:
         )
     cut = count - _share(count)
     return (
-        _encode(examples.take(0, cut, split="train"), tokenizer, length=length),
-        _encode(examples.take(cut, count, split="held_out"), tokenizer, length=length),
+        encode(examples.take(0, cut, split="train"), tokenizer, length),
+        encode(examples.take(cut, count, split="held_out"), tokenizer, length),
     )
 
 

@@ -6,7 +6,7 @@ Knows nothing about where tokens come from.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -55,6 +55,9 @@ class TokenRows(Dataset[dict[str, list[int]]]):
     rows: tuple[Row, ...]
     protocol: Mapping[str, object]
     """source, format, split, rows, tokens, targets, length, bos, separator, dropped_tokens"""
+    shifted: bool = True
+    """whether labels stand at the places of input_ids, so that each is predicted from the place before; in a pair they are a
+    row of their own, and each is predicted at its own place"""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,7 +69,13 @@ class TokenRows(Dataset[dict[str, list[int]]]):
     def take(self, places: Sequence[int]) -> TokenRows:
         """Return some of the rows."""
         taken = tuple(self.rows[place] for place in places)
-        return TokenRows(taken, {**self.protocol, **_counts(taken)})
+        return replace(self, rows=taken, protocol={**self.protocol, **_counts(taken, shifted=self.shifted)})
+
+
+def pad(lists: Sequence[list[int]], fill: int) -> Int[Tensor, "batch longest"]:
+    """Fill lists up on the right to the longest."""
+    longest = max(len(values) for values in lists)
+    return torch.tensor([values + [fill] * (longest - len(values)) for values in lists])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +86,58 @@ class Collator:
 
     def __call__(self, features: Sequence[Mapping[str, list[int]]]) -> dict[str, Int[Tensor, "batch seq"]]:
         """Return input_ids, attention_mask and labels of a batch."""
-        longest = max(len(feature["input_ids"]) for feature in features)
-
-        def padded(lists: Iterable[list[int]], fill: int) -> Tensor:
-            return torch.tensor([values + [fill] * (longest - len(values)) for values in lists])
-
+        read = [feature["input_ids"] for feature in features]
         return {
-            "input_ids": padded((feature["input_ids"] for feature in features), self.pad_token_id),
-            "attention_mask": padded(([1] * len(feature["input_ids"]) for feature in features), 0),
-            "labels": padded((feature["labels"] for feature in features), NO_TARGET),
+            "input_ids": pad(read, self.pad_token_id),
+            "attention_mask": pad([[1] * len(ids) for ids in read], 0),
+            "labels": pad([feature["labels"] for feature in features], NO_TARGET),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PairCollator:
+    """Pads sources and targets, each to its own longest, and moves the targets one place on for the decoder to read."""
+
+    pad_token_id: int
+    start: int | None
+    """token that a decoder begins with; None where it is the last one of the target, as in mBART"""
+
+    def __call__(self, features: Sequence[Mapping[str, list[int]]]) -> dict[str, Int[Tensor, "batch _"]]:
+        """Return input_ids, attention_mask, decoder_input_ids, decoder_attention_mask and labels of a batch."""
+        read = [feature["input_ids"] for feature in features]
+        written = [feature["labels"] for feature in features]
+        seen = [[ids[-1] if self.start is None else self.start, *ids[:-1]] for ids in written]
+        return {
+            "input_ids": pad(read, self.pad_token_id),
+            "attention_mask": pad([[1] * len(ids) for ids in read], 0),
+            "decoder_input_ids": pad(seen, self.pad_token_id),
+            "decoder_attention_mask": pad([[1] * len(ids) for ids in written], 0),
+            "labels": pad(written, NO_TARGET),
         }
 
 
 def make_rows(
-    rows: Sequence[Row], examples: Examples, *, length: int, bos: bool, separator: str | None, dropped: int
+    rows: Sequence[Row],
+    examples: Examples,
+    *,
+    length: int,
+    bos: bool,
+    separator: str | None,
+    dropped: int,
+    shifted: bool = True,
 ) -> TokenRows:
     """Put rows and their protocol together."""
     protocol = {
         "source": examples.source,
         "format": examples.format,
         "split": examples.split,
-        **_counts(rows),
+        **_counts(rows, shifted=shifted),
         "length": length,
         "bos": bos,
         "separator": separator,
         "dropped_tokens": dropped,
     }
-    return TokenRows(tuple(rows), protocol)
+    return TokenRows(tuple(rows), protocol, shifted)
 
 
 def take_rows(rows: TokenRows, start: int, stop: int, *, split: str) -> TokenRows:
@@ -119,12 +153,12 @@ def draw_rows(rows: Rows, count: int | None, *, seed: int) -> Rows:
     return rows.take(sorted(random.Random(seed).sample(range(len(rows)), count)))
 
 
-def _counts(rows: Sequence[Row]) -> dict[str, int]:
+def _counts(rows: Sequence[Row], *, shifted: bool) -> dict[str, int]:
     return {
         "rows": len(rows),
         "tokens": sum(len(row.input_ids) for row in rows),
-        # A row's first token is never predicted, so it is no target.
-        "targets": sum(len(row.labels) - 1 - row.labels[1:].count(NO_TARGET) for row in rows),
+        # The first token of running text is never predicted, so it is no target.
+        "targets": sum(len(labels) - labels.count(NO_TARGET) for labels in (row.labels[shifted:] for row in rows)),
     }
 
 

@@ -4,9 +4,11 @@ A copy of this file lies beside the weights, so that `from_pretrained(folder, tr
 It needs torch and transformers (5.0 or newer) alone. For every stock class `X` of transformers there is a `LayerwiseX` here.
 The stock part of config.json describes the dense model; its `loraprune` entry records what is smaller:
 
-    linears      module path -> [rows, columns]
-    norms        module path -> channels
+    shapes       dotted path of a parameter or buffer -> shape
     attributes   dotted path of an integer that a module reads -> value
+    head         path of a linear layer of the model's head -> columns, where the head reads what is smaller
+
+Paths start below the model without its head, so that one record serves every head.
 """
 
 from __future__ import annotations
@@ -18,12 +20,23 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 PREFIX = "Layerwise"
 TYPE_PREFIX = "loraprune_"
 """before the stock model type: transformers without this file stops at the unknown type instead of loading wrong shapes"""
-FORMAT = 1
+FORMAT = 2
+AUTO_CLASSES = {
+    "AutoModel": "MODEL_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+}
+"""name of an auto class -> name of its table, configuration class -> model class, both in transformers"""
 
 
 class LayerConfig:
@@ -56,28 +69,27 @@ def resize_(model: PreTrainedModel, record: Any) -> None:
     """
     try:
         if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r} is not {FORMAT}: update loraprune or the modelling file")
-        for path, (rows, columns) in record["linears"].items():
-            layer = _module(model, path)
-            _resize(layer, "weight", (rows, columns))
-            if getattr(layer, "bias", None) is not None:
-                _resize(layer, "bias", (rows,))
-            layer.out_features, layer.in_features = rows, columns
-        for path, channels in record["norms"].items():
-            _resize(_module(model, path), "weight", (channels,))
+            raise ValueError(
+                f"format {record['format']!r} is not {FORMAT}: use the loraprune that wrote it, or the code beside it"
+            )
+        for path, shape in record["shapes"].items():
+            owner, _, name = path.rpartition(".")
+            _resize(_module(model, owner), name, tuple(shape))
         for path, value in record["attributes"].items():
             _set_attribute(model, path, value)
+        for path, columns in record.get("head", {}).items() if model.base_model is not model else ():
+            layer: Any = model.get_submodule(path)
+            _resize(layer, "weight", (len(layer.weight), columns))
+            layer.in_features = columns
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"the `loraprune` entry of config.json does not describe this model ({text})") from None
 
 
 def _module(model: PreTrainedModel, path: str) -> Any:
-    """Return the module at a path of the model with a head, also in the model without one."""
-    if model.base_model is model:
-        path = path.removeprefix(f"{model.base_model_prefix}.")
+    """Return the module at a path below the model without its head."""
     try:
-        return model.get_submodule(path)
+        return model.base_model.get_submodule(path)
     except AttributeError:
         raise ValueError(f"no module {path!r}") from None
 
@@ -87,7 +99,11 @@ def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
     fits = len(shape) == old.ndim and all(0 < new <= present for new, present in zip(shape, old.shape, strict=True))
     if not fits:
         raise ValueError(f"{list(shape)} does not fit into {list(old.shape)} of {type(module).__name__}.{name}")
-    setattr(module, name, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+    new = old.new_empty(shape)
+    is_parameter = isinstance(old, nn.Parameter)
+    setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new)
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = shape
     module._is_hf_initialized = False  # a part of the model may have been initialised already
 
 
@@ -114,16 +130,24 @@ def layerwise_class(stock: Any) -> type[Any]:
             name, (stock,), values | {"model_type": TYPE_PREFIX + stock.model_type, "_auto_class": "AutoConfig"}
         )
     if issubclass(stock, PreTrainedModel):
-        auto = "AutoModelForCausalLM" if issubclass(stock, GenerationMixin) else "AutoModel"
+        auto = next((auto for auto, each in stock_models(stock.config_class).items() if each is stock), None)
         values |= {"config_class": layerwise_class(stock.config_class), "_auto_class": auto}
         return type(name, (Resized, stock), values)
     raise AttributeError(f"{stock.__name__} is no configuration or model of transformers")
 
 
-def auto_map(config: type, *models: type) -> Mapping[str, str]:
-    """Return the entry of config.json that leads transformers to the classes in this file."""
-    classes = [layerwise_class(stock) for stock in (config, *models)]
-    return {each._auto_class: f"{__name__.rpartition('.')[2]}.{each.__name__}" for each in classes}
+def stock_models(config: type) -> Mapping[str, Any]:
+    """Return the stock model class of a stock configuration class for every auto class that has one."""
+    found = {auto: getattr(transformers, table).get(config, None) for auto, table in AUTO_CLASSES.items()}
+    # A table may have several classes for one configuration: the first is the plain one.
+    first = {auto: model[0] if isinstance(model, tuple) else model for auto, model in found.items()}
+    return {auto: model for auto, model in first.items() if isinstance(model, type)}
+
+
+def auto_map(config: type) -> Mapping[str, str]:
+    """Return the entry of config.json that leads transformers to the classes in this file, from a stock configuration class."""
+    classes = {"AutoConfig": config, **stock_models(config)}
+    return {auto: f"{__name__.rpartition('.')[2]}.{PREFIX}{stock.__name__}" for auto, stock in classes.items()}
 
 
 def __getattr__(name: str) -> type[Any]:

@@ -36,7 +36,7 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
         VerificationError: if the saved model computes something else.
     """
     config = dense_config(model.config, plan)
-    groups = find_groups(config)
+    groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
@@ -57,14 +57,15 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         CheckpointError: if the plan is another model's.
         PlanError: if the plan was made for a model whose layers differed already.
     """
-    present = {group.name: group.units for group in find_groups(config)}
+    groups = [group for group in find_groups(config) if group.name in plan.kept]  # others were not in play
+    present = {group.name: group.units for group in groups}
     kept = {name: len(units) for name, units in plan.kept.items()}
     if present != kept:
         odd = next(name for name in sorted(present.keys() | kept.keys()) if present.get(name) != kept.get(name))
         raise CheckpointError(
             f"plan.json keeps {kept.get(odd)} units of {odd!r}, the model has {present.get(odd)}: it is another model's plan"
         )
-    sizes = config_sizes(find_groups(config), plan.units)
+    sizes = config_sizes(groups, plan.units)
     dense = stock_config(config, sizes) if sizes is not None else None
     if dense is None:
         raise PlanError(

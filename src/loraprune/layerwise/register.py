@@ -7,48 +7,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-)
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from loraprune.errors import UnsupportedModelError, nearest
-from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX, layerwise_class
+from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX, layerwise_class, stock_models
 
 
 def register_type(model_type: str) -> None:
     """Let transformers know a layer-wise model type, so that it loads without the code in its folder; others are let be.
 
     Raises:
-        UnsupportedModelError: if this transformers has no causal language model of the stock type behind it.
+        UnsupportedModelError: if this transformers has no model of the stock type behind it.
     """
     if not model_type.startswith(TYPE_PREFIX):
         return
-    config, base, causal = stock_classes(model_type.removeprefix(TYPE_PREFIX))
+    config = stock_config_class(model_type.removeprefix(TYPE_PREFIX))
     own = layerwise_class(config)
     AutoConfig.register(model_type, own, exist_ok=True)
-    AutoModel.register(own, layerwise_class(base), exist_ok=True)
-    AutoModelForCausalLM.register(own, layerwise_class(causal), exist_ok=True)
+    for auto, stock in stock_models(config).items():
+        getattr(transformers, auto).register(own, layerwise_class(stock), exist_ok=True)
 
 
-def stock_classes(model_type: str) -> tuple[Any, Any, Any]:
-    """Return the configuration, the model and the causal language model of a stock model type.
+def stock_config_class(model_type: str) -> Any:
+    """Return the configuration class of a stock model type.
 
     Raises:
-        UnsupportedModelError: if this transformers has none.
+        UnsupportedModelError: if this transformers has no model of that type.
     """
-    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if model_type not in CONFIG_MAPPING or not stock_models(CONFIG_MAPPING[model_type]):
         raise UnsupportedModelError(
-            f"transformers has no causal language model of type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}: "
+            f"transformers has no model of type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}: "
             "layer-wise models need a stock one, in a transformers that knows it"
         )
-    config: Any = CONFIG_MAPPING[model_type]
-    return config, MODEL_MAPPING[config], MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    return CONFIG_MAPPING[model_type]
 
 
 def stock_of(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -10,35 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.adapters import find_module, linear_paths
-from loraprune.groups import Group
+from loraprune.adapters import cuts, features, find_module
+from loraprune.families import find_groups
+from loraprune.groups import Group, attribute_values, sides
+from loraprune.heads import find_head
 from loraprune.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
-from loraprune.layerwise.register import register_type, stock_classes, stock_of
+from loraprune.layerwise.register import register_type, stock_config_class, stock_of
 from loraprune.shell import save_tensors
 
 
-def make_record(model: nn.Module, groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, Any]:
+def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, Any]:
     """Return the `loraprune` entry of config.json for a sliced model.
 
-    `units` is for pruning it once more; the rest is what the modelling code reads.
+    `units` is for pruning it once more; the rest is what the modelling code reads, with paths below the model without its head.
     """
-    norms = dict.fromkeys(span.module for group in groups for span in group.spans if span.side == "norm")
+    shapes: dict[str, list[int]] = {}
+    attributes: dict[str, int] = {}
+    columns: dict[str, int] = {}
+    for group in groups:
+        for path, side in sides(group):
+            module: Any = find_module(model, path)
+            if side == "head":
+                columns[path] = module.in_features
+                continue
+            shapes |= {f"{path}.{cut.name}": list(cut.tensor.shape) for cut in cuts(module, side)}
+            attributes |= {f"{path}.{name}": getattr(module, name) for name in features(module, side)}
+        attributes |= attribute_values(group, counts[group.name])
+    head = "" if model.base_model is model else f"{model.base_model_prefix}."
     return {
         "format": FORMAT,
         "units": {group.name: counts[group.name] for group in groups},
-        "linears": {path: list(_weight(model, path).shape) for path in linear_paths(groups)},
-        "norms": {path: len(_weight(model, path)) for path in norms},
-        "attributes": {path: each * counts[group.name] for group in groups for path, each in group.attributes.items()},
-    }
-
-
-def _weight(model: nn.Module, path: str) -> Tensor:
-    weight = find_module(model, path).weight
-    assert isinstance(weight, Tensor)
-    return weight
+        "shapes": {path.removeprefix(head): shape for path, shape in shapes.items()},
+        "attributes": {path.removeprefix(head): value for path, value in attributes.items()},
+    } | ({"head": columns} if columns else {})
 
 
 def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> PreTrainedConfig:
@@ -48,12 +54,12 @@ def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> Pre
         UnsupportedModelError: if the dense model is no model of transformers.
     """
     stock = stock_of(config)
-    classes = stock_classes(stock.model_type)
+    stock_class = stock_config_class(stock.model_type)
     model_type = TYPE_PREFIX + stock.model_type
     register_type(model_type)
     values = stock.to_dict() | {"model_type": model_type, "loraprune": dict(record)}
-    values |= {"auto_map": dict(auto_map(*classes)), "architectures": None}
-    result: PreTrainedConfig = layerwise_class(classes[0]).from_dict(values)
+    values |= {"auto_map": dict(auto_map(stock_class)), "architectures": None}
+    result: PreTrainedConfig = layerwise_class(stock_class).from_dict(values)
     return result
 
 
@@ -62,17 +68,21 @@ def save_layerwise(
     folder: Path,
     *,
     config: PreTrainedConfig,
-    groups: Sequence[Group],
     counts: Mapping[str, int],
     dtype: torch.dtype | None = None,
 ) -> None:
     """Save a sliced, merged `model` with the modelling code that its widths need.
 
-    `config` is the configuration of the model before it was cut, `groups` its groups; `dtype` None keeps the precision.
+    `config` is the configuration of the model before it was cut; groups that `counts` does not name are whole; `dtype` None
+    keeps the precision.
 
     Raises:
         UnsupportedModelError: if the dense model is no model of transformers.
     """
-    own = layerwise_config(config, make_record(model, groups, counts))
+    every = find_groups(config)
+    whole = {group.name: group.units for group in every}
+    own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
     tensors = model.state_dict()
-    save_tensors(own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config)
+    save_tensors(
+        own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+    )  # fmt: skip

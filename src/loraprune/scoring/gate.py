@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module
+from loraprune.adapters import channels_last, find_module
 from loraprune.criteria import Gate
 from loraprune.errors import ConfigError
-from loraprune.groups import Group, consumers
+from loraprune.groups import Group, readers
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import to_cpu
 from loraprune.scoring.hooks import Hooks
@@ -23,7 +23,8 @@ from loraprune.scoring.hooks import Hooks
 class GateScorer(Hooks):
     """Gathers a gate criterion over all micro-batches of a step.
 
-    With a gate m = 1 on the channels z of a unit, dL/dm = sum over tokens and channels of z * dL/dz.
+    With a gate m = 1 on the channels z of a unit, dL/dm = sum over tokens and channels of z * dL/dz, and over all
+    projections that read the unit: a unit of several layers has one gate.
     Source: PAPER.md section 2, "gate gradient".
     """
 
@@ -32,28 +33,44 @@ class GateScorer(Hooks):
         self.criterion = criterion
         self.sums: dict[str, Tensor] = {}
         self.samples: dict[str, int] = {}
+        self._open: dict[str, dict[str, Tensor]] = {}
+        """group -> reading projection -> (samples, units) gradients of the gates there, in the present micro-batch"""
         for group in groups:
-            for span in consumers(group):
-                self._watch(find_module(model, span.module), group.name)
+            for span in readers(group):
+                self._watch(find_module(model, span.module), group.name, span.module)
 
-    def _watch(self, module: nn.Module, name: str) -> None:
-        def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            z = args[0]
-            if z.requires_grad:  # not in evaluation, nor in the first pass of gradient checkpointing
-                values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
-                z.register_hook(lambda grad: self._gather(name, values, grad))
+    def _watch(self, module: nn.Module, name: str, path: str) -> None:
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if not args[0].requires_grad:  # in evaluation, and in the first pass of gradient checkpointing
+                return None
+            z = args[0].view_as(args[0])  # the gradient of this reader alone: others may read the same tensor
+            values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
+            z.register_hook(
+                lambda grad: self._gather(name, path, channels_last(module, values), channels_last(module, grad))
+            )
+            return (z, *args[1:])
 
         self.before(module, on_forward)
 
     @torch.no_grad()
-    def _gather(self, name: str, z: Tensor, grad: Tensor) -> None:
+    def _gather(self, name: str, path: str, z: Tensor, grad: Tensor) -> None:
+        if path in self._open.get(name, {}):  # the next micro-batch has begun
+            self._close(name)
         per_channel = (z * grad).flatten(1, -2).float().sum(1)
-        scores = self.criterion.function(per_channel.unflatten(-1, (self.groups[name].units, -1)).sum(-1))
+        per_unit = per_channel.unflatten(-1, (self.groups[name].units, -1)).sum(-1)
+        self._open.setdefault(name, {})[path] = per_unit
+
+    def _close(self, name: str) -> None:
+        """Add the scores of a micro-batch whose gates' gradients are complete."""
+        gates = sum(self._open.pop(name).values(), torch.zeros(()))
+        scores = self.criterion.function(gates)
         self.sums[name] = self.sums[name] + scores if name in self.sums else scores
-        self.samples[name] = self.samples.get(name, 0) + len(z)
+        self.samples[name] = self.samples.get(name, 0) + len(gates)
 
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
-        """Return the mean over samples of each unit's score, summed over a group's consuming projections."""
+        """Return the mean over samples of each unit's score."""
+        for name in tuple(self._open):
+            self._close(name)
         missing = [name for name in self.groups if name not in self.sums]
         if missing:
             raise ConfigError(

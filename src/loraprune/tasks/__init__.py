@@ -25,6 +25,7 @@ model, which is only pre-trained, takes the task with the most columns that the 
 from loraprune.tasks import (  # noqa: F401  (importing a task registers it)
     causal_lm,
     masked_lm,
+    seq2seq,
     sequence_classification,
 )
 from loraprune.tasks.base import Collate, Inputs, Predictions, Prepared, Request, Task, register_task, tasks
