@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
-Side = Literal["out", "in", "norm", "table", "layer_norm", "head"]
+Side = Literal["out", "in", "norm", "scale", "table", "layer_norm", "head"]
 Kind = Literal["attention", "ffn", "channel"]
 Stream = Literal["input", "decoder"]
 LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
@@ -28,6 +28,7 @@ class Span:
     """dotted path in the base model"""
     side: Side
     """rows produced; columns consumed; weights of an RMS norm taken over the whole row of units; or, neither scored nor adapted:
+    `scale`, weights that only multiply what a unit is, such as norms of single heads with weights for each head;
     `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels;
     `layer_norm`, weights of a layer norm that counts only the channels left; `head`, columns consumed by a task's own layer"""
     width: int

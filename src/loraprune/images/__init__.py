@@ -1,8 +1,8 @@
 """Labelled images from folders, files, the hub and benchmarks known by name, and how they become a model's input.
 
-    sources.py     a name -> images with the names of their classes
-    benchmarks.py  names of benchmarks, as data: where they lie and how many images train and judge
-    rows.py        images and an image processor -> rows for the Trainer
+sources.py     a name -> images with the names of their classes
+benchmarks.py  names of benchmarks, as data: where they lie and how many images train and judge
+rows.py        images and an image processor -> rows for the Trainer
 """
 
 from loraprune.images.rows import ImageRows, check_images, load_processor

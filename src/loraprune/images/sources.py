@@ -93,7 +93,12 @@ def _open(name: str) -> Splits:
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
         return _folder(path) if path.is_dir() else {"all": _file(path)}
-    if name.startswith(VTAB_PREFIX) or path.suffix.lower() in SUFFIXES or os.sep in name[:1] + name[-1:] or name[:1] in ".~":
+    if (
+        name.startswith(VTAB_PREFIX)
+        or path.suffix.lower() in SUFFIXES
+        or os.sep in name[:1] + name[-1:]
+        or name[:1] in ".~"
+    ):
         raise DataError(f"{name!r}: no such file, folder or benchmark{nearest(name, BENCHMARKS)}: check the name")
     return _hub(name)
 
@@ -115,7 +120,9 @@ def _folder(path: Path) -> Splits:
 def _classes(path: Path, split: str, classes: tuple[str, ...] | None = None) -> LabelledImages:
     folders = list(_visible(path))
     if stray := next((entry for entry in folders if not entry.is_dir()), None):
-        raise DataError(f"{stray}: not in the folder of a class: images lie as CLASS/NAME.jpg, or name a {SUFFIXES[0]} file")
+        raise DataError(
+            f"{stray}: not in the folder of a class: images lie as CLASS/NAME.jpg, or name a {SUFFIXES[0]} file"
+        )
     names = classes or tuple(folder.name for folder in folders)
     if odd := next((folder for folder in folders if folder.name not in names), None):
         raise DataError(f"{odd}: no class of the training images has this name{nearest(odd.name, names)}")
@@ -141,7 +148,9 @@ def _visible(path: Path) -> Iterator[Path]:
 
 def _file(path: Path) -> LabelledImages:
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: no file of labelled images: give a folder of classes, or one of {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{path}: no file of labelled images: give a folder of classes, or one of {', '.join(SUFFIXES)}"
+        )
     try:
         if path.suffix.lower() == ".arrow":
             table = datasets.Dataset.from_file(str(path))
@@ -158,15 +167,21 @@ def _hub(name: str) -> Splits:
 
 def _table(name: str, split: str, table: datasets.Dataset) -> LabelledImages:
     """Read the image and the label column of a table."""
-    image, label = (next((c for c in known if c in table.column_names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
+    image, label = (
+        next((c for c in known if c in table.column_names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS)
+    )
     if image is None or label is None:
         missing = "image" if image is None else "label"
-        raise DataError(f"{name}: no column {missing!r} among {', '.join(table.column_names)}: rename the one that holds it")
+        raise DataError(
+            f"{name}: no column {missing!r} among {', '.join(table.column_names)}: rename the one that holds it"
+        )
     table = table.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     values: list[Any] = table[label][:]
     if bad := next((place for place, each in enumerate(values) if not isinstance(each, int | str)), None):
         raise DataError(f"{name}, row {bad + 1}: the label {values[bad]!r} is neither a name nor a number")
-    names = getattr(table.features[label], "names", None) or sorted(set(values), key=lambda each: (str(type(each)), each))
+    names = getattr(table.features[label], "names", None) or sorted(
+        set(values), key=lambda each: (str(type(each)), each)
+    )
     numbers = {each: place for place, each in enumerate(names)} if isinstance(values[0], str) else {
         each: place for place, each in enumerate(range(len(names)) if getattr(table.features[label], "names", None) else names)
     }  # fmt: skip
