@@ -117,7 +117,12 @@ def _read_stdlib(split: str) -> Part:
     return Part(STDLIB, split, [Table(STDLIB, ("text",), rows, [f"module {place}" for place in range(len(rows))])])
 
 
-def _open_hub(name: str) -> Source:
+def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
+    """Load a data set of the hub: its only split as `all`, or those for `train` and `held_out`, with their own names.
+
+    Raises:
+        DataError: if it cannot be had, or has no training split.
+    """
     identifier, _, configuration = name.partition(":")
     offline = datasets.config.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE
     try:
@@ -130,15 +135,19 @@ def _open_hub(name: str) -> Source:
         raise DataError(
             f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
         ) from None
-    splits = {str(split): partial(_read_hub, name, str(split), table) for split, table in loaded.items()}
+    splits = {str(split): (str(split), table) for split, table in loaded.items()}
     if len(splits) == 1:
-        return Source({"all": next(iter(splits.values()))})
+        return {"all": next(iter(splits.values()))}
     if "train" not in splits:
         raise DataError(
             f"{name!r}: none of its splits {', '.join(splits)} is called train: save one as a file and name that"
         )
     held_out = next((split for split in HELD_OUT_SPLITS if split in splits), None)
-    return Source({"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]})
+    return {"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]}
+
+
+def _open_hub(name: str) -> Source:
+    return Source({part: partial(_read_hub, name, split, table) for part, (split, table) in load_hub(name).items()})
 
 
 def _read_hub(name: str, split: str, table: datasets.Dataset) -> Part:
