@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -172,13 +171,3 @@ def masked_logits(
     logits = logits_of(dense, inputs)
     masks.remove()
     return logits
-
-
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in the safetensors files of a folder."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors

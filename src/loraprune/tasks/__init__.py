@@ -24,6 +24,7 @@ model, which is only pre-trained, takes the task with the most columns that the 
 
 from loraprune.tasks import (  # noqa: F401  (importing a task registers it)
     causal_lm,
+    image_classification,
     masked_lm,
     seq2seq,
     sequence_classification,
