@@ -28,8 +28,9 @@ class Span:
     """dotted path in the base model"""
     side: Side
     """rows produced; columns consumed; weights of an RMS norm taken over the whole row of units; or, neither scored nor adapted:
-    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels;
-    `scale`, rows of weights that only multiply the channels of a head; `layer_norm`, weights of a layer norm that counts only the channels left; `head`, columns consumed by a task's own layer"""
+    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels; `scale`,
+    rows of weights that only multiply what a head is; `layer_norm`, weights of a layer norm that counts only the channels
+    left; `head`, columns consumed by a task's own layer"""
     width: int
     """entries a unit"""
     offset: int = 0
