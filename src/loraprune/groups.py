@@ -55,6 +55,8 @@ class Group:
     """dotted path of a module attribute -> value that it takes, however many units are kept, once some are gone"""
     residual: bool = True
     """whether what the consuming projections give is added to the residual stream as it is, with no norm between"""
+    whole: bool = True
+    """whether the units are all that the stock model has: false in a model that was pruned before"""
     stream: Stream = "input"
     """which tokens the residual stream carries: the model's input, or what the decoder of an encoder-decoder has said"""
 
