@@ -21,6 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "registry",
         "measured",
+        "metrics",
         "heads",
         "groups",
         "schedule",
@@ -34,7 +35,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.pattern",
     ),
     ("plan", "config", "families", "adapters", "data", "loading"),
-    ("compare.grid", "compare.correlation"),
+    ("compare.grid", "compare.correlation", "images"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
     ("scoring", "layerwise.save", "tasks"),
     (

@@ -20,6 +20,7 @@ from loraprune.groups import Group
 from loraprune.heads import auto_class
 from loraprune.plan import Plan
 from tests.encoder_decoders import ENCODER_DECODERS
+from tests.encoders import ENCODERS
 from tests.variant import VOCABULARY, Variant, tokens
 
 HIDDEN, HEADS, KV_HEADS, HEAD, FFN = 64, 8, 4, 8, 96
@@ -38,6 +39,9 @@ COMMON: dict[str, Any] = {
 }
 SLIDING_LAYERS = ("sliding_attention", "full_attention")
 
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+"""for families whose dropout is on by default: training with a mask and without draw other random numbers"""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True},
@@ -54,6 +58,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # it is negligible do mask and slice agree to float precision (with 1e-5 and one unit left they differ by 1.5e-4).
     "olmo2": {"initializer_range": 0.5, "rms_norm_eps": 1e-10},
     "smollm3": {"no_rope_layer_interval": 2},
+    "gpt2": {"n_inner": FFN, **NO_DROPOUT},
+    "gpt2-default_ffn": {"scale_attn_by_inverse_layer_idx": True, **NO_DROPOUT},
+    "opt": {"ffn_dim": FFN, "word_embed_proj_dim": HIDDEN, "dropout": 0.0},
+    "opt-post_normed": {"ffn_dim": FFN, "word_embed_proj_dim": 32, "dropout": 0.0, "do_layer_norm_before": False},
+    "opt-no_bias": {"ffn_dim": FFN, "word_embed_proj_dim": HIDDEN, "dropout": 0.0, "enable_bias": False},
+    "gpt_neox": {},
+    "gpt_neox-serial": {"use_parallel_residual": False, "attention_bias": False},
+    "gptj": {"n_inner": FFN, "rotary_dim": 4, "tie_word_embeddings": False, **NO_DROPOUT},
+    "bloom": {},
+    "falcon": {"ffn_hidden_size": FFN},
+    "falcon-grouped": {"ffn_hidden_size": FFN, "new_decoder_architecture": True, "num_kv_heads": KV_HEADS},
+    "falcon-interleaved": {"ffn_hidden_size": FFN, "multi_query": False, "bias": True, "parallel_attn": False},
+    "falcon-alibi": {"ffn_hidden_size": FFN, "multi_query": False, "alibi": True},
+    "phi": NO_DROPOUT,
+    "phi-qk_layernorm": {"qk_layernorm": True, **NO_DROPOUT},
+    "starcoder2": {},
+    "cohere": {},
+    "cohere-qk_norm": {"use_qk_norm": True},
+    "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.4},
 }
 """variant of a causal language model -> what it sets; the model type stands before the first hyphen"""
 
@@ -76,7 +99,7 @@ def causal(variant: str) -> Variant:
 
 
 # Other kinds of models join by their own table, such as `tests.encoders.ENCODERS`.
-EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS
+EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS | ENCODERS
 """all variants of all kinds of models; those above by the same names"""
 
 

@@ -6,6 +6,7 @@ Knows nothing about scores or plans.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -23,6 +26,14 @@ from loraprune.groups import Group, Side
 ADAPTER = "default"
 KEPT_WEIGHTS = "kept_weights"
 """name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
+
+FEATURES: Mapping[Side, tuple[str, ...]] = {
+    "in": ("in_features", "nx", "in_channels"),
+    "out": ("out_features", "nf", "out_channels"),
+    "table": ("embedding_dim", "num_features", "in_channels", "out_channels", "groups"),
+    "head": ("in_features",),
+}
+"""integers in which layers keep a size of their weights"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,12 @@ def is_transposed(layer: nn.Module) -> bool:
 def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
     """Yield every tensor that loses entries when units of a span on `side` of `module` go."""
     layer = base_layer(module)
+    if side == "table":
+        yield from table_cuts(layer)
+        return
+    if side == "head":
+        yield from (Cut(copy, "weight", 1) for copy in head_copies(module))
+        return
     out_dim = 1 if is_transposed(layer) else 0
     yield Cut(layer, "weight", 1 - out_dim if side == "in" else out_dim)
     if side != "in" and getattr(layer, "bias", None) is not None:
@@ -94,12 +111,49 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
             yield Cut(factors[ADAPTER], "bias", 0)
 
 
-FEATURES: Mapping[Side, tuple[str, ...]] = {
-    "in": ("in_features", "nx"),
-    "out": ("out_features", "nf"),
-    "table": ("embedding_dim",),
-}
-"""integers in which layers keep a size of their weights"""
+def table_cuts(layer: nn.Module) -> Iterator[Cut]:
+    """Yield what a layer itself keeps for every unit: kernels of a depthwise convolution, else all that ends in the units."""
+    for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+        if tensor.is_floating_point():
+            yield Cut(layer, name, 0 if isinstance(layer, nn.Conv2d) else tensor.ndim - 1)
+
+
+def head_copies(module: nn.Module) -> list[nn.Module]:
+    """Return the layer of a task's head; of one that is trained as it is, the frozen original and its trained copy."""
+    if not isinstance(module, ModulesToSaveWrapper):
+        return [module]
+    return [module.original_module, module.modules_to_save[ADAPTER]]
+
+
+def kernel_size(layer: nn.Module) -> int:
+    """Return how many weights join one input to one output channel."""
+    return math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
+
+
+def channels_last(module: nn.Module, tensor: Tensor) -> Float[Tensor, "batch *places channels"]:
+    """Return what a layer reads or gives with its channels last, as linear layers have them."""
+    return tensor.movedim(1, -1) if is_channels_first(module) else tensor
+
+
+def channels_first(module: nn.Module, tensor: Float[Tensor, "batch *places channels"]) -> Tensor:
+    """Return the inverse of `channels_last`."""
+    return tensor.movedim(-1, 1) if is_channels_first(module) else tensor
+
+
+def is_channels_first(module: nn.Module) -> bool:
+    """Say whether a layer has its channels behind the batch: convolutions, and norms that say so."""
+    layer = base_layer(module)
+    return isinstance(layer, nn.Conv2d) or getattr(layer, "data_format", "") == "channels_first"
+
+
+def read_columns(module: nn.Module, x: Tensor) -> Float[Tensor, "batch *places columns"]:
+    """Return what a projection multiplies with its weight as a matrix: x itself, or for a convolution the patches of x."""
+    layer = base_layer(module)
+    if not isinstance(layer, nn.Conv2d):
+        return x
+    assert isinstance(layer.padding, tuple)
+    patches = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return patches.transpose(1, 2)
 
 
 def features(layer: nn.Module, side: Side) -> list[str]:
@@ -108,41 +162,58 @@ def features(layer: nn.Module, side: Side) -> list[str]:
 
 
 def set_features(module: nn.Module, side: Side, size: int) -> None:
-    """Make the integers that linear layers print and check agree with their cut tensors."""
+    """Make the integers that layers print and check agree with their cut tensors."""
     layer = base_layer(module)
-    holders = [layer, module]
+    holders = head_copies(module) if side == "head" else [layer, module]
     if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
         holders.append((module.lora_A if side == "in" else module.lora_B)[ADAPTER])
     for holder in holders:
         for name in features(holder, side):
             setattr(holder, name, size)
+    if isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = (size,)
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One adapted linear layer as criteria see it, W = W0 + scaling * B A (out x in)."""
+    """One adapted layer as criteria see it, W = W0 + scaling * B A (out x in).
+
+    A convolution is the matrix that multiplies its patches: `kernel` columns for every input channel.
+    """
 
     path: str
     layer: nn.Module
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     scaling: float
+    kernel: int = 1
+    """columns that belong to one input channel"""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Return (out, in)."""
-        return self.lora_b.shape[0], self.lora_a.shape[1]
+        return self.lora_b.shape[0], self.lora_a.shape[1] * self.kernel
+
+    @property
+    def factors(self) -> tuple[Float[Tensor, "rank in_"], Float[Tensor, "out rank"]]:
+        """Return A and B as matrices."""
+        return self.lora_a.detach().flatten(1), self.lora_b.detach().flatten(1)
+
+    def by_channel(self, columns: Float[Tensor, " in_"]) -> Float[Tensor, " channels"]:
+        """Sum what belongs to the same input channel."""
+        return columns.view(-1, self.kernel).sum(1) if self.kernel > 1 else columns
 
     def base_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
         """Return rows of the frozen weight, in its own dtype."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
-        return weight.detach()[:, start:stop].T if is_transposed(self.layer) else weight.detach()[start:stop]
+        return weight.detach()[:, start:stop].T if is_transposed(self.layer) else weight.detach()[start:stop].flatten(1)
 
     def merged_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
         """Return rows of W = W0 + scaling * B A in float32 or wider, a new tensor."""
         dtype = torch.promote_types(torch.float32, self.lora_a.dtype)
-        base, a, b = (t.detach().to(dtype) for t in (self.base_rows(start, stop), self.lora_a, self.lora_b[start:stop]))
+        a, b = self.factors
+        base, a, b = (tensor.to(dtype) for tensor in (self.base_rows(start, stop), a, b[start:stop]))
         return torch.addmm(base, b, a, alpha=self.scaling)
 
 
@@ -166,7 +237,8 @@ def projection(model: nn.Module, path: str) -> Projection:
     a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
     assert isinstance(a, nn.Parameter)
     assert isinstance(b, nn.Parameter)
-    return Projection(path, module.get_base_layer(), a, b, module.scaling[ADAPTER])
+    layer = module.get_base_layer()
+    return Projection(path, layer, a, b, module.scaling[ADAPTER], kernel_size(layer))
 
 
 def linear_paths(groups: Iterable[Group]) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +31,36 @@ OUR_FILES = ("report.json", "plan.json", "export.json")
 """a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
-def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int] | None:
+def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
     """Return the config keys that the counts change, or None if no stock keys can hold them.
 
     Layers may not differ, and a group without keys must be whole.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int | Fraction] = {}
     for group in groups:
         if not group.sizes and counts[group.name] < group.units:
             return None
         for key, each in group.sizes.items():
             if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
                 return None
-    return sizes
+    return {key: _number(value) for key, value in sizes.items()}
 
 
-def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int]]:
+def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int | float]]:
     """Return what the config keys would be in every layer; where there is no key, how many units of which kind are kept."""
-    sizes: dict[str, list[int]] = {}
+    sizes: dict[str, list[int | float]] = {}
     for group in groups:
         for key, each in (group.sizes or {f"{group.kind} units": 1}).items():
-            sizes.setdefault(key, []).append(each * counts[group.name])
+            sizes.setdefault(key, []).append(_number(each * counts[group.name]))
     return sizes
 
 
-def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrainedConfig | None:
+def _number(value: int | Fraction) -> int | float:
+    """Return a value as config.json can hold it."""
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int | float]) -> PreTrainedConfig | None:
     """Return a stock configuration with other widths, or None if transformers has none that can hold them.
 
     A family's stand-in is tried where its own configuration class refuses the widths. `config` may be a layer-wise model's.
@@ -67,7 +73,9 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
     for values in (config.to_dict(), stand_in):
         if values is None:
             continue
-        merged = dict(values) | changed
+        merged: Any = dict(values)
+        for key, value in changed.items():
+            merged = _with(merged, key.split("."), value)
         try:
             with quiet():
                 result = CONFIG_MAPPING[str(merged["model_type"])].from_dict(merged)
@@ -78,6 +86,15 @@ def stock_config(config: PreTrainedConfig, sizes: Mapping[str, int]) -> PreTrain
     return None
 
 
+def _with(values: Any, path: Sequence[str], value: Any) -> Any:
+    """Return nested dictionaries and lists with another value in one place."""
+    if not path:
+        return value
+    if isinstance(values, Mapping):
+        return {**values, path[0]: _with(values.get(path[0]), path[1:], value)}
+    return [_with(each, path[1:], value) if str(place) == path[0] else each for place, each in enumerate(values)]
+
+
 def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[Kind, ...]:
     """Return the kinds of which a stock checkpoint of this model can hold a smaller number of units, the others whole."""
     found = []
@@ -85,16 +102,18 @@ def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[K
         members = [group for group in groups if group.kind == kind]
         storable = storable_counts(config, members)
         fewest = min(group.units for group in members)
-        if any(storable({group.name: units for group in members}) for units in range(1, max(2, fewest))):
+        wholes = {group.name: group.units // fewest for group in members}  # stages may be multiples of each other
+        trials = ({name: whole * units for name, whole in wholes.items()} for units in range(1, max(2, fewest)))
+        if any(storable(trial) for trial in trials):
             found.append(kind)
     return tuple(found)
 
 
 def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
     """Return the question whether a stock checkpoint of this model can hold some counts."""
-    known: dict[tuple[tuple[str, int], ...], bool] = {}
-    # The width of an FFN is a free number in every configuration: only heads decide.
-    free = {key for group in groups if group.kind == "ffn" for key in group.sizes}
+    known: dict[tuple[tuple[str, int | float], ...], bool] = {}
+    # Widths of FFNs and convolutions are free numbers in every configuration: only heads decide.
+    free = {key for group in groups if group.kind != "attention" for key in group.sizes}
 
     def storable(counts: Mapping[str, int]) -> bool:
         sizes = config_sizes(groups, counts)
@@ -130,7 +149,8 @@ def save_stock(
         raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
     tensors = model.state_dict()
     save_tensors(
-        stock, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+        stock, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
+        head=find_head(model.config),
     )  # fmt: skip
 
 

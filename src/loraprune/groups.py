@@ -8,17 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Literal
 
-Side = Literal["out", "in", "norm", "table"]
-Kind = Literal["attention", "ffn"]
+Side = Literal["out", "in", "norm", "scale", "table", "layer_norm", "head"]
+Kind = Literal["attention", "ffn", "channel"]
 Stream = Literal["input", "decoder"]
 LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows (`out`), columns (`in`, `table`) or normalised channels (`norm`) of one module that the units of a group own.
+    """The rows (`out`), columns (`in`), normalised channels (`norm`) or other entries of one module that a group's units own.
 
     Unit u owns the entries offset + u * width up to offset + (u + 1) * width.
     """
@@ -26,8 +27,10 @@ class Span:
     module: str
     """dotted path in the base model"""
     side: Side
-    """rows produced, columns consumed, weights of an RMS norm taken over the whole row of units, or columns of an embedding
-    that has some for every unit, such as a position bias: cut with the units, but neither scored nor adapted"""
+    """rows produced; columns consumed; weights of an RMS norm taken over the whole row of units; or, neither scored nor adapted:
+    `scale`, weights that only multiply what a unit is, such as norms of single heads with weights for each head;
+    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels;
+    `layer_norm`, weights of a layer norm that counts only the channels left; `head`, columns consumed by a task's own layer"""
     width: int
     """entries a unit"""
     offset: int = 0
@@ -43,8 +46,9 @@ class Group:
     kind: Kind
     units: int
     spans: tuple[Span, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """config key -> value that one kept unit contributes; without a key no stock checkpoint holds fewer units"""
+    sizes: Mapping[str, int | Fraction] = field(default_factory=dict)
+    """config key -> value that one kept unit contributes; dots lead into nested keys and lists, as in hidden_sizes.0.
+    Without a key no stock checkpoint holds fewer units."""
     attributes: Mapping[str, int] = field(default_factory=dict)
     """dotted path of a module attribute -> value that one kept unit contributes"""
     fixed: Mapping[str, int] = field(default_factory=dict)
@@ -98,3 +102,8 @@ def layer_of(group: Group) -> str | None:
 def consumers(group: Group) -> tuple[Span, ...]:
     """Return the spans of the projections that read what a group's units send on."""
     return tuple(span for span in group.spans if span.side == "in")
+
+
+def readers(group: Group) -> tuple[Span, ...]:
+    """Return the spans of all layers that read what a group's units send on, the head of a task among them."""
+    return tuple(span for span in group.spans if span.side in ("in", "head"))

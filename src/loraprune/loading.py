@@ -178,11 +178,14 @@ def load_with_head(
         NumericsError: for NaN or infinite weights.
     """
     config = load_config(model, trust_remote_code=trust_remote_code)
+    named = dict(config.id2label or {})
     config.update(dict(values or {}))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loaded, fresh = _load(model, head, new, options)
+        if new and config.id2label != named:
+            fresh = _start_anew(loaded, new, fresh)
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -191,6 +194,15 @@ def load_with_head(
     placed: Any = loaded
     result: PreTrainedModel = placed.to(device)
     return result, fresh
+
+
+def _start_anew(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
+    """Draw a head anew that fits by its shapes but was trained for other classes; return all modules that started anew."""
+    heads = {name.rpartition(".")[0] for name, _ in model.named_parameters() if new(name)}
+    for path in sorted(heads - set(fresh)):
+        layer: Any = model.get_submodule(path)
+        layer.reset_parameters()
+    return tuple(sorted(heads | set(fresh)))
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

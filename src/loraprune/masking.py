@@ -9,17 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 from torch.utils.hooks import RemovableHandle
 
-from loraprune.adapters import cuts, find_module
+from loraprune.adapters import channels_first, channels_last, cuts, find_module
 from loraprune.groups import Group, Side, Span
 
 
 class Masks:
     """Masks on the inputs of each group's consuming projections, as in z = (x W0 + x B A) * M.
 
-    A projection that feeds an RMS norm over all units is masked at its output too, before the norm sees it.
+    A projection that feeds an RMS norm over all units is masked at its output too, before the norm sees it. A layer norm takes
+    mean and variance of the channels that are left.
     Source: Eq 13.
     """
 
@@ -40,13 +43,19 @@ class Masks:
         masks[key] = torch.ones(cut.tensor.shape[cut.dim], device=cut.tensor.device)
 
         def mask_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0] * masks[key].to(args[0].dtype), *args[1:])
+            masked = channels_last(module, args[0]) * masks[key].to(args[0].dtype)
+            return (channels_first(module, masked), *args[1:])
 
         def mask_output(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             return output * masks[key].to(output.dtype)
 
-        if span.side == "in":
+        def norm_channels_left(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output if masks[key].all() else norm_left(module, args[0], masks[key].nonzero().squeeze(1))
+
+        if span.side in ("in", "head"):
             self._handles.append(module.register_forward_pre_hook(mask_input, prepend=True))
+        elif span.side == "layer_norm":
+            self._handles.append(module.register_forward_hook(norm_channels_left))
         else:
             self._handles.append(module.register_forward_hook(mask_output))
 
@@ -68,7 +77,16 @@ class Masks:
         self._handles.clear()
 
 
+def norm_left(norm: Any, x: Tensor, left: Int[Tensor, " left"]) -> Tensor:
+    """Return what a layer norm over the channels `left` alone gives, and zero for the others."""
+    x = channels_last(norm, x)
+    normed = torch.zeros_like(x)
+    normed[..., left] = layer_norm(x[..., left], (len(left),), norm.weight[left], norm.bias[left], norm.eps)
+    return channels_first(norm, normed)
+
+
 def _masked_spans(group: Group) -> list[Span]:
-    """Return the input spans, and the output spans of projections behind which a norm sees all units."""
+    """Return the input and layer norm spans, and the output spans of projections behind which an RMS norm sees all units."""
     normed = any(span.side == "norm" for span in group.spans)
-    return [span for span in group.spans if span.side == "in" or (span.side == "out" and normed)]
+    sides = {"in", "head", "layer_norm"} | ({"out"} if normed else set())
+    return [span for span in group.spans if span.side in sides]

@@ -48,7 +48,6 @@ from loraprune.verify import (
     masked_logits,
     probe_of,
     unit_sums,
-    weights_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -196,7 +195,7 @@ def _verify_saved(
 ) -> Verification:
     """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
 
-    No two models are in memory at any time.
+    No two models are in the device's memory at any time.
     """
     dtype = job.model.dtype
     probe = probe_of(job.model)
@@ -208,8 +207,11 @@ def _verify_saved(
     )  # fmt: skip
     if sparse:
         sparse.check_saved(folder, dense)
-    check_units(unit_sums(dense, groups, refitted=job.config.pruning().compensate), sums, plan)
-    masked = masked_logits(dense, weights_of(folder), groups, plan, probe)
+    check_units(unit_sums(dense, groups, plan=plan, refitted=job.config.pruning().compensate), sums)
+    # Files may have other names than the model's tensors: transformers keeps those of its older releases.
+    saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
+    masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)
+    del saved
     del dense
     gc.collect()
     job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraprune.errors import CheckpointError, PlanError
@@ -91,15 +91,26 @@ class Budget:
     unit_parameters: Mapping[str, int]
     """group -> parameters of one of its units in the dense model, without adapters"""
     units: Mapping[str, int]
+    shared: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """two groups -> parameters of the dense model that belong to a unit of each, as one owns rows and the other columns"""
 
     @property
     def prunable(self) -> int:
         """Return the parameters of all units of the dense model."""
-        return sum(each * self.units[name] for name, each in self.unit_parameters.items())
+        return self.kept(self.units)
 
     def kept(self, counts: Mapping[str, int]) -> int:
         """Return the parameters of the units when each group keeps `counts` units."""
-        return sum(each * counts[name] for name, each in self.unit_parameters.items())
+        kept = sum(each * counts[name] for name, each in self.unit_parameters.items())
+        for (one, other), parameters in self.shared.items():
+            # Counted with the rows that are kept and with the columns, but there only where both are.
+            rows, columns = self.units[one], self.units[other]
+            kept -= (
+                parameters
+                * (counts[one] * columns + counts[other] * rows - counts[one] * counts[other])
+                // (rows * columns)
+            )
+        return kept
 
     def ratio(self, counts: Mapping[str, int]) -> float:
         """Return the fraction of the prunable parameters that is removed."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
+from itertools import combinations
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
-from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, towards, widths_left
+from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, towards, widths_left
 from loraprune.checkpoint import storable_counts, storable_kinds
 from loraprune.compensation import Rows, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
@@ -32,15 +34,23 @@ logger = logging.getLogger(__name__)
 
 def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
     """Count the parameters that one unit of every group owns, adapters left out."""
-    each = {}
+    each: Counter[str] = Counter()
+    owners: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
+    """tensor -> group, dimension, parameters that the group's units own"""
     for group in groups:
-        total = 0
         for span in group.spans:
             layer = base_layer(find_module(model, span.module))
-            for cut in cuts(layer, span.side):
-                total += cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
-        each[group.name] = total
-    return Budget(each, {group.name: group.units for group in groups})
+            for cut in (cut for cut in cuts(layer, span.side) if isinstance(cut.tensor, nn.Parameter)):
+                one = cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
+                each[group.name] += one
+                owners.setdefault((span.module, cut.name), []).append((group.name, cut.dim, one * group.units))
+    shared: Counter[tuple[str, str]] = Counter()
+    for (path, name), parts in owners.items():
+        size = getattr(base_layer(find_module(model, path)), name).numel()
+        for (one_group, one_dim, rows), (other_group, other_dim, columns) in combinations(parts, 2):
+            if one_dim != other_dim:
+                shared[one_group, other_group] += rows * columns // size
+    return Budget(dict(each), {group.name: group.units for group in groups}, dict(shared))
 
 
 def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> tuple[Group, ...]:
@@ -105,7 +115,7 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     if config.scores:
         units = {group.name: group.units for group in space.groups}
         scores = {name: values.tolist() for name, values in read_scores(config.scores, units).items()}
-    return ALLOCATIONS[config.allocation].counts(space, ratio, scores)
+    return reach(space, ALLOCATIONS[config.allocation], ratio, scores)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
@@ -191,7 +201,7 @@ class Pruner:
         allocation = ALLOCATIONS[self.config.allocation]
         final = self.final
         if allocation.scored and not self.config.has_dimensions:
-            final = allocation.counts(self.space, self.target, self._present_scores())
+            final = reach(self.space, allocation, self.target, self._present_scores())
         return towards(self.space, final, progress)
 
     def _present_scores(self) -> Scores:

@@ -105,9 +105,11 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
             owned.setdefault((span.module, span.side), []).append((span.offset, stop, group.name))
     for (path, side), ranges in owned.items():
         module = find_module(model, path)
-        if getattr(base_layer(module), "weight", None) is None:
+        has_weight = side == "table" or getattr(base_layer(module), "weight", None) is not None
+        sizes = [cut.tensor.shape[cut.dim] for cut in cuts(module, side)] if has_weight else []
+        if not sizes:
             raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
-        size = min(cut.tensor.shape[cut.dim] for cut in cuts(module, side))
+        size = min(sizes)
         ranges.sort()
         for (_, stop, name), (start, _, other) in pairwise(ranges):
             if start < stop:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.adapters import base_layer, cuts, find_module
-from loraprune.errors import GroupMismatchError, VerificationError
+from loraprune.errors import VerificationError
 from loraprune.groups import Group, Span, kept_entries, sides
 from loraprune.masking import Masks
 from loraprune.plan import Plan
@@ -77,26 +76,39 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
     `sliced` maps names of tensors to the sliced model's tensors. Modifies `dense`.
     """
     sliced = dict(sliced)
-    entries: dict[tuple[str, int], list[int]] = {}
+    entries = kept_along(dense, groups, plan)
     for group in groups:
-        for (path, side), spans in sides(group).items():
-            for cut in cuts(find_module(dense, path), side):
-                size = cut.tensor.shape[cut.dim]
-                entries[f"{path}.{cut.name}", cut.dim] = kept_entries(size, spans, group.units, plan.kept[group.name])
-                if side == "norm":
-                    name = f"{path}.{cut.name}"
-                    sliced[name] = sliced[name].clone()
-                    rescale_norm_(sliced[name], before=len(entries[name, 0]), after=size)
-    # Tied weights are stored once, and named_parameters names each once.
-    for name, tensor in dense.named_parameters():
-        runs = [(dim, entries[name, dim]) for dim in range(tensor.ndim) if (name, dim) in entries]
-        if len(runs) > 1:
-            raise GroupMismatchError(f"{name!r} is cut along two dimensions: filling it is not supported")
-        if runs:
-            dim, kept = runs[0]
-            tensor.index_copy_(dim, torch.tensor(kept, device=tensor.device), sliced[name].to(tensor))
+        for span in group.spans:
+            if span.side == "norm":
+                name = f"{span.module}.weight"
+                sliced[name] = sliced[name].clone()
+                rescale_norm_(sliced[name], before=len(sliced[name]), after=len(dense.get_parameter(name)))
+    # Tied weights are stored once, and named_parameters names each once; buffers that are not stored follow from the shapes.
+    stored = [(name, buffer) for name, buffer in dense.named_buffers() if name in sliced]
+    for name, tensor in (*dense.named_parameters(), *stored):
+        cut_dims = entries.get(name, {})
+        if cut_dims:
+            tensor[_grid(tensor, cut_dims)] = sliced[name].to(tensor)
         else:
             tensor.copy_(sliced[name])
+
+
+def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, list[int]]]:
+    """Return for every tensor of a dense model that the plan cuts, dimension by dimension, the entries that stay."""
+    entries: dict[str, dict[int, list[int]]] = {}
+    for group in groups:
+        for (path, side), spans in sides(group).items():
+            for cut in cuts(find_module(model, path), side):
+                size = cut.tensor.shape[cut.dim]
+                dims = entries.setdefault(f"{path}.{cut.name}", {})
+                dims[cut.dim] = kept_entries(size, spans, group.units, plan.kept[group.name])
+    return entries
+
+
+def _grid(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> tuple[Tensor, ...]:
+    """Return an index of the entries that stay along every dimension, which broadcast against each other."""
+    every = [torch.tensor(kept.get(dim, range(size)), device=tensor.device) for dim, size in enumerate(tensor.shape)]
+    return torch.meshgrid(*every, indexing="ij")
 
 
 UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
@@ -104,25 +116,37 @@ UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
 
 
 @torch.no_grad()
-def unit_sums(model: nn.Module, groups: Sequence[Group], *, refitted: bool = False) -> UnitSums:
-    """Return a fingerprint of every unit's frozen weights, adapters left out; of a refitted model without what was refitted."""
+def unit_sums(
+    model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, refitted: bool = False
+) -> UnitSums:
+    """Return a fingerprint of every unit's frozen weights, adapters left out; of a refitted model without what was refitted.
+
+    Of a dense model, `plan` leaves out the units that are not kept.
+    """
     sums: dict[tuple[str, Span], Tensor] = {}
+    entries = kept_along(model, groups, plan) if plan else {}
     for group in groups:
         for place, span in enumerate(s for s in group.spans if s.side == "out" or (s.side == "in" and not refitted)):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
-            entries = cut.tensor.detach().double().sum(1 - cut.dim)
-            owned = entries[span.offset : span.offset + group.units * span.width]
-            sums[group.name, replace(span, offset=place)] = owned.view(group.units, span.width).sum(1).cpu()
+            tensor = cut.tensor.detach().double()
+            for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
+                tensor = (
+                    tensor if dim == cut.dim else tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
+                )
+            totals = tensor.movedim(cut.dim, 0).flatten(1).sum(1)
+            owned = totals[span.offset : span.offset + group.units * span.width].view(group.units, span.width).sum(1)
+            chosen = owned[list(plan.kept[group.name])] if plan else owned
+            sums[group.name, replace(span, offset=place)] = chosen.cpu()
     return sums
 
 
-def check_units(dense: UnitSums, sliced: UnitSums, plan: Plan) -> None:
-    """Raise a VerificationError unless the sliced model holds exactly the units that the plan names.
+def check_units(dense: UnitSums, sliced: UnitSums) -> None:
+    """Raise a VerificationError unless the sliced model holds exactly the units that the plan of `dense` keeps.
 
     `sliced` must be taken before LoRA is merged: frozen weights are the dense model's own.
     """
     for (name, span), found in sliced.items():
-        expected = dense[name, span][list(plan.kept[name])]
+        expected = dense[name, span]
         if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-9, atol=1e-9):
             raise VerificationError(
                 f"{span.module!r} does not hold the units that the plan of {name!r} names; nothing was saved. Please report "
@@ -147,13 +171,3 @@ def masked_logits(
     logits = logits_of(dense, inputs)
     masks.remove()
     return logits
-
-
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in the safetensors files of a folder."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors

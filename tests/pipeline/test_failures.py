@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from loraprune import pipeline
 from loraprune.adapters import linear_paths
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import CheckpointError, ConfigError, VerificationError
 from loraprune.families import find_groups
+from loraprune.groups import Group
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.verify import UnitSums
@@ -60,15 +63,17 @@ def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Pat
 
 
 def test_plan_that_names_other_units_is_noticed(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pipeline.check_units
+    real = pipeline.unit_sums
 
-    def shifted(dense: UnitSums, sliced: UnitSums, plan: Plan) -> None:
+    def shifted(model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, refitted: bool) -> UnitSums:
+        if plan is None:
+            return real(model, groups, refitted=refitted)
         mirrored = {
             name: tuple(plan.units[name] - 1 - unit for unit in reversed(kept)) for name, kept in plan.kept.items()
         }
-        real(dense, sliced, Plan(plan.units, mirrored))
+        return real(model, groups, plan=Plan(plan.units, mirrored), refitted=refitted)
 
-    monkeypatch.setattr(pipeline, "check_units", shifted)
+    monkeypatch.setattr(pipeline, "unit_sums", shifted)
     with pytest.raises(VerificationError, match="does not hold the units"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
     assert not (tmp_path / "out").exists()

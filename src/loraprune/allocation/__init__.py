@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loraprune.allocation.balanced import balanced_counts
+from loraprune.allocation.coupled import reach_coupled
 from loraprune.allocation.exact import exact_counts, widths_left
 from loraprune.allocation.paper import paper_counts
 from loraprune.allocation.ranked import ranked_counts
@@ -23,6 +24,7 @@ __all__ = [
     "Space",
     "Storable",
     "exact_counts",
+    "reach",
     "towards",
     "widths_left",
 ]
@@ -48,6 +50,17 @@ ALLOCATIONS = {
 }
 
 
+def reach(space: Space, allocation: Allocation, ratio: float, scores: Scores) -> dict[str, int]:
+    """Return the counts by which an allocation reaches a ratio of the prunable parameters.
+
+    Raises:
+        PlanError: if it cannot.
+    """
+    if not space.budget.shared:
+        return allocation.counts(space, ratio, scores)
+    return reach_coupled(space, lambda linear, nominal: allocation.counts(linear, nominal, scores), ratio)
+
+
 def towards(space: Space, final: Counts, progress: float) -> dict[str, int]:
     """Return the counts on the way from the dense model to `final`, never below it.
 
@@ -56,6 +69,6 @@ def towards(space: Space, final: Counts, progress: float) -> dict[str, int]:
     counts = {}
     for group in space.groups:
         due = group.units - round((group.units - final[group.name]) * progress)
-        step = space.round if group.kind == "ffn" and progress < 1 else 1
+        step = space.step(group) if progress < 1 else 1
         counts[group.name] = min(group.units, -(-due // step) * step)
     return counts

@@ -22,8 +22,8 @@ def balanced_counts(space: Space, ratio: float, scores: Scores) -> dict[str, int
     Raises:
         PlanError: if no split removes as much.
     """
-    kinds = space.by_kind()
-    present = {kind: len(scores[groups[0].name]) for kind, groups in kinds.items()}
+    kinds = space.narrowest()
+    present = {kind: len(scores[group.name]) for kind, group in kinds.items()}
     lost = {kind: _lost_by_width(space, scores, kind) for kind in kinds}
     options = [[(kind, width) for width in lost[kind] if width <= present[kind]] for kind in kinds]
     finest = max(range(len(options)), key=lambda place: len(options[place]))
@@ -51,6 +51,9 @@ def _near(
 
 def _lost_by_width(space: Space, scores: Scores, kind: Kind) -> Mapping[int, float]:
     """Return for every width of a kind what all its groups lose in score when they shrink to it."""
-    groups = space.by_kind()[kind]
-    sums = [[0.0, *accumulate(sorted(scores[group.name]))] for group in groups]
-    return {width: sum(s[max(0, len(s) - 1 - width)] for s in sums) for width in space.widths(groups[0])}
+    multiples = space.multiples()
+    sums = [(multiples[g.name], [0.0, *accumulate(sorted(scores[g.name]))]) for g in space.by_kind()[kind]]
+    return {
+        width: sum(s[max(0, len(s) - 1 - width * each)] for each, s in sums)
+        for width in space.widths(space.narrowest()[kind])
+    }

@@ -20,6 +20,8 @@ def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[st
             raise PlanError(f"{option} {wanted}: units of kind {kind} stay whole here; --kinds all lets them go too")
     counts = {group.name: group.units for group in space.groups}
     for group in space.groups:
+        if group.kind == "channel":
+            continue
         wanted, each = (heads, group.sizes.get("num_attention_heads", 1)) if group.kind == "attention" else (ffn, 1)
         if wanted is None:
             continue
@@ -48,5 +50,5 @@ def widths_left(space: Space, *, heads: float | None, ffn: float | None) -> tupl
             continue
         wanted = group.units * (1 - ratio)
         units = min(space.widths(group), key=lambda width: (abs(width - wanted), -width))
-        left.append(units * (group.sizes.get("num_attention_heads", 1) if kind == "attention" else 1))
+        left.append(units * int(group.sizes.get("num_attention_heads", 1) if kind == "attention" else 1))
     return left[0], left[1]

@@ -76,7 +76,7 @@ def _cheapest(pieces: Sequence[_Piece], left: float) -> list[_Piece]:
 def _pieces(space: Space, group: Group, scores: Scores) -> Iterator[_Piece]:
     """Yield what a group can lose, lowest first, down to its floor."""
     values = sorted(scores[group.name])
-    step = space.round if group.kind == "ffn" else 1
+    step = space.step(group)
     floor = max(1, min(step, group.units), round(FLOOR * group.units))
     each, present, start = space.budget.unit_parameters[group.name], len(values), 0
     while True:

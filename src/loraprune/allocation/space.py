@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from loraprune.errors import PlanError
 from loraprune.groups import Group, Kind
 from loraprune.plan import Budget
 
@@ -30,14 +31,17 @@ class Space:
     """groups of the dense model"""
     budget: Budget
     round: int
-    """FFN widths are multiples of this, or the full width"""
+    """widths of FFNs and convolutions are multiples of this, or the full width"""
     storable: Storable
 
     def widths(self, group: Group) -> list[int]:
         """Return the numbers of units that a group may keep, ascending."""
-        if group.kind != "ffn":
-            return list(range(1, group.units + 1))
-        return sorted({*range(self.round, group.units + 1, self.round), group.units})
+        step = self.step(group)
+        return sorted({*range(step, group.units + 1, step), group.units})
+
+    def step(self, group: Group) -> int:
+        """Return what the widths of a group are multiples of: heads go one by one."""
+        return 1 if group.kind == "attention" else self.round
 
     def by_kind(self) -> dict[Kind, tuple[Group, ...]]:
         """Return the groups of every kind, in the model's order."""
@@ -46,14 +50,36 @@ class Space:
             kinds[group.kind] = (*kinds.get(group.kind, ()), group)
         return kinds
 
+    def narrowest(self) -> dict[Kind, Group]:
+        """Return the group of every kind with the fewest units, the first of several: its width stands for all of the kind."""
+        return {kind: min(groups, key=lambda group: group.units) for kind, groups in self.by_kind().items()}
+
+    def multiples(self) -> dict[str, int]:
+        """Return how many units of each group stand beside one of its kind's narrowest group, where stages differ in width.
+
+        Raises:
+            PlanError: if that is no whole number.
+        """
+        found, narrowest = {}, self.narrowest()
+        for group in self.groups:
+            found[group.name], rest = divmod(group.units, narrowest[group.kind].units)
+            if rest:
+                raise PlanError(
+                    f"layers differ in their {group.kind} units already ({narrowest[group.kind].units} and {group.units}): "
+                    "uniform widths need equal layers, or stages that are multiples of each other"
+                )
+        return found
+
     def share(self, kind: Kind) -> float:
-        """Return the ratio that one unit in every group of a kind is worth."""
-        return sum(self.budget.unit_parameters[group.name] for group in self.by_kind()[kind]) / self.budget.prunable
+        """Return the ratio that one unit in the narrowest group of a kind is worth, with as much in all others."""
+        multiples = self.multiples()
+        owned = sum(self.budget.unit_parameters[g.name] * multiples[g.name] for g in self.by_kind()[kind])
+        return owned / self.budget.prunable
 
     def half_step(self) -> float:
         """Return the ratio that half a rounding step of the finest-grained kind is worth: what a target is met to."""
-        kind, groups = max(self.by_kind().items(), key=lambda entry: len(self.widths(entry[1][0])))
-        step = max((b - a for a, b in pairwise(self.widths(groups[0]))), default=1)
+        kind, group = max(self.narrowest().items(), key=lambda entry: len(self.widths(entry[1])))
+        step = max((b - a for a, b in pairwise(self.widths(group))), default=1)
         return 0.5 * step * self.share(kind) + 1e-12
 
     def ratios(self, fixed: Mapping[Kind, int], filling: Sequence[tuple[Kind, int]]) -> list[float]:
@@ -63,5 +89,6 @@ class Space:
         return [without - width * share for _, width in filling]
 
     def spread(self, chosen: Mapping[Kind, int]) -> dict[str, int]:
-        """Return counts with the same number of units in every group of a kind."""
-        return {group.name: chosen[group.kind] for group in self.groups}
+        """Return counts with the same number of units in every group of a kind, or the same fraction where stages differ."""
+        multiples = self.multiples()
+        return {group.name: chosen[group.kind] * multiples[group.name] for group in self.groups}

@@ -10,7 +10,7 @@ from itertools import product
 
 from loraprune.allocation.space import Space
 from loraprune.errors import PlanError
-from loraprune.groups import Group, Kind
+from loraprune.groups import Kind
 
 
 def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
@@ -22,12 +22,9 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
     Raises:
         PlanError: if more is asked for than can be removed.
     """
-    kinds = space.by_kind()
-    for kind, groups in kinds.items():
-        if len({group.units for group in groups}) > 1:
-            raise PlanError(f"layers differ in their {kind} units already: uniform widths need equal layers")
-    options = [[(kind, width) for width in space.widths(groups[0])] for kind, groups in kinds.items()]
-    coarse, fine = _split(kinds, options)
+    kinds = space.narrowest()
+    options = [[(kind, width) for width in space.widths(group)] for kind, group in kinds.items()]
+    coarse, fine = _split(options)
     best: tuple[float, float, dict[str, int]] | None = None
     largest, half_step = 0.0, space.half_step()
     for choice in product(*coarse):
@@ -38,7 +35,7 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
                 continue
             reached = space.budget.ratio(counts)
             largest = max(largest, reached)
-            near = sum(abs(1 - count / kinds[kind][0].units - ratio) for kind, count in fixed.items())
+            near = sum(abs(1 - count / kinds[kind].units - ratio) for kind, count in fixed.items())
             error = abs(reached - ratio)
             key = (0.0 if error <= half_step else error, near)
             if best is None or key < best[:2]:
@@ -53,7 +50,7 @@ def uniform_counts(space: Space, ratio: float) -> dict[str, int]:
 Choices = list[list[tuple[Kind, int]]]
 
 
-def _split(kinds: Mapping[Kind, tuple[Group, ...]], options: Choices) -> tuple[Choices, list[tuple[Kind, int]]]:
+def _split(options: Choices) -> tuple[Choices, list[tuple[Kind, int]]]:
     """Separate the finest-grained kind, which fills, from the others."""
     finest = max(range(len(options)), key=lambda i: len(options[i]))
     return [option for i, option in enumerate(options) if i != finest], options[finest]

@@ -3,7 +3,30 @@
 A family copies no forward pass and touches no weights; docs/add-a-family.md shows how to add one.
 """
 
-from loraprune.families import bart, gemma, llama, olmo2, phi3, t5  # noqa: F401  (importing a family registers it)
+from loraprune.families import (  # noqa: F401  (importing a family registers it)
+    bart,
+    bert,
+    bloom,
+    cohere,
+    convnext,
+    deberta,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    modernbert,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    resnet,
+    starcoder2,
+    swin,
+    t5,
+    vit,
+)
 from loraprune.families.base import Family, families, find_groups, positions, register_family
 
 __all__ = ["Family", "families", "find_groups", "positions", "register_family"]

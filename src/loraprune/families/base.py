@@ -85,24 +85,47 @@ def head_size(config: Config) -> int:
     return explicit or config.hidden_size // config.num_attention_heads
 
 
-def attention(path: str, config: Config, *, norms: tuple[str, str] | None = None, residual: bool = True) -> Group:
-    """Return the attention group of a layer with separate q, k, v and o projections.
+def attention(
+    path: str,
+    config: Config,
+    *,
+    out: str = "o_proj",
+    key_value_heads: int | None = None,
+    norms: tuple[str, str] | None = None,
+    attributes: Mapping[str, int] | None = None,
+    residual: bool = True,
+    stock: bool = True,
+) -> Group:
+    """Return the attention group of a layer with separate projections q_proj, k_proj, v_proj and `out`.
 
-    A unit is a key-value head with all query heads that share it, so grouped-query attention keeps its shape.
-    `norms` names RMS norms over all query and over all key channels; `residual` is Group's.
+    A unit is a key-value head with all query heads that share it, so grouped-query attention keeps its shape; give the number
+    of key-value heads where the configuration has none. `norms` names RMS norms over all query and over all key channels;
+    `attributes` and `residual` are Group's; `stock` says that the configuration can state fewer heads, by `head_dim` beside.
     """
     head = head_size(config)
-    shared = config.num_attention_heads // config.num_key_value_heads
+    units = key_value_heads or config.num_key_value_heads
+    shared = config.num_attention_heads // units
     spans = [
         Span(f"{path}.q_proj", "out", shared * head),
         Span(f"{path}.k_proj", "out", head),
         Span(f"{path}.v_proj", "out", head),
-        Span(f"{path}.o_proj", "in", shared * head),
+        Span(f"{path}.{out}", "in", shared * head),
     ]
     if norms:
         spans += [Span(norms[0], "norm", shared * head), Span(norms[1], "norm", head)]
-    sizes = {"num_attention_heads": shared, "num_key_value_heads": 1}
-    return Group(path, "attention", config.num_key_value_heads, tuple(spans), sizes, residual=residual)
+    sizes = {"num_attention_heads": shared, "num_key_value_heads": 1} if stock else {}
+    return Group(path, "attention", units, tuple(spans), sizes, attributes or {}, residual=residual)
+
+
+def fused_by_head(
+    path: str, units: int, *, rows: int, columns: int, attributes: Mapping[str, int] | None = None
+) -> Group:
+    """Return the attention group of a layer whose `query_key_value` holds the rows of one unit after those of another.
+
+    A unit owns `rows` of it and `columns` of `dense`. No configuration of such a family states the size of a head.
+    """
+    spans = (Span(f"{path}.query_key_value", "out", rows), Span(f"{path}.dense", "in", columns))
+    return Group(path, "attention", units, spans, attributes=attributes or {})
 
 
 def gated_mlp(path: str, config: Config, *, residual: bool = True) -> Group:
@@ -113,3 +136,9 @@ def gated_mlp(path: str, config: Config, *, residual: bool = True) -> Group:
         Span(f"{path}.down_proj", "in", 1),
     )
     return Group(path, "ffn", config.intermediate_size, spans, {"intermediate_size": 1}, residual=residual)
+
+
+def mlp(path: str, width: int, *, up: str, down: str, key: str | None, residual: bool = True) -> Group:
+    """Return the FFN group of a layer with two projections and no gate; `key` in config.json states its width."""
+    spans = (Span(f"{path}.{up}", "out", 1), Span(f"{path}.{down}", "in", 1))
+    return Group(path, "ffn", width, spans, {key: 1} if key else {}, residual=residual)

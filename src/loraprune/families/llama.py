@@ -34,4 +34,4 @@ def decoder(config: Config) -> Iterator[Group]:
 
 
 register_family("llama", stand_in=llama_as_mistral)(decoder)
-register_family("mistral", "qwen2", "qwen3", "smollm3")(decoder)
+register_family("mistral", "qwen2", "qwen3", "smollm3", "granite")(decoder)

@@ -6,6 +6,7 @@ The stock part of config.json describes the dense model; its `loraprune` entry r
 
     shapes       dotted path of a parameter or buffer -> shape
     attributes   dotted path of an integer that a module reads -> value
+    head         path of a linear layer of the model's head -> columns, where the head reads what is smaller
 
 Paths start below the model without its head, so that one record serves every head.
 """
@@ -72,9 +73,14 @@ def resize_(model: PreTrainedModel, record: Any) -> None:
                 f"format {record['format']!r} is not {FORMAT}: use the loraprune that wrote it, or the code beside it"
             )
         for path, shape in record["shapes"].items():
-            _resize(model, path, tuple(shape))
+            owner, _, name = path.rpartition(".")
+            _resize(_module(model, owner), name, tuple(shape))
         for path, value in record["attributes"].items():
             _set_attribute(model, path, value)
+        for path, columns in record.get("head", {}).items() if model.base_model is not model else ():
+            layer: Any = model.get_submodule(path)
+            _resize(layer, "weight", (len(layer.weight), columns))
+            layer.in_features = columns
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{type(error).__name__}: {error}"
         raise ValueError(f"the `loraprune` entry of config.json does not describe this model ({text})") from None
@@ -88,16 +94,16 @@ def _module(model: PreTrainedModel, path: str) -> Any:
         raise ValueError(f"no module {path!r}") from None
 
 
-def _resize(model: PreTrainedModel, path: str, shape: tuple[int, ...]) -> None:
-    owner, _, name = path.rpartition(".")
-    module = _module(model, owner)
+def _resize(module: Any, name: str, shape: tuple[int, ...]) -> None:
     old: torch.Tensor = getattr(module, name)
     fits = len(shape) == old.ndim and all(0 < new <= present for new, present in zip(shape, old.shape, strict=True))
     if not fits:
-        raise ValueError(f"{list(shape)} does not fit into {list(old.shape)} of {path!r}")
+        raise ValueError(f"{list(shape)} does not fit into {list(old.shape)} of {type(module).__name__}.{name}")
     new = old.new_empty(shape)
     is_parameter = isinstance(old, nn.Parameter)
     setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new)
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = shape
     module._is_hf_initialized = False  # a part of the model may have been initialised already
 
 
@@ -133,7 +139,9 @@ def layerwise_class(stock: Any) -> type[Any]:
 def stock_models(config: type) -> Mapping[str, Any]:
     """Return the stock model class of a stock configuration class for every auto class that has one."""
     found = {auto: getattr(transformers, table).get(config, None) for auto, table in AUTO_CLASSES.items()}
-    return {auto: model for auto, model in found.items() if isinstance(model, type)}
+    # A table may have several classes for one configuration: the first is the plain one.
+    first = {auto: model[0] if isinstance(model, tuple) else model for auto, model in found.items()}
+    return {auto: model for auto, model in first.items() if isinstance(model, type)}
 
 
 def auto_map(config: type) -> Mapping[str, str]:

@@ -28,9 +28,13 @@ def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping
     """
     shapes: dict[str, list[int]] = {}
     attributes: dict[str, int] = {}
+    columns: dict[str, int] = {}
     for group in groups:
         for path, side in sides(group):
-            module = find_module(model, path)
+            module: Any = find_module(model, path)
+            if side == "head":
+                columns[path] = module.in_features
+                continue
             shapes |= {f"{path}.{cut.name}": list(cut.tensor.shape) for cut in cuts(module, side)}
             attributes |= {f"{path}.{name}": getattr(module, name) for name in features(module, side)}
         attributes |= attribute_values(group, counts[group.name])
@@ -40,7 +44,7 @@ def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping
         "units": {group.name: counts[group.name] for group in groups},
         "shapes": {path.removeprefix(head): shape for path, shape in shapes.items()},
         "attributes": {path.removeprefix(head): value for path, value in attributes.items()},
-    }
+    } | ({"head": columns} if columns else {})
 
 
 def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> PreTrainedConfig:
@@ -80,5 +84,5 @@ def save_layerwise(
     own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
     tensors = model.state_dict()
     save_tensors(
-        own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+        own, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None), head=find_head(model.config)
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module, projection
+from loraprune.adapters import channels_last, find_module, projection
 from loraprune.criteria import Activation, Channels
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, consumers
@@ -37,7 +37,7 @@ class ActivationScorer(Hooks):
         def on_forward(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             # Recomputed passes of gradient checkpointing count twice: means do not change.
             if module.training:
-                z = args[0].detach().flatten(0, -2).float()
+                z = channels_last(module, args[0].detach()).flatten(0, -2).float()
                 count, first, second = self.sums.get(path, (0, 0, 0))
                 self.sums[path] = count + len(z), first + z.sum(0), second + z.square().sum(0)
 

@@ -40,7 +40,7 @@ def tiles(proj: Projection, rows: Rows, *, power: int) -> Iterator[tuple[int, Fl
 
 
 def side_sums(proj: Projection, rows: Rows, *, power: int, wanted: set[Side]) -> dict[Side, Tensor]:
-    """Return the sums over rows (`in`, by column) and over columns (`out`, by row) of the saliencies' power."""
+    """Return the sums over rows (`in`, by input channel) and over columns (`out`, by row) of the saliencies' power."""
     count, columns = proj.shape
     device, dtype = proj.lora_a.device, working_dtype(proj)
     out = torch.empty(count, dtype=dtype, device=device)
@@ -50,7 +50,7 @@ def side_sums(proj: Projection, rows: Rows, *, power: int, wanted: set[Side]) ->
             torch.sum(saliency, dim=1, out=out[start : start + len(saliency)])
         if "in" in wanted:
             in_ += saliency.sum(0)
-    return {"out": out, "in": in_}
+    return {"out": out, "in": proj.by_channel(in_)}
 
 
 def wanted_sides(group: Group, path: str) -> set[Side]:

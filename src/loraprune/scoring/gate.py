@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module
+from loraprune.adapters import channels_last, find_module
 from loraprune.criteria import Gate
 from loraprune.errors import ConfigError
-from loraprune.groups import Group, consumers
+from loraprune.groups import Group, readers
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import to_cpu
 from loraprune.scoring.hooks import Hooks
@@ -36,15 +36,19 @@ class GateScorer(Hooks):
         self._open: dict[str, dict[str, Tensor]] = {}
         """group -> reading projection -> (samples, units) gradients of the gates there, in the present micro-batch"""
         for group in groups:
-            for span in consumers(group):
+            for span in readers(group):
                 self._watch(find_module(model, span.module), group.name, span.module)
 
     def _watch(self, module: nn.Module, name: str, path: str) -> None:
-        def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            z = args[0]
-            if z.requires_grad:  # not in evaluation, nor in the first pass of gradient checkpointing
-                values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
-                z.register_hook(lambda grad: self._gather(name, path, values, grad))
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if not args[0].requires_grad:  # in evaluation, and in the first pass of gradient checkpointing
+                return None
+            z = args[0].view_as(args[0])  # the gradient of this reader alone: others may read the same tensor
+            values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
+            z.register_hook(
+                lambda grad: self._gather(name, path, channels_last(module, values), channels_last(module, grad))
+            )
+            return (z, *args[1:])
 
         self.before(module, on_forward)
 

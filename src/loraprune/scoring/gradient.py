@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module, linear_paths, projection
+from loraprune.adapters import channels_last, find_module, linear_paths, projection, read_columns
 from loraprune.criteria import Gradient
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
@@ -42,15 +42,15 @@ class GradientScorer(Hooks):
         def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
                 x = args[0].detach()
-                output.register_hook(lambda grad: self._gather(name, path, x, grad))
+                output.register_hook(lambda grad: self._gather(name, module, path, x, grad))
 
         self.after(module, on_forward)
 
     @torch.no_grad()
-    def _gather(self, name: str, path: str, x: Tensor, grad: Tensor) -> None:
+    def _gather(self, name: str, module: nn.Module, path: str, x: Tensor, grad: Tensor) -> None:
         proj = projection(self.model, path)
         dtype = working_dtype(proj)
-        x, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        x, grad = read_columns(module, x).flatten(0, -2), channels_last(module, grad).flatten(0, -2)
 
         def rows(start: int, stop: int) -> Tensor:
             return self.criterion.function(proj.merged_rows(start, stop), (grad[:, start:stop].T @ x).to(dtype))

@@ -62,15 +62,15 @@ def saliency_sums(
         return side_sums(proj, saliency_rows(criterion, proj, generator), power=power, wanted=wanted)
     whole = make_tile(criterion, proj, generator)
     out, in_ = criterion.fused(whole, power=power, rows="out" in wanted, columns="in" in wanted)
-    found: dict[Side, Tensor | None] = {"out": out, "in": in_}
+    found: dict[Side, Tensor | None] = {"out": out, "in": None if in_ is None else proj.by_channel(in_)}
     return {side: values for side, values in found.items() if values is not None}
 
 
 def make_tile(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Tile:
     """Return a whole projection as one tile, its frozen weight as it is stored."""
     dtype = working_dtype(proj)
-    a, b = proj.lora_a.detach().to(dtype), proj.lora_b.detach().to(dtype)
-    grad_a, grad_b = (_gradient(criterion, factor, proj.path).to(dtype) for factor in (proj.lora_a, proj.lora_b))
+    a, b = (factor.to(dtype) for factor in proj.factors)
+    grad_a, grad_b = (_gradient(criterion, each, proj.path).flatten(1).to(dtype) for each in (proj.lora_a, proj.lora_b))
     return Tile(proj.base_rows(0, proj.shape[0]), a, b, grad_a, grad_b, b, proj.scaling, generator)
 
 

@@ -22,7 +22,13 @@ The task of a run is the one of `--task`, else that of the head that the model's
 model, which is only pre-trained, takes the task with the most columns that the data have.
 """
 
-from loraprune.tasks import causal_lm, seq2seq  # noqa: F401  (importing a task registers it)
+from loraprune.tasks import (  # noqa: F401  (importing a task registers it)
+    causal_lm,
+    image_classification,
+    masked_lm,
+    seq2seq,
+    sequence_classification,
+)
 from loraprune.tasks.base import Collate, Inputs, Predictions, Prepared, Request, Task, register_task, tasks
 from loraprune.tasks.find import choose_task, find_task
 
