@@ -28,9 +28,9 @@ class Span:
     """dotted path in the base model"""
     side: Side
     """rows produced; columns consumed; weights of an RMS norm taken over the whole row of units; or, neither scored nor adapted:
-    `scale`, weights that only multiply what a unit is, such as norms of single heads with weights for each head;
-    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels;
-    `layer_norm`, weights of a layer norm that counts only the channels left; `head`, columns consumed by a task's own layer"""
+    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels; `scale`,
+    rows of weights that only multiply what a head is; `layer_norm`, weights of a layer norm that counts only the channels
+    left; `head`, columns consumed by a task's own layer"""
     width: int
     """entries a unit"""
     offset: int = 0
@@ -55,6 +55,8 @@ class Group:
     """dotted path of a module attribute -> value that it takes, however many units are kept, once some are gone"""
     residual: bool = True
     """whether what the consuming projections give is added to the residual stream as it is, with no norm between"""
+    whole: bool = True
+    """whether the units are all that the stock model has: false in a model that was pruned before"""
     stream: Stream = "input"
     """which tokens the residual stream carries: the model's input, or what the decoder of an encoder-decoder has said"""
 

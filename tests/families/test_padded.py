@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loraprune.adapters import cuts
 from loraprune.errors import CheckpointError, PlanError, VerificationError
+from loraprune.groups import consumers
 from loraprune.layerwise import padded as module
 from loraprune.layerwise.padded import write_padded
 from loraprune.loading import from_pretrained
@@ -33,10 +35,12 @@ def test_the_padded_export_is_the_dense_stock_model_without_the_removed_units(
     assert relative(logits(sliced, tokens()), logits(padded, tokens())) < SAME
     dense = dict(tiny_model(variant, layers=LAYERS).named_parameters())
     assert {name: p.shape for name, p in padded.named_parameters()} == {name: p.shape for name, p in dense.items()}
-    name, kept = "model.layers.0.mlp.down_proj.weight", list(plan.kept[groups[1].name])
-    down = padded.get_parameter(name)
-    assert torch.equal(down[:, kept], dense[name][:, kept])  # at their places in the dense model
-    assert int((down == 0).all(0).sum()) == groups[1].units - len(kept)
+    ffn = next(group for group in groups if group.kind == "ffn")
+    path, kept = consumers(ffn)[0].module, list(plan.kept[ffn.name])
+    in_dim = next(cuts(padded.get_submodule(path), "in")).dim
+    down, was = (each.movedim(in_dim, 0) for each in (padded.get_parameter(f"{path}.weight"), dense[f"{path}.weight"]))
+    assert torch.equal(down[kept], was[kept])  # at their places in the dense model
+    assert int((down == 0).all(1).sum()) == ffn.units - len(kept)
 
 
 def test_units_padded_to_other_places_compute_the_same_but_shifted_columns_do_not(
