@@ -5,6 +5,7 @@ Reads no weights. Knows nothing about data.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,13 +57,13 @@ def inspect(options: InspectConfig) -> Description:
     space = make_space(model, groups, LoRAPruneConfig())
     total = model.num_parameters()
     kinds, storable = [], storable_kinds(config, groups)
-    for kind, members in space.by_kind().items():
+    for where, members in _alike(groups).items():
         first = members[0]
         kinds.append({
-            "kind": kind, "groups": len(members), "units": _units(members), "stock": kind in storable,
+            "kind": first.kind, "where": where, "groups": len(members), "units": _units(members), "stock": first.kind in storable,
             "parameters_a_unit": space.budget.unit_parameters[first.name],
             "parameters": space.budget.prunable - space.budget.kept({**space.budget.units, **{g.name: 0 for g in members}}),
-            "spans": [f"{s.module.removeprefix(first.name + '.')} {s.side} x{s.width}" for s in first.spans],
+            "spans": list(dict.fromkeys(f"{_inside(s.module, first)} {s.side} x{s.width}" for s in first.spans)),
         })  # fmt: skip
     return Description({
         "model": options.model, "family": config.model_type, "layers": _layers(config, groups), "parameters": total,
@@ -72,10 +73,32 @@ def inspect(options: InspectConfig) -> Description:
     })  # fmt: skip
 
 
+NUMBER = re.compile(r"\b\d+(?=\.|$)")
+
+
+def _alike(groups: tuple[Group, ...]) -> dict[str, tuple[Group, ...]]:
+    """Return groups that differ in their layer alone, by their name with stars for numbers."""
+    found: dict[str, tuple[Group, ...]] = {}
+    for group in groups:
+        where = NUMBER.sub("*", group.name)
+        found[where] = (*found.get(where, ()), group)
+    return found
+
+
+def _inside(module: str, group: Group) -> str:
+    """Return the path of a module below its group or its layer, with a star where it is one of many."""
+    for outer in (group.name, layer_of(group)):
+        if outer and module.startswith(f"{outer}."):
+            return (
+                NUMBER.sub("*", module.removeprefix(f"{outer}.")) if outer == group.name else module[len(outer) + 1 :]
+            )
+    return module
+
+
 def _layers(config: PreTrainedConfig, groups: tuple[Group, ...]) -> int:
-    """Return how many layers a model has, also where it has stages."""
+    """Return how many layers hold groups, those of all stacks together, also where they come in stages."""
     depths: Sequence[int] | None = getattr(config, "depths", None)
-    return sum(depths) if depths else len({layer_of(group) for group in groups} - {None})
+    return sum(depths) if depths else len({layer_of(group) for group in groups} - {None}) or 1
 
 
 def _units(members: tuple[Group, ...]) -> int | list[int]:
@@ -160,7 +183,7 @@ def _memory(
                 "total": weights + adapters + kept}  # fmt: skip
     tokens = options.batch * options.length
     per_layer = _activation_numbers(groups, config) * tokens * bytes_each
-    layers = config.num_hidden_layers
+    layers = _layers(config, groups)
     kept = (
         tokens * config.hidden_size * bytes_each * layers + per_layer if options.checkpointing else per_layer * layers
     )
@@ -190,7 +213,7 @@ def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> 
     The inputs that LoRA keeps for the gradient of A (with dropout: masked copies), what attention keeps (q, k, v, output),
     the gate, up and product of the FFN, and four copies of the residual stream for norms and additions.
     """
-    layers = config.num_hidden_layers
+    layers = _layers(config, groups)
     rows = sum(g.units * s.width for g in groups for s in g.spans if s.side == "out")
     columns = sum(g.units * s.width for g in groups for s in g.spans if s.side == "in")
     inputs = sum(1 for g in groups for s in g.spans if s.side == "out") * config.hidden_size
