@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraprune.adapters import projection
 from loraprune.callback import CalibrationRows
-from loraprune.compensation import DAMPING, compensate_, refit
+from loraprune.compensation import DAMPING, Trace, compensate_, refit
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.masking import Masks
@@ -66,7 +66,7 @@ def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
         groups = find_groups(model.get_base_model().config)
         plan = choose(groups, {g.name: 3 if g.kind == "attention" else 60 for g in groups})
         if way == "refitted":
-            compensate_(model, groups, plan.kept, rows(ids))
+            compensate_(model, groups, plan.kept, Trace(model, groups, rows(ids)), rows(ids))
         slice_(model, groups, plan.kept)
         found[way] = (logits(model, ids) - dense).norm().item()
     assert found["refitted"] < 0.95 * found["plain"]
@@ -77,7 +77,7 @@ def test_only_what_reads_units_is_changed() -> None:
     groups = find_groups(model.get_base_model().config)
     kept = {g.name: range(g.units // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    compensate_(model, groups, kept, rows(ids))
+    compensate_(model, groups, kept, Trace(model, groups, rows(ids)), rows(ids))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
     readers = ("self_attn.o_proj", "mlp.down_proj")
     assert changed == {f"base_model.model.model.layers.{i}.{r}.base_layer.weight" for i in (0, 1) for r in readers}
@@ -87,7 +87,7 @@ def test_a_model_that_loses_nothing_stays_as_it_was() -> None:
     ids = tokens(32, 48)
     model, before = adapted(), logits(adapted(), ids)
     groups = find_groups(model.get_base_model().config)
-    compensate_(model, groups, {g.name: range(g.units) for g in groups}, rows(ids))
+    compensate_(model, groups, {g.name: range(g.units) for g in groups}, Trace(model, groups, rows(ids)), rows(ids))
     assert relative(before, logits(model, ids)) < 1e-5
 
 
@@ -100,10 +100,16 @@ def test_errors_of_the_layers_below_are_mended() -> None:
     own = projection(model, "model.layers.1.mlp.down_proj").layer.weight
     assert isinstance(own, torch.Tensor)
     before = own.clone()
-    compensate_(model, groups, kept, rows(ids))
+    compensate_(model, groups, kept, Trace(model, groups, rows(ids)), rows(ids))
     assert not torch.equal(before, own)
     apart = adapted()
-    compensate_(apart, [replace(g, residual=False) for g in groups], kept, rows(ids))
+    compensate_(
+        apart,
+        [replace(g, residual=False) for g in groups],
+        kept,
+        Trace(apart, [replace(g, residual=False) for g in groups], rows(ids)),
+        rows(ids),
+    )
     dense = logits(adapted(), ids)
     errors = []
     for each in (model, apart):
@@ -120,7 +126,13 @@ def test_padding_is_not_looked_at() -> None:
         mask = torch.ones_like(ids)
         mask[:, 16:] = 0
         ids = torch.where(mask.bool(), ids, filler)
-        compensate_(model, groups, {g.name: range(g.units // 2) for g in groups}, rows(ids, mask))
+        compensate_(
+            model,
+            groups,
+            {g.name: range(g.units // 2) for g in groups},
+            Trace(model, groups, rows(ids, mask)),
+            rows(ids, mask),
+        )
         weights.append(projection(model, "model.layers.1.mlp.down_proj").layer.weight)
     torch.testing.assert_close(*weights)
 
@@ -162,11 +174,11 @@ def test_masked_inputs_count_as_nothing() -> None:
         second = {name: kept[: len(kept) // 2] for name, kept in first.kept.items()}
         if way == "masked":
             Masks(model, groups).set(first.kept)
-            compensate_(model, groups, second, rows(ids))
+            compensate_(model, groups, second, Trace(model, groups, rows(ids)), rows(ids))
         else:
             smaller = slice_(model, groups, first.kept)
             places = {name: range(len(kept)) for name, kept in second.items()}
-            compensate_(model, smaller, places, rows(ids))
+            compensate_(model, smaller, places, Trace(model, smaller, rows(ids)), rows(ids))
         weight = projection(model, "model.layers.1.mlp.down_proj").layer.weight
         assert isinstance(weight, torch.Tensor)
         weights[way] = weight[:, list(second["model.layers.1.mlp"])] if way == "masked" else weight[:, :30]

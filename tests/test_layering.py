@@ -50,6 +50,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "compare.summary",
         "compare.plots",
     ),
+    ("blockwise",),
     ("train", "pruner", "layerwise.padded", "sparsity.sparsifier", "compare.run"),
     ("callback", "describe", "export", "judge", "report"),
     ("api", "pipeline"),

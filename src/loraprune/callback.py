@@ -55,7 +55,7 @@ class LoRAPruneCallback(TrainerCallback):
             raise ConfigError("resume_from_checkpoint: a pruning run cannot be resumed yet; start it anew")
         config = self.config
         self.pruner = (Sparsifier if config.sparsity else Pruner)(kwargs["model"], config)
-        if config.compensate:
+        if config.changed:
             self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration)
         self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
         self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
@@ -118,7 +118,7 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate=True: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
+                f"compensate or local: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
             )
         first = self._collate([self._data[0]])
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
@@ -36,11 +36,17 @@ def present_tokens(rows: Rows) -> dict[Stream, Tensor | slice]:
     return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
+def on_device(model: nn.Module, rows: Rows) -> Rows:
+    """Return rows where the model is."""
+    return {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
+
+
 class Trace:
     """What every reading projection gives for some rows, kept on the CPU: it is as large as a model's activations."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
         self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {}
+        rows = on_device(model, rows)
         self.present = present_tokens(rows)
         run(model, rows, [
             find_module(model, span.module).register_forward_hook(self._keeper(span.module, group.stream))
@@ -77,17 +83,19 @@ def check_compensation(groups: Sequence[Group]) -> None:
         )
 
 
-def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], rows: Rows) -> None:
-    """Refit every projection that reads units to the present model; call it before the units not in `kept` are removed.
+def compensate_(
+    model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], trace: Trace, rows: Rows
+) -> None:
+    """Refit every projection that reads units to what it gave for `rows` when `trace` was taken, before some units went.
 
-    `kept` holds indices into the units of `groups`. Modifies the frozen weights of `model`, not its adapters.
+    `kept` holds indices into the units of `groups`: all of them once the others are cut. Modifies the frozen weights of `model`,
+    not its adapters.
     Source: least squares on calibration activations, as in SlimGPT and OSSCAR (PAPER.md, section 3), layer after layer on the
     pruned model's own activations as in Frantar and Alistarh, SparseGPT (arXiv 2301.00774); that errors of the layers below
     are mended too is ours.
     """
-    rows = {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
-    trace = Trace(model, groups, rows)
-    streams = {name: _Stream(present) for name, present in trace.present.items()}
+    rows = on_device(model, rows)
+    streams = {name: TokenStream(present) for name, present in trace.present.items()}
     handles = []
     for group in groups:
         for span in consumers(group):
@@ -101,19 +109,26 @@ def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Se
     run(model, rows, handles)
 
 
-class _Stream:
+class TokenStream:
     """How far the residual stream of before is from the present one, so far down the layers."""
 
     def __init__(self, present: Tensor | slice) -> None:
         self.present = present
         self.missing: Tensor | float = 0.0
 
+    def places(self, tokens: int, rows: int) -> Int[Tensor, "rows seq"]:
+        """Return where each row's tokens stand among all that are present, -1 for padding."""
+        if isinstance(self.present, slice):
+            return torch.arange(tokens).view(rows, -1)
+        counted = torch.where(self.present, self.present.cumsum(0) - 1, -1)
+        return counted.view(rows, -1)
+
 
 class _Refit:
     """Refits a projection to what it gave before, then hands on its input without the units that go."""
 
     def __init__(
-        self, model: nn.Module, group: Group, span: Span, kept: Sequence[int], state: _Stream, before: Tensor
+        self, model: nn.Module, group: Group, span: Span, kept: Sequence[int], state: TokenStream, before: Tensor
     ) -> None:
         self.projection, self.group, self.state, self.former = projection(model, span.module), group, state, before
         size = self.projection.shape[1]

@@ -27,6 +27,7 @@ UNIT_OPTIONS = (
     "normalize",
     "allocation",
     "compensate",
+    "local",
     "shrink",
 )
 """options that say which units go or how: they mean nothing where single weights go"""
@@ -74,8 +75,11 @@ class LoRAPruneConfig(AdapterOptions):
     model) give every layer its own"""
     compensate: bool = False
     """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
+    local: int = 0
+    """at each removal, after --compensate: steps in which every block that lost units learns on its own to give what it gave
+    before; 0 for none"""
     calibration: int = 4096
-    """tokens that --compensate looks at"""
+    """tokens that --compensate and --local look at"""
     schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
     """how removal grows over the run"""
     interval: int | None = None
@@ -86,6 +90,11 @@ class LoRAPruneConfig(AdapterOptions):
     """fraction of the steps left for tuning after the last removal"""
     shrink: bool = True
     """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
+
+    @property
+    def changed(self) -> tuple[Literal["in", "out"], ...]:
+        """Return the sides of projections whose frozen weights a removal changes: those that read units, or both."""
+        return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
     def has_dimensions(self) -> bool:
@@ -112,6 +121,7 @@ class LoRAPruneConfig(AdapterOptions):
             ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
+            (self.local >= 0, f"--local {self.local}: 0 or a number of steps is needed, such as 200"),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),

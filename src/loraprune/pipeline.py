@@ -145,7 +145,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         merging = time.perf_counter()
         probe = probe_of(job.model)
         logits = logits_of(adapted, probe)
-        sums = unit_sums(adapted, pruner.present if pruner else groups, refitted=job.config.pruning().compensate)
+        sums = unit_sums(adapted, pruner.present if pruner else groups, changed=job.config.pruning().changed)
         counts = {name: len(kept) for name, kept in plan.kept.items()}
         job.model = merge_lora(adapted)
         training.seconds += time.perf_counter() - merging
@@ -210,7 +210,7 @@ def _verify_saved(
     )  # fmt: skip
     if sparse:
         sparse.check_saved(folder, dense)
-    check_units(unit_sums(dense, groups, plan=plan, refitted=job.config.pruning().compensate), sums)
+    check_units(unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed), sums)
     # Files may have other names than the model's tensors: transformers keeps those of its older releases.
     saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
     masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)

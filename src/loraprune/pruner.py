@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -16,8 +17,9 @@ from transformers import PreTrainedConfig
 
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
 from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, towards, widths_left
+from loraprune.blockwise import check_blocks, fit_blocks_, weight_scales
 from loraprune.checkpoint import storable_counts, storable_kinds
-from loraprune.compensation import Rows, check_compensation, compensate_
+from loraprune.compensation import Rows, Trace, check_compensation, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError, NumericsError, PlanError, nearest
@@ -28,6 +30,7 @@ from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
 from loraprune.scoring import make_scorer
 from loraprune.surgery import check_groups, slice_
+from loraprune.verify import check_units, unit_sums
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +134,10 @@ def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int
     return (model_parameters - wanted) / space.budget.prunable
 
 
+def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
+    return Plan({group.name: group.units for group in groups}, {name: tuple(units) for name, units in kept.items()})
+
+
 class Pruner:
     """Owns the scores, the plan and the removal of units of one adapted model."""
 
@@ -146,6 +153,9 @@ class Pruner:
             projection(model, path)
         if config.compensate:
             check_compensation(self.groups)
+        if config.local:
+            check_blocks(self.groups)
+            self.scales = weight_scales(model, self.groups)
         self.space = make_space(model, self.groups, config)
         parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)
         self.target = target_ratio(self.space, config, model_parameters=parameters)
@@ -213,14 +223,35 @@ class Pruner:
     def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None) -> None:
         """Carry out a plan that keeps a part of what is there."""
         positions = plan.kept if self.masks else self.plan.positions(plan)
-        if rows and plan != self.plan:
-            compensate_(self.model, self.present, positions, rows)
+        trace = Trace(self.model, self.present, rows) if rows and plan != self.plan else None
+        due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if trace else {}
         if self.masks:
             self.masks.set(plan.kept)
         else:
             self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
             self.scorer.resize(self.present)
+            check_units(due, unit_sums(self.model, self.present) if trace else {})
+        if trace and rows:
+            self._refit(trace, rows, plan)
         self.plan = plan
+
+    def _refit(self, trace: Trace, rows: Rows, plan: Plan) -> None:
+        """Bring what is left near to what the model gave before the cut."""
+        if self.config.compensate:
+            kept = plan.kept if self.masks else Plan.full(self.present).kept
+            compensate_(self.model, self.present, kept, trace, rows)
+        if self.config.local:
+            changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
+            fit_blocks_(
+                self.model,
+                self.present,
+                changed,
+                trace,
+                rows,
+                self.scales,
+                steps=self.config.local,
+                seed=self.config.seed,
+            )
 
     def finish(self) -> None:
         """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model."""

@@ -5,7 +5,7 @@ Knows nothing about how the model came about.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from loraprune.adapters import base_layer, cuts, find_module
 from loraprune.errors import VerificationError
-from loraprune.groups import Group, Span, kept_entries, sides
+from loraprune.groups import Group, Side, Span, kept_entries, sides
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
@@ -117,16 +117,16 @@ UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
 
 @torch.no_grad()
 def unit_sums(
-    model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, refitted: bool = False
+    model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, changed: Collection[Side] = ()
 ) -> UnitSums:
-    """Return a fingerprint of every unit's frozen weights, adapters left out; of a refitted model without what was refitted.
+    """Return a fingerprint of every unit's frozen weights on the sides that were not `changed`, adapters left out.
 
     Of a dense model, `plan` leaves out the units that are not kept.
     """
     sums: dict[tuple[str, Span], Tensor] = {}
     entries = kept_along(model, groups, plan) if plan else {}
     for group in groups:
-        for place, span in enumerate(s for s in group.spans if s.side == "out" or (s.side == "in" and not refitted)):
+        for place, span in enumerate(s for s in group.spans if s.side in ("out", "in") and s.side not in changed):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
             tensor = cut.tensor.detach().double()
             for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():

@@ -232,7 +232,9 @@ def test_layers_report_the_sizes_they_have(variant: str) -> None:
             cut = next(cuts(layer, side))  # type: ignore[arg-type]
             assert [getattr(layer, name) for name in features(layer, side)] == [cut.tensor.shape[cut.dim]]  # type: ignore[arg-type]
         for factor in (module.lora_A[ADAPTER], module.lora_B[ADAPTER]):  # type: ignore[index]
-            names = ("out_channels", "in_channels") if isinstance(factor, nn.Conv2d) else ("out_features", "in_features")
+            names = (
+                ("out_channels", "in_channels") if isinstance(factor, nn.Conv2d) else ("out_features", "in_features")
+            )
             assert tuple(getattr(factor, name) for name in names) == tuple(factor.weight.shape[:2])  # type: ignore[arg-type]
 
 

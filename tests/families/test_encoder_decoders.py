@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprune.adapters import find_module
-from loraprune.compensation import compensate_
+from loraprune.compensation import Trace, compensate_
 from loraprune.criteria import criteria
 from loraprune.families import find_groups
 from loraprune.groups import Group, consumers, layer_of
@@ -133,7 +133,7 @@ def test_each_stack_is_refitted_on_its_own_stream(variant: str) -> None:
     def pruned(*, refitted: bool) -> Tensor:
         smaller = copy.deepcopy(model)
         if refitted:
-            compensate_(smaller, groups, plan.kept, rows)
+            compensate_(smaller, groups, plan.kept, Trace(smaller, groups, rows), rows)
         slice_(smaller, groups, plan.kept)
         return answers(smaller)
 

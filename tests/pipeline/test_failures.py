@@ -16,7 +16,7 @@ from loraprune.adapters import linear_paths
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import CheckpointError, ConfigError, VerificationError
 from loraprune.families import find_groups
-from loraprune.groups import Group
+from loraprune.groups import Group, Side
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.verify import UnitSums
@@ -65,13 +65,15 @@ def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Pat
 def test_plan_that_names_other_units_is_noticed(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = pipeline.unit_sums
 
-    def shifted(model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, refitted: bool) -> UnitSums:
+    def shifted(
+        model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, changed: Sequence[Side]
+    ) -> UnitSums:
         if plan is None:
-            return real(model, groups, refitted=refitted)
+            return real(model, groups, changed=changed)
         mirrored = {
             name: tuple(plan.units[name] - 1 - unit for unit in reversed(kept)) for name, kept in plan.kept.items()
         }
-        return real(model, groups, plan=Plan(plan.units, mirrored), refitted=refitted)
+        return real(model, groups, plan=Plan(plan.units, mirrored), changed=changed)
 
     monkeypatch.setattr(pipeline, "unit_sums", shifted)
     with pytest.raises(VerificationError, match="does not hold the units"):

@@ -41,7 +41,8 @@ class GateScorer(Hooks):
 
     def _watch(self, module: nn.Module, name: str, path: str) -> None:
         def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if not args[0].requires_grad:  # in evaluation, and in the first pass of gradient checkpointing
+            # In evaluation, in the first pass of gradient checkpointing, and where a block learns on its own.
+            if not (args[0].requires_grad and module.training):
                 return None
             z = args[0].view_as(args[0])  # the gradient of this reader alone: others may read the same tensor
             values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes

@@ -40,7 +40,7 @@ class GradientScorer(Hooks):
 
     def _watch(self, module: nn.Module, name: str, path: str) -> None:
         def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
+            if output.requires_grad and module.training:
                 x = args[0].detach()
                 output.register_hook(lambda grad: self._gather(name, module, path, x, grad))
 
