@@ -41,6 +41,8 @@ SLIDING_LAYERS = ("sliding_attention", "full_attention")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 """for families whose dropout is on by default: training with a mask and without draw other random numbers"""
 
+SHARED = {"shared_expert_intermediate_size": 48}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True},
@@ -75,6 +77,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "cohere": {},
     "cohere-qk_norm": {"use_qk_norm": True},
+    "mixtral": {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        **SHARED,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {"head_dim": HEAD, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.4},
 }
 """variant of a causal language model -> what it sets; the model type stands before the first hyphen"""
@@ -164,6 +175,8 @@ def relative(one: Tensor, other: Tensor) -> float:
 def choose(groups: Sequence[Group], counts: Mapping[str, int], *, seed: int = 0) -> Plan:
     """Return a plan that keeps the given number of units, drawn at random."""
     draw = random.Random(seed)
+    # Grouped products of experts need rows of 16 bytes.
+    counts = {g.name: -(-counts[g.name] // 8) * 8 if g.kind == "expert_ffn" else counts[g.name] for g in groups}
     kept = {g.name: tuple(sorted(draw.sample(range(g.units), counts[g.name]))) for g in groups}
     return Plan({g.name: g.units for g in groups}, kept)
 
@@ -171,10 +184,18 @@ def choose(groups: Sequence[Group], counts: Mapping[str, int], *, seed: int = 0)
 def uniform_plan(groups: Sequence[Group], heads: int, ffn: int, *, seed: int = 0) -> Plan:
     """Return a plan with `heads` attention units and `ffn` channels in every layer."""
     wanted = {g.name: heads if g.kind == "attention" else ffn for g in groups}
-    return choose(groups, {g.name: min(wanted[g.name], g.units) for g in groups}, seed=seed)
+    return choose(
+        groups,
+        {g.name: max(g.least, min(wanted[g.name], g.units - 8 if g.kind == "expert_ffn" else g.units)) for g in groups},
+        seed=seed,
+    )
 
 
 def uneven_plan(groups: Sequence[Group], *, seed: int = 0) -> Plan:
     """Return a plan whose widths differ from layer to layer."""
     draw = random.Random(seed + 99)
-    return choose(groups, {g.name: draw.randint(1, g.units - 1) for g in groups}, seed=seed)
+    return choose(
+        groups,
+        {g.name: draw.randint(g.least, g.units - (9 if g.kind == "expert_ffn" else 1)) for g in groups},
+        seed=seed,
+    )

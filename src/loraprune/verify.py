@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from loraprune.adapters import base_layer, cuts, find_module
 from loraprune.errors import VerificationError
 from loraprune.groups import Group, Span, kept_entries, sides
+from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
@@ -127,7 +128,9 @@ def unit_sums(
     sums: dict[tuple[str, Span], Tensor] = {}
     entries = kept_along(model, groups, plan) if plan else {}
     for group in groups:
-        for place, span in enumerate(s for s in group.spans if s.side == "out" or (s.side == "in" and not refitted)):
+        for place, span in enumerate(
+            s for s in group.spans if s.side in ("out", "router", "expert_out") or (s.side == "in" and not refitted)
+        ):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
             tensor = cut.tensor.detach().double()
             for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
@@ -175,10 +178,5 @@ def masked_logits(
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in the safetensors files of a folder."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+    """Return all tensors of a saved model by the names that they have in the model: files may name them otherwise (experts)."""
+    return dict(from_pretrained(folder, dtype="auto").state_dict())

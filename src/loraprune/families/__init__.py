@@ -14,6 +14,7 @@ from loraprune.families import (  # noqa: F401  (importing a family registers it
     gpt_neox,
     gptj,
     llama,
+    moe,
     olmo2,
     opt,
     phi,

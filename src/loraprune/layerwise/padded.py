@@ -39,6 +39,8 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
+    if any(group.kind == "expert" and len(plan.kept[group.name]) < group.units for group in groups):
+        raise PlanError("padding cannot silence an expert: a router would still choose it; use the folder as it is")
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
     fill_dense_(shell, model.state_dict(), groups, plan)
