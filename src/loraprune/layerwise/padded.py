@@ -60,7 +60,13 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         CheckpointError: if the plan is another model's.
         PlanError: if the plan was made for a model whose layers differed already.
     """
-    groups = [group for group in find_groups(config) if group.name in plan.kept]  # others were not in play
+    every = find_groups(config)
+    unknown = next((group.name for group in every if group.name not in plan.kept and not group.whole), None)
+    if unknown:
+        raise CheckpointError(
+            f"plan.json says nothing of {unknown!r}, which has lost units: it is another model's plan"
+        )
+    groups = [group for group in every if group.name in plan.kept]  # others were not in play
     present = {group.name: group.units for group in groups}
     kept = {name: len(units) for name, units in plan.kept.items()}
     if present != kept:
