@@ -41,15 +41,14 @@ def make_tokenizer(data: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, unk_token=unk)
 
 
-def make_model(folder: Path, options: argparse.Namespace) -> None:
+def make_model(folder: Path, rows: Path, options: argparse.Namespace) -> None:
     """Train a T5 from scratch and save it; the folder appears when it is whole."""
-    tokenizer = make_tokenizer(options.data, options.vocabulary)
+    tokenizer = make_tokenizer(rows, options.vocabulary)
     config = T5Config(
         vocab_size=options.vocabulary, d_model=options.width, d_kv=options.width // options.heads, num_heads=options.heads,
         d_ff=4 * options.width, num_layers=options.layers, decoder_start_token_id=0,
     )  # fmt: skip
-    data = load_data(str(options.data), tokenizer, length=options.length, encode=encode_pairs)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    data = load_data(str(rows), tokenizer, length=options.length, encode=encode_pairs)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         arguments = TrainingArguments(
             output_dir=f"{work}/run", max_steps=options.pretraining, per_device_train_batch_size=options.batch,
@@ -80,11 +79,17 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    model = options.work / "model"
+    model, rows = options.work / "model", options.work / "rows.jsonl"
     if not model.exists():
-        make_model(model, options)
+        options.work.mkdir(parents=True, exist_ok=True)
+        lines = options.data.read_text(encoding="utf-8").splitlines()
+        answered = [
+            line for line in lines if json.loads(line)["response"].strip()
+        ]  # without one there is nothing to learn
+        rows.write_text("\n".join(answered) + "\n", encoding="utf-8")
+        make_model(model, rows, options)
     grid = {
-        "model": str(model), "data": str(options.data), "output": str(options.work / "runs"), "steps": options.steps,
+        "model": str(model), "data": str(rows), "output": str(options.work / "runs"), "steps": options.steps,
         "length": options.length, "batch": options.batch, "lr": options.lr, "ratio": 0.5, "baselines": ["finetune"],
         "grid": {"criterion": ["lora", "magnitude", "random"], "seed": list(range(options.seeds))}, "reference": "lora",
     }  # fmt: skip

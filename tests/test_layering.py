@@ -35,7 +35,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.pattern",
     ),
     ("plan", "config", "families", "adapters", "data", "loading"),
-    ("compare.grid", "compare.correlation"),
+    ("compare.grid", "compare.correlation", "images"),
     ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
     ("scoring", "layerwise.save", "tasks"),
     (

@@ -133,6 +133,8 @@ def compare_speed(
 def count_macs(model: PreTrainedModel, *, length: int) -> int:
     """Return the multiply-accumulates of a forward pass over one sequence of `length` tokens, all its logits included.
 
+    An encoder-decoder reads `length` tokens in each of its stacks.
+
     Matrix products only; attention counts the full square of positions. Works on the meta device too.
 
     Raises:
@@ -145,7 +147,7 @@ def count_macs(model: PreTrainedModel, *, length: int) -> int:
     # FlopCounterMode (torch 2.13) has no rule for the fused attention kernel of CPUs and counts it as nothing; the plain
     # kernel is made of matrix products, which it counts everywhere.
     with evaluation_mode(model), sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
-        model(input_ids=tokens)
+        model(**_inputs(model, tokens))
     return int(counter.get_total_flops()) // 2
 
 
@@ -162,13 +164,20 @@ def _make_calls(
     return calls | {DECODE: {n: _decode(m, drawn[:1, :PROMPT_TOKENS], new_tokens=new_tokens) for n, m in able.items()}}
 
 
+def _inputs(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> dict[str, Tensor]:
+    """Return what a forward pass reads: tokens, and as many in the decoder where the model has one of its own."""
+    return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})
+
+
 def _prefill(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> Call:
-    return lambda: model(input_ids=tokens, use_cache=True) if model.can_generate() else model(input_ids=tokens)
+    inputs = _inputs(model, tokens)
+    return lambda: model(**inputs, use_cache=True) if model.can_generate() else model(**inputs)
 
 
 def _decode(model: PreTrainedModel, prompt: Int[Tensor, "batch seq"], *, new_tokens: int) -> Call:
     settings = GenerationConfig(
-        do_sample=False, num_beams=1, use_cache=True, min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=0
+        do_sample=False, num_beams=1, use_cache=True, min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=0,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )  # fmt: skip
     able = cast(Any, model)  # the type of PreTrainedModel does not know which models generate
     return lambda: able.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)

@@ -149,7 +149,8 @@ def save_stock(
         raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
     tensors = model.state_dict()
     save_tensors(
-        stock, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+        stock, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
+        head=find_head(model.config),
     )  # fmt: skip
 
 

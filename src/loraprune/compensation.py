@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
-from loraprune.errors import NumericsError
+from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
 
@@ -63,6 +63,18 @@ def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_compensation(groups: Sequence[Group]) -> None:
+    """Refuse what cannot be refitted.
+
+    Raises:
+        ConfigError: for channels of convolutions.
+    """
+    if any(group.kind == "channel" for group in groups):
+        raise ConfigError(
+            "--compensate: projections of text and image tokens are refitted, not convolutions; leave it out"
+        )
 
 
 def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], rows: Rows) -> None:

@@ -28,7 +28,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
-from loraprune.heads import auto_class, find_head
+from loraprune.heads import auto_class, find_head, start_anew
 from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
@@ -140,11 +140,7 @@ def _register(folder: str, **hub_options: Any) -> None:
 
 
 def load_model(
-    model: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    trust_remote_code: bool = False,
+    model: str, *, device: torch.device, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a model with the head that its configuration names; `dtype` None keeps the checkpoint's.
 
@@ -178,11 +174,14 @@ def load_with_head(
         NumericsError: for NaN or infinite weights.
     """
     config = load_config(model, trust_remote_code=trust_remote_code)
+    named = dict(config.id2label or {})
     config.update(dict(values or {}))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loaded, fresh = _load(model, head, new, options)
+        if new and config.id2label != named:
+            fresh = start_anew(loaded, new, fresh)
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
             raise NumericsError(

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import new_folder, round_weights_, save_model
+from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
@@ -48,7 +49,6 @@ from loraprune.verify import (
     masked_logits,
     probe_of,
     unit_sums,
-    weights_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
         check_sparsity(model, groups, pruning)
     elif isinstance(config, PruneConfig):
         in_play = groups_in_play(model.config, groups, pruning)
+        if pruning.compensate:
+            check_compensation(in_play)
         goal_counts(make_space(model, in_play, pruning), pruning, model_parameters=model.num_parameters())
     dense_config = copy.deepcopy(model.config)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
@@ -186,7 +188,7 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     )  # fmt: skip
     training = Training(
         steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
-        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(rows.protocol),
+        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(rows.protocol), new=job.new,
     )  # fmt: skip
     return adapted, training
 
@@ -196,7 +198,7 @@ def _verify_saved(
 ) -> Verification:
     """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
 
-    No two models are in memory at any time.
+    No two models are in the device's memory at any time.
     """
     dtype = job.model.dtype
     probe = probe_of(job.model)
@@ -209,7 +211,10 @@ def _verify_saved(
     if sparse:
         sparse.check_saved(folder, dense)
     check_units(unit_sums(dense, groups, plan=plan, refitted=job.config.pruning().compensate), sums)
-    masked = masked_logits(dense, weights_of(folder), groups, plan, probe)
+    # Files may have other names than the model's tensors: transformers keeps those of its older releases.
+    saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
+    masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)
+    del saved
     del dense
     gc.collect()
     job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)

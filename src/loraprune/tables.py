@@ -140,7 +140,7 @@ def inspection(result: Description) -> None:
     values = result.values
     rows = [
         (
-            k["kind"],
+            f"{k['kind']}\n{k['where']}",
             str(k["groups"]),
             str(k["units"]),
             f"{k['parameters_a_unit']:,}",

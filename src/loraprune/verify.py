@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -18,7 +17,6 @@ from transformers import PreTrainedModel
 from loraprune.adapters import base_layer, cuts, find_module
 from loraprune.errors import VerificationError
 from loraprune.groups import Group, Span, kept_entries, sides
-from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
@@ -175,8 +173,3 @@ def masked_logits(
     logits = logits_of(dense, inputs)
     masks.remove()
     return logits
-
-
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of a saved model by the names that they have in the model: files may name them otherwise (experts)."""
-    return dict(from_pretrained(folder, dtype="auto").state_dict())

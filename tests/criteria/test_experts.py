@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,7 +12,6 @@ from loraprune.families import find_groups
 from loraprune.masking import Masks
 from loraprune.pruner import Pruner, groups_in_play
 from loraprune.scoring import make_scorer
-from loraprune.verify import weights_of
 from tests.tiny import tiny_config, tiny_model, tokens, with_lora
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
@@ -116,9 +113,3 @@ def test_masks_give_experts_their_weights_back() -> None:
     )
     masks.remove()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-
-
-def test_files_that_name_experts_otherwise_are_read_by_the_names_in_the_model(tmp_path: Path) -> None:
-    model = tiny_model("mixtral")
-    model.save_pretrained(tmp_path)
-    torch.testing.assert_close(weights_of(tmp_path), dict(model.state_dict()), rtol=0, atol=0)

@@ -52,6 +52,13 @@ def glue_task(name: str) -> GlueTask | None:
     return BY_NAME.get(name.replace("-", "").lower())
 
 
+def glue_on_hub(name: str) -> tuple[str, GlueTask | None]:
+    """Return what a name such as glue:sst2 is called on the hub, and the task; any other name is let be."""
+    identifier, _, configuration = name.partition(":")
+    task = glue_task(configuration) if identifier in ("glue", HUB) else None
+    return (f"{HUB}:{task.folder.replace('-', '').lower()}", task) if task else (name, None)
+
+
 def glue_files(folder: Path) -> dict[str, Path] | None:
     """Return the files to train on and to judge by of a folder that GLUE's archive names so, or None for any other."""
     task = glue_task(folder.name)

@@ -18,8 +18,7 @@ import datasets
 from huggingface_hub import HfApi
 
 from loraprune.data.files import SUFFIXES, Table, as_table, read_table, read_text, reason
-from loraprune.data.glue import HUB as GLUE_HUB
-from loraprune.data.glue import GlueTask, glue_files, glue_task, read_glue
+from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
 from loraprune.demo.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
 
@@ -131,11 +130,13 @@ def _read_stdlib(split: str) -> Part:
     return Part(STDLIB, split, [Table(STDLIB, ("text",), rows, [f"module {place}" for place in range(len(rows))])])
 
 
-def _open_hub(name: str) -> Source:
+def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
+    """Load a data set of the hub: its only split as `all`, or those for `train` and `held_out`, with their own names.
+
+    Raises:
+        DataError: if it cannot be had, or has no training split.
+    """
     identifier, _, configuration = name.partition(":")
-    glue = glue_task(configuration) if identifier in ("glue", GLUE_HUB) else None
-    if glue:
-        identifier, configuration = GLUE_HUB, glue.folder.replace("-", "").lower()
     offline = datasets.config.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE
     try:
         if not offline:
@@ -147,15 +148,21 @@ def _open_hub(name: str) -> Source:
         raise DataError(
             f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
         ) from None
-    splits = {str(split): partial(_read_hub, name, str(split), table, glue) for split, table in loaded.items()}
+    splits = {str(split): (str(split), table) for split, table in loaded.items()}
     if len(splits) == 1:
-        return Source({"all": next(iter(splits.values()))})
+        return {"all": next(iter(splits.values()))}
     if "train" not in splits:
         raise DataError(
             f"{name!r}: none of its splits {', '.join(splits)} is called train: save one as a file and name that"
         )
     held_out = next((split for split in HELD_OUT_SPLITS if split in splits), None)
-    return Source({"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]})
+    return {"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]}
+
+
+def _open_hub(name: str) -> Source:
+    identifier, glue = glue_on_hub(name)
+    parts = load_hub(identifier).items()
+    return Source({part: partial(_read_hub, name, split, table, glue) for part, (split, table) in parts})
 
 
 def _read_hub(name: str, split: str, table: datasets.Dataset, glue: GlueTask | None) -> Part:

@@ -5,7 +5,7 @@ benchmarks.py  names of benchmarks, as data: where they lie and how many images 
 rows.py        images and an image processor -> rows for the Trainer
 """
 
-from loraprune.images.rows import ImageRows, check_images, load_processor
+from loraprune.images.rows import ImageRows, check_images, collate, load_processor
 from loraprune.images.sources import LabelledImages, load_images
 
-__all__ = ["ImageRows", "LabelledImages", "check_images", "load_images", "load_processor"]
+__all__ = ["ImageRows", "LabelledImages", "check_images", "collate", "load_images", "load_processor"]

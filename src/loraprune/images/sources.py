@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import datasets
 from PIL import Image
 
-from loraprune.data.sources import HELD_OUT_SPLITS, load_hub
+from loraprune.data.sources import HELD_OUT_SPLITS, load_hub, naming
 from loraprune.errors import DataError, nearest
 from loraprune.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
 
@@ -48,33 +48,71 @@ class LabelledImages:
             places=tuple(self.places[i] for i in chosen),
         )  # fmt: skip
 
+    def with_classes(self, classes: Sequence[str]) -> LabelledImages:
+        """Return the same images with classes in another order, or with more of them.
+
+        Raises:
+            DataError: if a class is not among them.
+        """
+        for label, name in enumerate(self.classes):
+            if name not in classes and label in self.labels:
+                known = f"{len(classes)} are known{nearest(name, classes)}"
+                raise DataError(
+                    f"{self.source}: the class {name!r} is not one of those that the model is trained for: {known}"
+                )
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = tuple(numbers[self.classes[label]] for label in self.labels)
+        return replace(self, labels=labels, classes=tuple(classes))
+
 
 Splits: TypeAlias = dict[str, LabelledImages]
 """either `all`, or `train` and `held_out`"""
 
 
-def load_images(name: str, *, seed: int) -> Splits:
-    """Read what a name leads to as `train` and `held_out`; without splits of its own a tenth of every class is held out.
+def load_images(data: str | None, held_out: str | None, *, seed: int) -> tuple[LabelledImages | None, LabelledImages]:
+    """Read images to train on and images to judge by, of the same classes; without `data` only the latter.
+
+    Without `held_out` the images to judge by are the test split of `data`, or a tenth of every class.
 
     Raises:
-        DataError: if it leads nowhere, or to no labelled images.
+        DataError: if a name leads nowhere or to no labelled images, or the two share files or differ in classes.
     """
-    named = find_benchmark(name)
-    splits = _benchmark(name, named) if named else _open(name)
-    if "all" not in splits:
-        return splits
-    whole = splits["all"]
+    if data is None:
+        assert held_out is not None
+        with naming("--data"):
+            splits = _open(held_out)
+            return None, splits.get("held_out") or splits["all"]
+    with naming("--data"):
+        splits = _open(data)
+        if held_out is None:
+            return _hold_out(splits["all"], seed=seed) if "all" in splits else (splits["train"], splits["held_out"])
+    train = splits.get("train") or splits["all"]
+    with naming("--eval"):
+        others = _open(held_out)
+        judged = others.get("held_out") or others["all"]
+        shared = {str(each) for each in train.images if isinstance(each, Path)} & {str(each) for each in judged.images}
+        if shared or (held_out == data and "held_out" not in splits):
+            raise DataError(
+                f"{held_out}: {min(shared, default='all of it')} is trained on as part of --data: name other images"
+            )
+        return train, judged.with_classes(train.classes)
+
+
+def _hold_out(whole: LabelledImages, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """Hold a tenth of every class out, at least one of two images."""
     draw, held = random.Random(seed), set[int]()
     for label in range(len(whole.classes)):
         members = [place for place, each in enumerate(whole.labels) if each == label]
         held |= set(draw.sample(members, len(members) // HELD_OUT_SHARE or int(len(members) > 1)))
     kept = [place for place in range(len(whole.images)) if place not in held]
-    return {"train": whole.take(kept, split="train"), "held_out": whole.take(sorted(held), split="held_out")}
+    if not kept or not held:
+        raise DataError(f"{whole.source}: {len(whole.images)} images are too few to train on some and judge by others")
+    return whole.take(kept, split="train"), whole.take(sorted(held), split="held_out")
 
 
 def _benchmark(name: str, named: Named) -> Splits:
     """Return the images of a benchmark by its protocol."""
-    splits = _open(named.folder) if named.folder else _hub(named.benchmark.hub)
+    splits = _read(named.folder) if named.folder else _hub(named.benchmark.hub)
     train = splits.get("train") or splits["all"]
     chosen = random.Random(DRAW_SEED).sample(range(len(train.images)), min(TRAINED + JUDGED, len(train.images)))
     if named.final:
@@ -90,6 +128,11 @@ def _benchmark(name: str, named: Named) -> Splits:
 
 
 def _open(name: str) -> Splits:
+    named = find_benchmark(name)
+    return _benchmark(name, named) if named else _read(name)
+
+
+def _read(name: str) -> Splits:
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
         return _folder(path) if path.is_dir() else {"all": _file(path)}
@@ -162,7 +205,7 @@ def _file(path: Path) -> LabelledImages:
 
 
 def _hub(name: str) -> Splits:
-    return {split: _table(name, split, table) for split, table in load_hub(name).items()}
+    return {part: _table(name, split, table) for part, (split, table) in load_hub(name).items()}
 
 
 def _table(name: str, split: str, table: datasets.Dataset) -> LabelledImages:
@@ -177,16 +220,18 @@ def _table(name: str, split: str, table: datasets.Dataset) -> LabelledImages:
         )
     table = table.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     values: list[Any] = table[label][:]
-    if bad := next((place for place, each in enumerate(values) if not isinstance(each, int | str)), None):
-        raise DataError(f"{name}, row {bad + 1}: the label {values[bad]!r} is neither a name nor a number")
-    names = getattr(table.features[label], "names", None) or sorted(
-        set(values), key=lambda each: (str(type(each)), each)
-    )
-    numbers = {each: place for place, each in enumerate(names)} if isinstance(values[0], str) else {
-        each: place for place, each in enumerate(range(len(names)) if getattr(table.features[label], "names", None) else names)
-    }  # fmt: skip
+    if bad := [
+        place for place, each in enumerate(values) if type(each) is not type(values[0]) or type(each) not in (int, str)
+    ]:
+        raise DataError(
+            f"{name}, row {bad[0] + 1}: the label {values[bad[0]]!r} is no name or whole number like the others"
+        )
+    named = getattr(table.features[label], "names", None)
+    numbers = {value: number for number, value in enumerate(range(len(named)) if named else sorted(set(values)))}
+    if odd := [place for place, each in enumerate(values) if each not in numbers]:
+        raise DataError(f"{name}, row {odd[0] + 1}: the label {values[odd[0]]} is none of the {len(numbers)} classes")
     stored = [row["bytes"] or Path(row["path"]) for row in table[image]]
     return LabelledImages(
-        name, split, tuple(stored), tuple(numbers[each] for each in values), tuple(str(each) for each in names),
+        name, split, tuple(stored), tuple(numbers[each] for each in values), tuple(named or map(str, numbers)),
         tuple(f"{name}, row {place + 1}" for place in range(len(values))),
     )  # fmt: skip

@@ -44,7 +44,9 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
     fill_dense_(shell, model.state_dict(), groups, plan)
-    save_tensors(config, shell.state_dict(), folder, dtype=dtype, generation=model.generation_config, head=head)
+    save_tensors(
+        config, shell.state_dict(), folder, dtype=dtype, generation=getattr(model, "generation_config", None), head=head
+    )
     del shell
     probe = probe_of(model)
     reloaded = load_model(str(folder), device=model.device, dtype=model.dtype)

@@ -84,5 +84,5 @@ def save_layerwise(
     own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
     tensors = model.state_dict()
     save_tensors(
-        own, tensors, folder, dtype=dtype or model.dtype, generation=model.generation_config, head=find_head(model.config)
+        own, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None), head=find_head(model.config)
     )  # fmt: skip

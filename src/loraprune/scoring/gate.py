@@ -56,7 +56,7 @@ class GateScorer(Hooks):
     def _gather(self, name: str, path: str, z: Tensor, grad: Tensor) -> None:
         if path in self._open.get(name, {}):  # the next micro-batch has begun
             self._close(name)
-        per_channel = (z * grad).flatten(1, -2).float().sum(1)
+        per_channel = (z * grad).reshape(len(z), -1, z.shape[-1]).float().sum(1)
         per_unit = per_channel.unflatten(-1, (self.groups[name].units, -1)).sum(-1)
         self._open.setdefault(name, {})[path] = per_unit
 
