@@ -111,6 +111,9 @@ def _grid(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> tuple[Tensor, ..
     return torch.meshgrid(*every, indexing="ij")
 
 
+FROZEN: tuple[Side, ...] = ("out", "in", "router", "expert_out")
+"""sides whose weights no training step changes"""
+
 UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
 """group name and span -> (units,) sums of the frozen weights of every unit"""
 
@@ -126,7 +129,7 @@ def unit_sums(
     sums: dict[tuple[str, Span], Tensor] = {}
     entries = kept_along(model, groups, plan) if plan else {}
     for group in groups:
-        for place, span in enumerate(s for s in group.spans if s.side in ("out", "in") and s.side not in changed):
+        for place, span in enumerate(s for s in group.spans if s.side in FROZEN and s.side not in changed):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
             tensor = cut.tensor.detach().double()
             for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():

@@ -39,6 +39,8 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
+    if any(group.kind == "expert" and len(plan.kept[group.name]) < group.units for group in groups):
+        raise PlanError("padding cannot silence an expert: a router would still choose it; use the folder as it is")
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
     fill_dense_(shell, model.state_dict(), groups, plan)
@@ -60,7 +62,13 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         CheckpointError: if the plan is another model's.
         PlanError: if the plan was made for a model whose layers differed already.
     """
-    groups = [group for group in find_groups(config) if group.name in plan.kept]  # others were not in play
+    every = find_groups(config)
+    unknown = next((group.name for group in every if group.name not in plan.kept and not group.whole), None)
+    if unknown:
+        raise CheckpointError(
+            f"plan.json says nothing of {unknown!r}, which has lost units: it is another model's plan"
+        )
+    groups = [group for group in every if group.name in plan.kept]  # others were not in play
     present = {group.name: group.units for group in groups}
     kept = {name: len(units) for name, units in plan.kept.items()}
     if present != kept:
