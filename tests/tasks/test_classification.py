@@ -24,15 +24,6 @@ from tests.tasks.cases import SHORT, reviews, save_bert, write_csv
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    save_bert(root / "masked")
-    save_bert(root / "bare", head=False)
-    write_csv(root / "reviews.csv", reviews())
-    return root
-
-
-@pytest.fixture(scope="module")
 def tuned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a classifier pruned to 50 %, made from a masked language model by the command line."""
     output = tmp_path_factory.mktemp("tuned") / "out"
@@ -142,26 +133,6 @@ def test_a_tuned_model_teaches_and_a_new_head_cannot(
         "--teacher cache", "is new and knows nothing", "loraprune finetune",
     )  # fmt: skip
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_glue_is_trained_on_and_judged_by_its_own_split_and_figure(
-    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("sklearn")
-    (tmp_path / "CoLA").mkdir()
-    for name, rows in (("train", reviews(64)), ("dev", reviews(20, seed=1))):
-        lines = [f"gj04\t{int(row['label'] == 'good')}\t\t{row['text']}" for row in rows]
-        (tmp_path / "CoLA" / f"{name}.tsv").write_text("\n".join(lines), encoding="utf-8")
-    common = ["--data", str(tmp_path / "CoLA"), *SHORT, "--steps=2"]
-    report = run(capfd, "finetune", "--model", str(inputs / "bare"), "--output", str(tmp_path / "out"), *common)
-    assert report["metric"] == "matthews_correlation"
-    assert report["matthews_correlation"]["rows"] == 20
-    assert set(report["matthews_correlation"]["accuracy"]) == {"dense", "pruned"}
-    assert report["training_data"]["rows"] == 64
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["1"] == "acceptable"
-    (tmp_path / "CoLA" / "dev.tsv").unlink()
-    arguments = ["finetune", "--model", str(inputs / "bare"), "--output", str(tmp_path / "other"), *common]
-    refused(arguments, capfd, "dev.tsv is missing from GLUE's CoLA")
 
 
 @pytest.mark.parametrize(
