@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from loraprune import cli
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
-from loraprune.evaluate import Perplexity
 from loraprune.families import families, find_groups
+from loraprune.measured import Measured
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.schedule import Schedule
+from loraprune.tasks import tasks
 from loraprune.verify import Verification
 from tests.tiny import tiny_model, with_lora
 
@@ -166,13 +167,13 @@ def test_the_interval_of_a_long_run_is_the_papers_and_of_a_short_one_less() -> N
 
 def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
     """Write the folder of a run whose measurements are made up, without its model."""
-    measured = Perplexity(value=2.0, nll=0.7, standard_error=0.1, tokens=9, protocol={"length": 8})
+    measured = Measured("perplexity", 2.0, "lower", 0.1, {"tokens": 9}, {"length": 8}, {"nll": 0.7})
     options: dict[str, Any] = {"model": "m", "data": "d", "output": str(output)}
     config = PruneConfig(**options, heads=4, ffn=48) if job == "prune" else FinetuneConfig(**options)
     model = tiny_model("llama")
     pruner = Pruner(with_lora(model), config.pruning()) if job == "prune" else None
     report = make_report(
-        config, quality=Quality(measured, measured), training=Training(1, 1.0, 1, [], [], {}),
+        config, quality=Quality(tasks.get("causal-lm"), measured, measured), training=Training(1, 1.0, 1, [], [], {}),
         plan=pruner.plan if pruner else Plan.full(find_groups(model.config)), pruner=pruner,
         verification=Verification(0.0, 0.0, 1e-4, "llama"), parameters=(2, 1), began=0.0,
     )  # fmt: skip

@@ -36,7 +36,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("plan", "config", "families", "adapters", "data", "loading"),
     ("compare.grid", "compare.correlation", "images"),
-    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
+    ("settings", "compare.summary", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
     ("scoring", "layerwise.save", "tasks"),
     (
         "compensation",
@@ -47,7 +47,6 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.masks",
         "sparsity.scores",
         "sparsity.saved",
-        "compare.summary",
         "compare.plots",
     ),
     ("blockwise",),

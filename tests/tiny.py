@@ -111,7 +111,8 @@ def causal(variant: str) -> Variant:
 
 
 # Other kinds of models join by their own table, such as `tests.encoders.ENCODERS`.
-EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS | ENCODERS | VISION
+KINDS = ENCODER_DECODERS | ENCODERS | VISION
+EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | KINDS
 """all variants of all kinds of models; those above by the same names"""
 
 

@@ -160,11 +160,12 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
     """Which model is trained on which data, how long and how."""
 
     data: str
-    """text to train on: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, a hub id, or `stdlib`"""
+    """what to train on: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, a hub id, or `stdlib`; texts, chats, or
+    `text`, perhaps `text_pair`, and `label`; GLUE's tasks by name: the archive's folder (.../SST-2), or glue:sst2 from the hub"""
     output: str
     """folder to write; must not exist unless --overwrite"""
     eval: str | None = None
-    """text to measure perplexity on; without it a part of --data is held out"""
+    """what to judge by; without it the split of --data that is for it, or a part held out"""
     steps: int | None = None
     """optimiser steps; without it --epochs decides; 0 prunes without any training, on the scores of one pass over --rows"""
     epochs: float = 2.0

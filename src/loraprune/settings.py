@@ -34,10 +34,10 @@ class PlanConfig(LoRAPruneConfig, BatchOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ModelOptions, MachineOptions):
-    """Measure perplexity, with its protocol recorded."""
+    """Measure how good a model is at its task (perplexity, accuracy, ...), with the protocol recorded."""
 
     data: str
-    """text to measure on: a file, a folder, a hub id, or `stdlib` (its held-out modules)"""
+    """what to measure on: a file, a folder, a hub id, or `stdlib` (its held-out modules)"""
     against: str | None = None
     """a second model to show beside it, usually the dense one"""
     length: int = 512

@@ -216,7 +216,7 @@ def compared(result: Comparison) -> None:
     values = result.values
     rows, title = summary.rows(values), f"{values['model']} on {values['data']}"
     for part in (summary.QUALITY, summary.COST):
-        show(title, [summary.COLUMNS[i] for i in part], [[row[i] for i in part] for row in rows])
+        show(title, [summary.columns(values)[i] for i in part], [[row[i] for i in part] for row in rows])
         title = ""
     Console().print(summary.NOTE)
     failed = summary.failures(values)

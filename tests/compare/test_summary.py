@@ -103,3 +103,19 @@ def test_spearman_by_hand() -> None:
 def test_spearman_sees_the_order_alone(values: list[float]) -> None:
     assert spearman(values, [value**3 for value in values]) == pytest.approx(1)
     assert spearman(values, [-value for value in values]) == pytest.approx(-1)
+
+
+def test_an_accuracy_is_better_when_it_is_higher() -> None:
+    cells = [
+        {"recipe": f"{name}, ratio 0.5", "labels": {"criterion": name, "ratio": "ratio 0.5"}, "seed": 0, "job": "prune", "key": name,
+         "baseline": None, "metric": "accuracy", "accuracy": {"dense": 0.9, "pruned": value}, "wall_seconds": 1.0,
+         "parameters": {"dense": 100, "pruned": 60}, "ratio_reached": 0.5, "peak_memory_bytes": 1}
+        for name, value in (("lora", 0.85), ("random", 0.7))
+    ]  # fmt: skip
+    recipes = summarise(cells, "lora")
+    assert recipes["random, ratio 0.5"]["accuracy"] == {"mean": 0.7, "deviation": None}
+    assert recipes["random, ratio 0.5"]["gap"]["mean"] == pytest.approx(0.2)  # below the dense model, as none was tuned
+    assert recipes["random, ratio 0.5"]["relative_gap"] == pytest.approx(4.0)
+    table = markdown({"model": "m", "data": "d", "recipes": recipes, "cells": cells})
+    assert "| accuracy |" in table
+    assert "perplexity |" not in table.splitlines()[2]

@@ -24,15 +24,6 @@ from tests.tasks.cases import SHORT, reviews, save_bert, write_csv
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    save_bert(root / "masked")
-    save_bert(root / "bare", head=False)
-    write_csv(root / "reviews.csv", reviews())
-    return root
-
-
-@pytest.fixture(scope="module")
 def tuned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a classifier pruned to 50 %, made from a masked language model by the command line."""
     output = tmp_path_factory.mktemp("tuned") / "out"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from loraprune.compare.correlation import spearman
 from loraprune.compare.grid import SEED, recipe_name
+from loraprune.compare.summary import PERPLEXITY, metric_of
 from loraprune.errors import LoraPruneError
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -100,28 +101,29 @@ def plain_ticks(axis: Any) -> None:
 
 
 def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draw perplexity against real parameters: a line for recipes that differ in nothing but the target."""
+    """Draw the figure that models are judged by against real parameters: a line for recipes that differ in nothing but the target."""
+    metric = metric_of(done)
     series: dict[str, list[tuple[float, float, float]]] = {}
     for entry in done:
-        series.setdefault("dense", [(entry["parameters"]["dense"] / 1e6, entry["perplexity"]["dense"], 0.0)])
+        series.setdefault("dense", [(entry["parameters"]["dense"] / 1e6, entry[metric]["dense"], 0.0)])
     for values in recipes.values():
-        if not values["perplexity"]:
+        if not values.get(metric):
             continue
-        point = values["parameters"] / 1e6, values["perplexity"]["mean"], values["perplexity"]["deviation"] or 0.0
+        point = values["parameters"] / 1e6, values[metric]["mean"], values[metric]["deviation"] or 0.0
         series.setdefault(_without_target(values["labels"]), []).append(point)
     figure = new_figure(7.5, 4.5)
     axes = figure.subplots()
     lines(series, axes)
     heights = [y for points in series.values() for _, y, _ in points]
-    is_wide = max(heights) > LOGARITHMIC_FROM * min(heights)
+    is_wide = metric == PERPLEXITY and max(heights) > LOGARITHMIC_FROM * min(heights)
     if is_wide:
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
     axes.set_xlabel("parameters of the whole model, millions")
-    axes.set_ylabel("perplexity" + (" (logarithmic)" if is_wide else ""))
+    axes.set_ylabel(metric.replace("_", " ") + (" (logarithmic)" if is_wide else ""))
     axes.set_title("Mean and sample deviation over seeds", fontsize=11, loc="left")
     figure.legend(loc="outside right center", frameon=False)
-    save(figure, folder, "perplexity")
+    save(figure, folder, metric)
 
 
 def widths(pruned: Sequence[Mapping[str, Any]], folder: Path) -> None:

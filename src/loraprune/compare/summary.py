@@ -15,13 +15,15 @@ from typing import Any
 
 from loraprune.compare.grid import SEED, Cell, recipe_name
 
+PERPLEXITY = "perplexity"
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
 QUALITY, COST = (0, 1, 3, 4, 5, 6), (0, 2, 7, 8, 9)
 """columns of the two narrower tables that a terminal has room for"""
 NOTE = (
-    "Perplexity, gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity above that of the dense model tuned "
-    "with the same options and seed, or as it is where none is tuned. Of reference: as a multiple of the reference's."
+    "Perplexity (or accuracy and the like), gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity above that of "
+    "the dense model tuned with the same options and seed, or as it is where none is tuned; of an accuracy: how far below. Of "
+    "reference: as a multiple of the reference's."
 )
 PENDING = "not run yet"
 """stands for the error of a cell whose turn has not come"""
@@ -60,20 +62,23 @@ def entry(cell: Cell, folder: Path, error: str | None) -> dict[str, Any]:
         return known | {"error": error}
     report = json.loads((folder / cell.key / "report.json").read_text(encoding="utf-8"))
     machine = folder / cell.key / "machine.json"
-    measured = report["perplexity"]
+    metric = report.get("metric", PERPLEXITY)  # reports that are older than tasks name none
+    measured = report[metric]
     return (
         known
         | {name: report[name] for name in COPIED if name in report}
-        | {"perplexity": {name: measured[name] for name in ("dense", "pruned")}, "protocol": measured["protocol"]}
+        | {
+            "metric": metric,
+            metric: {name: measured[name] for name in ("dense", "pruned")},
+            "protocol": measured["protocol"],
+        }
         | {"machine": json.loads(machine.read_text(encoding="utf-8")) if machine.is_file() else None}
     )
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], reference: str | None) -> dict[str, dict[str, Any]]:
     """Return recipe -> its statistics; relative figures are of the recipe that differs in the reference's label alone."""
-    log_dense = {
-        e["key"]: math.log(e["perplexity"]["pruned"]) for e in entries if e["job"] != "prune" and "error" not in e
-    }
+    log_dense = {e["key"]: _loss(e, "pruned") for e in entries if e["job"] != "prune" and "error" not in e}
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for one in entries:
         by_recipe.setdefault(one["recipe"], []).append(one)
@@ -100,14 +105,15 @@ def reference_of(labels: Mapping[str, str], axis: str | None, reference: str | N
 def _statistics(cells: Sequence[Mapping[str, Any]], log_dense: Mapping[str, float]) -> dict[str, Any]:
     """Return the statistics of the cells of one recipe."""
     done = [cell for cell in cells if "error" not in cell]
-    logs = [(math.log(cell["perplexity"]["pruned"]), _compared_with(cell, log_dense)) for cell in done]
+    logs = [(_loss(cell, "pruned"), _compared_with(cell, log_dense)) for cell in done]
+    metric = metric_of(done)
     return {
         "labels": {axis: words for axis, words in cells[0]["labels"].items() if axis != SEED},
         "job": cells[0]["job"],
         "seeds": len(done),
         "failed": len(cells) - len(done),
-        "perplexity": spread([cell["perplexity"]["pruned"] for cell in done]),
-        "dense": _mean(spread([cell["perplexity"]["dense"] for cell in done])),
+        metric: spread([cell[metric]["pruned"] for cell in done]),
+        "dense": _mean(spread([cell[metric]["dense"] for cell in done])),
         "gap": spread([pruned - dense for pruned, dense in logs if dense is not None]),
         "ratio_reached": _mean(spread([cell.get("ratio_reached", 0.0) for cell in done])),
         "parameters": _mean(spread([float(cell["parameters"]["pruned"]) for cell in done])),
@@ -116,11 +122,28 @@ def _statistics(cells: Sequence[Mapping[str, Any]], log_dense: Mapping[str, floa
     }
 
 
+def metric_of(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figure that cells are judged by, all by the same."""
+    return next((cell["metric"] for cell in cells if "metric" in cell), PERPLEXITY)
+
+
+def _loss(cell: Mapping[str, Any], which: str) -> float:
+    """Return a figure as something that is to be low: the logarithm of a perplexity, the negative of any other."""
+    metric = metric_of([cell])
+    value: float = cell[metric][which]
+    return math.log(value) if metric == PERPLEXITY else -value
+
+
+def columns(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the heads of the table, with the name of the figure that the cells are judged by."""
+    return tuple(metric_of(values["cells"]).replace("_", " ") if name == PERPLEXITY else name for name in COLUMNS)
+
+
 def _compared_with(cell: Mapping[str, Any], log_dense: Mapping[str, float]) -> float | None:
-    """Return the log-perplexity that a cell's gap is above: the tuned dense model's; without baselines the dense model's."""
+    """Return the loss that a cell's gap is above: the tuned dense model's; without baselines the dense model's."""
     if cell["job"] != "prune":
         return None
-    return log_dense.get(cell["baseline"]) if cell["baseline"] else math.log(cell["perplexity"]["dense"])
+    return log_dense.get(cell["baseline"]) if cell["baseline"] else _loss(cell, "dense")
 
 
 def _mean(values: Mapping[str, float | None] | None) -> float | None:
@@ -138,7 +161,8 @@ def _wall_ratio(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
 def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of the table, as words; the dense models come first."""
     recipes: Mapping[str, Any] = values["recipes"]
-    dense = {f"{e['perplexity']['dense']:.3f}": e for e in values["cells"] if "error" not in e}
+    metric = metric_of(values["cells"])
+    dense = {f"{e[metric]['dense']:.3f}": e for e in values["cells"] if "error" not in e}
     found: list[tuple[str, ...]] = [
         ("dense", "", f"{e['parameters']['dense']:,}", words, "", "", "", "", "", "") for words, e in dense.items()
     ]
@@ -148,7 +172,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
         parameters = f"{r['parameters']:,.0f}" if r["parameters"] is not None else "-"
         memory = f"{r['peak_memory_bytes'] / 2**20:,.0f} MiB" if r["peak_memory_bytes"] else "-"
         found.append((
-            name, share, parameters, _plus(r["perplexity"], 3), f"{r['seeds']}{failed}", _plus(r["gap"], 3),
+            name, share, parameters, _plus(r.get(metric), 3), f"{r['seeds']}{failed}", _plus(r["gap"], 3),
             _times(r["relative_gap"]), _plus(r["wall_seconds"], 1, unit=" s"), _times(r["wall_ratio"]), memory,
         ))  # fmt: skip
     return found
@@ -177,7 +201,7 @@ def failures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def markdown(values: Mapping[str, Any]) -> str:
     """Return the text of a table.md."""
-    lines = [f"**{values['model']}** on {values['data']}", "", f"| {' | '.join(COLUMNS)} |",
+    lines = [f"**{values['model']}** on {values['data']}", "", f"| {' | '.join(columns(values))} |",
              "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]  # fmt: skip
     lines += [f"| {' | '.join(row)} |" for row in rows(values)]
     lines += ["", NOTE, *(f"\nNo result: {name}: {error}" for name, error in failures(values))]
