@@ -25,7 +25,6 @@ from loraprune.compare import plots
 from loraprune.compare.correlation import spearman
 from loraprune.config import FinetuneConfig
 from loraprune.criteria import criteria
-from loraprune.data import Collator
 from loraprune.groups import Group
 from loraprune.pipeline import load_job
 from loraprune.scoring import make_scorer
@@ -157,9 +156,9 @@ def main() -> None:
         job.model, job.groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
     )
     compared = Agreement(adapted, job.groups, criterion=options.criterion, steps=options.at)
-    assert isinstance(job.tokenizer.pad_token_id, int)
-    collator = Collator(job.tokenizer.pad_token_id)
-    train(adapted, job.data.train, collator, config=config, callbacks=[compared], device=job.device)
+    train(
+        adapted, job.data.training, job.data.collator, config=config, task=job.task, callbacks=[compared], device=job.device
+    )  # fmt: skip
     values = {"options": vars(options), "rows": compared.rows, "norms": compared.norms}
     common.write(options.name, values)
     draw(compared.rows, options.criterion, name=options.name)

@@ -21,6 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "registry",
         "measured",
+        "metrics",
         "heads",
         "groups",
         "schedule",

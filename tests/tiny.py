@@ -20,6 +20,7 @@ from loraprune.groups import Group
 from loraprune.heads import auto_class
 from loraprune.plan import Plan
 from tests.encoder_decoders import ENCODER_DECODERS
+from tests.encoders import ENCODERS
 from tests.variant import VOCABULARY, Variant, tokens
 from tests.vision import VISION
 
@@ -99,7 +100,8 @@ def causal(variant: str) -> Variant:
 
 
 # Other kinds of models join by their own table, such as `tests.encoders.ENCODERS`.
-EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS | VISION
+KINDS = ENCODER_DECODERS | ENCODERS | VISION
+EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | KINDS
 """all variants of all kinds of models; those above by the same names"""
 
 

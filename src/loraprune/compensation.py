@@ -50,6 +50,10 @@ class Trace:
 
     def _keeper(self, path: str, stream: Stream) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            if path in self.outputs:
+                raise ConfigError(
+                    f"--compensate: {path!r} is used by several layers, each of which would need weights of its own: leave it out"
+                )
             self.outputs[path] = output.flatten(0, -2)[self.present[stream]].cpu()
 
         return keep

@@ -162,7 +162,7 @@ def perplexity(
     protocol = dict(rows.protocol) | {
         "window_tokens": longest, "limit": limit, "shifted": rows.shifted, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
     }  # fmt: skip
-    return Perplexity(math.exp(nll), nll, _standard_error(sums, counts), sum(counts), protocol)
+    return Perplexity(math.exp(nll), nll, ratio_error(sums, counts), sum(counts), protocol)
 
 
 def _row_sums(
@@ -185,7 +185,7 @@ def _row_sums(
         yield loss, count
 
 
-def _standard_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
+def ratio_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
     """Return the standard error of sum(sums) / sum(counts) when rows, not tokens, are the independent draws.
 
     Source: Cochran, Sampling Techniques, 3rd ed., equation 6.13: variance of a ratio estimate.

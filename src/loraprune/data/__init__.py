@@ -7,7 +7,7 @@
 from loraprune.data.load import Data, load_data, load_rows
 from loraprune.data.pairs import encode_pairs
 from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, Rows, TokenRows, check_vocabulary, draw_rows
-from loraprune.data.sources import columns_of
+from loraprune.data.sources import check_apart, columns_of, naming, open_source
 
 __all__ = [
     "NO_TARGET",
@@ -17,10 +17,13 @@ __all__ = [
     "Row",
     "Rows",
     "TokenRows",
+    "check_apart",
     "check_vocabulary",
     "columns_of",
     "draw_rows",
     "encode_pairs",
     "load_data",
     "load_rows",
+    "naming",
+    "open_source",
 ]

@@ -23,7 +23,13 @@ from loraprune.errors import DataError
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
 """columns of what is read and what is written: translation, and how data sets of summaries name them"""
-USED_COLUMNS = ("messages", "instruction", "input", "response", *(column for pair in PAIRS for column in pair), "text")
+LABELLED = (
+    "text_pair", "label", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "question1", "question2",
+)  # fmt: skip
+"""columns of what has a label, see `loraprune.data.labelled`"""
+USED_COLUMNS = (
+    *("messages", "instruction", "input", "response", "text"), *(column for pair in PAIRS for column in pair), *LABELLED,
+)  # fmt: skip
 """the others are not loaded: they may be large, or of types that change from row to row"""
 
 
@@ -35,6 +41,8 @@ class Table(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
     places: Sequence[str]
     """such as `line 3`, one for each row"""
+    names: tuple[str, ...] = ()
+    """classes in the order of the numbers in a column `label`, where the file says"""
 
 
 def read_table(path: Path) -> Table:
@@ -140,7 +148,9 @@ def as_table(name: str, table: datasets.Dataset) -> Table:
     """Return the used columns of a `datasets` table as Python objects."""
     used = [column for column in USED_COLUMNS if column in table.column_names]
     rows = table.select_columns(used).to_list() if used else []
-    return Table(name, tuple(table.column_names), rows, [f"row {number}" for number in range(1, len(rows) + 1)])
+    names = getattr(table.features.get("label"), "names", None) or ()
+    places = [f"row {number}" for number in range(1, len(rows) + 1)]
+    return Table(name, tuple(table.column_names), rows, places, tuple(names))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from loraprune.data.chats import encode_chats
 from loraprune.data.examples import Examples, make_examples
 from loraprune.data.rows import TokenRows, take_rows
-from loraprune.data.sources import Part, Source, naming, open_source
+from loraprune.data.sources import Part, check_apart, naming, open_source
 from loraprune.data.texts import encode_texts
 from loraprune.errors import ConfigError, DataError
 
@@ -77,7 +77,7 @@ def load_data(
             return _enough(source, *rows, length=length)
     with naming("--eval" if held_out else "--data"):
         other = open_source(held_out) if held_out else data
-        _check_apart(source, data, held_out or source, other=other)
+        check_apart(source, data, held_out or source, other=other)
         judged = encode(_examples(other.read("held_out")), tokenizer, length)
     with naming("--data"):
         return _enough(source, encode(_examples(data.read("train")), tokenizer, length), judged, length=length)
@@ -153,13 +153,3 @@ def _tokens(rows: TokenRows) -> int:
 def _check_length(length: int) -> None:
     if length < 2:
         raise ConfigError(f"--length {length}: at least 2 is needed")
-
-
-def _check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
-    """Check that nothing is both trained on and judged by."""
-    shared = sorted(data.files & other.files)
-    if shared or (name == held_out and "held_out" not in data.splits):
-        raise DataError(
-            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
-            "name another text, or leave --eval out to hold a tenth out"
-        )

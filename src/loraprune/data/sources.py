@@ -18,12 +18,13 @@ import datasets
 from huggingface_hub import HfApi
 
 from loraprune.data.files import SUFFIXES, Table, as_table, read_table, read_text, reason
+from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
 from loraprune.demo.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
 
 STDLIB = "stdlib"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
-HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "test")
+HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
 HUB_SECONDS = 10
 
 
@@ -33,6 +34,8 @@ class Part(NamedTuple):
     source: str
     split: str
     tables: Sequence[Table]
+    metrics: tuple[str, ...] = ()
+    """what the source is judged by, where it says"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ def open_source(name: str) -> Source:
         return Source({"train": partial(_read_stdlib, "train"), "held_out": partial(_read_stdlib, "held_out")})
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):  # unlike Path.exists, no error for a name that is too long
+        glue = glue_files(path)
+        if glue:
+            splits = {split: partial(_read_glue, name, split, file) for split, file in glue.items()}
+            return Source(splits, frozenset(file.resolve() for file in glue.values()))
         files = data_files(path)
         return Source({"all": partial(_read_files, name, files)}, frozenset(file.resolve() for file in files))
     looks_local = path.suffix.lower() in SUFFIXES or os.sep in name[:1] + name[-1:] or name.startswith((".", "~"))
@@ -112,6 +119,12 @@ def _read_files(name: str, files: Sequence[Path]) -> Part:
     return Part(name, "all", [read_table(file) for file in files])
 
 
+def _read_glue(name: str, split: str, file: Path) -> Part:
+    task = glue_task(file.parent.name)
+    assert task is not None
+    return Part(name, split, [read_glue(file, task)], task.metrics)
+
+
 def _read_stdlib(split: str) -> Part:
     rows = [{"text": text} for text in stdlib_texts(held_out=split == "held_out")]
     return Part(STDLIB, split, [Table(STDLIB, ("text",), rows, [f"module {place}" for place in range(len(rows))])])
@@ -147,11 +160,13 @@ def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
 
 
 def _open_hub(name: str) -> Source:
-    return Source({part: partial(_read_hub, name, split, table) for part, (split, table) in load_hub(name).items()})
+    identifier, glue = glue_on_hub(name)
+    parts = load_hub(identifier).items()
+    return Source({part: partial(_read_hub, name, split, table, glue) for part, (split, table) in parts})
 
 
-def _read_hub(name: str, split: str, table: datasets.Dataset) -> Part:
-    return Part(name, split, [as_table(f"{name}, split {split}", table)])
+def _read_hub(name: str, split: str, table: datasets.Dataset, glue: GlueTask | None) -> Part:
+    return Part(name, split, [as_table(f"{name}, split {split}", table)], glue.metrics if glue else ())
 
 
 def columns_of(name: str) -> tuple[str, ...]:
@@ -162,6 +177,18 @@ def columns_of(name: str) -> tuple[str, ...]:
     """
     with naming("--data"):
         return open_source(name).read("train").tables[0].columns
+
+
+def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
+    """Check that nothing is both trained on and judged by; a source's own splits are apart."""
+    if other is data and "held_out" in data.splits:
+        return
+    shared = sorted(data.files & other.files)
+    if shared or (name == held_out and "held_out" not in data.splits):
+        raise DataError(
+            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
+            "name another text, or leave --eval out to hold a tenth out"
+        )
 
 
 @contextmanager

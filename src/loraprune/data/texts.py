@@ -51,7 +51,8 @@ def cut_rows(documents: Iterable[list[int]], length: int) -> tuple[list[Row], in
 def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Yield the tokens of every document in order."""
     first = first_tokens(tokenizer)
-    last = [tokenizer.eos_token_id] if _separator(tokenizer) is not None else []
+    separator = _separator(tokenizer)
+    last: list[int] = [] if separator is None else [tokenizer.get_vocab()[separator]]
     for batch in _batches(texts):
         long = len(batch[0]) > PIECE
         encoded = [_tokenise_long(batch[0], tokenizer)] if long else _ids(tokenizer, batch)
@@ -62,12 +63,15 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return what the tokenizer puts before a text: usually BOS or nothing."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    end = len(whole) - (whole[-1:] == [tokenizer.eos_token_id] and bare[-1:] != whole[-1:])
-    return list(whole[: end - len(bare)])
+    starts = range(len(whole) - len(bare) + 1)
+    # BERT puts something after the text too, so what is before it must be found by the text.
+    return list(whole[: next(start for start in starts if whole[start : start + len(bare)] == bare)])
 
 
 def _separator(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    return tokenizer.eos_token if isinstance(tokenizer.eos_token_id, int) else None
+    if isinstance(tokenizer.eos_token_id, int):
+        return tokenizer.eos_token
+    return tokenizer.sep_token if isinstance(tokenizer.sep_token_id, int) else None
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

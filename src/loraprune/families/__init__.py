@@ -5,15 +5,18 @@ A family copies no forward pass and touches no weights; docs/add-a-family.md sho
 
 from loraprune.families import (  # noqa: F401  (importing a family registers it)
     bart,
+    bert,
     bloom,
     cohere,
     convnext,
+    deberta,
     falcon,
     gemma,
     gpt2,
     gpt_neox,
     gptj,
     llama,
+    modernbert,
     olmo2,
     opt,
     phi,

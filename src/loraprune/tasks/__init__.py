@@ -19,10 +19,16 @@ A task is a `Task` of functions that is registered in a file of its own, importe
 3. `tests/tiny.py`: its models get a line in VARIANTS; `tests/tasks/` shows one run from the command line.
 
 The task of a run is the one of `--task`, else that of the head that the model's configuration names; a masked language
-model, which is only pre-trained, takes the task with the most columns that the data have.
+model, which is only pre-trained, takes the task whose `columns` the data have.
 """
 
-from loraprune.tasks import causal_lm, image_classification, seq2seq  # noqa: F401  (importing a task registers it)
+from loraprune.tasks import (  # noqa: F401  (importing a task registers it)
+    causal_lm,
+    image_classification,
+    masked_lm,
+    seq2seq,
+    sequence_classification,
+)
 from loraprune.tasks.base import Collate, Inputs, Predictions, Prepared, Request, Task, register_task, tasks
 from loraprune.tasks.find import choose_task, find_task
 

@@ -5,11 +5,11 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -20,7 +20,7 @@ from loraprune.registry import Registry
 
 Inputs: TypeAlias = Mapping[str, Any]
 """arguments of a model's forward; tensors lie on the CPU and go to the model's device"""
-Collate: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+Collate: TypeAlias = Callable[[Any], dict[str, Tensor]]
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ class Prepared:
 
 
 Predictions: TypeAlias = Callable[
-    [Float[Tensor, "*places classes"], Shaped[Tensor, "*places"]], Float[Tensor, "targets classes"]
+    [Shaped[Tensor, "*places classes"], Shaped[Tensor, "*places"]], Shaped[Tensor, "targets classes"]
 ]
 """what a model gives at every place (or once for a row) and the labels -> the same at the places that are to be learnt"""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -41,8 +41,8 @@ def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
 
 
 def predictions(
-    logits: Float[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "targets classes"]:
+    logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
+) -> Shaped[Tensor, "targets classes"]:
     """Return what is said before each target: position t predicts label t + 1."""
     return logits[:, :-1][labels[:, 1:] != NO_TARGET]
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from loraprune.data import check_vocabulary
 from loraprune.families import positions
 from loraprune.loading import load_tokenizer
-from loraprune.tasks.base import Request
+from loraprune.tasks.base import Inputs, Request
 
 PROBE_SEED = 0
 
@@ -36,3 +36,11 @@ def random_tokens(config: PreTrainedConfig, rows: int, tokens: int) -> Int[Tenso
     generator = torch.Generator().manual_seed(PROBE_SEED)
     length = min(tokens, positions(config) or tokens)
     return torch.randint(config.get_text_config().vocab_size, (rows, length), generator=generator)
+
+
+def padded_tokens(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
+    """Return random token ids with padding at the end of every row but the first."""
+    ids = random_tokens(config, rows, tokens)
+    mask = torch.ones_like(ids)
+    mask[1:, ids.shape[1] * 2 // 3 :] = 0
+    return {"input_ids": torch.where(mask.bool(), ids, config.pad_token_id or 0), "attention_mask": mask}

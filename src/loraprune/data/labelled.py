@@ -1,0 +1,171 @@
+"""Rows of a table in, texts or pairs of texts with labels out: classes by name, or numbers.
+
+Knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from loraprune.data.files import Table
+from loraprune.data.sources import Part
+from loraprune.errors import DataError
+
+TEXTS: tuple[tuple[str, ...], ...] = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text",),
+    ("sentence",),
+)
+"""columns that hold a text, or a text and its pair, in the order of preference where a table has several"""
+LABEL = "label"
+
+
+class Example(NamedTuple):
+    """A text, or a pair of texts, and its label as it stands in the file."""
+
+    place: str
+    texts: tuple[str, ...]
+    label: object
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Labelled texts of one source."""
+
+    source: str
+    split: str
+    examples: Sequence[Example]
+    names: tuple[str, ...] = ()
+    """classes in the order of their numbers, where the source says"""
+    metrics: tuple[str, ...] = ()
+    """what the source is judged by, where it says"""
+
+    def take(self, places: Sequence[int], *, split: str) -> Labelled:
+        """Return some of the examples, as a split of another name."""
+        return replace(self, examples=[self.examples[place] for place in places], split=split)
+
+
+def make_labelled(part: Part) -> Labelled:
+    """Check the columns of all tables and take the examples out of them.
+
+    Raises:
+        DataError: if a column is missing, or a value is no text or no label.
+    """
+    examples = [
+        Example(f"{table.name}, {place}", _texts(table, place, row, columns), _label(table, place, row))
+        for table in part.tables
+        for columns in [_columns(table)]
+        for place, row in zip(table.places, table.rows, strict=True)
+    ]
+    if not examples:
+        raise DataError(f"{part.source}: there is no row in it: give a file that holds some")
+    return Labelled(part.source, part.split, examples, part.tables[0].names, part.metrics)
+
+
+def _columns(table: Table) -> tuple[str, ...]:
+    found = next((columns for columns in TEXTS if set(columns) <= set(table.columns)), None)
+    if found is None or LABEL not in table.columns:
+        seen = ", ".join(table.columns) or "none"
+        raise DataError(
+            f"{table.name}: columns found: {seen}; needed: `text`, perhaps `text_pair`, and `label`: rename them"
+        )
+    return found
+
+
+def _texts(table: Table, place: str, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    for column in columns:
+        if not isinstance(row.get(column), str):
+            raise DataError(
+                f"{table.name}, {place}: {column} is {row.get(column)!r}, a string is needed: correct the row"
+            )
+    return tuple(row[column] for column in columns)
+
+
+def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
+    label = row.get(LABEL)
+    fine = isinstance(label, (int, str)) or (isinstance(label, float) and math.isfinite(label))
+    if not fine or label == "":
+        raise DataError(
+            f"{table.name}, {place}: label is {'missing' if label in (None, '') else repr(label)}: give a name or a number"
+        )
+    return label
+
+
+def hold_out(data: Labelled, share: int) -> tuple[Labelled, Labelled]:
+    """Draw one example in `share` to judge by, always the same ones: files are often sorted by label.
+
+    Raises:
+        DataError: if there are fewer than two.
+    """
+    count = len(data.examples)
+    if count < 2:
+        raise DataError(f"{data.source}: {count} rows: at least two are needed, to train on and to judge by")
+    judged = sorted(random.Random(0).sample(range(count), max(1, count // share)))
+    others = sorted(set(range(count)) - set(judged))
+    return data.take(others, split="train"), data.take(judged, split="held_out")
+
+
+def numbers(examples: Sequence[Example]) -> list[float]:
+    """Return the labels of a regression.
+
+    Raises:
+        DataError: if one is no number.
+    """
+    found = []
+    for example in examples:
+        try:
+            value = float(str(example.label))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(
+                f"{example.place}: label {example.label!r} is no number, as the others are: correct the row"
+            )
+        found.append(value)
+    return found
+
+
+def is_regression(examples: Sequence[Example]) -> bool:
+    """Say whether labels are numbers with a fraction: all are numbers, and one is not whole."""
+    try:
+        values = [float(str(example.label)) for example in examples]
+    except ValueError:
+        return False
+    return not all(value.is_integer() for value in values)
+
+
+def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
+    """Return the names of all classes, numbers in their order and words in the alphabet's."""
+    names = {str(example.label) for example in examples}
+    if all(name.isdecimal() for name in names):
+        # A class that no row has keeps its number.
+        return tuple(str(number) for number in range(max(map(int, names)) + 1))
+    return tuple(sorted(names))
+
+
+def class_numbers(examples: Sequence[Example], names: Sequence[str]) -> list[int]:
+    """Return the number of every label: its place among the names, or the number it is.
+
+    Raises:
+        DataError: if a label is neither.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    found = []
+    for example in examples:
+        label = str(example.label)
+        place = places.get(label, int(label) if label.isdecimal() else -1)
+        if not 0 <= place < len(names):
+            raise DataError(
+                f"{example.place}: label {label!r} is none of the model's or the training data's, {', '.join(names)[:200]}: "
+                "correct it, or rename the labels"
+            )
+        found.append(place)
+    return found
