@@ -43,6 +43,8 @@ SLIDING_LAYERS = ("sliding_attention", "full_attention")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 """for families whose dropout is on by default: training with a mask and without draw other random numbers"""
 
+SHARED = {"shared_expert_intermediate_size": 48}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True},
@@ -77,6 +79,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "cohere": {},
     "cohere-qk_norm": {"use_qk_norm": True},
+    "mixtral": {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        **SHARED,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {"head_dim": HEAD, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.4},
 }
 """variant of a causal language model -> what it sets; the model type stands before the first hyphen"""
@@ -172,6 +183,8 @@ def relative(one: Tensor, other: Tensor) -> float:
 def choose(groups: Sequence[Group], counts: Mapping[str, int], *, seed: int = 0) -> Plan:
     """Return a plan that keeps the given number of units, drawn at random."""
     draw = random.Random(seed)
+    # Grouped products of experts need rows of 16 bytes.
+    counts = {g.name: -(-counts[g.name] // 8) * 8 if g.kind == "expert_ffn" else counts[g.name] for g in groups}
     kept = {g.name: tuple(sorted(draw.sample(range(g.units), counts[g.name]))) for g in groups}
     return Plan({g.name: g.units for g in groups}, kept)
 
@@ -184,12 +197,17 @@ def uniform_plan(groups: Sequence[Group], heads: int, ffn: int, *, seed: int = 0
     counts = {}
     for group in groups:
         narrowest = min(other.units for other in groups if other.kind == group.kind)
-        most = {"attention": (heads, narrowest), "ffn": (ffn, narrowest), "channel": (ffn, narrowest // 2)}[group.kind]
-        counts[group.name] = min(most) * (group.units // narrowest)
+        most = {"channel": narrowest // 2, "expert_ffn": narrowest - 8}.get(group.kind, narrowest)
+        wanted = min(heads if group.kind == "attention" else ffn, most)
+        counts[group.name] = max(group.least, wanted * (group.units // narrowest))
     return choose(groups, counts, seed=seed)
 
 
 def uneven_plan(groups: Sequence[Group], *, seed: int = 0) -> Plan:
     """Return a plan whose widths differ from layer to layer."""
     draw = random.Random(seed + 99)
-    return choose(groups, {g.name: draw.randint(1, g.units - 1) for g in groups}, seed=seed)
+    return choose(
+        groups,
+        {g.name: draw.randint(g.least, g.units - (9 if g.kind == "expert_ffn" else 1)) for g in groups},
+        seed=seed,
+    )

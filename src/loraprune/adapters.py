@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraprune.errors import ConfigError, GroupMismatchError
+from loraprune.errors import ConfigError, GroupMismatchError, UnsupportedModelError
 from loraprune.groups import Group, Side
 
 ADAPTER = "default"
@@ -32,8 +32,19 @@ FEATURES: Mapping[Side, tuple[str, ...]] = {
     "out": ("out_features", "nf", "out_channels"),
     "table": ("embedding_dim", "num_features", "in_channels", "out_channels", "groups"),
     "head": ("in_features",),
+    "router": ("num_experts",),
+    "stack": ("num_experts",),
+    "expert_in": ("intermediate_dim",),
 }
 """integers in which layers keep a size of their weights"""
+
+
+STACKS: Mapping[Side, tuple[tuple[str, int], ...]] = {
+    "stack": (("gate_up_proj", 0), ("down_proj", 0)),
+    "expert_out": (("gate_up_proj", 1),),
+    "expert_in": (("down_proj", 2),),
+}
+"""side -> parameters (experts, rows, columns) that hold the experts of a layer, and the dimension that is cut"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,9 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
         return
     if side == "head":
         yield from (Cut(copy, "weight", 1) for copy in head_copies(module))
+        return
+    if side in STACKS:
+        yield from (Cut(layer, name, dim) for name, dim in STACKS[side])
         return
     out_dim = 1 if is_transposed(layer) else 0
     yield Cut(layer, "weight", 1 - out_dim if side == "in" else out_dim)
@@ -308,7 +322,17 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 
 
 def config_of(model: nn.Module) -> PreTrainedConfig:
-    """Return the configuration of the base model."""
-    config = base_model(model).config
+    """Return the configuration of the base model.
+
+    Raises:
+        UnsupportedModelError: if it is no model of transformers' kind.
+    """
+    base = base_model(model)
+    if not isinstance(base, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is no PreTrainedModel of transformers, so no family describes it; "
+            "docs/add-a-family.md shows in a dozen lines how to add one"
+        )
+    config = base.config
     assert isinstance(config, PreTrainedConfig)
     return config

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, PlanError
-from loraprune.families.base import families, head_size
+from loraprune.families.base import families, find_groups, head_size
 from loraprune.groups import Group, Kind
 from loraprune.heads import find_head
 from loraprune.layerwise.register import stock_of
@@ -38,7 +38,7 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
     """
     sizes: dict[str, int | Fraction] = {}
     for group in groups:
-        if not group.sizes and counts[group.name] < group.units:
+        if not group.sizes and not (group.whole and counts[group.name] == group.units):
             return None
         for key, each in group.sizes.items():
             if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
@@ -170,7 +170,8 @@ def save_model(
     Raises:
         UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
     """
-    sizes = config_sizes(groups, counts)
+    others = [group for group in find_groups(config) if group.name not in counts]
+    sizes = config_sizes([*groups, *others], {group.name: group.units for group in others} | dict(counts))
     if sizes is not None and stock_config(config, sizes) is not None:
         save_stock(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
     else:

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
-Side = Literal["out", "in", "norm", "scale", "table", "layer_norm", "head"]
-Kind = Literal["attention", "ffn", "channel"]
+Side = Literal[
+    "out", "in", "norm", "scale", "table", "layer_norm", "head", "router", "stack", "expert_out", "expert_in"
+]
+Kind = Literal["attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert"]
+EXPERTS: tuple[Kind, ...] = ("expert_ffn", "expert")
+"""kinds whose weights are stacks, which carry no LoRA"""
 Stream = Literal["input", "decoder"]
 LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 
@@ -28,9 +32,10 @@ class Span:
     """dotted path in the base model"""
     side: Side
     """rows produced; columns consumed; weights of an RMS norm taken over the whole row of units; or, neither scored nor adapted:
-    `scale`, weights that only multiply what a unit is, such as norms of single heads with weights for each head;
-    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels;
-    `layer_norm`, weights of a layer norm that counts only the channels left; `head`, columns consumed by a task's own layer"""
+    `table`, what a module keeps for every unit, such as position biases, batch norm's vectors or depthwise kernels; `scale`,
+    rows of weights that only multiply what a head is; `layer_norm`, weights of a layer norm that counts only the channels
+    left; `head`, columns consumed by a task's own layer; `router`, rows of a router, which chooses among the experts left;
+    `stack`, whole experts of a stack of them; `expert_out` and `expert_in`, rows and columns of all experts in a stack"""
     width: int
     """entries a unit"""
     offset: int = 0
@@ -55,6 +60,10 @@ class Group:
     """dotted path of a module attribute -> value that it takes, however many units are kept, once some are gone"""
     residual: bool = True
     """whether what the consuming projections give is added to the residual stream as it is, with no norm between"""
+    whole: bool = True
+    """whether the units are all that the stock model has: false in a model that was pruned before"""
+    least: int = 1
+    """units that must stay: experts that a token is sent to"""
     stream: Stream = "input"
     """which tokens the residual stream carries: the model's input, or what the decoder of an encoder-decoder has said"""
 

@@ -30,6 +30,8 @@ class Masks:
         self._groups = {group.name: group for group in groups}
         self._masks: dict[tuple[str, str, Side], Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        self._stacks: dict[tuple[str, str, Side], tuple[Tensor, Tensor]] = {}
+        """weights of experts, which no hook can reach inside their stack: the parameter and its unmasked values"""
         for group in groups:
             for span in _masked_spans(group):
                 self._attach(model, group, span)
@@ -52,7 +54,11 @@ class Masks:
         def norm_channels_left(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return output if masks[key].all() else norm_left(module, args[0], masks[key].nonzero().squeeze(1))
 
-        if span.side in ("in", "head"):
+        if span.side == "expert_in":
+            self._stacks[key] = (cut.tensor, cut.tensor.data)
+        elif span.side == "router":
+            self._handles += choose_among(module, masks[key])
+        elif span.side in ("in", "head"):
             self._handles.append(module.register_forward_pre_hook(mask_input, prepend=True))
         elif span.side == "layer_norm":
             self._handles.append(module.register_forward_hook(norm_channels_left))
@@ -69,12 +75,34 @@ class Masks:
                 stop = span.offset + group.units * span.width
                 mask = self._masks[name, span.module, span.side]
                 mask[span.offset : stop] = alive.repeat_interleave(span.width).to(mask)
+                if span.side == "expert_in":
+                    parameter, values = self._stacks[name, span.module, span.side]
+                    parameter.data = values * mask.to(values.dtype)
 
     def remove(self) -> None:
         """Take all masks off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for parameter, values in self._stacks.values():
+            parameter.data = values
+        self._stacks.clear()
+
+
+def choose_among(router: nn.Module, mask: Tensor) -> list[RemovableHandle]:
+    """Let a router choose among the experts in `mask` alone: it sees their rows only, and its answers get the experts' numbers."""
+    whole = router.weight
+    assert isinstance(whole, Tensor)
+
+    def hide(_: nn.Module, __: Any) -> None:
+        router.weight = nn.Parameter(whole[mask.bool()], requires_grad=False)
+
+    def number(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        router.weight = whole
+        left = mask.nonzero().squeeze(1)
+        return tuple(each if each.is_floating_point() else left[each] for each in output)
+
+    return [router.register_forward_pre_hook(hide), router.register_forward_hook(number)]
 
 
 def norm_left(norm: Any, x: Tensor, left: Int[Tensor, " left"]) -> Tensor:
@@ -88,5 +116,5 @@ def norm_left(norm: Any, x: Tensor, left: Int[Tensor, " left"]) -> Tensor:
 def _masked_spans(group: Group) -> list[Span]:
     """Return the input and layer norm spans, and the output spans of projections behind which an RMS norm sees all units."""
     normed = any(span.side == "norm" for span in group.spans)
-    sides = {"in", "head", "layer_norm"} | ({"out"} if normed else set())
+    sides = {"in", "head", "layer_norm", "router", "expert_in"} | ({"out"} if normed else set())
     return [span for span in group.spans if span.side in sides]

@@ -49,6 +49,7 @@ from loraprune.verify import (
     masked_logits,
     probe_of,
     unit_sums,
+    weights_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -211,10 +212,7 @@ def _verify_saved(
     if sparse:
         sparse.check_saved(folder, dense)
     check_units(unit_sums(dense, groups, plan=plan, refitted=job.config.pruning().compensate), sums)
-    # Files may have other names than the model's tensors: transformers keeps those of its older releases.
-    saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
-    masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)
-    del saved
+    masked = masked_logits(dense, weights_of(folder), groups, plan, probe)
     del dense
     gc.collect()
     job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)

@@ -26,7 +26,7 @@ from loraprune.groups import Group
 from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
-from loraprune.scoring import make_scorer
+from loraprune.scoring import can_score, make_scorer
 from loraprune.surgery import check_groups, slice_
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,9 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
         storable = storable_kinds(config, groups)
         free = options.kinds == "all" or not ALLOCATIONS[options.allocation].equal or not storable
         chosen: set[str] = set(present if free else storable)
+        if options.kinds == "auto" and not options.scores:
+            criterion = criteria.get(options.criterion)
+            chosen -= {group.kind for group in groups if not can_score(criterion, group)}
     else:
         chosen = {kind.strip() for kind in options.kinds.split(",")}
     if odd := sorted(chosen - set(present)):
@@ -77,6 +80,14 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
     """Say which kinds stay whole without having been asked to, or need modelling code in the folder."""
     left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
     coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
+    unscored = left & {group.kind for group in groups if not can_score(criteria.get(options.criterion), group)}
+    if unscored:
+        logger.info(
+            "units of kind %s stay whole: --criterion %s cannot score them",
+            " and ".join(sorted(unscored)),
+            options.criterion,
+        )
+    left -= unscored
     if left and options.kinds == "auto":
         logger.info(
             "units of kind %s stay whole: no stock checkpoint of type %r can hold fewer; --kinds all prunes them too and saves "

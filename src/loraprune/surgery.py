@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprune.adapters import Cut, base_layer, config_of, cuts, find_module, set_features
+from loraprune.adapters import STACKS, Cut, base_layer, config_of, cuts, find_module, set_features
 from loraprune.errors import GroupMismatchError
 from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
 from loraprune.layerwise.modeling_loraprune import LayerConfig
@@ -105,7 +105,7 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
             owned.setdefault((span.module, span.side), []).append((span.offset, stop, group.name))
     for (path, side), ranges in owned.items():
         module = find_module(model, path)
-        has_weight = side == "table" or getattr(base_layer(module), "weight", None) is not None
+        has_weight = side == "table" or side in STACKS or getattr(base_layer(module), "weight", None) is not None
         sizes = [cut.tensor.shape[cut.dim] for cut in cuts(module, side)] if has_weight else []
         if not sizes:
             raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from loraprune.adapters import base_layer, cuts, find_module
 from loraprune.errors import VerificationError
 from loraprune.groups import Group, Span, kept_entries, sides
+from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
@@ -126,7 +128,9 @@ def unit_sums(
     sums: dict[tuple[str, Span], Tensor] = {}
     entries = kept_along(model, groups, plan) if plan else {}
     for group in groups:
-        for place, span in enumerate(s for s in group.spans if s.side == "out" or (s.side == "in" and not refitted)):
+        for place, span in enumerate(
+            s for s in group.spans if s.side in ("out", "router", "expert_out") or (s.side == "in" and not refitted)
+        ):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
             tensor = cut.tensor.detach().double()
             for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
@@ -171,3 +175,8 @@ def masked_logits(
     logits = logits_of(dense, inputs)
     masks.remove()
     return logits
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of a saved model by the names that they have in the model: files may name them otherwise (ViT, experts)."""
+    return dict(from_pretrained(folder, dtype="auto").state_dict())

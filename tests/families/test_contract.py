@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraprune.adapters import ADAPTER, base_layer, cuts, find_module, linear_paths, merge_lora
-from loraprune.checkpoint import save_stock, storable_counts
+from loraprune.adapters import ADAPTER, base_layer, cuts, features, find_module, linear_paths, merge_lora
+from loraprune.checkpoint import save_stock, storable_counts, storable_kinds
 from loraprune.errors import GroupMismatchError
 from loraprune.families import families, find_groups
 from loraprune.groups import Group, Span, consumers
@@ -34,6 +34,7 @@ from loraprune.verify import masked_logits
 from tests.tiny import (
     EVERY,
     FFN,
+    HEAD,
     HEADS,
     VARIANTS,
     model_type,
@@ -50,8 +51,15 @@ from tests.tiny import (
 SAME = 2e-5
 """largest relative difference of logits that float32 summation in another order explains; a wrong unit gives > 1e-2"""
 
+UNOWNED = {("falcon", "query_key_value"): 2 * HEAD}
+"""variant and module -> rows that no unit owns: the key and the value that all query heads share"""
+
 every_variant = pytest.mark.parametrize("variant", EVERY)
-generating = pytest.mark.parametrize("variant", [v for v, one in EVERY.items() if one.head == "AutoModelForCausalLM"])
+GENERATING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+STORABLE = [variant for variant in EVERY if variant != "bloom"]
+"""BLOOM's code fixes the width of its FFN: every smaller one needs modelling code"""
+storable = pytest.mark.parametrize("variant", STORABLE)
+generating = pytest.mark.parametrize("variant", [v for v, one in EVERY.items() if one.head in GENERATING])
 with_and_without_lora = pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 
 
@@ -115,7 +123,7 @@ def test_units_own_every_entry_of_their_projections(variant: str) -> None:
     for (path, side), entries in owned.items():
         module = find_module(model, path)
         for cut in cuts(module, side):  # type: ignore[arg-type]
-            assert cut.tensor.shape[cut.dim] == entries
+            assert cut.tensor.shape[cut.dim] == entries + UNOWNED.get((variant, path.rpartition(".")[2]), 0)
 
 
 @every_variant
@@ -131,7 +139,8 @@ def test_units_own_every_entry_of_their_projections(variant: str) -> None:
 )
 def test_a_span_that_does_not_fit_is_refused(variant: str, wrong: Callable[[Span], Span], message: str) -> None:
     model, groups = build(variant, lora=False)
-    spoilt = replace(groups[0], spans=(wrong(groups[0].spans[0]), *groups[0].spans[1:]))
+    reader = consumers(groups[0])[0]
+    spoilt = replace(groups[0], spans=tuple(wrong(span) if span == reader else span for span in groups[0].spans))
     with pytest.raises(GroupMismatchError, match=message):
         check_groups(model, (spoilt, *groups[1:]))
 
@@ -218,12 +227,18 @@ def test_layers_report_the_sizes_they_have(variant: str) -> None:
     slice_(model, groups, uneven_plan(groups).kept)
     for path in linear_paths(groups):
         module = find_module(model, path)
-        for layer in (base_layer(module), module.lora_A[ADAPTER], module.lora_B[ADAPTER]):  # type: ignore[index]
-            names = ("out_channels", "in_channels") if isinstance(layer, nn.Conv2d) else ("out_features", "in_features")
-            assert tuple(getattr(layer, name) for name in names) == tuple(layer.weight.shape[:2])  # type: ignore[arg-type]
+        layer = base_layer(module)
+        for side in ("out", "in"):
+            cut = next(cuts(layer, side))  # type: ignore[arg-type]
+            assert [getattr(layer, name) for name in features(layer, side)] == [cut.tensor.shape[cut.dim]]  # type: ignore[arg-type]
+        for factor in (module.lora_A[ADAPTER], module.lora_B[ADAPTER]):  # type: ignore[index]
+            names = (
+                ("out_channels", "in_channels") if isinstance(factor, nn.Conv2d) else ("out_features", "in_features")
+            )
+            assert tuple(getattr(factor, name) for name in names) == tuple(factor.weight.shape[:2])
 
 
-@every_variant
+@storable
 def test_the_saved_model_loads_without_a_flag_and_computes_the_same(variant: str, tmp_path: Path) -> None:
     adapted, groups = build(variant, lora=True)
     plan = storable_plan(variant, groups)
@@ -243,14 +258,14 @@ def test_the_saved_model_loads_without_a_flag_and_computes_the_same(variant: str
 @every_variant
 def test_the_check_of_a_save_sees_a_single_misplaced_column(variant: str) -> None:
     model, groups = build(variant, lora=False)
-    plan = storable_plan(variant, groups)
+    plan = uniform_plan(groups, 3, 40)
     slice_(model, groups, plan.kept)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     same = masked_logits(tiny_model(variant, seed=1), tensors, groups, plan, EVERY[variant].inputs())
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())
     assert relative(output(model, variant), same) < SAME
-    path = consumers(groups[-1])[-1].module
+    path = [span.module for group in groups for span in consumers(group)][-1]
     cut = next(cuts(find_module(model, path), "in"))
     columns = tensors[f"{path}.{cut.name}"].transpose(0, cut.dim)
     columns[[0, 1]] = columns[[1, 0]]
@@ -259,8 +274,8 @@ def test_the_check_of_a_save_sees_a_single_misplaced_column(variant: str) -> Non
 
 
 def test_a_fresh_process_without_this_package_loads_every_family(tmp_path: Path) -> None:
-    for variant, chosen in EVERY.items():
-        model = tiny_model(variant)
+    for variant in STORABLE:
+        chosen, model = EVERY[variant], tiny_model(variant)
         groups = find_groups(model.config)
         plan = storable_plan(variant, groups)
         slice_(model, groups, plan.kept)
@@ -287,19 +302,32 @@ print(json.dumps({"worst": worst, "ours": [name for name in sys.modules if name.
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert not result["ours"]
-    assert set(result["worst"]) == set(EVERY)
+    assert set(result["worst"]) == set(STORABLE)
     assert {name: worst for name, worst in result["worst"].items() if not worst < SAME} == {}
 
 
-def test_heads_that_no_configuration_holds_are_known_beforehand() -> None:
-    refused = []
+def test_what_no_configuration_holds_is_known_beforehand() -> None:
+    kinds, refused = {}, []
     for variant in VARIANTS:
         groups = find_groups(tiny_config(variant))
-        storable = storable_counts(tiny_config(variant), groups)
-        if not storable({g.name: 3 if g.kind == "attention" else 40 for g in groups}):
+        kinds[variant] = storable_kinds(tiny_config(variant), groups)
+        three = {g.name: 3 if g.kind == "attention" else 40 for g in groups}
+        if "attention" in kinds[variant] and not storable_counts(tiny_config(variant), groups)(three):
             refused.append(variant)
     # hidden size 64 is no multiple of 6 heads: Llama becomes a Mistral, which has no biases; Gemma 2 and 3 refuse too.
     assert refused == ["llama-attention_bias", "gemma2", "gemma3_text"]
+    assert [variant for variant, found in kinds.items() if not {"ffn", "expert_ffn"} & set(found)] == ["bloom"]
+    without_heads = {model_type(variant) for variant, found in kinds.items() if "attention" not in found}
+    assert without_heads == {
+        "gpt2",
+        "opt",
+        "gpt_neox",
+        "gptj",
+        "bloom",
+        "falcon",
+        "phi",
+    }  # Phi only with norms of heads
+    assert "attention" in kinds["phi"]
 
 
 @generating
@@ -324,7 +352,7 @@ def test_generation_with_and_without_cache_and_masked_agree(variant: str) -> Non
     slice_(model, groups, plan.kept)
     for use_cache in (True, False):
         found, scores = generate(use_cache=use_cache)
-        assert found.shape == (2, 24)
+        assert scores.shape[:2] == (16, 2)
         assert torch.equal(found, chosen)
         assert relative(reference, scores) < SAME
     assert relative(reference, dense) > 1e-2

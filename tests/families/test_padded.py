@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loraprune.adapters import cuts
 from loraprune.errors import CheckpointError, PlanError, VerificationError
+from loraprune.groups import consumers
 from loraprune.layerwise import padded as module
 from loraprune.layerwise.padded import write_padded
 from loraprune.loading import from_pretrained
@@ -26,6 +28,8 @@ def test_the_padded_export_is_the_dense_stock_model_without_the_removed_units(
 ) -> None:
     groups = groups_of(variant)
     plan = uniform_plan(groups, 3, 40) if widths == "even" else uneven_plan(groups)
+    experts = {group.name: tuple(range(group.units)) for group in groups if group.kind == "expert"}
+    plan = Plan(plan.units, {**plan.kept, **experts})
     sliced = cut(variant, plan, tmp_path / "pruned")
     found = write_padded(from_pretrained(tmp_path / "pruned"), plan, tmp_path / "padded", dtype=torch.float32)
     padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
@@ -33,10 +37,14 @@ def test_the_padded_export_is_the_dense_stock_model_without_the_removed_units(
     assert relative(logits(sliced, tokens()), logits(padded, tokens())) < SAME
     dense = dict(tiny_model(variant, layers=LAYERS).named_parameters())
     assert {name: p.shape for name, p in padded.named_parameters()} == {name: p.shape for name, p in dense.items()}
-    name, kept = "model.layers.0.mlp.down_proj.weight", list(plan.kept[groups[1].name])
-    down = padded.get_parameter(name)
-    assert torch.equal(down[:, kept], dense[name][:, kept])  # at their places in the dense model
-    assert int((down == 0).all(0).sum()) == groups[1].units - len(kept)
+    ffn = next((group for group in groups if group.kind == "ffn"), None)
+    if ffn is None:
+        return
+    path, kept = consumers(ffn)[0].module, list(plan.kept[ffn.name])
+    in_dim = next(cuts(padded.get_submodule(path), "in")).dim
+    down, was = (each.movedim(in_dim, 0) for each in (padded.get_parameter(f"{path}.weight"), dense[f"{path}.weight"]))
+    assert torch.equal(down[kept], was[kept])  # at their places in the dense model
+    assert int((down == 0).all(1).sum()) == ffn.units - len(kept)
 
 
 def test_units_padded_to_other_places_compute_the_same_but_shifted_columns_do_not(
@@ -68,6 +76,13 @@ def test_a_plan_of_another_model_pads_nothing(tmp_path: Path) -> None:
     for plan in (uneven_plan(groups, seed=1), uneven_plan(groups[:2])):
         with pytest.raises(CheckpointError, match="another model's plan"):
             write_padded(model, plan, tmp_path / "padded", dtype=torch.float32)
+
+
+def test_removed_experts_cannot_be_padded_as_the_router_would_choose_them(tmp_path: Path) -> None:
+    plan = uneven_plan(groups_of("mixtral"))
+    cut("mixtral", plan, tmp_path / "pruned")
+    with pytest.raises(PlanError, match="router would still choose"):
+        write_padded(from_pretrained(tmp_path / "pruned"), plan, tmp_path / "padded", dtype=torch.float32)
 
 
 def test_a_norm_whose_epsilon_matters_cannot_be_padded(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[st
             raise PlanError(f"{option} {wanted}: units of kind {kind} stay whole here; --kinds all lets them go too")
     counts = {group.name: group.units for group in space.groups}
     for group in space.groups:
-        if group.kind == "channel":
+        if group.kind not in ("attention", "ffn"):
             continue
         wanted, each = (heads, group.sizes.get("num_attention_heads", 1)) if group.kind == "attention" else (ffn, 1)
         if wanted is None:

@@ -77,7 +77,7 @@ def _pieces(space: Space, group: Group, scores: Scores) -> Iterator[_Piece]:
     """Yield what a group can lose, lowest first, down to its floor."""
     values = sorted(scores[group.name])
     step = space.step(group)
-    floor = max(1, min(step, group.units), round(FLOOR * group.units))
+    floor = max(group.least, min(step, group.units), round(FLOOR * group.units))
     each, present, start = space.budget.unit_parameters[group.name], len(values), 0
     while True:
         size = (present - start) % step or step  # the first piece takes what is over a multiple of the step

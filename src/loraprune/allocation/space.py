@@ -23,6 +23,10 @@ Storable = Callable[[Counts], bool]
 """counts -> whether a stock checkpoint can hold them"""
 
 
+EXPERT_STEP = 8
+"""widths of experts are multiples of this: grouped products of matrices need rows of 16 bytes, eight numbers in 16 bits"""
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """Everything an allocation may choose from."""
@@ -37,11 +41,13 @@ class Space:
     def widths(self, group: Group) -> list[int]:
         """Return the numbers of units that a group may keep, ascending."""
         step = self.step(group)
-        return sorted({*range(step, group.units + 1, step), group.units})
+        return sorted({*(width for width in range(step, group.units + 1, step) if width >= group.least), group.units})
 
     def step(self, group: Group) -> int:
-        """Return what the widths of a group are multiples of: heads go one by one."""
-        return 1 if group.kind == "attention" else self.round
+        """Return what the widths of a group are multiples of: heads and experts go one by one."""
+        if group.kind == "expert_ffn":
+            return -(-self.round // EXPERT_STEP) * EXPERT_STEP
+        return 1 if group.kind in ("attention", "expert") else self.round
 
     def by_kind(self) -> dict[Kind, tuple[Group, ...]]:
         """Return the groups of every kind, in the model's order."""

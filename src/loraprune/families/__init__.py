@@ -17,6 +17,7 @@ from loraprune.families import (  # noqa: F401  (importing a family registers it
     gptj,
     llama,
     modernbert,
+    moe,
     olmo2,
     opt,
     phi,

@@ -6,7 +6,7 @@ Knows nothing about torch or weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from loraprune.errors import UnsupportedModelError
@@ -67,7 +67,7 @@ def find_groups(config: Config) -> tuple[Group, ...]:
         return tuple(families.get(config.model_type).groups(config))
     groups = families.get(config.model_type.removeprefix("loraprune_")).groups(config)
     try:
-        return tuple(group.resize(record["units"][group.name]) for group in groups)
+        return tuple(_left(group, record["units"][group.name]) for group in groups)
     except (KeyError, TypeError) as error:
         raise UnsupportedModelError(f"`loraprune` in config.json has no `units` of all groups: {error}") from None
 
@@ -77,6 +77,10 @@ def positions(config: Config) -> int | None:
     count: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     # RoBERTa and its kin number positions from after the padding token's.
     return count - config.pad_token_id - 1 if count and config.model_type in SHIFTED_POSITIONS else count
+
+
+def _left(group: Group, units: int) -> Group:
+    return replace(group.resize(units), whole=units == group.units)
 
 
 def head_size(config: Config) -> int:

@@ -6,6 +6,7 @@ Loads wherever the dense model loads; it is no smaller and no faster than that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,6 +39,8 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
+    if any(group.kind == "expert" and len(plan.kept[group.name]) < group.units for group in groups):
+        raise PlanError("padding cannot silence an expert: a router would still choose it; use the folder as it is")
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
     fill_dense_(shell, model.state_dict(), groups, plan)
@@ -67,9 +70,10 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         raise CheckpointError(
             f"plan.json keeps {kept.get(odd)} units of {odd!r}, the model has {present.get(odd)}: it is another model's plan"
         )
-    sizes = config_sizes(groups, plan.units)
+    once = [replace(group, units=plan.units[group.name], whole=True) for group in groups]
+    sizes = config_sizes(once, plan.units)
     dense = stock_config(config, sizes) if sizes is not None else None
-    if dense is None:
+    if dense is None or any(group.units != plan.units.get(group.name, group.units) for group in find_groups(dense)):
         raise PlanError(
             "plan.json was made for a model whose layers differed in width already, so it does not say where units were in "
             "a stock model: export the folder of the first pruning"

@@ -7,20 +7,33 @@ from collections.abc import Sequence
 from torch import nn
 
 from loraprune.criteria import Activation, Criterion, Gate, Gradient
-from loraprune.groups import Group
+from loraprune.groups import EXPERTS, Group
 from loraprune.scoring.activation import ActivationScorer
 from loraprune.scoring.base import Kept, Scorer
+from loraprune.scoring.experts import ExpertScorer, Scorers, can_score
 from loraprune.scoring.gate import GateScorer
 from loraprune.scoring.gradient import GradientScorer
 from loraprune.scoring.saliency import SaliencyScorer
 
-__all__ = ["Kept", "Scorer", "make_scorer"]
+__all__ = ["Kept", "Scorer", "can_score", "make_scorer"]
 
 
 def make_scorer(
     criterion: Criterion, model: nn.Module, groups: Sequence[Group], *, power: int, normalize: bool, seed: int
 ) -> Scorer:
-    """Return the scorer of a criterion on an adapted model."""
+    """Return the scorer of a criterion on an adapted model.
+
+    Raises:
+        ConfigError: if the criterion cannot score the units of a group.
+    """
+    stacked = [group for group in groups if group.kind in EXPERTS]
+    if stacked:
+        scorer = ExpertScorer(criterion, model, stacked, power=power, seed=seed)
+        others = [group for group in groups if group.kind not in EXPERTS]
+        if not others:
+            return scorer
+        rest = make_scorer(criterion, model, others, power=power, normalize=normalize, seed=seed)
+        return Scorers(*((each, frozenset(g.name for g in own)) for each, own in ((scorer, stacked), (rest, others))))
     if isinstance(criterion, Gate):
         return GateScorer(criterion, model, groups)
     if isinstance(criterion, Activation):
