@@ -16,6 +16,8 @@ from loraprune.groups import Group
 from loraprune.plan import Budget
 
 HALVINGS = 24
+CLOSE = 0.01
+"""how far below a ratio the narrowest widths of all may end"""
 
 
 def reach_coupled(space: Space, counts: Callable[[Space, float], dict[str, int]], ratio: float) -> dict[str, int]:
@@ -41,11 +43,14 @@ def reach_coupled(space: Space, counts: Callable[[Space, float], dict[str, int]]
         low, high = (nominal, high) if reached < ratio else (low, nominal)
     if best is None:
         raise refused or PlanError(f"--ratio {ratio}: no widths of this model can be had")
-    if refused and best[0] + 2 * linear.half_step() < ratio:
+    found = refine(space, best[1], ratio)
+    reached = space.budget.ratio(found)
+    narrower = (move(space, found, tie, -1) for tie in tied(space.groups))
+    if reached + CLOSE < ratio and not any(change and space.storable(change) for change in narrower):
         raise PlanError(
-            f"--ratio {ratio}: at most {best[0]:.4f} of the prunable parameters can be removed from this model"
+            f"--ratio {ratio}: at most {reached:.4f} of the prunable parameters can be removed from this model"
         )
-    return refine(space, best[1], ratio)
+    return found
 
 
 def refine(space: Space, counts: Counts, ratio: float) -> dict[str, int]:

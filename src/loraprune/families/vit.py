@@ -20,11 +20,22 @@ NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
 HEADS: Mapping[str, int | Fraction] = {"num_attention_heads": 1}
 
 
-@register_family("vit", "deit")
+@register_family("vit")
 def vit(config: Config) -> Iterator[Group]:
     """Yield the attention and the FFN group of every layer."""
+    yield from layers("vit", config)
+
+
+@register_family("deit")
+def deit(config: Config) -> Iterator[Group]:
+    """Yield the attention and the FFN group of every layer."""
+    yield from layers("deit", config)
+
+
+def layers(model: str, config: Config) -> Iterator[Group]:
+    """Yield the groups of the layers of the module called `model`."""
     for index in range(config.num_hidden_layers):
-        layer = f"{config.model_type}.layers.{index}"
+        layer = f"{model}.layers.{index}"
         yield heads([f"{layer}.attention"], config.num_attention_heads, head_size(config), sizes=HEADS)
         yield ffn(f"{layer}.mlp", config.intermediate_size, sizes={"intermediate_size": 1})
 

@@ -33,7 +33,8 @@ class GradientScorer(Hooks):
     ) -> None:
         super().__init__(groups)
         self.criterion, self.model, self.power, self.normalize = criterion, model, power, normalize
-        self.sums: dict[str, dict[Side, Tensor]] = {}
+        self.sums: dict[str, dict[str, dict[Side, Tensor]]] = {group.name: {} for group in groups}
+        """group -> projection -> sums: a kernel may stand between two groups"""
         for group in groups:
             for path in linear_paths([group]):
                 self._watch(find_module(model, path), group.name, path)
@@ -56,19 +57,19 @@ class GradientScorer(Hooks):
             return self.criterion.function(proj.merged_rows(start, stop), (grad[:, start:stop].T @ x).to(dtype))
 
         sums = side_sums(proj, rows, power=self.power, wanted=wanted_sides(self.groups[name], path))
-        old = self.sums.get(path)
-        self.sums[path] = {side: old[side] + value for side, value in sums.items()} if old else sums
+        mine = self.sums[name]
+        mine[path] = {side: mine[path][side] + value for side, value in sums.items()} if path in mine else sums
 
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the power-transformed saliencies of this step, summed over the weights that each unit owns."""
         scores = {}
         for group in self.groups.values():
-            missing = [path for path in linear_paths([group]) if path not in self.sums]
+            missing = [path for path in linear_paths([group]) if path not in self.sums[group.name]]
             if missing:
                 raise ConfigError(
                     f"no gradient reached {missing[0]!r}: the criterion {self.criterion.name!r} needs a training step"
                 )
             left = kept[group.name] if kept else None
-            scores[group.name] = unit_totals(group, self.sums, kept=left, normalize=self.normalize)
-        self.sums.clear()
+            scores[group.name] = unit_totals(group, self.sums[group.name], kept=left, normalize=self.normalize)
+        self.sums = {name: {} for name in self.sums}
         return to_cpu(scores)
