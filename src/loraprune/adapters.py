@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraprune.errors import ConfigError, GroupMismatchError
+from loraprune.errors import ConfigError, GroupMismatchError, UnsupportedModelError
 from loraprune.groups import Group, Side
 
 ADAPTER = "default"
@@ -308,7 +308,17 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 
 
 def config_of(model: nn.Module) -> PreTrainedConfig:
-    """Return the configuration of the base model."""
-    config = base_model(model).config
+    """Return the configuration of the base model.
+
+    Raises:
+        UnsupportedModelError: if it is no model of transformers' kind.
+    """
+    base = base_model(model)
+    if not isinstance(base, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is no PreTrainedModel of transformers, so no family describes it; "
+            "docs/add-a-family.md shows in a dozen lines how to add one"
+        )
+    config = base.config
     assert isinstance(config, PreTrainedConfig)
     return config

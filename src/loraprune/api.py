@@ -11,6 +11,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune import adapters
@@ -26,14 +27,15 @@ from loraprune.surgery import check_groups
 from loraprune.verify import check_difference, difference, logits_of, probe_of
 
 
-def attach_lora(model: PreTrainedModel, config: LoRAPruneConfig) -> PeftModel:
+def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
     """Put LoRA on every projection that can be pruned; all other weights are frozen.
 
     Raises:
         UnsupportedModelError: if no family knows the model.
     """
-    groups = find_groups(model.config)
+    groups = find_groups(adapters.config_of(model))
     check_groups(model, groups)
+    assert isinstance(model, PreTrainedModel)  # else it had no configuration
     return adapters.attach_lora(
         model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
     )
