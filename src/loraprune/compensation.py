@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
-from loraprune.errors import NumericsError
+from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
 
@@ -50,6 +50,10 @@ class Trace:
 
     def _keeper(self, path: str, stream: Stream) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            if path in self.outputs:
+                raise ConfigError(
+                    f"--compensate: {path!r} is used by several layers, each of which would need weights of its own: leave it out"
+                )
             self.outputs[path] = output.flatten(0, -2)[self.present[stream]].cpu()
 
         return keep

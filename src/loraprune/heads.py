@@ -1,15 +1,15 @@
 """Which class of transformers a configuration calls for: the head that its `architectures` names.
 
-A head is the name of an Auto class. Knows nothing about weights or data.
+A head is the name of an Auto class. Knows nothing about files or data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
 
@@ -52,10 +52,23 @@ def _classes(config: PreTrainedConfig) -> Iterator[tuple[str, set[str]]]:
 
 
 def can_build(config: PreTrainedConfig, head: str) -> bool:
-    """Say whether an Auto class knows a model type."""
-    return bool(dict(_classes(config))[head])
+    """Say whether an Auto class knows a model type, or the code that comes with the model has a class for it."""
+    return bool(dict(_classes(config))[head]) or head in (getattr(config, "auto_map", None) or {})
 
 
 def auto_class(head: str) -> Any:
     """Return the Auto class of a head."""
     return getattr(transformers, head)
+
+
+def start_anew(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
+    """Draw a head anew that fits by its shapes but was trained for other classes; return all modules that started anew.
+
+    What pools a backbone's outputs belongs to the backbone and stays. `new` and `fresh` are as `loading.load_with_head` has them.
+    """
+    names = (name for name, _ in model.named_parameters() if new(name))
+    heads = {name.rpartition(".")[0] for name in names if not name.startswith(f"{model.base_model_prefix}.")}
+    for path in sorted(heads - set(fresh)):
+        layer: Any = model.get_submodule(path)
+        layer.reset_parameters()
+    return tuple(sorted(heads | set(fresh)))

@@ -28,7 +28,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
-from loraprune.heads import auto_class, find_head
+from loraprune.heads import auto_class, find_head, start_anew
 from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
@@ -140,11 +140,7 @@ def _register(folder: str, **hub_options: Any) -> None:
 
 
 def load_model(
-    model: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    trust_remote_code: bool = False,
+    model: str, *, device: torch.device, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a model with the head that its configuration names; `dtype` None keeps the checkpoint's.
 
@@ -185,7 +181,7 @@ def load_with_head(
         torch.manual_seed(seed)
         loaded, fresh = _load(model, head, new, options)
         if new and config.id2label != named:
-            fresh = _start_anew(loaded, new, fresh)
+            fresh = start_anew(loaded, new, fresh)
     for name, tensor in loaded.named_parameters():
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -194,15 +190,6 @@ def load_with_head(
     placed: Any = loaded
     result: PreTrainedModel = placed.to(device)
     return result, fresh
-
-
-def _start_anew(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
-    """Draw a head anew that fits by its shapes but was trained for other classes; return all modules that started anew."""
-    heads = {name.rpartition(".")[0] for name, _ in model.named_parameters() if new(name)}
-    for path in sorted(heads - set(fresh)):
-        layer: Any = model.get_submodule(path)
-        layer.reset_parameters()
-    return tuple(sorted(heads | set(fresh)))
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -185,7 +185,7 @@ def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Train
     )  # fmt: skip
     training = Training(
         steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
-        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(rows.protocol),
+        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(rows.protocol), new=job.new,
     )  # fmt: skip
     return adapted, training
 

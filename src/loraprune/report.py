@@ -41,6 +41,8 @@ class Training:
     curve: Sequence[Mapping[str, int | float]]
     removals: Sequence[Mapping[str, int | float]]
     protocol: Mapping[str, object]
+    new: Sequence[str] = ()
+    """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def make_report(
         "peak_memory_bytes": training.peak_memory_bytes,
         "seed": config.seed,
         "training_data": dict(training.protocol),
+        "trained_whole": list(training.new),
         "curve": list(training.curve),
         "removals": list(training.removals),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},

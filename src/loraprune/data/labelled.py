@@ -136,9 +136,10 @@ def numbers(examples: Sequence[Example]) -> list[float]:
 def is_regression(examples: Sequence[Example]) -> bool:
     """Say whether labels are numbers with a fraction: all are numbers, and one is not whole."""
     try:
-        return any(not float(str(example.label)).is_integer() for example in examples)
+        values = [float(str(example.label)) for example in examples]
     except ValueError:
         return False
+    return not all(value.is_integer() for value in values)
 
 
 def class_names(examples: Sequence[Example]) -> tuple[str, ...]:

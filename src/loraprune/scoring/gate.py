@@ -35,30 +35,42 @@ class GateScorer(Hooks):
         self.samples: dict[str, int] = {}
         self._open: dict[str, dict[str, Tensor]] = {}
         """group -> reading projection -> (samples, units) gradients of the gates there, in the present micro-batch"""
+        self._calls = 0
+        self._open_call: dict[str, int] = {}
+        """group -> the call of the model that its open gradients belong to: layers that share weights read a unit several times"""
+        self.before(model, self._count)
         for group in groups:
             for span in readers(group):
                 self._watch(find_module(model, span.module), group.name, span.module)
+
+    def _count(self, _: nn.Module, __: tuple[Tensor, ...]) -> None:
+        self._calls += 1
 
     def _watch(self, module: nn.Module, name: str, path: str) -> None:
         def on_forward(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if not args[0].requires_grad:  # in evaluation, and in the first pass of gradient checkpointing
                 return None
             z = args[0].view_as(args[0])  # the gradient of this reader alone: others may read the same tensor
+            call = self._calls
             values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
             z.register_hook(
-                lambda grad: self._gather(name, path, channels_last(module, values), channels_last(module, grad))
+                lambda grad: self._gather(
+                    name, path, channels_last(module, values), channels_last(module, grad), call=call
+                )
             )
             return (z, *args[1:])
 
         self.before(module, on_forward)
 
     @torch.no_grad()
-    def _gather(self, name: str, path: str, z: Tensor, grad: Tensor) -> None:
-        if path in self._open.get(name, {}):  # the next micro-batch has begun
+    def _gather(self, name: str, path: str, z: Tensor, grad: Tensor, *, call: int) -> None:
+        if name in self._open and self._open_call[name] != call:  # the next micro-batch has begun
             self._close(name)
+        self._open_call[name] = call
         per_channel = (z * grad).flatten(1, -2).float().sum(1)
         per_unit = per_channel.unflatten(-1, (self.groups[name].units, -1)).sum(-1)
-        self._open.setdefault(name, {})[path] = per_unit
+        found = self._open.setdefault(name, {})
+        found[path] = found[path] + per_unit if path in found else per_unit
 
     def _close(self, name: str) -> None:
         """Add the scores of a micro-batch whose gates' gradients are complete."""

@@ -19,7 +19,7 @@ A task is a `Task` of functions that is registered in a file of its own, importe
 3. `tests/tiny.py`: its models get a line in VARIANTS; `tests/tasks/` shows one run from the command line.
 
 The task of a run is the one of `--task`, else that of the head that the model's configuration names; a masked language
-model, which is only pre-trained, takes the task with the most columns that the data have.
+model, which is only pre-trained, takes the task whose `columns` the data have.
 """
 
 from loraprune.tasks import (  # noqa: F401  (importing a task registers it)

@@ -16,20 +16,27 @@ PRETRAINING = ("AutoModelForMaskedLM",)
 
 
 def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Sequence[str] = ()) -> Task:
-    """Return the task of a model: `name`'s, or its head's; a model that is only pre-trained takes what the columns of the data fit best.
+    """Return the task of a model: `name`'s, or its head's; a model that is only pre-trained takes what the columns of the data call for.
 
     Raises:
         ConfigError: if there is no task of that name.
-        UnsupportedModelError: if no task has the model's head.
+        UnsupportedModelError: if no task has the model's head, or the model cannot have the task's.
     """
     if name is not None:
-        return tasks.get(name)
+        task = tasks.get(name)
+        if not can_build(config, task.head):
+            raise UnsupportedModelError(
+                f"--task {name}: transformers has no {task.head} for models of type {config.model_type!r}: leave --task out, or "
+                "name another model"
+            )
+        return task
     head = find_head(config)
     known = [tasks.get(each) for each in tasks.names()]
-    if head in PRETRAINING and columns:
-        able = [task for task in known if set(task.columns) <= set(columns) and can_build(config, task.head)]
-        if able:
-            return max(able, key=lambda task: (len(task.columns), task.head == head))
+    if head in PRETRAINING:
+        able = (task for task in known if task.columns and set(task.columns) <= set(columns))
+        others = [task for task in able if task.head != head and can_build(config, task.head)]
+        if others:
+            return others[0]
     for task in known:
         if task.head == head:
             return task

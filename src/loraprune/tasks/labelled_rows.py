@@ -37,7 +37,7 @@ class LabelledRows:
 
 def encode_labelled(
     data: Labelled,
-    labels: Sequence[float],
+    labels: Sequence[int | float],
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
