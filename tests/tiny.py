@@ -22,6 +22,7 @@ from loraprune.plan import Plan
 from tests.encoder_decoders import ENCODER_DECODERS
 from tests.encoders import ENCODERS
 from tests.variant import VOCABULARY, Variant, tokens
+from tests.vision import VISION
 
 HIDDEN, HEADS, KV_HEADS, HEAD, FFN = 64, 8, 4, 8, 96
 
@@ -99,7 +100,7 @@ def causal(variant: str) -> Variant:
 
 
 # Other kinds of models join by their own table, such as `tests.encoders.ENCODERS`.
-EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS | ENCODERS
+EVERY: dict[str, Variant] = {variant: causal(variant) for variant in VARIANTS} | ENCODER_DECODERS | ENCODERS | VISION
 """all variants of all kinds of models; those above by the same names"""
 
 
@@ -112,7 +113,7 @@ def tiny_config(variant: str, *, layers: int = 2) -> PreTrainedConfig:
     """Return the configuration of a variant."""
     chosen = EVERY[variant]
     kind = chosen.model_type
-    values = {**chosen.values, chosen.depth: layers}
+    values = chosen.at_depth(layers)
     if kind in ("gemma2", "gemma3_text"):
         values["layer_types"] = [SLIDING_LAYERS[i % 2] for i in range(layers)]
     config: PreTrainedConfig = CONFIG_MAPPING[kind](**values)
@@ -126,9 +127,14 @@ def tiny_model(variant: str, *, layers: int = 2, seed: int = 0) -> PreTrainedMod
         model: PreTrainedModel = auto_class(EVERY[variant].head).from_config(tiny_config(variant, layers=layers))
         model.config.architectures = [type(model).__name__]
         with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1 or "bias_table" in name:
                     parameter += 0.2 * torch.randn_like(parameter)
+            for name, buffer in model.named_buffers():
+                if "running_mean" in name:
+                    buffer += 0.2 * torch.randn_like(buffer)
+                elif "running_var" in name:
+                    buffer *= 0.5 + torch.rand_like(buffer)
     return model.eval()
 
 
@@ -170,9 +176,16 @@ def choose(groups: Sequence[Group], counts: Mapping[str, int], *, seed: int = 0)
 
 
 def uniform_plan(groups: Sequence[Group], heads: int, ffn: int, *, seed: int = 0) -> Plan:
-    """Return a plan with `heads` attention units and `ffn` channels in every layer."""
-    wanted = {g.name: heads if g.kind == "attention" else ffn for g in groups}
-    return choose(groups, {g.name: min(wanted[g.name], g.units) for g in groups}, seed=seed)
+    """Return a plan with `heads` attention units and `ffn` channels in every layer, or as many times more as it is wider.
+
+    Of a convolutional network at most half of the channels are kept.
+    """
+    counts = {}
+    for group in groups:
+        narrowest = min(other.units for other in groups if other.kind == group.kind)
+        most = {"attention": (heads, narrowest), "ffn": (ffn, narrowest), "channel": (ffn, narrowest // 2)}[group.kind]
+        counts[group.name] = min(most) * (group.units // narrowest)
+    return choose(groups, counts, seed=seed)
 
 
 def uneven_plan(groups: Sequence[Group], *, seed: int = 0) -> Plan:

@@ -28,7 +28,15 @@ class Variant:
     output: str = "logits"
     """name of the tensor among the model's outputs"""
     depth: str = "num_hidden_layers"
-    """key for the number of layers"""
+    """key for the number of layers; dots lead into a nested configuration, a list has an entry for every stage"""
+
+    def at_depth(self, layers: int) -> dict[str, Any]:
+        """Return the keys of a model with so many layers."""
+        owner, _, key = self.depth.rpartition(".")
+        inner = self.values[owner] if owner else self.values
+        stages = inner.get(key)
+        deep = {**inner, key: [layers] * len(stages) if isinstance(stages, list) else layers}
+        return {**self.values, owner: deep} if owner else deep
 
 
 def tokens(rows: int = 2, length: int = 24, *, seed: int = 0) -> Tensor:

@@ -69,6 +69,18 @@ def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
             handle.remove()
 
 
+def check_compensation(groups: Sequence[Group]) -> None:
+    """Refuse what cannot be refitted.
+
+    Raises:
+        ConfigError: for channels of convolutions.
+    """
+    if any(group.kind == "channel" for group in groups):
+        raise ConfigError(
+            "--compensate: projections of text and image tokens are refitted, not convolutions; leave it out"
+        )
+
+
 def compensate_(model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], rows: Rows) -> None:
     """Refit every projection that reads units to the present model; call it before the units not in `kept` are removed.
 

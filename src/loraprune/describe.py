@@ -6,10 +6,12 @@ Reads no weights. Knows nothing about data.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import attach_lora
@@ -25,11 +27,12 @@ from loraprune.pruner import goal_counts, groups_in_play, make_space, target_rat
 from loraprune.settings import InspectConfig, PlanConfig
 from loraprune.shell import empty_model
 from loraprune.surgery import check_groups
-from loraprune.tasks import find_task
+from loraprune.tasks import Inputs, Task, find_task
 
 LAYERWISE_WORDS = (
     "any widths, also of single layers: loraprune.from_pretrained, or plain transformers with trust_remote_code=True"
 )
+NEVER_PRUNED = ["embeddings", "output head", "norms", "residual stream"]
 ADAM_BYTES = 12
 """bytes a trained parameter: gradient and two moments in float32"""
 
@@ -59,14 +62,14 @@ def inspect(options: InspectConfig) -> Description:
         kinds.append({
             "kind": first.kind, "where": where, "groups": len(members), "units": _units(members), "stock": first.kind in storable,
             "parameters_a_unit": space.budget.unit_parameters[first.name],
-            "parameters": sum(space.budget.unit_parameters[g.name] * g.units for g in members),
+            "parameters": space.budget.prunable - space.budget.kept({**space.budget.units, **{g.name: 0 for g in members}}),
             "spans": list(dict.fromkeys(f"{_inside(s.module, first)} {s.side} x{s.width}" for s in first.spans)),
         })  # fmt: skip
     return Description({
-        "model": options.model, "family": config.model_type, "layers": _layers(groups), "parameters": total,
+        "model": options.model, "family": config.model_type, "layers": _layers(config, groups), "parameters": total,
         "prunable": space.budget.prunable, "prunable_fraction": space.budget.prunable / total, "kinds": kinds,
         "formats": {"stock": _stock_words(config, groups), "layerwise": LAYERWISE_WORDS},
-        "never_pruned": ["embeddings", "output head", "norms", "residual stream"],
+        "never_pruned": ["output head"] if "channel" in storable else NEVER_PRUNED,
     })  # fmt: skip
 
 
@@ -83,18 +86,17 @@ def _alike(groups: tuple[Group, ...]) -> dict[str, tuple[Group, ...]]:
 
 
 def _inside(module: str, group: Group) -> str:
-    """Return the path of a module below its group or its layer, with a star where it is one of many."""
-    for outer in (group.name, layer_of(group)):
-        if outer and module.startswith(f"{outer}."):
-            return (
-                NUMBER.sub("*", module.removeprefix(f"{outer}.")) if outer == group.name else module[len(outer) + 1 :]
-            )
-    return module
+    """Return the path of a module below its group, with stars for the layers of a group that spans some, or below its layer."""
+    if module.startswith(f"{group.name}."):
+        return NUMBER.sub("*", module.removeprefix(f"{group.name}."))
+    layer = layer_of(group)
+    return module.removeprefix(f"{layer}.") if layer else module
 
 
-def _layers(groups: tuple[Group, ...]) -> int:
-    """Return how many layers hold groups, those of all stacks together."""
-    return len({layer_of(group) for group in groups} - {None}) or 1
+def _layers(config: PreTrainedConfig, groups: tuple[Group, ...]) -> int:
+    """Return how many layers a model has, in all stacks together, also where it has stages."""
+    depths: Sequence[int] | None = getattr(config, "depths", None)
+    return sum(depths) if depths else len({layer_of(group) for group in groups} - {None}) or 1
 
 
 def _units(members: tuple[Group, ...]) -> int | list[int]:
@@ -105,7 +107,8 @@ def _units(members: tuple[Group, ...]) -> int | list[int]:
 
 def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
     """Say which widths plain `from_pretrained` can load."""
-    if any(len({group.units for group in groups if group.kind == kind}) > 1 for kind in {g.kind for g in groups}):
+    uneven = {group.kind for group in groups if any(o.kind == group.kind and o.units != group.units for o in groups)}
+    if uneven and config.model_type.startswith(TYPE_PREFIX):
         return "only equal widths in all layers, which these are not"
     storable = storable_kinds(config, groups)
     if not storable:
@@ -113,7 +116,9 @@ def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
     words, other = [], set()
     for kind in dict.fromkeys(group.kind for group in groups):
         members = [group for group in groups if group.kind == kind]
-        if kind == "ffn":
+        if kind in uneven:
+            words.append(f"any fraction of the {kind} units" if kind in storable else f"all {kind} units")
+        elif kind == "ffn":
             words.append("any FFN width" if kind in storable else "the full FFN width")
         elif kind not in storable:
             words.append(f"all {members[0].units} units of kind {kind}")
@@ -147,7 +152,7 @@ def dry_run(options: PlanConfig) -> Description:
     sizes = config_sizes(in_play, counts)
     stock = stock_config(config, sizes) if sizes is not None else None
     bytes_each = 4 if options.dtype in ("float32", "auto") else 2
-    memory = _memory(model, config, groups, options, bytes_each=bytes_each)
+    memory = _memory(model, groups, options, find_task(config, options.task), bytes_each=bytes_each)
     return Description({
         "model": options.model, "family": config.model_type,
         "ratio_requested": None if options.has_dimensions else target_ratio(space, options, model_parameters=dense),
@@ -162,23 +167,42 @@ def dry_run(options: PlanConfig) -> Description:
 
 
 def _memory(
-    model: PreTrainedModel, config: PreTrainedConfig, groups: tuple[Group, ...], options: PlanConfig, *, bytes_each: int
+    model: PreTrainedModel, groups: tuple[Group, ...], options: PlanConfig, task: Task, *, bytes_each: int
 ) -> dict[str, int]:
     """Estimate the peak of training before anything is cut, in bytes."""
-    weights = model.num_parameters() * bytes_each
+    weights, config = model.num_parameters() * bytes_each, model.config
     with torch.device("meta"), quiet():
         adapted = attach_lora(model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=0)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    adapters = trained * (4 + ADAM_BYTES)
+    if task.unit == "images":
+        kept = options.batch * _saved_numbers(adapted, task.probe(config, 1, 1)) * bytes_each
+        return {"weights": weights, "adapters_and_optimiser": adapters, "activations": kept,
+                "total": weights + adapters + kept}  # fmt: skip
     tokens = options.batch * options.length
     per_layer = _activation_numbers(groups, config) * tokens * bytes_each
-    layers = _layers(groups)
+    layers = _layers(config, groups)
     kept = (
         tokens * config.hidden_size * bytes_each * layers + per_layer if options.checkpointing else per_layer * layers
     )
     logits = tokens * config.vocab_size * (bytes_each + 8)
-    adapters = trained * (4 + ADAM_BYTES)
     return {"weights": weights, "adapters_and_optimiser": adapters, "activations": kept, "logits": logits,
             "total": weights + adapters + kept + logits}  # fmt: skip
+
+
+def _saved_numbers(model: nn.Module, inputs: Inputs) -> int:
+    """Return the numbers that a forward pass leaves behind for the backward pass, by running it without memory."""
+    own = {id(parameter) for parameter in model.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if id(tensor) not in own:
+            saved[id(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.device("meta"):
+        model.train()(**{name: each.to("meta") if isinstance(each, Tensor) else each for name, each in inputs.items()})
+    return sum(tensor.numel() for tensor in saved.values())
 
 
 def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> int:
@@ -187,7 +211,7 @@ def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> 
     The inputs that LoRA keeps for the gradient of A (with dropout: masked copies), what attention keeps (q, k, v, output),
     the gate, up and product of the FFN, and four copies of the residual stream for norms and additions.
     """
-    layers = _layers(groups)
+    layers = _layers(config, groups)
     rows = sum(g.units * s.width for g in groups for s in g.spans if s.side == "out")
     columns = sum(g.units * s.width for g in groups for s in g.spans if s.side == "in")
     inputs = sum(1 for g in groups for s in g.spans if s.side == "out") * config.hidden_size

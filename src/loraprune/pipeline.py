@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import new_folder, round_weights_, save_model
+from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
@@ -98,6 +99,8 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
         check_sparsity(model, groups, pruning)
     elif isinstance(config, PruneConfig):
         in_play = groups_in_play(model.config, groups, pruning)
+        if pruning.compensate:
+            check_compensation(in_play)
         goal_counts(make_space(model, in_play, pruning), pruning, model_parameters=model.num_parameters())
     dense_config = copy.deepcopy(model.config)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
 from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, towards, widths_left
 from loraprune.checkpoint import storable_counts, storable_kinds
-from loraprune.compensation import Rows, compensate_
+from loraprune.compensation import Rows, check_compensation, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError, NumericsError, PlanError, nearest
@@ -144,6 +144,8 @@ class Pruner:
         tell_kinds(config_of(model), every, config)
         for path in linear_paths(self.groups):
             projection(model, path)
+        if config.compensate:
+            check_compensation(self.groups)
         self.space = make_space(model, self.groups, config)
         parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)
         self.target = target_ratio(self.space, config, model_parameters=parameters)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from loraprune.surgery import check_groups, slice_
 from loraprune.verify import masked_logits
 from tests.tiny import (
     EVERY,
+    FFN,
     HEAD,
     HEADS,
     VARIANTS,
@@ -77,16 +79,23 @@ def masked(variant: str, model: nn.Module, groups: tuple[Group, ...], plan: Plan
 def storable_plan(variant: str, groups: tuple[Group, ...], *, seed: int = 0) -> Plan:
     """Return a plan that a stock checkpoint can hold; it keeps an odd number of heads where that is possible, or all."""
     storable = storable_counts(tiny_config(variant), groups)
-    for heads in (3, 2, HEADS):
-        plan = uniform_plan(groups, heads, 40, seed=seed)
+    for heads, ffn in ((3, 40), (2, 40), (HEADS, 40), (3, 8 * FFN)):
+        plan = uniform_plan(groups, heads, ffn, seed=seed)
         if storable({name: len(kept) for name, kept in plan.kept.items()}):
             return plan
-    raise AssertionError(f"{variant} can store neither 3 nor 2 nor all units of attention")
+    raise AssertionError(f"{variant} can store neither fewer units of attention nor narrower FFNs")
 
 
 def save(variant: str, model: PreTrainedModel, folder: Path, *, groups: tuple[Group, ...], plan: Plan) -> None:
     counts = {name: len(kept) for name, kept in plan.kept.items()}
     save_stock(model, folder, config=tiny_config(variant), groups=groups, counts=counts)
+
+
+def config_value(config: Any, key: str) -> Any:
+    """Return what a key of a configuration holds; dots lead into what is nested."""
+    for part in key.split("."):
+        config = config[int(part)] if isinstance(config, list | tuple) else getattr(config, part)
+    return config
 
 
 def test_every_registered_family_has_a_tiny_model() -> None:
@@ -222,8 +231,11 @@ def test_layers_report_the_sizes_they_have(variant: str) -> None:
         for side in ("out", "in"):
             cut = next(cuts(layer, side))  # type: ignore[arg-type]
             assert [getattr(layer, name) for name in features(layer, side)] == [cut.tensor.shape[cut.dim]]  # type: ignore[arg-type]
-        factors = module.lora_A[ADAPTER], module.lora_B[ADAPTER]  # type: ignore[index]
-        assert [(f.out_features, f.in_features) for f in factors] == [tuple(f.weight.shape) for f in factors]
+        for factor in (module.lora_A[ADAPTER], module.lora_B[ADAPTER]):  # type: ignore[index]
+            names = (
+                ("out_channels", "in_channels") if isinstance(factor, nn.Conv2d) else ("out_features", "in_features")
+            )
+            assert tuple(getattr(factor, name) for name in names) == tuple(factor.weight.shape[:2])  # type: ignore[arg-type]
 
 
 @storable
@@ -240,7 +252,7 @@ def test_the_saved_model_loads_without_a_flag_and_computes_the_same(variant: str
     assert loaded.num_parameters() == sliced.num_parameters() < tiny_model(variant).num_parameters()
     for group in groups:
         for key, each in group.sizes.items():
-            assert getattr(loaded.config, key) == each * len(plan.kept[group.name])
+            assert config_value(loaded.config, key) == each * len(plan.kept[group.name])
 
 
 @every_variant
@@ -253,7 +265,7 @@ def test_the_check_of_a_save_sees_a_single_misplaced_column(variant: str) -> Non
     same = masked_logits(tiny_model(variant, seed=1), tensors, groups, plan, EVERY[variant].inputs())
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())
     assert relative(output(model, variant), same) < SAME
-    path = consumers(groups[-1])[0].module
+    path = consumers(groups[-1])[-1].module
     cut = next(cuts(find_module(model, path), "in"))
     columns = tensors[f"{path}.{cut.name}"].transpose(0, cut.dim)
     columns[[0, 1]] = columns[[1, 0]]

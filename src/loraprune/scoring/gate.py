@@ -67,7 +67,7 @@ class GateScorer(Hooks):
         if name in self._open and self._open_call[name] != call:  # the next micro-batch has begun
             self._close(name)
         self._open_call[name] = call
-        per_channel = (z * grad).flatten(1, -2).float().sum(1)
+        per_channel = (z * grad).reshape(len(z), -1, z.shape[-1]).float().sum(1)
         per_unit = per_channel.unflatten(-1, (self.groups[name].units, -1)).sum(-1)
         found = self._open.setdefault(name, {})
         found[path] = found[path] + per_unit if path in found else per_unit

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from loraprune.adapters import (
     base_layer,
+    base_model,
     config_of,
     cuts,
     find_module,
@@ -55,11 +56,16 @@ def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneC
     """Return the pattern that `config` asks for, adapters attached or not.
 
     Raises:
-        ConfigError: if the criterion scores no weights, or blocks do not divide a projection's inputs.
+        ConfigError: if the model reads images, the criterion scores no weights, or blocks do not divide a projection's inputs.
     """
     assert isinstance(config.sparsity, str)
     pattern = parse_pattern(config.sparsity)
     weight_criterion(config)
+    if getattr(base_model(model), "main_input_name", "") == "pixel_values":
+        # Their files have names of their own, and the check of a saved pattern reads files.
+        raise ConfigError(
+            f"--sparsity {config.sparsity}: weights of image models are not zeroed, only units removed; leave it out"
+        )
     for path in linear_paths(groups):
         cut = next(cuts(find_module(model, path), "in"))
         inputs = cut.tensor.shape[cut.dim]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +34,7 @@ def prepare(request: Request) -> Prepared:
         raise ConfigError(
             f"--model {request.model}: it reads images of {channels} channels, only colour images are read"
         )
-    processor = load_processor(resolve(request.model), image_size=getattr(vision(request.config), "image_size", None))
+    processor = load_processor(resolve(request.model), image_size=fixed_size(vision(request.config)))
     train, judged = load_images(request.data, request.eval, seed=request.seed)
     for images in (train, judged):
         if images is not None:
@@ -52,6 +53,11 @@ def vision(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the part of a configuration that is about images."""
     part: PreTrainedConfig = getattr(config, "vision_config", config)
     return part
+
+
+def fixed_size(config: PreTrainedConfig) -> object:
+    """Return the size of the images that a model has positions for; None for a convolutional network, which takes any."""
+    return getattr(config, "image_size", None) if hasattr(config, "num_attention_heads") else None
 
 
 def classes(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -78,7 +84,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
 
 def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
     """Return random images of the model's size; `tokens` says nothing about images."""
-    size = getattr(vision(config), "image_size", PROBE_SIZE)
+    size: Any = fixed_size(vision(config)) or PROBE_SIZE
     height, width = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(PROBE_SEED)
     return {"pixel_values": torch.randn(rows, vision(config).num_channels, height, width, generator=generator)}
