@@ -86,17 +86,15 @@ def _alike(groups: tuple[Group, ...]) -> dict[str, tuple[Group, ...]]:
 
 
 def _inside(module: str, group: Group) -> str:
-    """Return the path of a module below its group or its layer, with a star where it is one of many."""
-    for outer in (group.name, layer_of(group)):
-        if outer and module.startswith(f"{outer}."):
-            return (
-                NUMBER.sub("*", module.removeprefix(f"{outer}.")) if outer == group.name else module[len(outer) + 1 :]
-            )
-    return module
+    """Return the path of a module below its group, with stars for the layers of a group that spans some, or below its layer."""
+    if module.startswith(f"{group.name}."):
+        return NUMBER.sub("*", module.removeprefix(f"{group.name}."))
+    layer = layer_of(group)
+    return module.removeprefix(f"{layer}.") if layer else module
 
 
 def _layers(config: PreTrainedConfig, groups: tuple[Group, ...]) -> int:
-    """Return how many layers hold groups, those of all stacks together, also where they come in stages."""
+    """Return how many layers a model has, in all stacks together, also where it has stages."""
     depths: Sequence[int] | None = getattr(config, "depths", None)
     return sum(depths) if depths else len({layer_of(group) for group in groups} - {None}) or 1
 
