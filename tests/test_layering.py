@@ -29,12 +29,17 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "layerwise.register",
         "kernels",
         "sparsity.pattern",
+        "resume.interrupts",
+        "resume.atomic",
+        "resume.randomness",
+        "guard",
     ),
-    ("plan", "config", "families", "adapters", "data", "loading"),
+    ("plan", "config", "families", "adapters", "data", "loading", "resume.workspace"),
     ("compare.grid", "compare.correlation"),
-    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate"),
+    ("settings", "allocation", "criteria", "importance", "masking", "surgery", "shell", "evaluate", "resume.files"),
     ("scoring", "layerwise.save"),
     (
+        "resume.keeper",
         "compensation",
         "distillation",
         "verify",
@@ -46,7 +51,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "compare.summary",
         "compare.plots",
     ),
-    ("train", "pruner", "layerwise.padded", "sparsity.sparsifier", "compare.run"),
+    ("resume.run", "train", "pruner", "layerwise.padded", "sparsity.sparsifier", "compare.run"),
     ("callback", "describe", "export", "judge", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
@@ -58,6 +63,7 @@ FREE = (
     "compare",
     "demo",
     "layerwise",
+    "resume",
     "sparsity",
 )  # the package itself, which imports on demand, and packages without code
 
@@ -75,6 +81,7 @@ WITHOUT_TORCH = (
     "recipes",
     "compare.grid",
     "settings",
+    "resume.interrupts",
     "cli",
 )
 PRINTING = {"cli", "tables"}

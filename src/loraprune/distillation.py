@@ -6,25 +6,29 @@ The dense model speaks in its most likely tokens and one bin for all others. Kno
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from loraprune.data import NO_TARGET, Collator, TokenRows
+from loraprune.guard import GuardedTrainer
 from loraprune.memory import free_memory_bytes
+from loraprune.resume.atomic import read_sealed, replace_folder, reserve, seal
 
 TOP = 64
 """tokens that the dense model names at each position"""
+
+logger = logging.getLogger(__name__)
 
 
 class Opinion(NamedTuple):
@@ -64,23 +68,51 @@ class CopyTeacher:
 
 
 class CachedTeacher:
-    """The dense model's opinion on every training row, on disk: no second model is in memory while training."""
+    """The dense model's opinion on every training row, on disk: no second model is in memory while training.
 
-    def __init__(self, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int) -> None:
+    A folder that holds them already, as that of an interrupted run does, is read instead of written.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int, folder: Path
+    ) -> None:
         longest = max(len(row.input_ids) for row in rows.rows)
-        shape = (len(rows), longest, min(TOP, model.config.vocab_size - 1))
-        path = Path(tempfile.mkdtemp(prefix="loraprune-teacher-"))
-        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        self._values = np.memmap(path / "values", np.float16, "w+", shape=shape)
-        self._tokens = np.memmap(path / "tokens", np.int32, "w+", shape=shape)
-        model.eval()
+        self._shape = (len(rows), longest, min(TOP, model.config.vocab_size - 1))
+        if not self._is_whole(folder):
+            written = folder.with_name(f".{folder.name}")
+            shutil.rmtree(written, ignore_errors=True)
+            written.mkdir()
+            self._write(written, model.eval(), rows, collator, batch)
+            seal(written, {"shape": self._shape})
+            replace_folder(written, folder)
+        self._values, self._tokens = self._open(folder, "r")
+
+    def _is_whole(self, folder: Path) -> bool:
+        if not folder.is_dir():
+            return False
+        try:
+            return read_sealed(folder).get("shape") == list(self._shape)
+        except ValueError as error:
+            logger.warning("%s is written anew: %s", folder, error)
+            return False
+
+    def _open(self, folder: Path, mode: Literal["r", "r+"]) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]]:
+        values = np.memmap(folder / "values", np.float16, mode, shape=self._shape)
+        return values, np.memmap(folder / "tokens", np.int32, mode, shape=self._shape)
+
+    def _write(self, folder: Path, model: PreTrainedModel, rows: TokenRows, collator: Collator, batch: int) -> None:
+        for name, dtype in (("values", np.float16), ("tokens", np.int32)):
+            reserve(folder / name, math.prod(self._shape) * np.dtype(dtype).itemsize)
+        values, tokens = self._open(folder, "r+")
         for start in range(0, len(rows), batch):
             places = range(start, min(start + batch, len(rows)))
             inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
             found = ask(model, inputs)
             stop, length = start + len(places), found.tokens.shape[1]
-            self._values[start:stop, :length] = found.log_probabilities.half().cpu().numpy()
-            self._tokens[start:stop, :length] = found.tokens.int().cpu().numpy()
+            values[start:stop, :length] = found.log_probabilities.half().cpu().numpy()
+            tokens[start:stop, :length] = found.tokens.int().cpu().numpy()
+        values.flush()
+        tokens.flush()
 
     def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
         """Return what was written down about the rows that `inputs` numbers."""
@@ -90,18 +122,23 @@ class CachedTeacher:
         return Opinion(values, torch.from_numpy(self._tokens[places, :length]).to(device, torch.long))
 
 
+def choose_teacher(choice: str, model: PreTrainedModel) -> str:
+    """Return what `--teacher` asks for: `auto` copies the model where a third of the free memory holds it."""
+    if choice != "auto":
+        return choice
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return "copy" if size < free_memory_bytes(model.device) / 3 else "cache"
+
+
 def make_teacher(
-    choice: str, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int
+    choice: str, model: PreTrainedModel, rows: TokenRows, collator: Collator, *, batch: int, cache: Path
 ) -> Teacher | None:
-    """Return the teacher that `--teacher` asks for; `auto` copies the model where a third of the free memory holds it."""
+    """Return the teacher `none`, `copy` or `cache`; opinions lie in the folder `cache`, and are read if they lie there already."""
     if choice == "none":
         return None
-    if choice == "auto":
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        choice = "copy" if size < free_memory_bytes(model.device) / 3 else "cache"
     if choice == "copy":
         return CopyTeacher(copy.deepcopy(model))
-    return CachedTeacher(model, rows, collator, batch=batch)
+    return CachedTeacher(model, rows, collator, batch=batch, folder=cache)
 
 
 class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -150,7 +187,7 @@ def _others(log_probabilities: Float[Tensor, "targets top"]) -> Float[Tensor, " 
     return left.clamp_min(1e-6).log()  # rounding may leave nothing, or less
 
 
-class DistillingTrainer(Trainer):
+class DistillingTrainer(GuardedTrainer):
     """A Trainer whose loss is (1 - weight) of the text's and `weight` of the dense model's opinion."""
 
     def __init__(self, *arguments: Any, teacher: Teacher, weight: float, **options: Any) -> None:

@@ -30,6 +30,8 @@ CELLS = "cells"
 """folder of the cells below a comparison's output"""
 OURS = ("output", "overwrite")
 """options that the comparison sets for every cell"""
+WITHOUT_EFFECT = (*OURS, "resume", "save")
+"""options that do not bear on the result"""
 BASELINES: Mapping[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig}
 
 OPTIONS: Mapping[str, Field[Any]] = {field.name: field for field in fields(PruneConfig)}
@@ -70,7 +72,7 @@ def recipe_name(labels: Mapping[str, str]) -> str:
 
 def digest(job: str, options: Mapping[str, Any]) -> str:
     """Return a short digest of a job and all options that bear on its result: other options make another cell."""
-    counted = {name: value for name, value in options.items() if name not in OURS}
+    counted = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps([job, counted], sort_keys=True).encode()).hexdigest()[:12]
 
 

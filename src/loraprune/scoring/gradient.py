@@ -70,5 +70,9 @@ class GradientScorer(Hooks):
                 )
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, self.sums, kept=left, normalize=self.normalize)
-        self.sums.clear()
+        self.forget()
         return to_cpu(scores)
+
+    def forget(self) -> None:
+        """Drop what was gathered for this step."""
+        self.sums.clear()
