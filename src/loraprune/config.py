@@ -15,6 +15,8 @@ from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, Mode
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
+WITHOUT_EFFECT = ("output", "overwrite", "resume", "save")
+"""options of a run that do not bear on its result"""
 UNIT_OPTIONS = (
     "parameters",
     "heads",

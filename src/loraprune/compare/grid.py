@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.config import WITHOUT_EFFECT, FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, nearest
 from loraprune.recipes import recipe
 
@@ -30,8 +30,6 @@ CELLS = "cells"
 """folder of the cells below a comparison's output"""
 OURS = ("output", "overwrite")
 """options that the comparison sets for every cell"""
-WITHOUT_EFFECT = (*OURS, "resume", "save")
-"""options that do not bear on the result"""
 BASELINES: Mapping[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig}
 
 OPTIONS: Mapping[str, Field[Any]] = {field.name: field for field in fields(PruneConfig)}

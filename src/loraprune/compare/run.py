@@ -114,9 +114,8 @@ def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, 
 
 
 def start(cell: Cell, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """Start a cell's process; what was left of an earlier attempt goes first."""
-    for left in (folder / cell.key, *folder.glob(f".{cell.key}.*")):
-        shutil.rmtree(left, ignore_errors=True)
+    """Start a cell's process, which goes on from the checkpoints of an earlier attempt."""
+    shutil.rmtree(folder / cell.key, ignore_errors=True)
     config = folder / f"{cell.key}.yaml"
     config.write_text(yaml.safe_dump(as_dict(cell.config), sort_keys=False), encoding="utf-8")
     environment = dict(os.environ)

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loraprune.compare.grid import WITHOUT_EFFECT
-from loraprune.config import FinetuneConfig, PruneConfig, as_dict
+from loraprune.config import WITHOUT_EFFECT, FinetuneConfig, PruneConfig, as_dict
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.resume.files import whole_checkpoints
 from loraprune.resume.keeper import Checkpoint
