@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import torture
+from benchmarks.common import machine
 from benchmarks.torture.cases import Row
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "torture.json"
@@ -61,7 +62,7 @@ def write(rows: list[Row], chosen: list[str]) -> None:
     """Write the rows of the parts that ran beside those of the others."""
     former = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
     kept = [row for row in former if row["part"] not in chosen]
-    values = {"rows": sorted([*kept, *map(asdict, rows)], key=lambda row: str(row["part"]))}
+    values = {"machine": machine(), "rows": sorted([*kept, *map(asdict, rows)], key=lambda row: str(row["part"]))}
     RESULT.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {RESULT}")
 

@@ -11,6 +11,7 @@ from benchmarks.torture import children
 from benchmarks.torture.cases import RUNS, Row, command, digests, inputs, tree
 from benchmarks.torture.children import Trap
 
+STEPS = ["--steps", "8"]
 ROUNDS = 4
 """kills of each kind for each run"""
 SLOWEST_WRITE = 0.02
@@ -21,8 +22,8 @@ def run(root: Path, *, short: bool) -> list[Row]:
     """Return a row for every run and kind of moment."""
     draw, given, rows = random.Random(0), inputs(root), []
     chosen = dict(list(RUNS.items())[:2]) if short else RUNS
-    for name, options in chosen.items():
-        target = Victim(root / name.split()[0].strip(",:"), given, options, draw)
+    for number, (name, options) in enumerate(chosen.items()):
+        target = Victim(root / str(number), given, [*options, *STEPS], draw)
         for kind in ("any moment", "while writing"):
             row = Row("kills", f"{name}: {kind}")
             while row.tried < (1 if short else ROUNDS):
@@ -47,7 +48,7 @@ class Victim:
         self.old = folder / "old"
         shutil.copytree(self.output, self.old)
         (self.old / "notes.txt").write_text("what stood there before")
-        assert set(self.expected) == {"model.safetensors", "plan.json"}
+        assert "model.safetensors" in self.expected
 
     def kill(self, kind: str) -> tuple[int, list[str]]:
         """Kill a run, perhaps its resumed run too, let it end; return how often it was killed and what was lost."""

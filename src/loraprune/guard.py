@@ -60,7 +60,8 @@ class StepGuard(TrainerCallback):
         self._in_a_row += 1
         self.skipped.append({"step": step, "reason": reason})
         logger.warning("step %d is skipped, the %d. of this run: %s", step, len(self.skipped), reason)
-        if self._in_a_row >= IN_A_ROW or len(self.skipped) > max(IN_A_ROW, SHARE * state.max_steps):
+        in_a_row = min(IN_A_ROW, state.max_steps)
+        if self._in_a_row >= in_a_row or len(self.skipped) > max(IN_A_ROW, SHARE * state.max_steps):
             self.verdict = f"step {step}: {len(self.skipped)} steps were skipped, the last one as {reason}: {REMEDY}"
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from loraprune.pruner import Pruner, goal_counts, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.resume.keeper import Checkpoint, Keeper
 from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, newest_checkpoint, options_of
-from loraprune.resume.workspace import new_folder
+from loraprune.resume.workspace import forget_checkpoints, new_folder
 from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.surgery import check_groups
 from loraprune.train import TrainingBar, train
@@ -165,6 +165,8 @@ def _fit(
     if checkpoint:
         check_same(checkpoint, run)
         run |= {"teacher": checkpoint.run["teacher"]}
+    else:
+        forget_checkpoints(workspace)
     teacher = make_teacher(
         run["teacher"], job.model, job.data.train, collator, batch=job.config.batch, cache=workspace / "teacher"
     )
@@ -184,8 +186,8 @@ def _fit(
         teacher=teacher,
     )  # fmt: skip
     training = Training(
-        steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
-        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(job.data.train.protocol),
+        steps=steps, seconds=keeper.earlier + time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
+        curve=bar.curve, removals=callback.history if callback else [], skipped=guard.skipped, protocol=dict(job.data.train.protocol),
     )  # fmt: skip
     return adapted, training
 

@@ -39,6 +39,8 @@ class Training:
     peak_memory_bytes: int
     curve: Sequence[Mapping[str, int | float]]
     removals: Sequence[Mapping[str, int | float]]
+    skipped: Sequence[Mapping[str, int | str]]
+    """step and reason of those without an update, as something in them was no number"""
     protocol: Mapping[str, object]
 
 
@@ -120,6 +122,7 @@ def make_report(
         "training_data": dict(training.protocol),
         "curve": list(training.curve),
         "removals": list(training.removals),
+        "skipped_steps": list(training.skipped),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     return Report(values, plan)

@@ -24,8 +24,8 @@ AT_FDCWD = -100
 
 def sync(path: Path) -> None:
     """Wait until a file or the names in a folder are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
+    if os.name == "nt":
+        return  # Windows opens no folders, and flushes no files that are opened to read
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

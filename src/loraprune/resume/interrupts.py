@@ -57,7 +57,7 @@ def handled(handler: Callable[[int, FrameType | None], None] = interrupt) -> Ite
     former = {}
     if threading.current_thread() is threading.main_thread():
         former = {number: signal.getsignal(number) for number in SIGNALS}
-        former = {number: found for number, found in former.items() if found is not signal.SIG_IGN}
+        former = {number: found for number, found in former.items() if found not in (signal.SIG_IGN, None)}
     for number in former:
         signal.signal(number, handler)
     try:

@@ -68,6 +68,8 @@ class Keeper(TrainerCallback):
         """the checkpoint that was restored"""
         self.done: TrainerState | None = None
         """how far it had come"""
+        self.earlier = 0.0
+        """seconds that the training before that checkpoint took"""
         self._began = self._last = time.monotonic()
         self._waiting = False
         self._restored: dict[str, Any] | None = None
@@ -86,6 +88,7 @@ class Keeper(TrainerCallback):
             model.load_adapter(str(checkpoint.folder), ADAPTER, is_trainable=True)
             optimizer = tree["optimizer"]
             optimizer["state"] = {int(place): state for place, state in optimizer["state"].items()}
+            self.earlier = float(tree["seconds"])
             self.done = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
             self.origin, self._restored, self._random = checkpoint.folder, tree, tree["random"]
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
@@ -133,10 +136,11 @@ class Keeper(TrainerCallback):
         if not self._waiting:
             return
         self._waiting = False
-        written = self._write(state, kwargs) if self.every != 0 else None
+        written = self.every != 0 and self._write(state, kwargs)
         if self.pending.number is not None:
-            how = f"{written} is written: the same command with --resume goes on" if written else ""
-            raise Interrupted(self.pending.number, how)
+            raise Interrupted(
+                self.pending.number, f"a checkpoint of step {state.global_step} is written" if written else ""
+            )
 
     def _is_due(self, state: TrainerState) -> bool:
         if self.pending.number is not None or self.guard.verdict:
@@ -146,7 +150,7 @@ class Keeper(TrainerCallback):
         now, is_last = time.monotonic(), state.global_step >= state.max_steps
         return now - (self._began if is_last else self._last) >= SECONDS
 
-    def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> Path | None:
+    def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> bool:
         """Write a checkpoint, or say why there is none: a full disk ends no run that may yet find room for its result."""
         try:
             folder = new_checkpoint(self.workspace, state.global_step)
@@ -155,12 +159,13 @@ class Keeper(TrainerCallback):
                 "optimizer": objects["optimizer"].state_dict(),
                 "scheduler": objects["lr_scheduler"].state_dict(),
                 "random": random_state(),
+                "seconds": self.earlier + time.monotonic() - self._began,
             })  # fmt: skip
             save_file(lora_weights(objects["model"]), folder / ADAPTER_WEIGHTS)
             state.save_to_json(str(folder / TRAINER_STATE))
-            written = finish_checkpoint(folder, {"step": state.global_step, "run": dict(self.run)})
+            finish_checkpoint(folder, {"step": state.global_step, "run": dict(self.run)})
         except (OSError, SafetensorError) as error:
             logger.warning("step %d: no checkpoint could be written (%s); earlier ones stay", state.global_step, error)
-            return None
+            return False
         self._last = time.monotonic()
-        return written
+        return True

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
-from loraprune.errors import CheckpointError
+from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
 from loraprune.resume.atomic import former_of, replace_folder
 
 OUR_FILES = ("report.json", "plan.json", "export.json")
@@ -57,7 +56,7 @@ def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterat
             "--overwrite to start anew"
         )
     with _locked(output, workspace):
-        _sweep(workspace, checkpoints=not resume)
+        _sweep(workspace, checkpoints=False)
         folder = workspace / RESULT
         try:
             folder.mkdir()
@@ -66,17 +65,24 @@ def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterat
                 file.chmod(0o644)  # safetensors makes its files private
             replace_folder(folder, output)
             _sweep(workspace, checkpoints=True)
-        except (OSError, SafetensorError) as error:
-            if not _is_full(error):
-                raise
-            raise CheckpointError(
-                f"--output {output}: the disk is full ({error}); nothing was written. Free some space"
-                + (", then --resume goes on" if _checkpoints(workspace) else "")
-            ) from None
+        except BaseException as error:
+            left = _checkpoints(workspace)
+            if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
+                logger.warning("%s is kept: the same command with --resume goes on from there", left[-1])
+            if _is_full(error):
+                raise CheckpointError(
+                    f"--output {output}: the disk is full ({error}); nothing was written: free some space"
+                ) from None
+            raise
         finally:
             _sweep(workspace, checkpoints=False)
-            if left := _checkpoints(workspace):
-                logger.warning("%s is kept: the same command with --resume goes on from there", left[-1])
+
+
+def forget_checkpoints(workspace: Path) -> None:
+    """Remove what an unfinished run left, as another one begins; until then nothing that was there may be lost."""
+    for path in _contents(workspace):
+        if path.name != RESULT:
+            shutil.rmtree(path)
 
 
 def _check_free(output: Path, *, overwrite: bool) -> None:
@@ -139,6 +145,6 @@ def _is_ours(folder: Path) -> bool:
     return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
 
 
-def _is_full(error: Exception) -> bool:
+def _is_full(error: BaseException) -> bool:
     """Say whether a write failed for lack of space; safetensors has the number in its text only."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
