@@ -105,9 +105,11 @@ class GuardedTrainer(Trainer):
     def __init__(self, *arguments: Any, guard: StepGuard, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._guard = guard
+        self._last = torch.zeros((), device=self.args.device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:
-        """Return the loss of a micro-batch."""
+        """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
         loss = super().training_step(model, inputs, *arguments, **options)
         self._guard.see(loss)
-        return loss
+        self._last = torch.where(torch.isfinite(loss), loss, self._last)
+        return self._last

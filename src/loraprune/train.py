@@ -72,13 +72,11 @@ class TrainingBar(TrainerCallback):
             logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the loss, unless a skipped step made it no number."""
+        """Keep the loss."""
         logs: dict[str, float] = kwargs.get("logs") or {}
         if "loss" not in logs:
             return
         self._loss = float(logs["loss"])
-        if not math.isfinite(self._loss):
-            return
         self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from tests.pipeline.cases import SHORT, prune_config, read_report
 from tests.samples import write_text
 
 LENGTH = SHORT["steps"]
+MIDDLE = 6
+"""step after which runs are stopped: something is removed by then, and more is to come"""
 CASES: dict[str, dict[str, Any]] = {
     "shrink": {},
     "mask": {"shrink": False, "compensate": True},
@@ -72,12 +74,11 @@ def uninterrupted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {name: root / name for name in CASES}
 
 
-@pytest.mark.parametrize("step", [2, 7])
 @pytest.mark.parametrize("name", CASES)
 def test_a_resumed_run_ends_with_the_same_bytes(
-    name: str, step: int, inputs: Path, uninterrupted: dict[str, Path], tmp_path: Path
+    name: str, inputs: Path, uninterrupted: dict[str, Path], tmp_path: Path
 ) -> None:
-    stopped(inputs, tmp_path / "out", step, **CASES[name])
+    stopped(inputs, tmp_path / "out", MIDDLE, **CASES[name])
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     resumed(inputs, tmp_path / "out", **CASES[name])
     assert results(tmp_path / "out") == results(uninterrupted[name])
