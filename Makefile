@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ test: $(VENV)/installed
 
 check: $(VENV)/installed
 	scripts/check $(BIN)
+
+torture: $(VENV)/installed
+	$(BIN)/python -m benchmarks.torture
 
 clean:
 	rm -rf $(VENV) build dist

@@ -18,9 +18,10 @@ from loraprune.distillation import (
     NumberedRows,
     Opinion,
     ask,
+    choose_teacher,
     imitation_loss,
-    make_teacher,
 )
+from loraprune.guard import StepGuard
 from loraprune.tasks.causal_lm import predictions
 from tests.samples import byte_tokenizer, documents, tiny_llama
 from tests.training import arguments
@@ -67,9 +68,12 @@ def test_few_named_tokens_give_a_bound_from_below() -> None:
     assert 0 < some < whole
 
 
-def test_the_cache_says_what_the_copy_says() -> None:
+def test_the_cache_says_what_the_copy_says(tmp_path: Path) -> None:
     model, rows, collator = tiny_llama(), text_rows(), Collator(2)
-    cached, copied = CachedTeacher(model, rows, collator, batch=5), CopyTeacher(copy.deepcopy(model))
+    cached, copied = (
+        CachedTeacher(model, rows, collator, batch=5, folder=tmp_path / "teacher"),
+        CopyTeacher(copy.deepcopy(model)),
+    )
     for places in ([0, 3], [len(rows) - 1, 1, 7]):
         one, other = (teacher.opinion(batch(places)) for teacher in (cached, copied))
         torch.testing.assert_close(one.log_probabilities, other.log_probabilities, rtol=2e-3, atol=2e-3)
@@ -79,12 +83,27 @@ def test_the_cache_says_what_the_copy_says() -> None:
 
 
 def test_the_choice_of_teacher_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows, collator = tiny_llama(), text_rows(), Collator(2)
-    assert make_teacher("none", model, rows, collator, batch=4) is None
-    assert isinstance(make_teacher("auto", model, rows, collator, batch=4), CopyTeacher)
+    model = tiny_llama()
+    assert choose_teacher("auto", model) == "copy"
     monkeypatch.setattr("loraprune.distillation.free_memory_bytes", lambda _: 1000)
-    assert isinstance(make_teacher("auto", model, rows, collator, batch=4), CachedTeacher)
-    assert isinstance(make_teacher("copy", model, rows, collator, batch=4), CopyTeacher)
+    assert choose_teacher("auto", model) == "cache"
+    assert choose_teacher("copy", model) == "copy"
+
+
+def test_opinions_on_disk_are_read_again_unless_they_are_torn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows, collator, folder = tiny_llama(), text_rows(), Collator(2), tmp_path / "teacher"
+    first = CachedTeacher(model, rows, collator, batch=5, folder=folder).opinion(batch([0, 3]))
+    silent = tiny_llama()
+    monkeypatch.setattr(silent, "forward", None)
+    other = CachedTeacher(silent, rows, collator, batch=5, folder=folder)
+    torch.testing.assert_close(other.opinion(batch([0, 3])), first, rtol=0, atol=0)
+    with (folder / "tokens").open("r+b") as file:
+        file.write(b"\x7f")
+    again = CachedTeacher(model, rows, collator, batch=5, folder=folder).opinion(batch([0, 3]))
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert "tokens was altered" in caplog.text
 
 
 def test_training_on_the_opinion_alone_makes_another_model_say_the_same() -> None:
@@ -103,7 +122,7 @@ def test_training_on_the_opinion_alone_makes_another_model_say_the_same() -> Non
     trainer = DistillingTrainer(
         model=student, args=arguments(Path(), steps=20, learning_rate=3e-3, remove_unused_columns=False),
         train_dataset=NumberedRows(rows), data_collator=NumberedCollator(Collator(2)),
-        teacher=CopyTeacher(teacher), weight=1.0, predictions=predictions,
+        teacher=CopyTeacher(teacher), weight=1.0, predictions=predictions, guard=StepGuard(),
     )  # fmt: skip
     trainer.train()
     assert distance() < 0.5 * before

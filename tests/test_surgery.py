@@ -221,15 +221,6 @@ def test_units_without_any_score_are_not_removed() -> None:
         pruner.remove(1.0)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    settings = config()
-    model, callback = adapted(settings), LoRAPruneCallback(settings)
-    with torch.no_grad():
-        next(p for p in model.parameters() if p.requires_grad).fill_(torch.nan)
-    with pytest.raises(NumericsError, match="step 1: a gradient is NaN or infinite"):
-        fit(model, arguments(tmp_path, steps=2), [callback])
-
-
 def test_a_model_without_lora_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no LoRA on 'model\.layers\.0\.self_attn\.q_proj'"):
         Pruner(tiny_model("llama"), config())

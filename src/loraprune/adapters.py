@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -288,6 +288,12 @@ def attach_lora(
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def lora_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Return the adapter's weights under the names of an adapter_model.safetensors."""
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
 
 
 def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:

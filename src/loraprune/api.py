@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loraprune import adapters
 from loraprune.adapters import merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import new_folder, save_model
+from loraprune.checkpoint import save_model
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.loading import load_model
+from loraprune.resume.workspace import new_folder
 from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.surgery import check_groups
 from loraprune.verify import check_difference, difference, logits_of, probe_of

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from loraprune.config import LoRAPruneConfig
 from loraprune.distillation import LABELS, ROW
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.guard import StepGuard
 from loraprune.pruner import Pruner
 from loraprune.schedule import Schedule
 from loraprune.sparsity.sparsifier import Sparsifier
@@ -34,12 +35,15 @@ class LoRAPruneCallback(TrainerCallback):
 
     def __init__(self, config: LoRAPruneConfig) -> None:
         self.config = config
+        self.guard = StepGuard()
         self.pruner: Pruner | Sparsifier | None = None
         self.schedule: Schedule | None = None
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
         self._clip = 0.0
         self._rows: CalibrationRows | None = None
+        self._turn = 0
+        self._restored = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -51,26 +55,71 @@ class LoRAPruneCallback(TrainerCallback):
             raise ConfigError(
                 "fp16=True: scores would be taken from scaled gradients; train with bf16=True or in float32"
             )
-        if state.global_step:
-            raise ConfigError("resume_from_checkpoint: a pruning run cannot be resumed yet; start it anew")
+        if state.global_step and not self._restored:
+            raise ConfigError(
+                "resume_from_checkpoint: the Trainer's checkpoints lack scores and shapes; `loraprune prune` writes and resumes "
+                "its own"
+            )
         config = self.config
-        self.pruner = (Sparsifier if config.sparsity else Pruner)(kwargs["model"], config)
+        if not self._restored:
+            self.prepare(kwargs["model"])
         if config.changed:
-            self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration)
+            self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration, turn=self._turn)
         self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
         self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
+
+    def prepare(self, model: nn.Module) -> None:
+        """Look at an adapted, dense model; the beginning of a training does so by itself."""
+        self.pruner = (Sparsifier if self.config.sparsity else Pruner)(model, self.config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs of scores, plan and history."""
+        assert self.pruner is not None
+        return {
+            "pruner": self.pruner.state_dict(), "history": self.history, "turn": self._rows.turn if self._rows else 0,
+            "guard": self.guard.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; cuts or masks the model of `prepare`, whose Trainer is to be made afterwards."""
+        assert self.pruner is not None
+        self.pruner.load_state_dict(state["pruner"])
+        self.history, self._turn, self._restored = list(state["history"]), int(state["turn"]), True
+        self.guard.load_state_dict(state["guard"])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run if too many steps were skipped."""
+        self.guard.on_step_begin(args, state, control)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Score with whole, unscaled, unclipped gradients; then clip them as the user asked."""
-        assert self.pruner is not None
+        """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
         model: nn.Module = kwargs["model"]
-        check_gradients(model, step=state.global_step + 1)
-        if not self.pruner.is_done:
-            self.pruner.score()
+        if reason := self.guard.reason(model) or self._score():
+            self.guard.skip(model, state, reason)
+            self._forget()
+            return
+        self.guard.accept()
         if self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
+
+    def _score(self) -> str | None:
+        """Score this step, or say why its scores are not to be used."""
+        assert self.pruner is not None
+        try:
+            if not self.pruner.is_done:
+                self.pruner.score()
+        except NumericsError as error:
+            return str(error)
+        return None
+
+    def _forget(self) -> None:
+        assert self.pruner is not None
+        if not self.pruner.is_done:
+            self.pruner.forget()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remove units where the schedule says so."""
@@ -88,7 +137,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Take hooks off, cut a masked model, and give clipping back."""
         assert self.pruner is not None
+        self.guard.on_train_end(args, state, control)
         self.pruner.finish()
+        self._restored = False
         args.max_grad_norm = self._clip
         if not self.pruner.is_done:
             logger.warning(
@@ -98,15 +149,6 @@ class LoRAPruneCallback(TrainerCallback):
             )
 
 
-def check_gradients(model: nn.Module, *, step: int) -> None:
-    """Raise a NumericsError if a gradient is NaN or infinite."""
-    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-    if norms and not torch.isfinite(torch.stack(norms).sum()):
-        raise NumericsError(
-            f"step {step}: a gradient is NaN or infinite: lower --lr, check the data, or use --dtype float32"
-        )
-
-
 class CalibrationRows(Iterator[Mapping[str, Tensor]]):
     """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
 
@@ -114,7 +156,7 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         ConfigError: if the data cannot be looked at by row.
     """
 
-    def __init__(self, loader: Any, *, tokens: int) -> None:
+    def __init__(self, loader: Any, *, tokens: int, turn: int = 0) -> None:
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
@@ -123,12 +165,12 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         first = self._collate([self._data[0]])
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
         self._count = min(len(self._data), max(1, tokens // longest))
-        self._turn = 0
+        self.turn = turn
 
     def __next__(self) -> Mapping[str, Tensor]:
         """Return the model inputs of the next rows."""
         rows = len(self._data)
-        places = [(place * rows // self._count + self._turn) % rows for place in range(self._count)]
-        self._turn += 1
+        places = [(place * rows // self._count + self.turn) % rows for place in range(self._count)]
+        self.turn += 1
         batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
         return {name: values for name, values in batch.items() if name not in (LABELS, ROW)}

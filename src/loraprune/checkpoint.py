@@ -5,10 +5,7 @@ Knows nothing about scores or training.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from loraprune.errors import CheckpointError, PlanError
+from loraprune.errors import PlanError
 from loraprune.families.base import families, find_groups, head_size
 from loraprune.groups import Group, Kind
 from loraprune.heads import find_head
@@ -26,9 +23,6 @@ from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
 from loraprune.shell import save_tensors
-
-OUR_FILES = ("report.json", "plan.json", "export.json")
-"""a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
@@ -183,53 +177,3 @@ def round_weights_(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every weight the value that it will have when saved in `dtype`; the precision of computation stays."""
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
-
-
-@contextmanager
-def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder beside `output` that takes its name only if the block succeeds.
-
-    Raises:
-        CheckpointError: if `output` exists and may not be replaced, or its parent cannot be written.
-    """
-    if output.exists() and not overwrite:
-        raise CheckpointError(f"--output {output} exists: choose another folder, or give --overwrite")
-    if output.exists() and not _is_ours(output):
-        raise CheckpointError(
-            f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
-        )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise CheckpointError(
-            f"--output {output}: cannot be written ({error.strerror}); choose another folder"
-        ) from None
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        for file in temporary.iterdir():
-            file.chmod(0o644)  # safetensors makes its files private
-        _take_place(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
-    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
-
-
-def _take_place(new: Path, output: Path) -> None:
-    """Rename `new` to `output`; what was there before goes only once that has worked."""
-    if not output.exists():
-        new.rename(output)
-        return
-    old = new.with_name(new.name + ".old")
-    output.rename(old)
-    try:
-        new.rename(output)
-    except OSError:
-        old.rename(output)
-        raise
-    shutil.rmtree(old)

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from loraprune import recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, nearest
+from loraprune.resume.interrupts import Interrupted, handled
 
 USAGE = 2
 
@@ -173,10 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments
     try:
-        run(arguments)
+        with handled():
+            run(arguments)
     except KeyboardInterrupt as interrupt:
         print(f"loraprune: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
-        return 130
+        return interrupt.code if isinstance(interrupt, Interrupted) else 130
     except LoraPruneError as error:
         if debug:
             raise

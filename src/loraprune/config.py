@@ -15,6 +15,8 @@ from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, Mode
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
+WITHOUT_EFFECT = ("output", "overwrite", "resume", "save")
+"""options of a run that do not bear on its result"""
 UNIT_OPTIONS = (
     "parameters",
     "heads",
@@ -180,6 +182,11 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
     """largest norm of the gradients, applied after scoring; 0 for none"""
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
+    save: int | None = None
+    """optimiser steps between two checkpoints, which lie in OUTPUT.partial until the run is done; without it one every five
+    minutes; 0 for none"""
+    resume: bool = False
+    """go on from the newest whole checkpoint in OUTPUT.partial, if there is one; the other options must be the same"""
 
     least_steps: ClassVar[int] = 1
 
@@ -196,6 +203,7 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
             (self.epochs > 0 and math.isfinite(self.epochs), f"--epochs {self.epochs}: a positive number is needed"),
             (self.accumulate > 0, f"--accumulate {self.accumulate}: at least 1 is needed"),
             (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
+            (self.save is None or self.save >= 0, f"--save {self.save}: 0 or a number of steps is needed"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
         ]
         found = [*super().problems(), *failed(*checks)]

@@ -6,9 +6,8 @@ The dense model speaks in its most likely tokens and one bin for all others. Kno
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,15 +17,19 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from loraprune.adapters import no_cache
 from loraprune.data import Rows
+from loraprune.guard import GuardedTrainer
 from loraprune.memory import free_memory_bytes
+from loraprune.resume.atomic import read_sealed, replace_folder, seal
 from loraprune.tasks import Collate, Inputs, Predictions
 
 TOP = 64
 """tokens that the dense model names at each position"""
+
+logger = logging.getLogger(__name__)
 
 
 LABELS, ROW = "labels", "row"
@@ -71,23 +74,21 @@ class CopyTeacher:
 
 
 class CachedTeacher:
-    """The dense model's opinion on every training row, on disk: no second model is in memory while training."""
+    """The dense model's opinion on every training row, on disk: no second model is in memory while training.
 
-    def __init__(self, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="loraprune-teacher-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._starts, self._top = [0], 0
-        model.eval()
-        with (folder / "values").open("wb") as values, (folder / "tokens").open("wb") as tokens:
-            for start in range(0, len(rows), batch):
-                places = range(start, min(start + batch, len(rows)))
-                inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
-                found = ask(model, inputs)
-                values.write(found.log_probabilities.half().cpu().numpy().tobytes())
-                tokens.write(found.tokens.int().cpu().numpy().tobytes())
-                self._top = found.tokens.shape[-1]
-                each = found.tokens[0].numel() // self._top
-                self._starts += [self._starts[-1] + each * (place + 1) for place in range(len(places))]
+    A folder that holds them already, as that of an interrupted run does, is read instead of written.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int, folder: Path) -> None:
+        if not _is_whole(folder, rows=len(rows)):
+            written = folder.with_name(f".{folder.name}")
+            shutil.rmtree(written, ignore_errors=True)
+            written.mkdir()
+            starts, top = _write(written, model.eval(), rows, collator, batch)
+            seal(written, {"starts": starts, "top": top})
+            replace_folder(written, folder)
+        about = read_sealed(folder)
+        self._starts, self._top = about["starts"], about["top"]
         shape = (self._starts[-1], self._top)
         self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
         self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
@@ -108,16 +109,49 @@ class CachedTeacher:
         return Opinion(*found)
 
 
-def make_teacher(choice: str, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int) -> Teacher | None:
-    """Return the teacher that `--teacher` asks for; `auto` copies the model where a third of the free memory holds it."""
+def _is_whole(folder: Path, *, rows: int) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        return len(read_sealed(folder)["starts"]) == rows + 1
+    except ValueError as error:
+        logger.warning("%s is written anew: %s", folder, error)
+        return False
+
+
+def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, batch: int) -> tuple[list[int], int]:
+    """Write the opinions row after row; return where each row's begin, and how many tokens each place has."""
+    starts, top = [0], 0
+    with (folder / "values").open("wb") as values, (folder / "tokens").open("wb") as tokens:
+        for start in range(0, len(rows), batch):
+            places = range(start, min(start + batch, len(rows)))
+            inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
+            found = ask(model, inputs)
+            values.write(found.log_probabilities.half().cpu().numpy().tobytes())
+            tokens.write(found.tokens.int().cpu().numpy().tobytes())
+            top = found.tokens.shape[-1]
+            each = found.tokens[0].numel() // top
+            starts += [starts[-1] + each * (place + 1) for place in range(len(places))]
+    return starts, top
+
+
+def choose_teacher(choice: str, model: PreTrainedModel) -> str:
+    """Return what `--teacher` asks for: `auto` copies the model where a third of the free memory holds it."""
+    if choice != "auto":
+        return choice
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return "copy" if size < free_memory_bytes(model.device) / 3 else "cache"
+
+
+def make_teacher(
+    choice: str, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int, cache: Path
+) -> Teacher | None:
+    """Return the teacher `none`, `copy` or `cache`; opinions lie in the folder `cache`, and are read if they lie there already."""
     if choice == "none":
         return None
-    if choice == "auto":
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        choice = "copy" if size < free_memory_bytes(model.device) / 3 else "cache"
     if choice == "copy":
         return CopyTeacher(copy.deepcopy(model))
-    return CachedTeacher(model, rows, collator, batch=batch)
+    return CachedTeacher(model, rows, collator, batch=batch, folder=cache)
 
 
 class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -168,7 +202,7 @@ def _others(log_probabilities: Float[Tensor, "targets top"]) -> Float[Tensor, " 
     return left.clamp_min(1e-6).log()  # rounding may leave nothing, or less
 
 
-class DistillingTrainer(Trainer):
+class DistillingTrainer(GuardedTrainer):
     """A Trainer whose loss is (1 - weight) of the text's and `weight` of the dense model's opinion."""
 
     def __init__(

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from loraprune.checkpoint import new_folder
 from loraprune.errors import ConfigError
 from loraprune.layerwise.padded import write_padded
 from loraprune.loading import load_config, load_model, load_tokenizer, resolve
 from loraprune.plan import Plan
 from loraprune.registry import Registry
+from loraprune.resume.workspace import new_folder
 from loraprune.settings import ExportConfig
 
 

@@ -42,9 +42,7 @@ class RunningScores:
         """
         for name, new in scores.items():
             if not torch.isfinite(new).all():
-                raise NumericsError(
-                    f"step {self.updates + 1}: a score of {name!r} is {_first_bad(new)}: lower --lr, or use --dtype float32"
-                )
+                raise NumericsError(f"a score of {name!r} is {_first_bad(new)}")
         for name, new in scores.items():
             index = torch.tensor(plan.kept[name])
             old = self.values[name][index]

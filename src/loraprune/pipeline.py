@@ -9,31 +9,34 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import attach_lora, merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import new_folder, round_weights_, save_model
+from loraprune.checkpoint import round_weights_, save_model
 from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
-from loraprune.distillation import make_teacher
+from loraprune.distillation import choose_teacher, make_teacher
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.guard import StepGuard
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner, goal_counts, groups_in_play, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
+from loraprune.resume.keeper import Checkpoint, Keeper
+from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, newest_checkpoint, options_of
+from loraprune.resume.workspace import forget_checkpoints, new_folder
 from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.surgery import check_groups
 from loraprune.tasks import Prepared, Request, Task, choose_task
@@ -134,10 +137,11 @@ def finetune(config: FinetuneConfig) -> Report:
 
 def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | None) -> Report:
     began = time.perf_counter()
-    with new_folder(Path(config.output), overwrite=config.overwrite) as folder:
+    with new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder:
+        checkpoint = newest_checkpoint(folder.parent, config) if config.resume else None
         job = load_job(config)
         dense = job.task.judge(job.model, job.data, config.batch)
-        adapted, training = _fit(job, callback)
+        adapted, training = _fit(job, callback, folder.parent, checkpoint)
         pruner = callback.pruner if callback else None
         groups = pruner.groups if pruner else job.groups
         plan = pruner.plan if pruner else Plan.full(groups)
@@ -169,26 +173,52 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
     return report
 
 
-def _fit(job: Job, callback: LoRAPruneCallback | None) -> tuple[PeftModel, Training]:
-    """Attach LoRA and train; the time counts scoring and slicing, not loading and judging."""
+def _fit(
+    job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoint: Checkpoint | None
+) -> tuple[PeftModel, Training]:
+    """Attach LoRA and train, from a checkpoint on if there is one; the time counts scoring and slicing, not loading and judging."""
     pruning = job.config.pruning()
     reset_peak_memory(job.device)
     started = time.perf_counter()
-    teaching = job.config.teacher if isinstance(job.config, PruneConfig) else "none"
     rows, collator = job.data.training, job.data.collator
-    teacher = make_teacher(teaching, job.model, rows, collator, batch=job.config.batch)
+    teaching = choose_teacher(job.config.teacher if isinstance(job.config, PruneConfig) else "none", job.model)
+    run = options_of(job.config) | {
+        "model": digest_of_model(job.model), "data": digest_of_rows(rows), "teacher": teaching
+    }  # fmt: skip
+    if checkpoint:
+        check_same(checkpoint, run)
+        run |= {"teacher": checkpoint.run["teacher"]}
+    else:
+        forget_checkpoints(workspace)
+    teacher = make_teacher(
+        run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher"
+    )
     adapted = attach_lora(
         job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
         whole=job.new,
     )  # fmt: skip
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
-    callbacks: Sequence[TrainerCallback] = [callback, bar] if callback else [bar]
+    guard = callback.guard if callback else StepGuard()
+    parts = [callback or guard, bar]
+    keeper = Keeper(workspace, run, every=job.config.save, parts=parts, guard=guard)
+    if checkpoint:
+        if callback:
+            callback.prepare(adapted)
+        keeper.restore(checkpoint, adapted)
     steps = train(
-        adapted, rows, collator, config=job.config, task=job.task, callbacks=callbacks, device=job.device, teacher=teacher
-    )  # fmt: skip
+        adapted,
+        job.data,
+        config=job.config,
+        task=job.task,
+        callbacks=parts,
+        device=job.device,
+        keeper=keeper,
+        teacher=teacher,
+    )
     training = Training(
-        steps=steps, seconds=time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
-        curve=bar.curve, removals=callback.history if callback else [], protocol=dict(rows.protocol), new=job.new,
+        steps=steps, seconds=keeper.earlier + time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
+        curve=bar.curve, removals=callback.history if callback else [], skipped=guard.skipped, protocol=dict(rows.protocol),
+        new=job.new,
     )  # fmt: skip
     return adapted, training
 

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError, NumericsError, PlanError, nearest
 from loraprune.families import find_groups
-from loraprune.groups import Group
+from loraprune.groups import Group, Span
 from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
@@ -199,6 +200,10 @@ class Pruner:
             return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
+    def forget(self) -> None:
+        """Drop what was gathered for the scores of this step."""
+        self.scorer.forget()
+
     def remove(
         self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
     ) -> None:
@@ -271,6 +276,38 @@ class Pruner:
             self.masks.remove()
             self.masks = None
             self.present = slice_(self.model, self.present, self.plan.kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
+        return {
+            "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
+            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`: cuts or masks a dense model."""
+        plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
+        self.apply(plan)
+        for name, weight in self._changed_weights().items():
+            weight.copy_(state["weights"][name])
+        self.scores.load(state["scores"])
+        self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
+        self.scorer.load_state_dict(state["scorer"])
+        if self.is_done:
+            self.scorer.close()
+
+    def _changed_weights(self) -> dict[str, torch.Tensor]:
+        """Return the frozen weights that cutting alone does not give: rescaled norms, and refitted projections."""
+        changed: dict[str, torch.Tensor] = {}
+        for group in self.groups:
+            for path in dict.fromkeys(span.module for span in group.spans if self._is_changed(span)):
+                layer = base_layer(find_module(self.model, path))
+                changed |= {f"{path}.{name}": tensor.data for name, tensor in layer.named_parameters(recurse=False)}
+        return changed
+
+    def _is_changed(self, span: Span) -> bool:
+        return span.side == "norm" or span.side in self.config.changed
 
     def release(self) -> None:
         """Let go of the model, so that its memory can be had back; scores and plan stay."""

@@ -40,6 +40,8 @@ class Training:
     peak_memory_bytes: int
     curve: Sequence[Mapping[str, int | float]]
     removals: Sequence[Mapping[str, int | float]]
+    skipped: Sequence[Mapping[str, int | str]]
+    """step and reason of those without an update, as something in them was no number"""
     protocol: Mapping[str, object]
     new: Sequence[str] = ()
     """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
@@ -119,6 +121,7 @@ def make_report(
         "trained_whole": list(training.new),
         "curve": list(training.curve),
         "removals": list(training.removals),
+        "skipped_steps": list(training.skipped),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     }
     return Report(values, plan)

@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 from transformers import (
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -28,10 +27,11 @@ from transformers import (
 
 from loraprune.adapters import base_model
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.data import Rows
 from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
-from loraprune.errors import NumericsError
-from loraprune.tasks import Collate, Task
+from loraprune.guard import GuardedTrainer
+from loraprune.resume.interrupts import kept
+from loraprune.resume.keeper import Keeper
+from loraprune.tasks import Prepared, Task
 
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has the steps"""
@@ -72,16 +72,20 @@ class TrainingBar(TrainerCallback):
             logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the loss, and stop a run whose loss is no number."""
+        """Keep the loss."""
         logs: dict[str, float] = kwargs.get("logs") or {}
         if "loss" not in logs:
             return
         self._loss = float(logs["loss"])
-        if not math.isfinite(self._loss):
-            raise NumericsError(
-                f"step {state.global_step}: the loss is {self._loss}: lower --lr, check the data, or use --dtype float32"
-            )
         self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.curve = list(state["curve"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -140,16 +144,20 @@ def enable_checkpointing(model: nn.Module) -> None:
 
 def train(
     model: nn.Module,
-    rows: Rows,
-    collator: Collate,
+    data: Prepared,
     *,
     config: PruneConfig | FinetuneConfig,
     task: Task,
     callbacks: Sequence[TrainerCallback],
     device: torch.device,
+    keeper: Keeper,
     teacher: Teacher | None = None,
 ) -> int:
-    """Train an adapted model, with a teacher on its opinion too, and return the optimiser steps taken."""
+    """Train an adapted model, with a teacher on its opinion too, and return the optimiser steps taken.
+
+    Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training goes on from there.
+    """
+    rows, collator = data.training, data.collator
     steps = optimiser_steps(config, len(rows))
     if config.checkpointing:
         enable_checkpointing(model)
@@ -162,16 +170,23 @@ def train(
             "args": training_arguments(config, steps=steps, device=device, folder=folder),
             "train_dataset": NumberedRows(rows) if teacher else rows,
             "data_collator": NumberedCollator(collator) if teacher else collator,
-            "callbacks": list(callbacks),
+            "callbacks": [*callbacks, keeper],
+            "guard": keeper.guard,
         }
         if teacher:
             assert isinstance(config, PruneConfig)
-            trainer: Trainer = DistillingTrainer(
+            trainer: GuardedTrainer = DistillingTrainer(
                 **arguments, teacher=teacher, weight=config.distill, predictions=task.predictions
             )  # fmt: skip
         else:
-            trainer = Trainer(**arguments)
+            trainer = GuardedTrainer(**arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train()
+        done = keeper.done or trainer.state
+        with kept() as keeper.pending:
+            if done.global_step < steps:
+                trainer.train(resume_from_checkpoint=str(keeper.origin) if keeper.origin else None)
+            else:  # the Trainer would take one step more
+                trainer.state = done
+                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     return 0 if config.steps == 0 else int(trainer.state.global_step)

@@ -5,6 +5,7 @@ Knows nothing about how the model came about.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.adapters import base_layer, cuts, find_module
-from loraprune.errors import VerificationError
+from loraprune.errors import NumericsError, VerificationError
 from loraprune.groups import Group, Side, Span, kept_entries, sides
 from loraprune.masking import Masks
 from loraprune.plan import Plan
@@ -60,6 +61,10 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 def check_difference(what: str, value: float, dtype: torch.dtype) -> float:
     """Return `value`, or raise a VerificationError if it exceeds the tolerance of the dtype."""
+    if math.isnan(value):
+        raise NumericsError(
+            f"{what}: after the last step logits are NaN or infinite; nothing was saved: lower --lr, or use --dtype float32"
+        )
     tolerance = TOLERANCE[dtype]
     if not value <= tolerance:
         raise VerificationError(

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.config import WITHOUT_EFFECT, FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, nearest
 from loraprune.recipes import recipe
 
@@ -70,7 +70,7 @@ def recipe_name(labels: Mapping[str, str]) -> str:
 
 def digest(job: str, options: Mapping[str, Any]) -> str:
     """Return a short digest of a job and all options that bear on its result: other options make another cell."""
-    counted = {name: value for name, value in options.items() if name not in OURS}
+    counted = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps([job, counted], sort_keys=True).encode()).hexdigest()[:12]
 
 

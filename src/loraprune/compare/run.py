@@ -59,9 +59,10 @@ def compare(options: CompareConfig) -> Comparison:
     errors = {cell.key: PENDING for cell in waiting}
     try:
         run_cells(waiting, folder, errors, jobs=options.jobs, keep=options.keep)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         write(options, errors)
-        raise KeyboardInterrupt(f"finished cells are kept in {folder}; the same command goes on") from None
+        interrupt.args = (f"finished cells are kept in {folder}; the same command goes on",)
+        raise
     result = write(options, errors)
     try:
         plots.draw(result.values, folder, output / "plots")
@@ -113,9 +114,8 @@ def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, 
 
 
 def start(cell: Cell, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """Start a cell's process; what was left of an earlier attempt goes first."""
-    for left in (folder / cell.key, *folder.glob(f".{cell.key}.*")):
-        shutil.rmtree(left, ignore_errors=True)
+    """Start a cell's process, which goes on from the checkpoints of an earlier attempt."""
+    shutil.rmtree(folder / cell.key, ignore_errors=True)
     config = folder / f"{cell.key}.yaml"
     config.write_text(yaml.safe_dump(as_dict(cell.config), sort_keys=False), encoding="utf-8")
     environment = dict(os.environ)
@@ -131,7 +131,7 @@ def start(cell: Cell, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
 
 def command(cell: Cell, config: Path) -> list[str]:
     """Return the command line of a cell."""
-    return [sys.executable, "-m", "loraprune", cell.job, "--config", str(config), "--json"]
+    return [sys.executable, "-m", "loraprune", cell.job, "--config", str(config), "--resume", "--json"]
 
 
 def finish(cell: Cell, folder: Path, code: int, *, keep: bool) -> str | None:

@@ -54,8 +54,12 @@ class ActivationScorer(Hooks):
             }
             readers = replace(group, spans=consumers(group))
             scores[name] = unit_totals(readers, values, kept=kept[name] if kept else None, normalize=False)
-        self.sums.clear()
+        self.forget()
         return to_cpu(scores)
+
+    def forget(self) -> None:
+        """Drop what was gathered for this step."""
+        self.sums.clear()
 
     def _channels(self, path: str) -> Channels:
         if path not in self.sums:

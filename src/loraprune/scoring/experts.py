@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -80,9 +81,21 @@ class ExpertScorer(Hooks):
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return each unit's score, over the weights that it owns or the mean over samples of its gate."""
         scores = to_cpu({name: self._score(group) for name, group in self.groups.items()})
+        self.forget()
+        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
+
+    def forget(self) -> None:
+        """Drop what was gathered for this step."""
         self.sums.clear()
         self.samples.clear()
-        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the random criterion's numbers."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.generator.set_state(state["generator"])
 
     def _score(self, group: Group) -> Float[Tensor, " units"]:
         if isinstance(self.criterion, Gate):
@@ -122,6 +135,20 @@ class Scorers:
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the scores of all groups."""
         return {name: score for member, _ in self.members for name, score in member.collect(kept).items()}
+
+    def forget(self) -> None:
+        """Drop what was gathered for this step."""
+        for member, _ in self.members:
+            member.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs between two steps."""
+        return {"members": [member.state_dict() for member, _ in self.members]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        for (member, _), own in zip(self.members, state["members"], strict=True):
+            member.load_state_dict(own)
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""

@@ -90,6 +90,11 @@ class GateScorer(Hooks):
                 f"no gradient reached the input of {missing[0]!r}: the criterion {self.criterion.name!r} needs a training step"
             )
         scores = to_cpu({name: self.criterion.finish(self.sums[name]) / self.samples[name] for name in self.groups})
+        self.forget()
+        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
+
+    def forget(self) -> None:
+        """Drop what was gathered for this step."""
+        self._open.clear()
         self.sums.clear()
         self.samples.clear()
-        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores

@@ -71,5 +71,9 @@ class GradientScorer(Hooks):
                 )
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, self.sums[group.name], kept=left, normalize=self.normalize)
-        self.sums = {name: {} for name in self.sums}
+        self.forget()
         return to_cpu(scores)
+
+    def forget(self) -> None:
+        """Drop what was gathered for this step."""
+        self.sums = {name: {} for name in self.sums}

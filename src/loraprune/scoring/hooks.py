@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,13 @@ class Hooks:
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args, output)` after each forward pass of a module."""
         self._handles.append(module.register_forward_hook(hook))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: between two steps nothing is held."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,17 @@ class SaliencyScorer:
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         return to_cpu(scores)
+
+    def forget(self) -> None:
+        """Do nothing: gradients are looked at where they are."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the random criterion's numbers."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.generator.set_state(state["generator"])
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Go on with the groups of the smaller model."""

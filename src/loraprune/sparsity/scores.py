@@ -35,14 +35,16 @@ class WeightScores:
         self.values = {path: torch.zeros(shape, dtype=dtype, device=device) for path, shape in shapes.items()}
 
     def update(self, path: str, start: int, saliency: Float[Tensor, "rows in_"]) -> Float[Tensor, ""]:
-        """Average in the saliencies of some rows; dropped weights stay dropped.
+        """Average in the saliencies of some rows; dropped weights stay dropped, and no number that is none gets in.
 
         Returns:
             The largest saliency, which is NaN or infinite if one is: a check that need not wait for the device.
         """
         old = self.values[path][start : start + len(saliency)]
         largest = saliency.amax()
-        new = torch.lerp(saliency, old.to(saliency.dtype), self.decay)
+        before = old.to(saliency.dtype)
+        new = torch.lerp(saliency, before, self.decay)
+        new = torch.where(torch.isfinite(new), new, before)
         old.copy_(new.masked_fill_(old < 0, GONE))
         return largest
 
@@ -63,7 +65,11 @@ class WeightScores:
         """
         values = self.values[path]
         values[lowest(values, candidates(values, pattern), count)] = GONE
-        return values >= 0
+        return self.left(path)
+
+    def left(self, path: str) -> Bool[Tensor, "out in_"]:
+        """Return which weights of a projection are not dropped."""
+        return self.values[path] >= 0
 
 
 def candidates(values: Float[Tensor, "out in_"], pattern: Pattern) -> Bool[Tensor, "out in_"]:

@@ -6,7 +6,7 @@ Knows nothing about the Trainer or data.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,28 @@ class Sparsifier:
         self.scores.updates += 1
         for path, value in zip(self.kept, torch.stack(largest).tolist(), strict=True):
             if not value < float("inf"):
-                raise NumericsError(
-                    f"step {self.scores.updates}: a score of {path!r} is {value}: lower --lr, or use --dtype float32"
-                )
+                raise NumericsError(f"a score of {path!r} is {value}")
+
+    def forget(self) -> None:
+        """Do nothing: what is not scored leaves no trace."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs; the masks are told by the scores."""
+        return {
+            "scores": self.scores.values, "updates": self.scores.updates, "masked": self._masked,
+            "generator": self._generator.get_state(), "done": self.is_done,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()` with a model that has no masks yet."""
+        for path, values in state["scores"].items():
+            self.scores.values[path].copy_(values)
+            self._masked[path] = int(state["masked"][path])
+            if self._masked[path]:
+                self.kept[path] = self.scores.left(path)
+                mask_weight(self.model, path, self.kept[path])
+        self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
+        self._generator.set_state(state["generator"])
 
     def release(self) -> None:
         """Let go of the model, so that its memory can be had back."""

@@ -1,0 +1,115 @@
+"""Steps whose loss, gradients or scores are no numbers: skipped, counted and told; too many end the run.
+
+Knows nothing about pruning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loraprune.errors import NumericsError
+
+IN_A_ROW = 5
+"""skipped steps one after the other that end a run: nothing changes between them, so more would follow"""
+SHARE = 0.1
+"""fraction of a run's steps that may be skipped, if that is more"""
+REMEDY = "lower --lr, check the data, or use --dtype float32"
+
+logger = logging.getLogger(__name__)
+
+
+class StepGuard(TrainerCallback):
+    """Skips the optimiser's update of a step with NaN or infinity in it. By itself a callback; pruning asks it instead."""
+
+    def __init__(self) -> None:
+        self.skipped: list[dict[str, Any]] = []
+        """step and reason of every skipped one"""
+        self.verdict: str | None = None
+        """why the run must end, once too many steps were skipped"""
+        self._in_a_row = 0
+        self._losses: list[Tensor] = []
+
+    def see(self, loss: Tensor) -> None:
+        """Look at the loss of a micro-batch, when the step ends: the device need not be waited for."""
+        self._losses.append(loss.detach().float())
+
+    def reason(self, model: nn.Module) -> str | None:
+        """Say what is wrong with the losses and gradients of this step, if anything."""
+        norms = [p.grad.norm().float() for p in model.parameters() if p.grad is not None]
+        losses, self._losses = self._losses, []
+        if not (norms or losses) or torch.isfinite(torch.stack([*norms, *losses]).sum()):
+            return None
+        odd = [float(loss) for loss in losses if not torch.isfinite(loss)]
+        return f"the loss is {odd[0]}" if odd else "a gradient is NaN or infinite"
+
+    def accept(self) -> None:
+        """Let a step pass."""
+        self._in_a_row = 0
+
+    def skip(self, model: nn.Module, state: TrainerState, reason: str) -> None:
+        """Drop the gradients of this step, so that the optimiser leaves everything as it is."""
+        for parameter in model.parameters():
+            parameter.grad = None
+        step = state.global_step + 1
+        self._in_a_row += 1
+        self.skipped.append({"step": step, "reason": reason})
+        logger.warning("step %d is skipped, the %d. of this run: %s", step, len(self.skipped), reason)
+        in_a_row = min(IN_A_ROW, state.max_steps)
+        if self._in_a_row >= in_a_row or len(self.skipped) > max(IN_A_ROW, SHARE * state.max_steps):
+            self.verdict = f"step {step}: {len(self.skipped)} steps were skipped, the last one as {reason}: {REMEDY}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on counting."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.skipped, self._in_a_row = list(state["skipped"]), int(state["in_a_row"])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Skip the step if it has to be."""
+        if reason := self.reason(kwargs["model"]):
+            self.skip(kwargs["model"], state, reason)
+        else:
+            self.accept()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run if too many steps were skipped; whoever writes checkpoints has done so by now.
+
+        Raises:
+            NumericsError: with the reason.
+        """
+        if self.verdict:
+            raise NumericsError(self.verdict)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run if too many of its last steps were skipped."""
+        self.on_step_begin(args, state, control)
+
+
+class GuardedTrainer(Trainer):
+    """A Trainer that shows its losses to a guard."""
+
+    def __init__(self, *arguments: Any, guard: StepGuard, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._guard = guard
+        self._last = torch.zeros((), device=self.args.device)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:
+        """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
+        loss = super().training_step(model, inputs, *arguments, **options)
+        self._guard.see(loss)
+        self._last = torch.where(torch.isfinite(loss), loss, self._last)
+        return self._last

@@ -1,0 +1,150 @@
+"""Where a run writes until it is done: OUTPUT.partial, beside the folder that it becomes.
+
+    OUTPUT.partial/lock             held by the run that writes here
+    OUTPUT.partial/result/          takes the name OUTPUT when everything in it is written and checked
+    OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.resume.files`
+    OUTPUT.partial/teacher/         what the dense model said, see `loraprune.distillation`
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
+from loraprune.resume.atomic import former_of, replace_folder
+
+OUR_FILES = ("report.json", "plan.json", "export.json")
+"""a folder with one of these was written by `loraprune` or `save_pruned`"""
+CHECKPOINT = "step-"
+"""what the names of checkpoints begin with"""
+RESULT = "result"
+
+logger = logging.getLogger(__name__)
+
+
+def workspace_of(output: Path) -> Path:
+    """Return the folder that a run writes to until it is done."""
+    return output.with_name(output.name + ".partial")
+
+
+@contextmanager
+def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterator[Path]:
+    """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
+
+    If it fails, checkpoints stay, and nothing else. With `resume` those of an earlier run are there.
+
+    Raises:
+        CheckpointError: if `output` exists and may not be replaced, another run writes it, an unfinished run would be lost, or
+            nothing can be written there.
+    """
+    output = output.absolute()
+    workspace = workspace_of(output)
+    _recover(output)
+    _check_free(output, overwrite=overwrite)
+    if not (overwrite or resume) and _checkpoints(workspace):
+        raise CheckpointError(
+            f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to go on with it, or "
+            "--overwrite to start anew"
+        )
+    with _locked(output, workspace):
+        _sweep(workspace, checkpoints=False)
+        folder = workspace / RESULT
+        try:
+            folder.mkdir()
+            yield folder
+            for file in folder.iterdir():
+                file.chmod(0o644)  # safetensors makes its files private
+            replace_folder(folder, output)
+            _sweep(workspace, checkpoints=True)
+        except BaseException as error:
+            left = _checkpoints(workspace)
+            if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
+                logger.warning("%s is kept: the same command with --resume goes on from there", left[-1])
+            if _is_full(error):
+                raise CheckpointError(
+                    f"--output {output}: the disk is full ({error}); nothing was written: free some space"
+                ) from None
+            raise
+        finally:
+            _sweep(workspace, checkpoints=False)
+
+
+def forget_checkpoints(workspace: Path) -> None:
+    """Remove what an unfinished run left, as another one begins; until then nothing that was there may be lost."""
+    for path in _contents(workspace):
+        if path.name != RESULT:
+            shutil.rmtree(path)
+
+
+def _check_free(output: Path, *, overwrite: bool) -> None:
+    """Raise a CheckpointError if something else than what may be replaced is in the way."""
+    if output.exists() and not overwrite:
+        raise CheckpointError(f"--output {output} exists: choose another folder, or give --overwrite")
+    if output.exists() and not _is_ours(output):
+        raise CheckpointError(
+            f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
+        )
+
+
+@contextmanager
+def _locked(output: Path, workspace: Path) -> Iterator[None]:
+    """Keep other runs out of the workspace, which is gone afterwards unless something is left in it."""
+    lock = FileLock(workspace / "lock")
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(f"--output {output}: another run is writing it now; choose another folder") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"--output {output}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        empty = not _contents(workspace)
+        lock.release()
+        if empty:
+            shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _contents(workspace: Path) -> list[Path]:
+    return [path for path in workspace.iterdir() if path.name != "lock"]
+
+
+def _checkpoints(workspace: Path) -> list[Path]:
+    return sorted(workspace.glob(f"{CHECKPOINT}*"))
+
+
+def _sweep(workspace: Path, *, checkpoints: bool) -> None:
+    """Remove what is half-written; with `checkpoints`, or where there are none, all the rest too."""
+    everything = checkpoints or not _checkpoints(workspace)
+    for path in _contents(workspace):
+        if everything or path.name == RESULT or path.name.startswith("."):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _recover(output: Path) -> None:
+    """Give a folder its name back that a run was about to replace when it was killed."""
+    former = former_of(workspace_of(output) / RESULT)
+    if former.is_dir() and not output.exists():
+        former.rename(output)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
+    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
+
+
+def _is_full(error: BaseException) -> bool:
+    """Say whether a write failed for lack of space; safetensors has the number in its text only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
