@@ -20,13 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from loraprune import plotting
 from loraprune.adapters import attach_lora, find_module, is_transposed, projection
-from loraprune.compare import plots
 from loraprune.compare.correlation import spearman
 from loraprune.config import FinetuneConfig
 from loraprune.criteria import criteria
 from loraprune.groups import Group
-from loraprune.pipeline import load_job
+from loraprune.guard import StepGuard
+from loraprune.job import load_job
+from loraprune.resume.keeper import Keeper
 from loraprune.scoring import make_scorer
 from loraprune.train import train
 
@@ -118,17 +120,17 @@ def draw(rows: Sequence[Mapping[str, Any]], criterion: str, *, name: str) -> Non
     series: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
         series.setdefault(f"{row['projection']} ({row['side']})", []).append((row["step"], row["mean"], 0.0))
-    figure = plots.new_figure(7.5, 4.5)
+    figure = plotting.new_figure(7.5, 4.5)
     axes = figure.subplots()
-    plots.lines(series, axes, style=lambda name: "--" if "columns" in name else "-")
+    plotting.lines(series, axes, style=lambda name: "--" if "columns" in name else "-")
     axes.set_xscale("log")
-    plots.plain_ticks(axes.xaxis)
+    plotting.plain_ticks(axes.xaxis)
     axes.set_xlabel("optimiser step (logarithmic)")
     axes.set_ylabel("rank correlation with the true gradient's scores")
     axes.set_ylim(-0.25, 1.05)
     axes.set_title(f"{criterion} against the true gradient, mean over layers", fontsize=11, loc="left")
     figure.legend(loc="outside right center", frameon=False)
-    plots.save(figure, common.RESULTS, name)
+    plotting.save(figure, common.RESULTS, name)
 
 
 def main() -> None:
@@ -152,13 +154,12 @@ def main() -> None:
             length=options.length, batch=options.batch, lr=options.lr, dropout=options.dropout, seed=options.seed,
         )  # fmt: skip
         job = load_job(config)
+        keeper = Keeper(Path(folder), {}, every=0, parts=[], guard=StepGuard())
     adapted = attach_lora(
         job.model, job.groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
     )
     compared = Agreement(adapted, job.groups, criterion=options.criterion, steps=options.at)
-    train(
-        adapted, job.data.training, job.data.collator, config=config, task=job.task, callbacks=[compared], device=job.device
-    )  # fmt: skip
+    train(adapted, job.data, config=config, task=job.task, callbacks=[compared], device=job.device, keeper=keeper)
     values = {"options": vars(options), "rows": compared.rows, "norms": compared.norms}
     common.write(options.name, values)
     draw(compared.rows, options.criterion, name=options.name)

@@ -17,7 +17,7 @@ SOURCE = ROOT / "src"
 
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "layerwise.modeling_loraprune"),
+    ("errors", "amounts", "layerwise.modeling_loraprune"),
     (
         "registry",
         "measured",
@@ -28,6 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "options",
         "memory",
         "machine",
+        "plotting",
         "recipes",
         "demo.stdlib",
         "layerwise.register",
@@ -51,8 +52,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "shell",
         "evaluate",
         "resume.files",
+        "html.folder",
+        "html.labels",
     ),
-    ("scoring", "layerwise.save", "tasks"),
+    ("scoring", "layerwise.save", "tasks", "watching", "completions", "harness", "html.heat"),
     (
         "resume.keeper",
         "compensation",
@@ -64,10 +67,20 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.scores",
         "sparsity.saved",
         "compare.plots",
+        "html.figures",
     ),
     ("blockwise",),
-    ("resume.run", "train", "pruner", "layerwise.padded", "sparsity.sparsifier", "compare.run"),
-    ("callback", "describe", "export", "judge", "report"),
+    (
+        "html.page",
+        "showcase",
+        "resume.run",
+        "train",
+        "pruner",
+        "layerwise.padded",
+        "sparsity.sparsifier",
+        "compare.run",
+    ),
+    ("job", "callback", "describe", "export", "judge", "lineup", "report"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
@@ -77,6 +90,7 @@ FREE = (
     "",
     "compare",
     "demo",
+    "html",
     "layerwise",
     "resume",
     "sparsity",
@@ -193,10 +207,15 @@ def test_only_adapters_sees_the_inside_of_peft() -> None:
     assert users == {"adapters"}
 
 
-def test_only_plots_sees_matplotlib_and_only_when_it_draws() -> None:
+def test_only_plotting_sees_matplotlib_and_only_when_it_draws() -> None:
     users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("matplotlib")}
-    assert users == {"compare.plots"}
-    assert python("import sys, loraprune.compare.plots; assert 'matplotlib' not in sys.modules").returncode == 0
+    assert users == {"plotting"}
+    assert (
+        python(
+            "import sys, loraprune.compare.plots, loraprune.plotting; assert 'matplotlib' not in sys.modules"
+        ).returncode
+        == 0
+    )
 
 
 def test_only_the_command_line_and_its_tables_print() -> None:

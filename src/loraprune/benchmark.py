@@ -130,6 +130,15 @@ def compare_speed(
     return Comparison(rows, {name: _ratios(first, row) for name, row in rows.items()}, protocol)
 
 
+def joined(first: Comparison, then: Comparison) -> Comparison:
+    """Return two measurements as one: of models that were not in memory together, and so not timed in turns."""
+    rows = {**first.rows, **then.rows}
+    reference = next(iter(rows.values()))
+    dtypes = {**cast(Any, first.protocol["dtype"]), **cast(Any, then.protocol["dtype"])}
+    protocol = {**then.protocol, "order": "one after the other", "dtype": dtypes}
+    return Comparison(rows, {name: _ratios(reference, row) for name, row in rows.items()}, protocol)
+
+
 def count_macs(model: PreTrainedModel, *, length: int) -> int:
     """Return the multiply-accumulates of a forward pass over one sequence of `length` tokens, all its logits included.
 

@@ -29,6 +29,8 @@ class Command:
     options: type
     function: str
     show: str
+    words: str | None = None
+    """the option that bare words right behind the command stand for"""
 
 
 COMMANDS: dict[str, Command] = {
@@ -38,8 +40,10 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(FinetuneConfig, "pipeline:finetune", "tables:report"),
     "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables:evaluation"),
     "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables:comparison"),
+    "report": Command(settings.ReportConfig, "judge:redraw", "tables:drawn"),
     "export": Command(settings.ExportConfig, "export:export", "tables:export"),
     "compare": Command(settings.CompareConfig, "compare.run:compare", "tables:compared"),
+    "compare-models": Command(settings.CompareModelsConfig, "lineup:compare_models", "tables:lined_up", words="models"),
     "demo": Command(settings.DemoConfig, "demo.run:demo", "tables:demo"),
 }
 
@@ -68,6 +72,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     """Let `--trust-remote-code` stand for `--trust_remote_code`, and a bare `--overwrite` for `--overwrite true`."""
     options = COMMANDS[arguments[0]].options if arguments and arguments[0] in COMMANDS else None
     switches = {"json", "debug"} | {f.name for f in (fields(options) if options else ()) if f.type in ("bool", bool)}
+    arguments = name_words(arguments)
     found = []
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -77,6 +82,15 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         bare = name[2:] in switches and not equals and following.startswith("-")
         found.append(f"{name}=true" if bare else name + equals + value)
     return files_first(found)
+
+
+def name_words(arguments: Sequence[str]) -> Sequence[str]:
+    """Write `compare-models A B --data D` as `compare-models --models=["A", "B"] --data D`."""
+    option = COMMANDS[arguments[0]].words if arguments and arguments[0] in COMMANDS else None
+    end = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if not option or end < 2:
+        return arguments
+    return [arguments[0], f"--{option}={json.dumps(arguments[1:end])}", *arguments[end:]]
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import ConfigError
-from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, failed
+from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, WatchOptions, failed
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
-WITHOUT_EFFECT = ("output", "overwrite", "resume", "save")
+WITHOUT_EFFECT = ("output", "overwrite", "resume", "save", "html", "log")
 """options of a run that do not bear on its result"""
 UNIT_OPTIONS = (
     "parameters",
@@ -158,7 +158,7 @@ class LoRAPruneConfig(AdapterOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
+class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
     """Which model is trained on which data, how long and how."""
 
     data: str

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from loraprune.data import Collator, TokenRows
 from loraprune.errors import ConfigError, DataError, NumericsError
+from loraprune.measured import PERPLEXITY, Measured, ratio_error
 
 NO_TARGET = -100
 """label of a token that is not to be predicted"""
@@ -56,6 +57,16 @@ class Perplexity:
     tokens: int
     """targets predicted"""
     protocol: Mapping[str, object]
+    row_sums: tuple[float, ...] = ()
+    """summed loss of every row, in nats"""
+    row_targets: tuple[int, ...] = ()
+
+    def measured(self) -> Measured:
+        """Return the figures as those of a task."""
+        return Measured(
+            PERPLEXITY, self.value, "lower", self.standard_error, {"tokens": self.tokens}, self.protocol, {"nll": self.nll},
+            tuple(zip(self.row_sums, self.row_targets, strict=True)),
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -162,7 +173,8 @@ def perplexity(
     protocol = dict(rows.protocol) | {
         "window_tokens": longest, "limit": limit, "shifted": rows.shifted, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
     }  # fmt: skip
-    return Perplexity(math.exp(nll), nll, ratio_error(sums, counts), sum(counts), protocol)
+    error = ratio_error(sums, counts)
+    return Perplexity(math.exp(nll), nll, error, sum(counts), protocol, tuple(sums), tuple(counts))
 
 
 def _row_sums(
@@ -183,19 +195,6 @@ def _row_sums(
                 f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32"
             )
         yield loss, count
-
-
-def ratio_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return the standard error of sum(sums) / sum(counts) when rows, not tokens, are the independent draws.
-
-    Source: Cochran, Sampling Techniques, 3rd ed., equation 6.13: variance of a ratio estimate.
-    """
-    pairs = [(total, count) for total, count in zip(sums, counts, strict=True) if count]
-    if len(pairs) < 2:
-        return None
-    mean = math.fsum(sums) / sum(counts)
-    spread = math.fsum((total - mean * count) ** 2 for total, count in pairs)
-    return math.sqrt(spread * len(pairs) / (len(pairs) - 1)) / sum(counts)
 
 
 def time_in_turns(calls: Mapping[str, Call], *, repeats: int, device: torch.device) -> dict[str, Spread]:

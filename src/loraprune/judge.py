@@ -1,25 +1,45 @@
-"""The commands `evaluate` and `benchmark`: load one or two models, measure them, return the figures.
+"""The commands `evaluate`, `benchmark` and `report`: load one or two models, measure them, return and show the figures.
 
 Knows nothing about pruning.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedConfig
 
 from loraprune.benchmark import compare_speed
-from loraprune.families import positions
-from loraprune.loading import load_config, load_model, load_with_head, resolve
+from loraprune.data import check_vocabulary
+from loraprune.errors import ConfigError
+from loraprune.families import fitting_lengths
+from loraprune.harness import Answers, answer, open_tasks, protocol, side_by_side
+from loraprune.html.folder import EVALUATION, read_run
+from loraprune.html.page import NAME, render, write_page, write_plots
+from loraprune.loading import load_config, load_model, load_tokenizer, load_with_head, resolve
 from loraprune.machine import choose_device, choose_dtype
-from loraprune.settings import BenchmarkConfig, EvaluateConfig
-from loraprune.tasks import Request, choose_task
+from loraprune.measured import Measured, paired_difference
+from loraprune.settings import BenchmarkConfig, EvaluateConfig, ReportConfig
+from loraprune.tasks import Request, Task, choose_task, same_task
+
+Window: TypeAlias = tuple[str, int]
+"""name of the data, and tokens in a row"""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures by model name, ready for JSON."""
+    """How good models are at their task and at tasks of lm-eval, by model name, ready for JSON."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The files that were drawn, ready for JSON."""
 
     values: dict[str, Any]
 
@@ -32,26 +52,100 @@ class Speed:
 
 
 def evaluate(options: EvaluateConfig) -> Evaluation:
-    """Measure how good a model is at its task, and a second one on the same data with its own tokenizer.
+    """Measure how good a model is at its task and at tasks of lm-eval, and a second one on the same data with its own tokenizer.
 
     Raises:
-        LoraPruneError: for anything wrong with models or data.
+        LoraPruneError: for anything wrong with models, data or tasks.
     """
     device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
-    results = {}
-    for name in filter(None, (options.against, options.model)):
-        config = load_config(name, trust_remote_code=options.trust_remote_code)
-        task = choose_task(config, options.task, data=options.data)
-        prepared = task.prepare(
-            Request(name, config, None, options.data, options.length, trust_remote_code=options.trust_remote_code)
+    dtype, trust = choose_dtype(options.dtype, device), options.trust_remote_code
+    names = list(dict.fromkeys(filter(None, (options.against, options.model))))
+    configs = {name: load_config(name, trust_remote_code=trust) for name in names}
+    task = _common_task(options, configs)
+    lengths = fitting_lengths(options.lengths(), configs.values())
+    asked = open_tasks(options.task_names(), options.task_data) if options.tasks else None
+    measured: dict[Window, dict[str, Measured]] = {}
+    answers: dict[str, Answers] = {}
+    for name, config in configs.items():
+        windows = {
+            (text, length): task.prepare(Request(name, config, None, text, length, trust_remote_code=trust))
+            for text in options.texts()
+            for length in (lengths if task.unit == "tokens" else lengths[:1])
+        }
+        model, _ = load_with_head(name, task.head, device=device, dtype=dtype, trust_remote_code=trust)
+        for window, prepared in windows.items():
+            measured.setdefault(window, {})[name] = task.judge(model, prepared, options.batch)
+        if asked:
+            tokenizer = load_tokenizer(name, trust_remote_code=trust)
+            check_vocabulary(tokenizer, config.get_text_config().vocab_size)
+            answers[name] = answer(
+                asked,
+                model,
+                tokenizer,
+                batch=options.batch,
+                length=max(lengths),
+                limit=options.limit,
+                shots=options.shots,
+            )
+        del model
+    result = Evaluation(_figures(options, names, measured, answers))
+    if options.record:
+        (Path(options.model) / EVALUATION).write_text(json.dumps(result.values, indent=1) + "\n", encoding="utf-8")
+        write_page(Path(options.model))
+    return result
+
+
+def _common_task(options: EvaluateConfig, configs: Mapping[str, PreTrainedConfig]) -> Task:
+    """Return the task of all models, or say why they have none in common."""
+    data = next(iter(options.texts()), None)
+    tasks = {name: choose_task(config, options.task, data=data) for name, config in configs.items()}
+    task = same_task(tasks)
+    if options.tasks and task.name != "causal-lm":
+        raise ConfigError(
+            f"--tasks {options.tasks}: lm-eval asks causal language models, and {options.model} is for {task.name}; give --data "
+            "alone"
         )
-        model, _ = load_with_head(
-            name, task.head, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code
-        )  # fmt: skip
-        measured = task.judge(model, prepared, options.batch)
-        results[name] = measured.to_json() | {"metric": measured.metric}
-    return Evaluation({"data": options.data, "models": results})
+    return task
+
+
+def _figures(
+    options: EvaluateConfig,
+    names: list[str],
+    measured: Mapping[Window, Mapping[str, Measured]],
+    answers: Mapping[str, Answers],
+) -> dict[str, Any]:
+    """Put everything that was measured together."""
+    values: dict[str, Any] = {"names": names, "device": options.device, "dtype": options.dtype}
+    values["measurements"] = [
+        {
+            "data": text, "length": length, "metric": next(iter(models.values())).metric,
+            "models": {name: one.to_json() | {"metric": one.metric} for name, one in models.items()},
+            "difference": paired_difference(*models.values()) if len(models) == 2 else None,
+        }
+        for (text, length), models in measured.items()
+    ]  # fmt: skip
+    if values["measurements"]:
+        values |= {key: values["measurements"][0][key] for key in ("data", "models")}
+    if answers:
+        how = protocol(folder=options.task_data, limit=options.limit, shots=options.shots)
+        values["tasks"] = {"rows": side_by_side(answers), "protocol": how}
+    return values
+
+
+def redraw(options: ReportConfig) -> Drawn:
+    """Write report.html of a run's folder anew, and its plots as files where they are asked for.
+
+    Raises:
+        CheckpointError: if it is no such folder.
+        LoraPruneError: if the extra that draws is not installed.
+    """
+    folder = Path(options.model)
+    run = read_run(folder)
+    page = render(run)
+    names = write_plots(run, Path(options.plots)) if options.plots else []
+    (folder / NAME).write_text(page, encoding="utf-8")
+    files = [f"{options.plots}/{name}.{kind}" for name in names for kind in ("png", "svg")]
+    return Drawn({"page": str(folder / NAME), "plots": files})
 
 
 def benchmark(options: BenchmarkConfig) -> Speed:
@@ -67,7 +161,7 @@ def benchmark(options: BenchmarkConfig) -> Speed:
         name: load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
         for name in names
     }
-    length = min([options.length, *(positions(model.config) or options.length for model in models.values())])
+    (length,) = fitting_lengths([options.length], [model.config for model in models.values()])
     compared = compare_speed(
         models,
         batches=tuple(options.batches),

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, nearest
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+LOGGERS = ("tensorboard", "trackio", "wandb")
+"""dashboards that a run can report to"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,50 @@ class BatchOptions(Options):
                 (self.length > 1, f"--length {self.length}: at least 2 is needed"),
             ),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions(Options):
+    """What a training run shows, and when it ends before its time."""
+
+    eval_every: int | None = None
+    """optimiser steps between two looks at the held-out data; without it only before and after training"""
+    patience: int | None = None
+    """end early once the model was no better at the held-out data this many times after the target, and keep the best; needs
+    --eval-every"""
+    log: str | None = None
+    """send loss, ratio and what the looks measure to tensorboard, trackio or wandb (several with commas); TensorBoard's files go to
+    OUTPUT-logs"""
+    html: bool = True
+    """write report.html too, for which models that write continue a few prompts, and models of texts are timed briefly"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        needs = f"--patience {self.patience}: it counts looks at held-out data; give --eval-every too"
+        return [
+            *super().problems(),
+            *failed(
+                (
+                    self.eval_every is None or self.eval_every > 0,
+                    f"--eval-every {self.eval_every}: at least 1 is needed",
+                ),
+                (self.patience is None or self.patience > 0, f"--patience {self.patience}: at least 1 is needed"),
+                (self.patience is None or self.eval_every is not None, needs),
+            ),
+            *(problem for name in self.loggers() if (problem := _logger_problem(name))),
+        ]
+
+    def loggers(self) -> list[str]:
+        """Return the names in --log."""
+        return [name.strip() for name in self.log.split(",")] if self.log is not None else []
+
+
+def _logger_problem(name: str) -> str | None:
+    if name not in LOGGERS:
+        return f"--log {name}{nearest(name, LOGGERS)}: one of {', '.join(LOGGERS)} is needed"
+    if find_spec(name) is None:
+        return f"--log {name}: it is not installed; pip install {name}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

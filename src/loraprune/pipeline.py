@@ -5,41 +5,35 @@ Plain LoRA fine-tuning is the same job with nothing to remove.
 
 from __future__ import annotations
 
-import copy
 import gc
-import logging
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
-from loraprune.adapters import attach_lora, merge_lora
+from loraprune.adapters import attach_lora, base_model, merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import round_weights_, save_model
-from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.criteria import criteria
-from loraprune.data import draw_rows
 from loraprune.distillation import choose_teacher, make_teacher
-from loraprune.errors import ConfigError
-from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.guard import StepGuard
-from loraprune.loading import load_config, load_with_head
-from loraprune.machine import choose_device, choose_dtype
+from loraprune.html.page import write_page
+from loraprune.job import Job, free, load_job
+from loraprune.loading import load_with_head, resolve
+from loraprune.measured import Measured
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
-from loraprune.pruner import Pruner, goal_counts, groups_in_play, make_space
+from loraprune.pruner import Pruner
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.resume.keeper import Checkpoint, Keeper
 from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, newest_checkpoint, options_of
 from loraprune.resume.workspace import forget_checkpoints, new_folder
-from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
-from loraprune.surgery import check_groups
-from loraprune.tasks import Prepared, Request, Task, choose_task
+from loraprune.showcase import Showcase
+from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.train import TrainingBar, train
 from loraprune.verify import (
     TOLERANCE,
@@ -53,68 +47,7 @@ from loraprune.verify import (
     probe_of,
     unit_sums,
 )
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Job:
-    """Everything a run needs, loaded and checked."""
-
-    config: PruneConfig | FinetuneConfig
-    device: torch.device
-    dtype: torch.dtype | None
-    """precision to compute in; None for the checkpoint's"""
-    stored: torch.dtype
-    """precision to save in: the checkpoint's, unless one is asked for"""
-    model: PreTrainedModel
-    task: Task
-    data: Prepared
-    new: tuple[str, ...]
-    """modules that the checkpoint lacks: they start anew and are trained whole"""
-    groups: tuple[Group, ...]
-    dense_config: PreTrainedConfig
-    dense_parameters: int
-
-
-def load_job(config: PruneConfig | FinetuneConfig) -> Job:
-    """Load model, tokenizer and data, and find out now whatever could fail after the training."""
-    pruning = config.pruning()
-    criteria.get(pruning.criterion)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    original = load_config(config.model, trust_remote_code=config.trust_remote_code)
-    find_groups(original)
-    task = choose_task(original, config.task, data=config.data)
-    data = task.prepare(
-        Request(config.model, original, config.data, config.eval, config.length, config.seed, config.trust_remote_code)
-    )
-    data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
-    model, new = load_with_head(
-        config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code,
-        values=data.values, new=task.new, seed=config.seed,
-    )  # fmt: skip
-    if new:
-        logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
-    groups = find_groups(model.config)
-    check_groups(model, groups)
-    if pruning.sparsity:
-        check_sparsity(model, groups, pruning)
-    elif isinstance(config, PruneConfig):
-        in_play = groups_in_play(model.config, groups, pruning)
-        if pruning.compensate:
-            check_compensation(in_play)
-        goal_counts(make_space(model, in_play, pruning), pruning, model_parameters=model.num_parameters())
-    dense_config = copy.deepcopy(model.config)
-    if new and isinstance(config, PruneConfig) and config.teacher != "none":
-        raise ConfigError(
-            f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
-            "`loraprune finetune`, and name that folder as --model"
-        )
-    stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
-    return Job(
-        config, device, dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters()
-    )  # fmt: skip
+from loraprune.watching import Watch
 
 
 def prune(config: PruneConfig) -> Report:
@@ -141,6 +74,8 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         checkpoint = newest_checkpoint(folder.parent, config) if config.resume else None
         job = load_job(config)
         dense = job.task.judge(job.model, job.data, config.batch)
+        show = Showcase(job.data.held_out, job.data.processor, wanted=config.html)
+        show.write("dense", job.model)
         adapted, training = _fit(job, callback, folder.parent, checkpoint)
         pruner = callback.pruner if callback else None
         groups = pruner.groups if pruner else job.groups
@@ -160,16 +95,19 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         round_weights_(job.model, job.stored)
         save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
         job.data.processor.save_pretrained(folder)
-        verification = _verify_saved(
-            job, groups, plan, folder, sums, sparse=pruner if isinstance(pruner, Sparsifier) else None
-        )
+        sparse = pruner if isinstance(pruner, Sparsifier) else None
+        verification = _verify_saved(job, groups, plan, folder, sums, sparse=sparse, show=show)
         pruned = job.task.judge(job.model, job.data, config.batch)
+        show.time("pruned", job.model, folder)
+        show.write("pruned", job.model)
         report = make_report(
-            config, quality=Quality(job.task, dense, pruned), training=training, plan=plan, pruner=pruner, verification=verification,
-            parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
+            config, quality=Quality(job.task, dense, pruned, show.to_json()), training=training, plan=plan, pruner=pruner,
+            verification=verification, parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
         )  # fmt: skip
         # Scores of single weights would be as large as the model.
         write_folder(folder, report, config, scores=pruner.scores.values if isinstance(pruner, Pruner) else None)
+        if config.html:
+            write_page(folder)
     return report
 
 
@@ -199,7 +137,8 @@ def _fit(
     )  # fmt: skip
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()
-    parts = [callback or guard, bar]
+    watch = _watch(job, callback)
+    parts = [callback or guard, watch, bar]
     keeper = Keeper(workspace, run, every=job.config.save, parts=parts, guard=guard)
     if checkpoint:
         if callback:
@@ -216,15 +155,37 @@ def _fit(
         teacher=teacher,
     )
     training = Training(
-        steps=steps, seconds=keeper.earlier + time.perf_counter() - started, peak_memory_bytes=peak_memory_bytes(job.device),
-        curve=bar.curve, removals=callback.history if callback else [], skipped=guard.skipped, protocol=dict(rows.protocol),
-        new=job.new,
+        steps=steps, seconds=keeper.earlier + time.perf_counter() - started - watch.seconds,
+        peak_memory_bytes=peak_memory_bytes(job.device), curve=bar.curve, removals=callback.history if callback else [],
+        skipped=guard.skipped, protocol=dict(rows.protocol), new=job.new, evaluations=watch.history,
+        kept_step=watch.kept_step,
     )  # fmt: skip
     return adapted, training
 
 
+def _watch(job: Job, callback: LoRAPruneCallback | None) -> Watch:
+    """Return what looks at the held-out data while the model trains."""
+
+    def judge(model: nn.Module) -> Measured:
+        base = base_model(model)
+        assert isinstance(base, PreTrainedModel)
+        return job.task.judge(base, job.data, job.config.batch)
+
+    def ratio() -> tuple[float, bool]:
+        return (callback.pruner.ratio(), callback.pruner.is_done) if callback and callback.pruner else (0.0, True)
+
+    return Watch(judge, every=job.config.eval_every, patience=job.config.patience, ratio=ratio)
+
+
 def _verify_saved(
-    job: Job, groups: tuple[Group, ...], plan: Plan, folder: Path, sums: UnitSums, *, sparse: Sparsifier | None
+    job: Job,
+    groups: tuple[Group, ...],
+    plan: Plan,
+    folder: Path,
+    sums: UnitSums,
+    *,
+    sparse: Sparsifier | None,
+    show: Showcase,
 ) -> Verification:
     """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
 
@@ -233,7 +194,7 @@ def _verify_saved(
     dtype = job.model.dtype
     probe = probe_of(job.model)
     merged = logits_of(job.model, probe)
-    _free(job)
+    free(job)
     dense, _ = load_with_head(
         job.config.model, job.task.head, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code,
         values=job.data.values, new=job.task.new, seed=job.config.seed,
@@ -245,6 +206,7 @@ def _verify_saved(
     saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
     masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)
     del saved
+    show.time("dense", dense, Path(resolve(job.config.model)))
     del dense
     gc.collect()
     job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)
@@ -255,11 +217,3 @@ def _verify_saved(
         tolerance=TOLERANCE[dtype],
         saved_as=job.model.config.model_type,
     )
-
-
-def _free(job: Job) -> None:
-    """Let go of the model in memory."""
-    del job.model
-    gc.collect()
-    if job.device.type == "cuda":
-        torch.cuda.empty_cache()

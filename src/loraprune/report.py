@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class Training:
     protocol: Mapping[str, object]
     new: Sequence[str] = ()
     """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
+    evaluations: Sequence[Mapping[str, int | float | None]] = ()
+    """judgements on held-out data on the way"""
+    kept_step: int | None = None
+    """the step whose adapters were kept, if the best were looked for"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class Quality:
     task: Task
     dense: Measured
     pruned: Measured
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    """what a `Showcase` has to show: `examples` and `speed`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +126,12 @@ def make_report(
         "training_data": dict(training.protocol),
         "trained_whole": list(training.new),
         "curve": list(training.curve),
+        "evaluations": list(training.evaluations),
+        "kept_step": training.kept_step,
         "removals": list(training.removals),
         "skipped_steps": list(training.skipped),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        **quality.shown,
     }
     return Report(values, plan)
 

@@ -13,6 +13,9 @@ from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
 
+ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+"""the seven tasks of the paper, under their names in lm-eval"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(ModelOptions):
@@ -34,21 +37,59 @@ class PlanConfig(LoRAPruneConfig, BatchOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ModelOptions, MachineOptions):
-    """Measure how good a model is at its task (perplexity, accuracy, ...), with the protocol recorded."""
+    """Measure how good models are at their task, and causal language models on tasks of lm-eval too, with the protocol recorded."""
 
-    data: str
-    """what to measure on: a file, a folder, a hub id, or `stdlib` (its held-out modules)"""
+    data: list[str] | str | None = None
+    """what to measure on: a file, a folder, a hub id, or `stdlib` (its held-out modules); several as [A, B]"""
     against: str | None = None
     """a second model to show beside it, usually the dense one"""
-    length: int = 512
-    """tokens in a window; the paper's protocols use 128 and 2048"""
+    length: list[int] | int = 512
+    """tokens in a window, several as [128, 2048], which the paper's protocols use; the longest is the most that a task's question has"""
     batch: int = 8
-    """windows at a time"""
+    """windows, rows or questions at a time"""
+    tasks: str | None = None
+    """tasks of lm-eval, with commas: `zero-shot` (the seven of the paper), mmlu, or any others with an accuracy"""
+    task_data: str | None = None
+    """folder with TASK.jsonl (.json, .csv, .parquet) in the columns of the stock tasks; without it the hub is asked"""
+    limit: int | None = None
+    """documents of each task to ask at most, from the first on"""
+    shots: int = 0
+    """solved examples before each question; the paper's tasks have none"""
+    record: bool = False
+    """keep the result in evaluation.json of the model's folder, and draw its report.html again"""
+
+    def lengths(self) -> list[int]:
+        """Return all windows."""
+        return self.length if isinstance(self.length, list) else [self.length]
+
+    def texts(self) -> list[str]:
+        """Return the names of all texts."""
+        return self.data if isinstance(self.data, list) else [self.data] if self.data else []
+
+    def task_names(self) -> list[str]:
+        """Return the names of all tasks, each once."""
+        names = [name.strip() for name in self.tasks.split(",")] if self.tasks is not None else []
+        return list(dict.fromkeys(one for name in names for one in (ZERO_SHOT if name == "zero-shot" else (name,))))
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        least = (("length", self.length, 2), ("batch", self.batch, 1))
-        return [*super().problems(), *at_least(*least)]
+        least = [
+            ("batch", self.batch, 1),
+            ("shots", self.shots, 0),
+            *(("length", length, 2) for length in self.lengths()),
+        ]
+        least += [("limit", self.limit, 1)] if self.limit is not None else []
+        checks = [
+            (bool(self.texts() or self.task_names()), "nothing to measure: give --data, --tasks or both"),
+            (bool(self.lengths()), "--length is empty: name at least one window"),
+            (all(self.task_names()), f"--tasks {self.tasks}: a name is empty; write them as piqa,boolq"),
+            (self.task_data is None or bool(self.tasks), f"--task-data {self.task_data}: give --tasks too"),
+            (
+                not self.record or (Path(self.model) / "report.json").is_file(),
+                f"--record: --model {self.model} is no folder that a run wrote; leave it out, or name one",
+            ),
+        ]
+        return [*super().problems(), *at_least(*least), *failed(*checks)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +112,55 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
         values = [("length", self.length), ("tokens", self.tokens), ("repeats", self.repeats)]
         values += [("batches", batch) for batch in self.batches]
         return [*super().problems(), *at_least(*((name, value, 1) for name, value in values))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Options):
+    """Draw report.html of a run's folder again, and its plots as PNG and SVG."""
+
+    model: str
+    """folder that `prune` or `finetune` wrote"""
+    plots: str | None = None
+    """folder to write the plots to, as PNG and SVG"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareModelsConfig(MachineOptions):
+    """Show any two or more models of one task in one table and one plot: parameters, MACs, size, speed, how good they are."""
+
+    models: list[str]
+    """folders or hub ids, the first being the reference"""
+    data: str | None = None
+    """what to measure how good they are on: a file, a folder, a hub id, or `stdlib`"""
+    length: int = 256
+    """tokens in a window or row of the data, and in a timed prefill"""
+    batch: int = 8
+    """windows at a time"""
+    tokens: int = 32
+    """tokens to generate for the decoding speed"""
+    repeats: int = 5
+    """timed runs of each"""
+    output: str | None = None
+    """folder for table.md, results.json and the plot; without it the table is only printed"""
+    trust_remote_code: bool = False
+    """dangerous: run modelling code that comes with a checkpoint"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        repeated = [model for place, model in enumerate(self.models) if model in self.models[:place]]
+        least = (
+            ("batch", self.batch, 1),
+            ("length", self.length, 2),
+            ("tokens", self.tokens, 1),
+            ("repeats", self.repeats, 1),
+        )
+        output = Path(self.output) if self.output is not None else None
+        checks = [
+            (len(self.models) > 1, f"{len(self.models)} models: name at least two"),
+            (not repeated, f"{', '.join(repeated)}: named twice; name each model once"),
+            (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
+        ]
+        return [*super().problems(), *at_least(*least), *failed(*checks)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +209,8 @@ class CompareConfig(PruneConfig):
     """keep the weights of every cell; otherwise only its report, plan and scores stay"""
     overwrite: bool = False
     """run finished cells again"""
+    html: bool = False
+    """draw a report.html for every cell too"""
 
     def expand(self) -> tuple[list[Cell], list[str]]:
         """Return all cells, and what is wrong with them."""

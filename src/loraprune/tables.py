@@ -12,11 +12,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from loraprune import lineup
+from loraprune.amounts import change, size
 from loraprune.compare import summary
 from loraprune.compare.summary import Comparison
 from loraprune.describe import Description
 from loraprune.export import Export
-from loraprune.judge import Evaluation, Speed
+from loraprune.html.page import heads, task_rows
+from loraprune.judge import Drawn, Evaluation, Speed
+from loraprune.lineup import Lineup
+from loraprune.measured import PERPLEXITY
 from loraprune.report import Report
 
 GIB = 2**30
@@ -30,21 +35,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, f
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-
-
-def size(count: int | float | None) -> str:
-    """Write a number of bytes."""
-    if count is None:
-        return "-"
-    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:.0f} B"
-
-
-def change(dense: int | float, pruned: int | float) -> str:
-    """Write a change in per cent."""
-    return f"{100 * (pruned / dense - 1):+.1f} %" if dense else "-"
 
 
 def report(result: Report) -> None:
@@ -88,23 +78,38 @@ def report(result: Report) -> None:
 
 
 def evaluation(result: Evaluation) -> None:
-    """Print how good models are."""
-    models = result.values["models"]
-    metric = next(iter(models.values()))["metric"]
-    if metric != "perplexity":
-        figures = [(name, f"{m[metric]:.4f}" + _plus_minus(m), f"{m['rows']:,}") for name, m in models.items()]
-        show(f"{metric.replace('_', ' ')} on {result.values['data']}", ("model", metric, "rows"), figures)
-        return
-    rows = [
-        (name, f"{m['perplexity']:.3f}", f"{m['nll']:.4f}" + _plus_minus(m), f"{m['tokens']:,}", str(m["protocol"]["length"]))
-        for name, m in models.items()
-    ]  # fmt: skip
-    show(f"perplexity on {result.values['data']}", ("model", "perplexity", "nats a token", "tokens", "window"), rows)
+    """Print how good models are at their task, and accuracies on tasks of lm-eval in per cent."""
+    for entry in result.values["measurements"]:
+        metric = entry["metric"]
+        title = f"{metric.replace('_', ' ')} on {entry['data']}"
+        if metric == PERPLEXITY:
+            rows = [
+                (name, f"{m[metric]:.3f}", f"{m['nll']:.4f}" + _plus_minus(m), f"{m['tokens']:,}", str(entry["length"]))
+                for name, m in entry["models"].items()
+            ]
+            show(title, ("model", "perplexity", "nats a token", "tokens", "window"), rows)
+        else:
+            figures = [(n, f"{m[metric]:.4f}" + _plus_minus(m), f"{m['rows']:,}") for n, m in entry["models"].items()]
+            show(title, ("model", metric, "rows"), figures)
+        if entry["difference"]:
+            unit = "nats a token" if metric == PERPLEXITY else metric
+            words = f"{entry['difference']['value']:+.4f}{_plus_minus(entry['difference'])} {unit}"
+            Console().print(f"difference: {words}, paired by row")
+    if "tasks" in result.values:
+        names = heads(result.values)
+        columns = ["task", "metric", "rows", *names, *["difference"] * (len(names) > 1)]
+        show("accuracy, per cent ± standard error; differences are paired", columns, list(task_rows(result.values)))
 
 
 def _plus_minus(measured: Mapping[str, Any]) -> str:
     error = measured["standard_error"]
     return f" ± {error:.4f}" if error is not None else ""
+
+
+def drawn(result: Drawn) -> None:
+    """Print which files were drawn."""
+    rows = [("page", result.values["page"]), *(("plot", file) for file in result.values["plots"])]
+    show("drawn", ("", "file"), rows, figures=False)
 
 
 def comparison(result: Speed) -> None:
@@ -222,3 +227,8 @@ def compared(result: Comparison) -> None:
     failed = summary.failures(values)
     if failed:
         show("no result", ("cell", "why"), failed, figures=False)
+
+
+def lined_up(result: Lineup) -> None:
+    """Print models side by side."""
+    show("models", lineup.columns(result.values), lineup.rows(result.values))

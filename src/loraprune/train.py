@@ -10,6 +10,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from loraprune.guard import GuardedTrainer
 from loraprune.resume.interrupts import kept
 from loraprune.resume.keeper import Keeper
 from loraprune.tasks import Prepared, Task
+from loraprune.watching import Watch, dashboards
 
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has the steps"""
@@ -111,7 +113,7 @@ def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
 def training_arguments(
     config: PruneConfig | FinetuneConfig, *, steps: int, device: torch.device, folder: str
 ) -> TrainingArguments:
-    """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved, nothing reported.
+    """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved.
 
     Without training the learning rate is zero: LoRA's B stays zero, and merging adds nothing.
     """
@@ -130,7 +132,8 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="no",
         remove_unused_columns=False,
-        report_to=[],
+        report_to=config.loggers(),
+        run_name=Path(config.output).name,
         disable_tqdm=True,
     )
 
@@ -164,7 +167,7 @@ def train(
     # The Trainer takes every model with **kwargs for one that divides its loss by the targets of the whole step.
     base: Any = base_model(model)
     base.accepts_loss_kwargs = task.counts_targets
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, dashboards(f"{config.output}-logs"):
         arguments: dict[str, Any] = {
             "model": model,
             "args": training_arguments(config, steps=steps, device=device, folder=folder),
@@ -182,9 +185,12 @@ def train(
             trainer = GuardedTrainer(**arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+        watches = [callback for callback in callbacks if isinstance(callback, Watch)]
+        for watch in watches:
+            watch.send = trainer.log
         done = keeper.done or trainer.state
         with kept() as keeper.pending:
-            if done.global_step < steps:
+            if done.global_step < steps and not any(watch.ended for watch in watches):
                 trainer.train(resume_from_checkpoint=str(keeper.origin) if keeper.origin else None)
             else:  # the Trainer would take one step more
                 trainer.state = done

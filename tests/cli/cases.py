@@ -13,11 +13,23 @@ import pytest
 
 from loraprune import cli
 
-COMMANDS = ("inspect", "plan", "prune", "finetune", "evaluate", "benchmark", "export", "compare", "demo")
+COMMANDS = (
+    "inspect",
+    "plan",
+    "prune",
+    "finetune",
+    "evaluate",
+    "benchmark",
+    "report",
+    "export",
+    "compare",
+    "compare-models",
+    "demo",
+)
 KEPT = {"model.layers.0.self_attn": (1,), "model.layers.1.self_attn": (0, 1),
         "model.layers.0.mlp": tuple(range(0, 48, 2)), "model.layers.1.mlp": tuple(range(40))}  # fmt: skip
 """what layers of the layer-wise folder keep of the good model"""
-SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu"]
+SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu", "--html", "false"]
 
 
 @dataclass(frozen=True)

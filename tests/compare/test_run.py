@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loraprune import cli
+from loraprune import cli, plotting
 from loraprune.compare import plots, run
 from loraprune.compare.grid import CELLS, Cell
 from loraprune.compare.run import KEPT, compare
@@ -180,7 +180,7 @@ def test_without_matplotlib_the_results_are_there_and_the_extra_is_named(
     monkeypatch.undo()
     monkeypatch.setattr(run, "run_cells", lambda *_, **__: None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(plots.MissingMatplotlib, match=r"loraprune\[report\]"):
+    with pytest.raises(plotting.MissingMatplotlib, match=r"loraprune\[report\]"):
         plots.new_figure(1.0, 1.0)
     monkeypatch.setattr(plots, "draw", lambda *_: plots.new_figure(1.0, 1.0))
     options = make(grid=GRID)

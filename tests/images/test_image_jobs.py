@@ -35,6 +35,8 @@ def run(output: Path, model: Path, data: Path, *options: str) -> dict[str, Any]:
         "8",
         "--device",
         "cpu",
+        "--html",
+        "false",
     ]
     assert cli.main([*arguments, *options]) == 0
     report: dict[str, Any] = json.loads((output / "report.json").read_text())

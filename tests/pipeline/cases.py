@@ -13,7 +13,8 @@ from typing import Any
 
 from loraprune.config import PruneConfig
 
-SHORT: dict[str, Any] = {"steps": 10, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu"}
+SHORT: dict[str, Any] = {"steps": 10, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu",
+                         "html": False}  # fmt: skip
 FILES = ["README.md", "config.json", "generation_config.json", "model.safetensors", "report.json", "run.yaml",
          "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
 STEP = 8

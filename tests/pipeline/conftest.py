@@ -22,7 +22,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pruned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of one pruning run to 50 %."""
+    """Return the folder of one pruning run to 50 %, its page included."""
     output = tmp_path_factory.mktemp("pruned") / "out"
-    pipeline.prune(prune_config(inputs, output))
+    pipeline.prune(prune_config(inputs, output, html=True))
     return output

@@ -112,3 +112,16 @@ def test_masked_training_ends_with_the_same_plan(pruned: Path, inputs: Path, tmp
     pipeline.prune(prune_config(inputs, tmp_path / "cut", dropout=0.0))
     assert (tmp_path / "masked" / "plan.json").read_text() == (tmp_path / "cut" / "plan.json").read_text()
     assert shapes(tmp_path / "masked") == shapes(pruned)
+
+
+def test_the_page_shows_the_run_and_the_report_says_what_it_shows(pruned: Path) -> None:
+    report, page = read_report(pruned), (pruned / "report.html").read_text(encoding="utf-8")
+    assert f"{report['ratio_reached']:.4f} (asked 0.5)" in page
+    dense, small = report["speed"]["rows"]["dense"], report["speed"]["rows"]["pruned"]
+    assert (dense["parameters"], small["parameters"]) == (report["parameters"]["dense"], report["parameters"]["pruned"])
+    assert dense["macs_per_token"] > small["macs_per_token"]
+    assert small["file_bytes"] == (pruned / "model.safetensors").stat().st_size
+    assert report["speed"]["protocol"]["order"] == "one after the other"
+    assert 1 <= len(report["examples"]) <= 3
+    assert all(set(example) == {"prompt", "dense", "pruned"} and example["prompt"] for example in report["examples"])
+    assert any(example["dense"] != example["pruned"] for example in report["examples"])

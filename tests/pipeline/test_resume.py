@@ -14,6 +14,7 @@ from loraprune.config import FinetuneConfig
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.report import Report
 from loraprune.resume import keeper
+from loraprune.watching import Watch
 from tests.pipeline.cases import SHORT, prune_config, read_report
 from tests.samples import write_text
 
@@ -93,6 +94,32 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(inputs: Path,
     pipeline.prune(prune_config(inputs, tmp_path / "other", seed=1))
     assert results(tmp_path / "same") == results(pruned)
     assert results(tmp_path / "other") != results(pruned)
+
+
+@pytest.fixture(scope="module")
+def impatient(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return options of a run that learns what it is judged by the less the longer it trains: it ends after step 6 of 10."""
+    path = tmp_path_factory.mktemp("digits") / "digits.txt"
+    path.write_text("".join("0123456789ABCDEFGHIJK"[(n * n * 7 + n // 3) % 21] for n in range(2000)), encoding="utf-8")
+    return {"eval": str(path), "eval_every": 1, "patience": 2, "cooldown": 0.6, "lr": 1e-2}
+
+
+@pytest.mark.parametrize("step", [3, 5, 6])
+def test_patience_survives(
+    step: int, inputs: Path, impatient: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("out", "forgetful"):
+        stopped(inputs, tmp_path / name, step, **impatient)
+    pipeline.prune(prune_config(inputs, tmp_path / "whole", **impatient))
+    resumed(inputs, tmp_path / "out", **impatient)
+    one, other = (read_report(tmp_path / name) for name in ("out", "whole"))
+    assert (one["kept_step"], one["steps"]) == (4, 6)
+    for key in ("evaluations", "kept_step", "steps", "curve", "perplexity"):
+        assert one[key] == other[key], key
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+    monkeypatch.setattr(Watch, "load_state_dict", lambda self, state: None)
+    resumed(inputs, tmp_path / "forgetful", **impatient)
+    assert read_report(tmp_path / "forgetful")["evaluations"] != one["evaluations"]
 
 
 @pytest.mark.parametrize("lost", ["random", "optimizer"])

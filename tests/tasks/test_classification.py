@@ -14,8 +14,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from loraprune.adapters import attach_lora
 from loraprune.config import FinetuneConfig
+from loraprune.guard import StepGuard
+from loraprune.job import load_job
 from loraprune.loading import load_with_head
-from loraprune.pipeline import load_job
+from loraprune.resume.keeper import Keeper
 from loraprune.tasks.sequence_classification import is_head
 from loraprune.train import train
 from tests.cli.cases import refused, run
@@ -198,8 +200,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path, tmp_pa
         job = load_job(config)
         adapted = attach_lora(job.model, job.groups, rank=4, alpha=8.0, dropout=0.0, seed=0, whole=job.new)
         callback = Norms()
+        keeper = Keeper(tmp_path, {}, every=0, parts=[], guard=StepGuard())
         train(
-            adapted, job.data.training, job.data.collator, config=config, task=job.task, callbacks=[callback], device=job.device
+            adapted, job.data, config=config, task=job.task, callbacks=[callback], device=job.device, keeper=keeper
         )  # fmt: skip
         norms += callback.found
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)

@@ -19,7 +19,7 @@ from tests.samples import VOCABULARY, byte_tokenizer
 ALPACA = Path(__file__).resolve().parents[3] / "shared" / "data" / "instruct" / "alpaca-5000.jsonl"
 ROWS = 60
 SHORT = ("--length", "48", "--batch", "8", "--device", "cpu")
-TRAINING = (*SHORT, "--steps", "4")
+TRAINING = (*SHORT, "--steps", "4", "--html", "false")
 
 
 @pytest.fixture(scope="module")

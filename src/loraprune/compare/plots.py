@@ -1,4 +1,4 @@
-"""Plots of a comparison, as PNG and SVG. The only file that imports matplotlib, and only when it draws.
+"""Plots of a comparison, as PNG and SVG.
 
 Knows nothing about how anything was measured.
 """
@@ -6,7 +6,7 @@ Knows nothing about how anything was measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,10 @@ from safetensors.torch import load_file
 
 from loraprune.compare.correlation import spearman
 from loraprune.compare.grid import SEED, recipe_name
-from loraprune.compare.summary import PERPLEXITY, metric_of
-from loraprune.errors import LoraPruneError
+from loraprune.compare.summary import metric_of
+from loraprune.measured import PERPLEXITY
+from loraprune.plotting import lines, new_figure, plain_ticks, save, styled
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""the colours of Okabe and Ito but yellow, which is too pale on white: told apart by colour-blind readers too"""
-MARKERS = "osD^vP"
-"""as many as are not a divisor of the colours, so that no pair of both comes back soon"""
 TARGETS = ("ratio", "parameters", "heads", "ffn")
 """options that say how much is removed: what a line runs along"""
 LOGARITHMIC_FROM = 3
@@ -29,32 +26,6 @@ LOGARITHMIC_FROM = 3
 PAIRS_AT_MOST = 21
 NUMBERS_AT_MOST = 16
 """columns of a heat map whose cells have room for a number"""
-
-
-class MissingMatplotlib(LoraPruneError):
-    """The extra that draws is not installed."""
-
-
-def new_figure(width: float, height: float) -> Any:
-    """Return an empty figure.
-
-    Raises:
-        MissingMatplotlib: if it is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise MissingMatplotlib("no plots: matplotlib is missing; pip install 'loraprune[report]' adds it") from None
-    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
-
-
-def save(figure: Any, folder: Path, name: str) -> None:
-    """Write a figure as PNG and SVG, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "svg"):
-        temporary = folder / f".{name}.{kind}"
-        figure.savefig(temporary, format=kind, dpi=144)
-        temporary.replace(folder / f"{name}.{kind}")
 
 
 def draw(values: Mapping[str, Any], cells: Path, folder: Path) -> None:
@@ -65,39 +36,12 @@ def draw(values: Mapping[str, Any], cells: Path, folder: Path) -> None:
     """
     done = [entry for entry in values["cells"] if "error" not in entry]
     pruned = [entry for entry in done if entry["job"] == "prune"]
-    if done:
-        perplexity(values["recipes"], done, folder)
-    if pruned:
-        widths(pruned, folder)
-        agreement(pruned, cells, folder)
-
-
-def lines(
-    series: Mapping[str, Sequence[tuple[float, float, float]]],
-    axes: Any,
-    *,
-    style: Callable[[str], str] = lambda _: "-",
-) -> None:
-    """Draw name -> (x, y, spread of y) as lines, each with a colour and a marker of its own."""
-    for place, (name, points) in enumerate(series.items()):
-        x, y, error = zip(*sorted(points), strict=True)
-        axes.errorbar(
-            x, y, yerr=error, label=name, color=PALETTE[place % len(PALETTE)], marker=MARKERS[place % len(MARKERS)],
-            linestyle=style(name), linewidth=1.6, markersize=6, capsize=3,
-        )  # fmt: skip
-    axes.grid(color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def plain_ticks(axis: Any) -> None:
-    """Write 20 instead of 2 x 10^1 on a logarithmic axis, and not so many that they touch."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
+    with styled():
+        if done:
+            perplexity(values["recipes"], done, folder)
+        if pruned:
+            widths(pruned, folder)
+            agreement(pruned, cells, folder)
 
 
 def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -32,9 +32,10 @@ from loraprune.config import PruneConfig, as_dict
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError, LoraPruneError
 from loraprune.options import raise_all
+from loraprune.plotting import MissingMatplotlib
 from loraprune.settings import CompareConfig
 
-KEPT = ("report.json", "run.yaml", "plan.json", "scores.safetensors", "machine.json")
+KEPT = ("report.json", "run.yaml", "plan.json", "scores.safetensors", "machine.json", "report.html")
 """files of a cell that the table and the plots need"""
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10
@@ -66,7 +67,7 @@ def compare(options: CompareConfig) -> Comparison:
     result = write(options, errors)
     try:
         plots.draw(result.values, folder, output / "plots")
-    except plots.MissingMatplotlib as error:
+    except MissingMatplotlib as error:
         logger.warning("%s", error)
     return result
 

@@ -6,7 +6,6 @@ Knows nothing about processes or plots.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.compare.grid import SEED, Cell, recipe_name
+from loraprune.measured import PERPLEXITY, loss_of
 
-PERPLEXITY = "perplexity"
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
 QUALITY, COST = (0, 1, 3, 4, 5, 6), (0, 2, 7, 8, 9)
@@ -128,10 +127,9 @@ def metric_of(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _loss(cell: Mapping[str, Any], which: str) -> float:
-    """Return a figure as something that is to be low: the logarithm of a perplexity, the negative of any other."""
+    """Return a figure as something that is to be low."""
     metric = metric_of([cell])
-    value: float = cell[metric][which]
-    return math.log(value) if metric == PERPLEXITY else -value
+    return loss_of(metric, cell[metric][which])
 
 
 def columns(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from loraprune import recipes
 from loraprune.benchmark import compare_speed
+from loraprune.completions import complete
 from loraprune.config import PruneConfig
 from loraprune.loading import DEMO, load_model, load_tokenizer, resolve
 from loraprune.pipeline import prune
@@ -18,7 +17,6 @@ from loraprune.report import Report
 from loraprune.settings import DemoConfig
 
 PROMPT = 'def read(self, size=-1):\n    """Read up to size bytes'
-NEW_TOKENS = 48
 
 
 def recipe(options: DemoConfig) -> PruneConfig:
@@ -41,17 +39,6 @@ def demo(options: DemoConfig) -> Report:
     tokenizer = load_tokenizer(DEMO)
     folders = {name: Path(resolve(name)) for name in models}
     speed = compare_speed(models, batches=(1, 16), length=256, repeats=5, folders=folders)
-    texts = {name: complete(model, tokenizer) for name, model in models.items()}
+    prompt = tokenizer(PROMPT)["input_ids"]
+    texts = {name: PROMPT + complete(model, tokenizer, prompt) for name, model in models.items()}
     return replace(report, values={**report.values, "speed": speed.to_json(), "completions": texts})
-
-
-def complete(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the prompt with the model's greedy continuation."""
-    tokens = tokenizer(PROMPT, return_tensors="pt")
-    output = model.generate(
-        tokens["input_ids"], attention_mask=tokens["attention_mask"], max_new_tokens=NEW_TOKENS, do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    text = tokenizer.decode(output[0], skip_special_tokens=True)
-    assert isinstance(text, str)
-    return text

@@ -28,6 +28,6 @@ from loraprune.families import (  # noqa: F401  (importing a family registers it
     t5,
     vit,
 )
-from loraprune.families.base import Family, families, find_groups, positions, register_family
+from loraprune.families.base import Family, families, find_groups, fitting_lengths, positions, register_family
 
-__all__ = ["Family", "families", "find_groups", "positions", "register_family"]
+__all__ = ["Family", "families", "find_groups", "fitting_lengths", "positions", "register_family"]

@@ -5,7 +5,7 @@ Knows nothing about torch or weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -77,6 +77,12 @@ def positions(config: Config) -> int | None:
     count: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     # RoBERTa and its kin number positions from after the padding token's.
     return count - config.pad_token_id - 1 if count and config.model_type in SHIFTED_POSITIONS else count
+
+
+def fitting_lengths(lengths: Iterable[int], configs: Iterable[Config]) -> list[int]:
+    """Return numbers of tokens, cut to what every model has positions for, each once."""
+    most = [count for config in configs if (count := positions(config))]
+    return list(dict.fromkeys(min([length, *most]) for length in lengths))
 
 
 def _left(group: Group, units: int) -> Group:

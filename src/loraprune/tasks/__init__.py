@@ -30,7 +30,7 @@ from loraprune.tasks import (  # noqa: F401  (importing a task registers it)
     sequence_classification,
 )
 from loraprune.tasks.base import Collate, Inputs, Predictions, Prepared, Request, Task, register_task, tasks
-from loraprune.tasks.find import choose_task, find_task
+from loraprune.tasks.find import choose_task, find_task, same_task
 
 __all__ = [
     "Collate",
@@ -42,5 +42,6 @@ __all__ = [
     "choose_task",
     "find_task",
     "register_task",
+    "same_task",
     "tasks",
 ]

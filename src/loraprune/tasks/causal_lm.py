@@ -29,10 +29,7 @@ def prepare(request: Request) -> Prepared:
 def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure the perplexity on the held-out rows."""
     assert isinstance(prepared.held_out, TokenRows)
-    found = perplexity(model, prepared.held_out, batch=batch)
-    return Measured(
-        "perplexity", found.value, "lower", found.standard_error, {"tokens": found.tokens}, found.protocol, {"nll": found.nll}
-    )  # fmt: skip
+    return perplexity(model, prepared.held_out, batch=batch).measured()
 
 
 def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
 from loraprune.data import columns_of
-from loraprune.errors import UnsupportedModelError
+from loraprune.errors import ConfigError, UnsupportedModelError
 from loraprune.heads import can_build, find_head
 from loraprune.tasks.base import Task, tasks
 
@@ -43,8 +43,21 @@ def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Seq
     raise UnsupportedModelError(f"no task has the head {head}: known are {', '.join(tasks.names())}")
 
 
-def choose_task(config: PreTrainedConfig, name: str | None, *, data: str) -> Task:
-    """Return the task of a run; the data are looked into only where a model is merely pre-trained."""
-    if name is not None or find_head(config) not in PRETRAINING:
+def choose_task(config: PreTrainedConfig, name: str | None, *, data: str | None) -> Task:
+    """Return the task of a run; the data, if there are any, are looked into only where a model is merely pre-trained."""
+    if name is not None or data is None or find_head(config) not in PRETRAINING:
         return find_task(config, name)
     return find_task(config, columns=columns_of(data))
+
+
+def same_task(tasks: Mapping[str, Task]) -> Task:
+    """Return the task that models, given by name, have in common.
+
+    Raises:
+        ConfigError: if they have different ones.
+    """
+    first, *others = tasks.values()
+    if any(other.name != first.name for other in others):
+        found = ", ".join(f"{name} for {task.name}" for name, task in tasks.items())
+        raise ConfigError(f"models for different tasks do not compare: {found}; name models for one task")
+    return first

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import ConfigError
+from loraprune.evaluate import evaluation_mode
 from loraprune.images import ImageRows, check_images, collate, load_images, load_processor
 from loraprune.loading import resolve
 from loraprune.measured import Measured
@@ -66,20 +67,20 @@ def classes(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(str(number) if name == f"LABEL_{number}" else name for number, name in named)
 
 
-@torch.inference_mode()
 def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure how many of the held-out images get the right class, as a fraction with its binomial standard error."""
-    model.eval()
     rows, device = prepared.held_out, next(model.parameters()).device
-    right = 0
-    for start in range(0, len(rows), batch):
-        inputs = prepared.collator([rows[place] for place in range(start, min(start + batch, len(rows)))])
-        labels = inputs.pop("labels")
-        logits = model(**{name: values.to(device, model.dtype) for name, values in inputs.items()}).logits
-        right += int((logits.argmax(-1).cpu() == labels).sum())
-    share = right / len(rows)
+    right: list[float] = []
+    with evaluation_mode(model):
+        for start in range(0, len(rows), batch):
+            inputs = prepared.collator([rows[place] for place in range(start, min(start + batch, len(rows)))])
+            labels = inputs.pop("labels")
+            logits = model(**{name: values.to(device, model.dtype) for name, values in inputs.items()}).logits
+            right += (logits.argmax(-1).cpu() == labels).float().tolist()
+    share = sum(right) / len(rows)
     error = math.sqrt(share * (1 - share) / len(rows))
-    return Measured("accuracy", share, "higher", error, {"rows": len(rows)}, rows.protocol)
+    by_row = tuple((one, 1) for one in right)
+    return Measured("accuracy", share, "higher", error, {"rows": len(rows)}, rows.protocol, by_row=by_row)
 
 
 def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.data import NO_TARGET, Collator, Rows, TokenRows, load_data, load_rows
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.evaluate import evaluation_mode, ratio_error
-from loraprune.measured import Measured
+from loraprune.evaluate import evaluation_mode
+from loraprune.measured import Measured, ratio_error
 from loraprune.tasks.base import Prepared, Request, Task, register_task
 from loraprune.tasks.text import fit_length, fitting_tokenizer, padded_tokens
 
@@ -111,7 +111,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     protocol = {**rows.protocol, "batch": batch, "dtype": str(model.dtype).removeprefix("torch.")}
     return Measured(
         "perplexity", math.exp(nll), "lower", ratio_error(sums, counts), {"tokens": sum(counts)}, protocol,
-        {"nll": nll, "accuracy": right / sum(counts)},
+        {"nll": nll, "accuracy": right / sum(counts)}, tuple(zip(sums, counts, strict=True)),
     )  # fmt: skip
 
 

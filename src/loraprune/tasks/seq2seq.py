@@ -52,10 +52,7 @@ def first_token(request: Request) -> int | None:
 def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure the perplexity of the held-out targets, each given its source and the true tokens before."""
     assert isinstance(prepared.held_out, TokenRows)
-    found = perplexity(model, prepared.held_out, batch=batch, collator=prepared.collator)
-    return Measured(
-        "perplexity", found.value, "lower", found.standard_error, {"tokens": found.tokens}, found.protocol, {"nll": found.nll}
-    )  # fmt: skip
+    return perplexity(model, prepared.held_out, batch=batch, collator=prepared.collator).measured()
 
 
 def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:

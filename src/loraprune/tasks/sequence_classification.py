@@ -118,6 +118,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     return Measured(
         main, METRICS[main](found, labels), "higher", standard_error(main, found, labels), {"rows": len(rows)}, protocol,
         {name: METRICS[name](found, labels) for name in others},
+        tuple((float(right), 1) for right in found == labels) if main == "accuracy" else (),
     )  # fmt: skip
 
 

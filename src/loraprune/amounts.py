@@ -1,0 +1,40 @@
+"""Numbers in words, the same in tables, pages and plots."""
+
+from __future__ import annotations
+
+
+def size(count: int | float | None) -> str:
+    """Write a number of bytes."""
+    if count is None:
+        return "-"
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def change(dense: int | float, pruned: int | float) -> str:
+    """Write a change in per cent."""
+    return f"{100 * (pruned / dense - 1):+.1f} %" if dense else "-"
+
+
+def short(count: int | float) -> str:
+    """Write a count in three digits and a prefix."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:g}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Write seconds as milliseconds in three digits."""
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def duration(seconds: float) -> str:
+    """Write a time of any length in its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
