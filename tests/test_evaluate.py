@@ -207,7 +207,7 @@ def test_the_standard_error_of_equal_windows_is_that_of_their_means() -> None:
 
 def test_a_single_row_has_no_standard_error_and_is_valid_json() -> None:
     measured = perplexity(tiny_llama(), make_rows([16]))
-    assert json.loads(json.dumps(measured.to_json(), allow_nan=False))["standard_error"] is None
+    assert json.loads(json.dumps(measured.measured().to_json(), allow_nan=False))["standard_error"] is None
 
 
 @pytest.mark.parametrize("rows", [TokenRows((), {}), TokenRows((Row([3], [3]), Row([4, 5], [4, -100])), {})])

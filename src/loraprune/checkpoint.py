@@ -96,8 +96,13 @@ def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[K
         members = [group for group in groups if group.kind == kind]
         storable = storable_counts(config, members)
         fewest = min(group.units for group in members)
-        wholes = {group.name: group.units // fewest for group in members}  # stages may be multiples of each other
-        trials = ({name: whole * units for name, whole in wholes.items()} for units in range(1, max(2, fewest)))
+        equal = {group.name: 1 for group in members}
+        stages = {group.name: group.units // fewest for group in members}  # which may be multiples of each other
+        trials = (
+            {name: times * units for name, times in multiples.items()}
+            for units in range(1, max(2, fewest))
+            for multiples in (stages, equal)
+        )
         if any(storable(trial) for trial in trials):
             found.append(kind)
     return tuple(found)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -67,16 +66,6 @@ class Perplexity:
             PERPLEXITY, self.value, "lower", self.standard_error, {"tokens": self.tokens}, self.protocol, {"nll": self.nll},
             tuple(zip(self.row_sums, self.row_targets, strict=True)),
         )  # fmt: skip
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON values."""
-        return {
-            "perplexity": self.value,
-            "nll": self.nll,
-            "standard_error": self.standard_error,
-            "tokens": self.tokens,
-            "protocol": dict(self.protocol),
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ RECIPE = "recipe"
 SEED = "seed"
 CELLS = "cells"
 """folder of the cells below a comparison's output"""
-OURS = ("output", "overwrite")
+OURS = ("output", "overwrite", "html")
 """options that the comparison sets for every cell"""
 BASELINES: Mapping[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig}
 
