@@ -21,6 +21,8 @@ SHORT = [
     "4",
     "--device",
     "cpu",
+    "--html",
+    "false",
     "--ratio",
     "0.5",
 ]

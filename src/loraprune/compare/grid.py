@@ -164,7 +164,7 @@ def _good_runs(
 def _name_problem(place: str, name: str) -> str | None:
     """Return what is wrong with an option that a grid or a run names."""
     if name in OURS:
-        return f"{place}: every cell has a folder of its own below --output; leave it out here"
+        return f"{place}: every cell has a folder of its own below --output, and --html is for all; leave it out here"
     if name not in OPTIONS:
         return f"{place}: unknown option {name!r}{nearest(name, OPTIONS)}: see `loraprune prune --help`"
     return None

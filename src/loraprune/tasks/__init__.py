@@ -8,8 +8,9 @@ A task is a `Task` of functions that is registered in a file of its own, importe
      `__getitem__`, `take(places)` and a `protocol`, see `loraprune.data.Rows`), the collator that makes model inputs and `labels`
      of them, the processor that is saved beside the model, and the keys of config.json that the data decide (num_labels,
      id2label). It runs before weights are loaded, so that wrong data cost nothing.
-   - `judge(model, prepared, batch)` returns `Measured`: metric, value, standard error, what else was measured, protocol. The
-     metric is the name of the entry in report.json.
+   - `judge(model, prepared, batch)` returns `Measured`: metric, value, standard error, what else was measured, protocol, and
+     where the value is a ratio over rows its sums and counts, by which two models are paired. The metric is the name of the
+     entry in report.json.
    - `probe(config, rows, tokens)` returns fixed random inputs, on which masked, sliced and reloaded model are compared and that
      are timed. Whatever forward needs besides tensors, such as `use_cache=False`, is in it.
    - `predictions(logits, labels)` returns the logits that the loss compares with labels: what `--teacher` imitates.
