@@ -109,7 +109,7 @@ def test_a_block_whose_activations_are_no_numbers_ends_the_run() -> None:
         fit_blocks_(model, groups, [groups[0].name], trace, rows(), weight_scales(model, groups), steps=400, seed=0)
 
 
-@pytest.mark.parametrize("criterion", ["gate", "gradient", "wanda"])
+@pytest.mark.parametrize("criterion", ["gate", "gradient", "taylor"])
 def test_learning_blocks_add_nothing_to_the_scores(criterion: str) -> None:
     """A criterion that watches forward and backward passes must not see those of a block on its own."""
     found = []
