@@ -20,6 +20,8 @@ from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
 
+ROWS_AT_A_TIME = 8
+"""rows that a trace is taken of in one pass"""
 DAMPING = 0.1
 """ridge added to the second moments, as a fraction of their mean diagonal; docs/log.md compares values"""
 
@@ -45,24 +47,32 @@ class Trace:
     """What every reading projection gives for some rows, kept on the CPU: it is as large as a model's activations."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
-        self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {}
         rows = on_device(model, rows)
         self.present = present_tokens(rows)
-        run(model, rows, [
-            find_module(model, span.module).register_forward_hook(self._keeper(span.module, group.stream))
-            for group in groups
-            for span in consumers(group)
-        ])  # fmt: skip
-
-    def _keeper(self, path: str, stream: Stream) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            if path in self.outputs:
+        parts: dict[str, list[Tensor]] = {span.module: [] for group in groups for span in consumers(group)}
+        for start in range(0, len(next(iter(rows.values()))), ROWS_AT_A_TIME):
+            some = {name: values[start : start + ROWS_AT_A_TIME] for name, values in rows.items()}
+            there, calls = present_tokens(some), len(parts[next(iter(parts))]) + 1
+            run(model, some, [
+                find_module(model, span.module).register_forward_hook(_keeper(parts[span.module], there[group.stream]))
+                for group in groups
+                for span in consumers(group)
+            ])  # fmt: skip
+            if shared := [path for path, kept in parts.items() if len(kept) > calls]:
                 raise ConfigError(
-                    f"--compensate: {path!r} is used by several layers, each of which would need weights of its own: leave it out"
+                    f"--compensate, --local: {shared[0]!r} is used by several layers, each of which would need weights of its own: "
+                    "leave them out"
                 )
-            self.outputs[path] = output.flatten(0, -2)[self.present[stream]].cpu()
+        self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {
+            path: torch.cat(kept) for path, kept in parts.items()
+        }
 
-        return keep
+
+def _keeper(kept: list[Tensor], present: Tensor | slice) -> Callable[[nn.Module, Any, Tensor], None]:
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        kept.append(output.flatten(0, -2)[present].cpu())
+
+    return keep
 
 
 def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
