@@ -24,6 +24,15 @@ def build(variant: str) -> tuple[PeftModel, tuple[Group, ...]]:
     return with_lora(tiny_model(variant)).double(), find_groups(tiny_config(variant))
 
 
+def fixed(model: PeftModel) -> PeftModel:
+    """Return a model in training, as criteria watch it, but for batch norm: its statistics stay."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
 def batch() -> dict[str, Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in image_batch().items()}
 
@@ -81,7 +90,7 @@ def test_the_gradient_criterion_sees_the_true_gradient_of_a_kernel(variant: str)
     weights: dict[str, Any] = {path: projection(model, path).layer.weight for path in linear_paths(groups)}
     for weight in weights.values():
         weight.requires_grad_()
-    model.eval()(**batch()).loss.backward()
+    fixed(model)(**batch()).loss.backward()
     entries = {}
     for path, weight in weights.items():
         merged = projection(model, path).merged_rows(0, weight.shape[0]).view(weight.shape)
@@ -108,12 +117,12 @@ def test_the_gate_of_a_channel_stands_before_all_that_read_it(variant: str) -> N
                 return (x * gate.view(shape), *args[1:])
 
             handles.append(find_module(model, span.module).register_forward_pre_hook(multiply))
-    model.eval()(**batch()).loss.backward()
+    fixed(model)(**batch()).loss.backward()
     for handle in handles:
         handle.remove()
     model.zero_grad()
     scorer = scorer_of("gate", model, groups)
-    model.eval()(**batch()).loss.backward()
+    fixed(model)(**batch()).loss.backward()
     found = scorer.collect()
     for group in groups:
         gradient = gates[group.name].grad
