@@ -23,10 +23,8 @@ from loraprune.groups import Group
 from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
+from loraprune.output import output_problem
 from loraprune.shell import save_tensors
-
-OUR_FILES = ("report.json", "plan.json", "export.json")
-"""a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int] | None:
@@ -148,12 +146,9 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         CheckpointError: if `output` exists and may not be replaced, or its parent cannot be written.
     """
-    if output.exists() and not overwrite:
-        raise CheckpointError(f"--output {output} exists: choose another folder, or give --overwrite")
-    if output.exists() and not _is_ours(output):
-        raise CheckpointError(
-            f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
-        )
+    problem = output_problem(str(output), overwrite=overwrite)
+    if problem:
+        raise CheckpointError(problem)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -169,11 +164,6 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         _take_place(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
-    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
 
 
 def _take_place(new: Path, output: Path) -> None:

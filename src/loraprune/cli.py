@@ -16,9 +16,12 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from loraprune import recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.errors import ConfigError, LoraPruneError, VerificationError, nearest
+from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
+from loraprune.folder import lies_here
 
 USAGE = 2
+LONGEST = 2000
+"""characters of a message; a value that is quoted in it may be a whole file"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,13 @@ def run(arguments: Sequence[str]) -> None:
     for name in ("config", "recipe", "json", "debug"):
         values.pop(name, None)
     command = COMMANDS[verb]
-    result = call(command.function, command.options(**values))
+    try:
+        options = command.options(**values)
+    except ConfigError as error:
+        # The files are looked at all the same, so that everything wrong is told at once.
+        here = any(lies_here(values.get(name)) for name in ("model", "against", "data", "eval"))
+        raise ConfigError(*error.args, *(call("inputs:local_problems", verb, values) if here else [])) from None
+    result = call(command.function, options)
     if parsed[verb].json:
         print(json.dumps(result.values, indent=1))
     else:
@@ -180,14 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraPruneError as error:
         if debug:
             raise
-        print(f"loraprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        for problem in problems_of(error):
+            print(f"loraprune: error: {_line(problem)}", file=sys.stderr)
         return 1 if isinstance(error, VerificationError) else USAGE
     except Exception as error:
         if debug:
             raise
-        print(
-            f"loraprune: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
-            file=sys.stderr,
-        )
+        print(f"loraprune: failed: {type(error).__name__}: {_line(str(error))} (--debug shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def _line(message: str) -> str:
+    """Return a message as one line that a terminal can show, without anything secret."""
+    printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(message.split()))
+    return hide_secrets(printable)[:LONGEST]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import ConfigError
 from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, failed
+from loraprune.output import output_problem
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
@@ -171,7 +171,6 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
         """Return one sentence for every option that is wrong."""
         checks = [
             (bool(self.data), "--data is empty: name a file, a folder or a hub id"),
-            (bool(self.output), "--output is empty: name a folder to write"),
             (
                 self.steps is None or self.steps >= self.least_steps,
                 f"--steps {self.steps}: at least {self.least_steps} is needed",
@@ -182,10 +181,8 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions):
             (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
         ]
-        found = [*super().problems(), *failed(*checks)]
-        if Path(self.output).exists() and not self.overwrite:
-            found.append(f"--output {self.output} exists: choose another folder, or give --overwrite")
-        return found
+        problem = output_problem(self.output, overwrite=self.overwrite)
+        return [*super().problems(), *failed(*checks), *([problem] if problem else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

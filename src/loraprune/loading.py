@@ -29,11 +29,14 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
+from loraprune.folder import check_folder, check_weights
 from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
+DESCRIBED_AT_MOST = 4
+"""a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
 
 @contextmanager
@@ -54,19 +57,13 @@ def resolve(model: str) -> str:
     """Return the folder of the embedded model for `demo`, and check that a folder can be a model.
 
     Raises:
-        CheckpointError: for a folder that is missing, empty, or without a configuration.
+        CheckpointError: for a folder that is missing, or not fit to be opened.
     """
     if model == DEMO:
         return str(files("loraprune") / "demo" / "model")
-    path = Path(model)
-    if path.is_dir():
-        if not any(path.iterdir()):
-            raise CheckpointError(
-                f"--model {model}: the folder is empty; name one with config.json and model.safetensors"
-            )
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"--model {model}: no config.json in the folder; save the model with save_pretrained")
-    elif path.is_file():
+    if os.path.isdir(model):  # unlike Path.is_dir, no error for a name that is too long
+        check_folder(Path(model))
+    elif os.path.isfile(model):
         raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
@@ -99,7 +96,10 @@ def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
     with quiet(), _clear_errors(str(model)):
         folder = resolve(str(model))
         _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
-        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to name the tensor in our own words
+        if os.path.isdir(folder):
+            _check_size(folder, trust_remote_code=bool(options.get("trust_remote_code")))
+        # Pickles are never read; the last two are there to name the tensor in our own words.
+        strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(folder, **(options | strict))
     loaded, info = loaded_and_info
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
@@ -111,6 +111,22 @@ def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
             )
     result: PreTrainedModel = loaded
     return result
+
+
+def _check_size(folder: str, *, trust_remote_code: bool) -> None:
+    """Check that weights are about as many as the configuration says: memory would be taken for all it says.
+
+    Raises:
+        CheckpointError: if they are not, or are no whole safetensors files.
+    """
+    stored = check_weights(Path(folder))
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        described = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
+    if described > DESCRIBED_AT_MOST * stored:
+        raise CheckpointError(
+            f"--model {folder}: config.json describes {described:,} parameters, the weights have {stored:,}: it is another model's"
+        )
 
 
 def _register(folder: str, **hub_options: Any) -> None:
@@ -189,7 +205,7 @@ def _clear_errors(model: str) -> Iterator[None]:
         yield
     except LoraPruneError:
         raise
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError, RecursionError) as error:
         raise CheckpointError(
             f"--model {model}: a file is torn or malformed ({_first_line(error)}); download it again"
         ) from None
@@ -201,7 +217,7 @@ def _clear_errors(model: str) -> Iterator[None]:
             f"--model {model}: cannot be loaded{offline}: {_first_line(error)}; name a folder with config.json, "
             "model.safetensors and tokenizer files, or a hub id that this machine can reach"
         ) from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a damaged configuration makes the libraries raise nearly anything
         text = _first_line(error)
         if "trust_remote_code" in str(error):
             raise ConfigError(
@@ -217,7 +233,9 @@ def _clear_errors(model: str) -> Iterator[None]:
             raise UnsupportedModelError(
                 f"--model {model}: {text}; docs/add-a-family.md shows how to add a family"
             ) from None
-        raise CheckpointError(f"--model {model}: {text}") from None
+        raise CheckpointError(
+            f"--model {model}: transformers cannot read it ({type(error).__name__}: {text}); check config.json and the tokenizer files"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

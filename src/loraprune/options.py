@@ -6,10 +6,10 @@ Knows nothing about torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from loraprune.errors import ConfigError
+from loraprune.errors import SECRET, ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -24,7 +24,13 @@ class Options:
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        return []
+        # Options are written to run.yaml and the model card.
+        texts = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(getattr(self, one.name), str)}
+        return [
+            f"--{name}: it holds a token or password; give a token in the variable HF_TOKEN, which is never written down"
+            for name, text in texts.items()
+            if SECRET.search(text)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,4 +113,4 @@ def failed(*checks: tuple[bool, str]) -> list[str]:
 def raise_all(problems: list[str]) -> None:
     """Raise one ConfigError that lists every problem."""
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError(*problems)

@@ -23,14 +23,17 @@ from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import Collator, Data, check_vocabulary, draw_rows, load_data
 from loraprune.distillation import make_teacher
+from loraprune.errors import Findings
 from loraprune.evaluate import perplexity
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.inputs import NEEDS, check_model, check_text
 from loraprune.loading import choose_device, choose_dtype, embedding_rows, load_config, load_model, load_tokenizer
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner, goal_counts, make_space
 from loraprune.report import Quality, Report, Training, make_report, write_folder
+from loraprune.shell import empty_model
 from loraprune.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.surgery import check_groups
 from loraprune.train import TrainingBar, train
@@ -67,29 +70,65 @@ class Job:
     dense_parameters: int
 
 
+def check_job(
+    config: PruneConfig | FinetuneConfig,
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, Data]:
+    """Check everything that a run is given, and return what of it is loaded without the weights.
+
+    Raises:
+        LoraPruneError: for everything that is wrong, at once.
+    """
+    pruning, trust, found = config.pruning(), config.trust_remote_code, Findings()
+    with found.check():
+        criteria.get(pruning.criterion)
+    with found.check():
+        choose_device(config.device)
+    check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
+    if found.errors:
+        for option, text in (("data", config.data), ("eval", config.eval)):
+            if text:
+                check_text(option, text, found)
+        found.raise_all()
+    original = load_config(config.model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
+    with found.check():
+        shell, groups = empty_model(original), find_groups(original)
+        check_groups(shell, groups)
+        check_vocabulary(tokenizer, embedding_rows(shell))
+        if pruning.sparsity:
+            check_sparsity(shell, groups, pruning)
+        elif isinstance(config, PruneConfig):
+            goal_counts(make_space(shell, groups, pruning), pruning, model_parameters=shell.num_parameters())
+    with found.check():
+        length = min(config.length, original.max_position_embeddings)
+        data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
+        data = replace(data, train=draw_rows(data.train, config.rows, seed=config.seed))
+    found.raise_all()
+    return original, tokenizer, data
+
+
 def load_job(config: PruneConfig | FinetuneConfig) -> Job:
-    """Load model, tokenizer and data, and find out now whatever could fail after the training."""
-    pruning = config.pruning()
-    criteria.get(pruning.criterion)
+    """Check and load model, tokenizer and data."""
+    trust = config.trust_remote_code
+    original, tokenizer, data = check_job(config)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    original = load_config(config.model, trust_remote_code=config.trust_remote_code)
-    find_groups(original)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    model = load_model(config.model, device=device, dtype=choose_dtype(config.dtype, device), trust_remote_code=trust)
     groups = find_groups(model.config)
     check_groups(model, groups)
-    if pruning.sparsity:
-        check_sparsity(model, groups, pruning)
-    elif isinstance(config, PruneConfig):
-        goal_counts(make_space(model, groups, pruning), pruning, model_parameters=model.num_parameters())
-    check_vocabulary(tokenizer, embedding_rows(model))
-    length = min(config.length, model.config.max_position_embeddings)
-    data = load_data(config.data, tokenizer, length=length, held_out=config.eval)
-    data = replace(data, train=draw_rows(data.train, config.rows, seed=config.seed))
     dense_config = copy.deepcopy(model.config)
     stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
-    return Job(config, device, dtype, stored, model, tokenizer, data, groups, dense_config, model.num_parameters())
+    return Job(
+        config,
+        device,
+        choose_dtype(config.dtype, device),
+        stored,
+        model,
+        tokenizer,
+        data,
+        groups,
+        dense_config,
+        model.num_parameters(),
+    )
 
 
 def prune(config: PruneConfig) -> Report:

@@ -25,8 +25,9 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"), quiet():
         try:
             model = AutoModelForCausalLM.from_config(config)
-        except ValueError as error:
-            raise CheckpointError(f"config.json: {error}") from None
+        except Exception as error:  # a damaged configuration makes the libraries raise nearly anything
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"config.json: no model can be made of it ({type(error).__name__}: {text})") from None
     assert isinstance(model, PreTrainedModel)
     return model
 

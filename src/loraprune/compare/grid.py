@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser
 
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.errors import ConfigError, nearest
+from loraprune.errors import ConfigError, nearest, problems_of
 from loraprune.recipes import recipe
 
 RUN = "run"
@@ -103,7 +103,8 @@ def expand(
         try:
             cells.append(_cell(labels, {**base, **changes, **combination}, baselines))
         except ConfigError as error:
-            refused.setdefault(str(error), []).append(recipe_name(labels))
+            for problem in problems_of(error):
+                refused.setdefault(problem, []).append(recipe_name(labels))
     for message, names in refused.items():
         others = f" (and {len(names) - 1} more cells)" if len(names) > 1 else ""
         problems.append(f"{names[0]}{others}: {message}".removeprefix(": "))
