@@ -18,6 +18,7 @@ from loraprune import recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
 from loraprune.folder import lies_here
+from loraprune.runfile import check_config_file
 
 USAGE = 2
 LONGEST = 2000
@@ -114,8 +115,12 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if not arguments:
         parser.print_help()
         raise SystemExit(USAGE)
+    normal = normalise(arguments)
+    for argument in normal:
+        if argument.startswith("--config="):
+            check_config_file(argument.partition("=")[2])
     try:
-        return parser.parse_args(normalise(arguments))
+        return parser.parse_args(normal)
     except argparse.ArgumentError as error:
         raise ConfigError(explain(str(error), arguments[0])) from None
 

@@ -157,7 +157,7 @@ def load_model(
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
-    with quiet(), _clear_errors(model):
+    with quiet(), _clear_errors(model, "its tokenizer"):
         _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
@@ -199,7 +199,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
 
 
 @contextmanager
-def _clear_errors(model: str) -> Iterator[None]:
+def _clear_errors(model: str, what: str = "it") -> Iterator[None]:
     """Turn what the libraries raise for a bad checkpoint into one sentence."""
     try:
         yield
@@ -234,7 +234,7 @@ def _clear_errors(model: str) -> Iterator[None]:
                 f"--model {model}: {text}; docs/add-a-family.md shows how to add a family"
             ) from None
         raise CheckpointError(
-            f"--model {model}: transformers cannot read it ({type(error).__name__}: {text}); check config.json and the tokenizer files"
+            f"--model {model}: transformers cannot read {what} ({type(error).__name__}: {text}); check config.json and the tokenizer files"
         ) from None
 
 

@@ -20,6 +20,10 @@ class Options:
     """Base of all options: checked as a whole when made, each part adding what it finds wrong."""
 
     def __post_init__(self) -> None:
+        # YAML's null is let through by the parser; the checks below take what the types say for granted.
+        given = {one.name: one for one in fields(self) if getattr(self, one.name) is None}
+        empty = [name for name, one in given.items() if one.default is not None]
+        raise_all([f"--{name} null: a value is needed; leave the line out for the default" for name in empty])
         raise_all(self.problems())
 
     def problems(self) -> list[str]:
