@@ -84,7 +84,10 @@ def try_case(good: Path, number: int, *, seed: int, seconds: float = SECONDS) ->
         kind, command, how, line = spoil(root, number, draw)
         before, began, code, lost = content(root), time.perf_counter(), None, ""
         out, err = io.StringIO(), io.StringIO()
-        handlers, logging.getLogger().handlers = logging.getLogger().handlers, []  # the command makes one for this stderr
+        handlers, logging.getLogger().handlers = (
+            logging.getLogger().handlers,
+            [],
+        )  # the command makes one for this stderr
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), time_limit(seconds):
                 code = cli.main(line)

@@ -160,6 +160,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     with quiet(), _clear_errors(model, "its tokenizer"):
         _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:

@@ -30,13 +30,15 @@ def check_config_file(name: str) -> None:
             raise ConfigError(f"--config {name}: no such file; name a YAML file such as a run.yaml")
         if os.path.getsize(name) > LARGEST:
             raise ConfigError(f"--config {name}: larger than {LARGEST:,} bytes; name a YAML file such as a run.yaml")
-        node = yaml.compose(Path(name).read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        text = Path(name).read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"--config {name}: it holds no options; write one a line, such as `ratio: 0.5`")
         if _size(node, {}) > LARGEST:
             raise ConfigError(
                 f"--config {name}: its aliases stand for over {LARGEST:,} values; write out what is needed"
             )
+        yaml.safe_load(text)  # refuses tags that name Python objects
         found = next((key for key in _keys(node, set()) if key in CLASSES), None)
         if found:
             raise ConfigError(f"--config {name}: {found!r} would name Python code to run; only plain values are read")
