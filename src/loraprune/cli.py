@@ -18,6 +18,7 @@ from loraprune import recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
 from loraprune.folder import lies_here
+from loraprune.options import null_problems
 from loraprune.runfile import check_config_file
 
 USAGE = 2
@@ -166,6 +167,9 @@ def run(arguments: Sequence[str]) -> None:
         values.pop(name, None)
     command = COMMANDS[verb]
     try:
+        empty = null_problems(command.options, values)
+        if empty:
+            raise ConfigError(*empty.values())
         options = command.options(**values)
     except ConfigError as error:
         # The files are looked at all the same, so that everything wrong is told at once.

@@ -6,6 +6,7 @@ Knows nothing about torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -20,10 +21,6 @@ class Options:
     """Base of all options: checked as a whole when made, each part adding what it finds wrong."""
 
     def __post_init__(self) -> None:
-        # YAML's null is let through by the parser; the checks below take what the types say for granted.
-        given = {one.name: one for one in fields(self) if getattr(self, one.name) is None}
-        empty = [name for name, one in given.items() if one.default is not None]
-        raise_all([f"--{name} null: a value is needed; leave the line out for the default" for name in empty])
         raise_all(self.problems())
 
     def problems(self) -> list[str]:
@@ -107,6 +104,15 @@ class AdapterOptions(Options):
                 (0 <= self.seed < 2**32, f"--seed {self.seed}: a whole number from 0 to 2^32 - 1 is needed"),
             ),
         ]
+
+
+def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str, str]:
+    """Return option -> sentence for every null of a YAML file where the option needs a value: the parser lets it through."""
+    return {
+        one.name: f"--{one.name} null: a value is needed; leave the line out for the default"
+        for one in fields(kind)
+        if one.name in values and values[one.name] is None and one.default is not None
+    }
 
 
 def failed(*checks: tuple[bool, str]) -> list[str]:

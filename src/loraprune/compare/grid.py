@@ -174,6 +174,9 @@ def _name_problem(place: str, name: str) -> str | None:
 def _typed(place: str, name: str, values: Iterable[Any], problems: list[str]) -> Iterator[Any]:
     """Yield the values that an option can have, as the command line would read them."""
     for value in values:
+        if value is None and OPTIONS[name].default is not None:
+            problems.append(f"{place}: a value is needed, not null")
+            continue
         try:
             yield _reader(name).parse_object({name: value})[name]
         except argparse.ArgumentError as error:
