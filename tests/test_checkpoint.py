@@ -86,7 +86,11 @@ def test_an_output_that_cannot_be_written_is_known_beforehand(
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", overwrite=False) as folder:
-        (folder / "part").touch()
-        raise RuntimeError
+    def write() -> None:
+        with new_folder(tmp_path / "out", overwrite=False) as folder:
+            (folder / "part").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
     assert list(tmp_path.iterdir()) == []
