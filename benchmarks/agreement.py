@@ -26,7 +26,7 @@ from loraprune.compare.correlation import spearman
 from loraprune.config import FinetuneConfig
 from loraprune.criteria import criteria
 from loraprune.groups import Group
-from loraprune.pipeline import load_job
+from loraprune.job import load_job
 from loraprune.scoring import make_scorer
 from loraprune.train import train
 

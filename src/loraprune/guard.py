@@ -107,7 +107,7 @@ class GuardedTrainer(Trainer):
         self._guard = guard
         self._last = torch.zeros((), device=self.args.device)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
         loss = super().training_step(model, inputs, *arguments, **options)
         self._guard.see(loss)

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from loraprune.benchmark import compare_speed
+from loraprune.errors import Findings
 from loraprune.families import positions
+from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_model, load_with_head, resolve
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.settings import BenchmarkConfig, EvaluateConfig
@@ -37,10 +41,10 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     Raises:
         LoraPruneError: for anything wrong with models or data.
     """
-    device = choose_device(options.device)
+    device, names = _check("evaluate", options)
     dtype = choose_dtype(options.dtype, device)
     results = {}
-    for name in filter(None, (options.against, options.model)):
+    for name in names:
         config = load_config(name, trust_remote_code=options.trust_remote_code)
         task = choose_task(config, options.task, data=options.data)
         prepared = task.prepare(
@@ -60,9 +64,8 @@ def benchmark(options: BenchmarkConfig) -> Speed:
     Raises:
         LoraPruneError: for anything wrong with the models.
     """
-    device = choose_device(options.device)
+    device, names = _check("benchmark", options)
     dtype = choose_dtype(options.dtype, device)
-    names = [name for name in (options.against, options.model) if name]
     models = {
         name: load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
         for name in names
@@ -77,3 +80,17 @@ def benchmark(options: BenchmarkConfig) -> Speed:
         folders={name: Path(resolve(name)) for name in names if Path(resolve(name)).is_dir()},
     )
     return Speed(compared.to_json())
+
+
+def _check(command: str, options: EvaluateConfig | BenchmarkConfig) -> tuple[torch.device, list[str]]:
+    """Look at everything that is given; return the device and the models, the reference first."""
+    found, device = Findings(), torch.device("cpu")
+    names = list(dict.fromkeys(name for name in (options.against, options.model) if name))
+    with found.check():
+        device = choose_device(options.device)
+    for name in names:
+        check_model(name, NEEDS[command], found, trust_remote_code=options.trust_remote_code)
+        if isinstance(options, EvaluateConfig):
+            check_data(name, None, options.data, found, task=options.task, trust_remote_code=options.trust_remote_code)
+    found.raise_all()
+    return device, names

@@ -99,11 +99,11 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
 
 
 def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, list[int]]]:
-    """Return for every tensor of a dense model that the plan cuts, dimension by dimension, the entries that stay."""
+    """Return for every frozen tensor that the plan cuts, dimension by dimension, the entries that stay."""
     entries: dict[str, dict[int, list[int]]] = {}
     for group in groups:
         for (path, side), spans in sides(group).items():
-            for cut in cuts(find_module(model, path), side):
+            for cut in cuts(base_layer(find_module(model, path)), side):
                 size = cut.tensor.shape[cut.dim]
                 dims = entries.setdefault(f"{path}.{cut.name}", {})
                 dims[cut.dim] = kept_entries(size, spans, group.units, plan.kept[group.name])

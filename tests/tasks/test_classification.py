@@ -14,8 +14,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from loraprune.adapters import attach_lora
 from loraprune.config import FinetuneConfig
+from loraprune.guard import StepGuard
+from loraprune.job import load_job
 from loraprune.loading import load_with_head
-from loraprune.pipeline import load_job
+from loraprune.resume.keeper import Keeper
 from loraprune.tasks.sequence_classification import is_head
 from loraprune.train import train
 from tests.cli.cases import refused, run
@@ -197,9 +199,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path, tmp_pa
         )  # fmt: skip
         job = load_job(config)
         adapted = attach_lora(job.model, job.groups, rank=4, alpha=8.0, dropout=0.0, seed=0, whole=job.new)
-        callback = Norms()
+        callback, guard = Norms(), StepGuard()
+        keeper = Keeper(tmp_path, {}, every=None, parts=[guard], guard=guard)
         train(
-            adapted, job.data.training, job.data.collator, config=config, task=job.task, callbacks=[callback], device=job.device
+            adapted, job.data, config=config, task=job.task, callbacks=[guard, callback], device=job.device, keeper=keeper
         )  # fmt: skip
         norms += callback.found
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
