@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from loraprune.adapters import find_module
 from loraprune.checkpoint import storable_kinds
-from loraprune.compensation import compensate_
+from loraprune.compensation import Trace, compensate_
 from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
@@ -29,7 +29,7 @@ def test_albert_has_the_groups_of_the_weights_that_there_are() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_unit_that_all_layers_read_has_one_gate(accumulate: int) -> None:
-    model = with_lora(tiny_model("albert", layers=3))
+    model = with_lora(tiny_model("albert", layers=3)).train()
     groups = find_groups(tiny_config("albert", layers=3))
     batch, group = EVERY["albert"].batch(), find_groups(tiny_config("albert", layers=3))[1]
     config = LoRAPruneConfig(criterion="gate")
@@ -54,12 +54,12 @@ def test_a_unit_that_all_layers_read_has_one_gate(accumulate: int) -> None:
 
 def test_shared_projections_cannot_be_refitted_to_each_layer() -> None:
     model, groups = with_lora(tiny_model("albert", layers=3)), find_groups(tiny_config("albert", layers=3))
-    kept = {group.name: list(range(group.units // 2)) for group in groups}
+    kept, inputs = {group.name: list(range(group.units // 2)) for group in groups}, EVERY["albert"].inputs()
     with pytest.raises(ConfigError, match="used by several layers"):
-        compensate_(model, groups, kept, EVERY["albert"].inputs())
+        compensate_(model, groups, kept, Trace(model, groups, inputs), inputs)
     alone, config = with_lora(tiny_model("bert")), tiny_config("bert")
-    kept = {group.name: list(range(group.units // 2)) for group in find_groups(config)}
-    compensate_(alone, find_groups(config), kept, EVERY["bert"].inputs())
+    kept, inputs = {group.name: list(range(group.units // 2)) for group in find_groups(config)}, EVERY["bert"].inputs()
+    compensate_(alone, find_groups(config), kept, Trace(alone, find_groups(config), inputs), inputs)
 
 
 @pytest.mark.parametrize("variant", ENCODERS)
