@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,28 @@ def not_finite(path: Path, draw: random.Random) -> str:
     data[place : place + 4] = struct.pack("<f", value)
     path.write_bytes(bytes(data))
     return f"a weight is {value}"
+
+
+def _entries(change: Callable[[list[Path], random.Random], object], words: str) -> Damage:
+    """Return a damage of a folder of folders; `change` gets them in order."""
+
+    def damage(path: Path, draw: random.Random) -> str:
+        change(sorted(path.iterdir()), draw)
+        return words
+
+    return damage
+
+
+FOLDER: tuple[Damage, ...] = (
+    _entries(lambda found, _: [shutil.rmtree(folder) for folder in found], "no class is left"),
+    _entries(lambda found, _: [file.unlink() for file in found[0].iterdir()], "a class is empty"),
+    _entries(lambda found, _: found[1].rename(found[1].with_name("purple")), "a class has another name"),
+    _entries(lambda found, _: [shutil.rmtree(folder) for folder in found[1:]], "one class is left"),
+    _entries(lambda found, _: (found[0] / "notes.txt").write_text("words"), "a text among the images"),
+    _entries(lambda found, _: (found[0] / "words.png").write_text("words"), "a text called .png"),
+    _entries(lambda found, _: (found[0].parent / "stray.png").touch(), "a file among the classes"),
+    _entries(lambda found, _: (found[0] / "more.png").mkdir(), "a folder called .png"),
+    _entries(lambda found, draw: (found[0] / "5.jpg").write_bytes(draw.randbytes(500)), "a binary called .jpg"),
+    _entries(lambda found, _: (found[0] / "0.png").rename(found[0] / ".0.png"), "an image is hidden"),
+    _entries(lambda found, _: [found[0].rename(found[0].with_name("train")), found[1].rename(found[1].with_name("test"))], "splits"),
+)  # fmt: skip

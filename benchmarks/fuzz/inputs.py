@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import yaml
-from benchmarks.fuzz.damage import BYTES, ODD_VALUES, TEXT, Damage, header, not_finite, rows, tree
+from benchmarks.fuzz.damage import BYTES, FOLDER, ODD_VALUES, TEXT, Damage, header, not_finite, rows, tree
 from safetensors.torch import save_file
+from tests.images.conftest import CLASSES, write_images
 from tests.samples import save_tiny, tiny_llama, write_text
+from tests.tasks.cases import reviews, word_tokenizer, write_csv
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from loraprune import cli
 from loraprune.families import find_groups
@@ -53,39 +63,92 @@ def make_good(root: Path) -> None:
     grid = {"grid": {"ratio": [0.2, 0.5], "seed": [0, 1]}, "runs": {"a": {"criterion": "lora"}, "b": {"recipe": "best"}},
             "baselines": ["finetune"], "reference": "a", "steps": 2}  # fmt: skip
     (root / "grid.yaml").write_text(yaml.safe_dump(grid), encoding="utf-8")
+    make_labelled(root)
+    make_images(root)
 
 
-KINDS: Mapping[str, tuple[str, tuple[Damage, ...], tuple[str, ...]]] = {
-    "config.json": ("model/config.json", (*TEXT, *[tree] * 14), ("inspect", "plan", "prune", "evaluate", "export")),
-    "tokenizer": ("model/tokenizer.json", (*TEXT, *[tree] * 8), ("prune", "evaluate")),
-    "tokenizer_config": ("model/tokenizer_config.json", (*TEXT, *[tree] * 8), ("finetune", "evaluate")),
-    "weights": ("model/model.safetensors", (*BYTES, *[header] * 5, *[not_finite] * 3), ("prune", "evaluate", "benchmark", "export")),
-    "plan.json": ("model/plan.json", (*TEXT, *[tree] * 8), ("export",)),
-    "run.yaml": ("run.yaml", (*TEXT, *[tree] * 12), ("prune", "finetune", "plan")),
-    "grid.yaml": ("grid.yaml", (*TEXT, *[tree] * 12), ("compare",)),
-    "scores": ("scores.safetensors", (*BYTES, *[header] * 4, *[not_finite] * 4), ("prune", "plan")),
-    "txt": ("text.txt", TEXT, ("prune", "evaluate")),
-    "jsonl": ("text.jsonl", (*TEXT, *[rows] * 6), ("prune", "evaluate")),
-    "chat": ("chat.jsonl", (*TEXT, *[rows] * 10), ("finetune", "evaluate")),
-    "csv": ("text.csv", TEXT, ("prune", "evaluate")),
-    "parquet": ("text.parquet", BYTES, ("prune", "evaluate")),
+def make_labelled(root: Path) -> None:
+    """Write a classifier of texts, reviews with their labels, and a folder as GLUE's archive has it."""
+    tokenizer = word_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, id2label={0: "bad", 1: "good"},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(root / "classifier")
+    tokenizer.save_pretrained(root / "classifier")
+    labelled = reviews(40)
+    write_csv(root / "labelled.csv", labelled)
+    datasets.Dataset.from_list(labelled).to_json(root / "labelled.jsonl")
+    (root / "SST-2").mkdir()
+    lines = [f"{row['text']}\t{int(row['label'] == 'good')}" for row in labelled]
+    for name, part in (("train", lines[:30]), ("dev", lines[30:])):
+        (root / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part, ""]), encoding="utf-8")
+
+
+def make_images(root: Path) -> None:
+    """Write a classifier of images and folders of images for its classes."""
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+        id2label=dict(enumerate(CLASSES)),
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(root / "seeing")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "seeing")
+    write_images(root / "images", each=4)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input."""
+
+    file: str
+    damages: tuple[Damage, ...]
+    commands: tuple[str, ...]
+    """those that read it"""
+    data: str = "text.txt"
+    model: str = "model"
+
+
+JUDGED = ("prune", "evaluate")
+LABELLED, SEEING = {"model": "classifier"}, {"model": "seeing", "data": "images"}
+KINDS: Mapping[str, Kind] = {
+    "config.json": Kind("model/config.json", (*TEXT, *[tree] * 14), ("inspect", "plan", "prune", "evaluate", "export")),
+    "tokenizer": Kind("model/tokenizer.json", (*TEXT, *[tree] * 8), JUDGED),
+    "tokenizer_config": Kind("model/tokenizer_config.json", (*TEXT, *[tree] * 8), ("finetune", "evaluate")),
+    "weights": Kind("model/model.safetensors", (*BYTES, *[header] * 5, *[not_finite] * 3), (*JUDGED, "benchmark", "export")),
+    "plan.json": Kind("model/plan.json", (*TEXT, *[tree] * 8), ("export",)),
+    "run.yaml": Kind("run.yaml", (*TEXT, *[tree] * 12), ("prune", "finetune", "plan")),
+    "grid.yaml": Kind("grid.yaml", (*TEXT, *[tree] * 12), ("compare",)),
+    "scores": Kind("scores.safetensors", (*BYTES, *[header] * 4, *[not_finite] * 4), ("prune", "plan")),
+    "txt": Kind("text.txt", TEXT, JUDGED),
+    "jsonl": Kind("text.jsonl", (*TEXT, *[rows] * 6), JUDGED, data="text.jsonl"),
+    "chat": Kind("chat.jsonl", (*TEXT, *[rows] * 10), ("finetune", "evaluate"), data="chat.jsonl"),
+    "csv": Kind("text.csv", TEXT, JUDGED, data="text.csv"),
+    "parquet": Kind("text.parquet", BYTES, JUDGED, data="text.parquet"),
+    "labelled csv": Kind("labelled.csv", TEXT, JUDGED, data="labelled.csv", **LABELLED),
+    "labelled jsonl": Kind("labelled.jsonl", (*TEXT, *[rows] * 10), JUDGED, data="labelled.jsonl", **LABELLED),
+    "GLUE": Kind("SST-2/train.tsv", TEXT, ("prune", "finetune", "compare"), data="SST-2", **LABELLED),
+    "classifier": Kind("classifier/config.json", (*TEXT, *[tree] * 14), ("inspect", *JUDGED), data="labelled.csv", **LABELLED),
+    "image": Kind(f"images/{CLASSES[0]}/0.png", BYTES, ("prune", "evaluate", "compare"), **SEEING),
+    "image folder": Kind("images", FOLDER, ("prune", "finetune", "evaluate"), **SEEING),
+    "preprocessor": Kind("seeing/preprocessor_config.json", (*TEXT, *[tree] * 10), JUDGED, **SEEING),
+    "seeing": Kind("seeing/config.json", (*TEXT, *[tree] * 14), ("inspect", "plan", *JUDGED), **SEEING),
 }  # fmt: skip
-"""kind of input -> file, ways to spoil it, commands that read it"""
-TEXTS = ("txt", "jsonl", "chat", "csv", "parquet")
+"""kind of input -> its file, ways to spoil it, commands that read it, and what else they are given"""
 
 
-def arguments(command: str, root: Path, *, text: str = "text.txt") -> dict[str, str]:
+def arguments(command: str, root: Path, *, model: str = "model", data: str = "text.txt") -> dict[str, str]:
     """Return good options of a command."""
-    model, data, output = ({"model": str(root / "model")}, {"data": str(root / text)}, {"output": str(root / "out")})
+    given = {"model": str(root / model)}
+    read, output = given | {"data": str(root / data)}, {"output": str(root / "out")}
     return {
-        "inspect": model,
-        "plan": model | {"ratio": "0.5"},
-        "prune": model | data | output | SHORT | {"criterion": "magnitude"},
-        "finetune": model | data | output | SHORT,
-        "evaluate": model | data | {"length": "16", "batch": "64", "device": "cpu"},
-        "benchmark": model | TIMING,
-        "export": model | output,
-        "compare": model | data | output | SHORT,
+        "inspect": given,
+        "plan": given | {"ratio": "0.5"},
+        "prune": read | output | SHORT | {"criterion": "magnitude"},
+        "finetune": read | output | SHORT,
+        "evaluate": read | {"length": "16", "batch": "64", "device": "cpu"},
+        "benchmark": given | TIMING,
+        "export": given | output,
+        "compare": read | output | SHORT,
         "demo": output | {"steps": "-1"},
     }[command]
 
@@ -106,14 +169,11 @@ def spoil(root: Path, number: int, draw: random.Random) -> tuple[str, str, str, 
         options |= chosen
         how = ", ".join(f"{name} = {value[:30]!r}" for name, value in chosen.items())
     else:
-        file, damages, commands = KINDS[kind]
-        command = draw.choice(commands)
-        options = arguments(
-            command,
-            root,
-            text=file if "/" not in file and kind in ("txt", "jsonl", "chat", "csv", "parquet") else "text.txt",
-        )
-        how = draw.choice(damages)(root / file, draw)
+        one = KINDS[kind]
+        command = draw.choice(one.commands)
+        options = arguments(command, root, model=one.model, data=one.data)
+        file = one.file
+        how = draw.choice(one.damages)(root / file, draw)
         if kind in ("run.yaml", "grid.yaml"):
             options = {"config": str(root / file)} | options
             options.pop("ratio", None)

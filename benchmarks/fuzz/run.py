@@ -16,11 +16,9 @@ import shutil
 import signal
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 from benchmarks.fuzz.inputs import make_good, spoil
@@ -50,6 +48,11 @@ class Outcome:
     error: str
     lost: str
     """why the case does not hold; empty if it does"""
+
+    @property
+    def end(self) -> str:
+        """Return how it ended, in words."""
+        return "lost" if self.lost else "refused" if self.code else "still good"
 
 
 @contextlib.contextmanager
@@ -116,26 +119,6 @@ def verdict(code: int | None, out: str, err: str, before: Mapping[str, bytes], a
     return f"left or changed {changed[:3]}" if changed else ""
 
 
-def summary(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Return counts by kind and everything that did not hold."""
-    by_kind: dict[str, Counter[str]] = {}
-    for one in outcomes:
-        end = "lost" if one.lost else {0: "still good", 2: "refused"}[one.code or 0]
-        by_kind.setdefault(one.kind, Counter())[end] += 1
-    return {
-        "cases": len(outcomes),
-        "lost": sum(bool(one.lost) for one in outcomes),
-        "refused": sum(one.code == 2 and not one.lost for one in outcomes),
-        "still_good": sum(one.code == 0 and not one.lost for one in outcomes),
-        "altered_weights_that_nobody_can_know": sum(one.kind == "weights" and one.code == 0 for one in outcomes),
-        "commands": dict(Counter(one.command for one in outcomes)),
-        "by_kind": {kind: dict(counts) for kind, counts in by_kind.items()},
-        "slowest_seconds": max(one.seconds for one in outcomes),
-        "not_held": [f"{number}: {one.command}, {one.kind}: {one.damage}: {one.lost}: {one.error}"
-                     for number, one in enumerate(outcomes) if one.lost],
-    }  # fmt: skip
-
-
 def outcomes_of(root: Path, cases: int, *, seed: int = 0, first: int = 0) -> Iterator[Outcome]:
     """Run cases below an empty folder; cells of a grid that is still good are not run."""
     good = root / "good"
@@ -151,13 +134,3 @@ def outcomes_of(root: Path, cases: int, *, seed: int = 0, first: int = 0) -> Ite
     finally:
         resource.setrlimit(resource.RLIMIT_AS, taken)
         compare_run.run_cells = cells
-
-
-def run(cases: int, seed: int, report: Callable[[int, Outcome], None]) -> dict[str, Any]:
-    """Run the first `cases` cases of a seed and return their summary."""
-    outcomes = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, one in enumerate(outcomes_of(Path(folder), cases, seed=seed)):
-            outcomes.append(one)
-            report(number, one)
-    return {"seed": seed, "seconds_allowed": SECONDS, **summary(outcomes)}

@@ -55,7 +55,7 @@ def clear_errors(model: str, what: str = "the model") -> Iterator[None]:
                 f"--model {model}: {text}; docs/add-a-family.md shows how to add a family"
             ) from None
         raise CheckpointError(
-            f"--model {model}: transformers cannot read {what} ({type(error).__name__}: {text}); check config.json and the tokenizer files"
+            f"--model {model}: transformers cannot read {what} ({type(error).__name__}: {text}); check its files"
         ) from None
 
 

@@ -45,13 +45,20 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
             raise CheckpointError("it holds an adapter (adapter_config.json); merge it into its base model first")
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
-        layers = read_json(folder / CONFIG).get("num_hidden_layers")
-        if isinstance(layers, int) and not 0 < layers <= LAYERS:
-            raise CheckpointError(f"config.json is invalid (num_hidden_layers {layers}); take that of the model")
+        for key, value in read_json(folder / CONFIG).items():
+            if not _is_sensible(key, value):
+                raise CheckpointError(f"config.json is invalid ({key} {value}); take that of the model")
         if (folder / TOKENIZER_CONFIG).is_file():
             for key, value in read_json(folder / TOKENIZER_CONFIG).items():
                 if key.endswith("_file") and isinstance(value, str):
                     _inside(TOKENIZER_CONFIG, value)
+
+
+def _is_sensible(key: str, value: object) -> bool:
+    """Say whether a model can have such a configuration, as far as its classes do not look themselves."""
+    if not isinstance(value, int | float):
+        return True
+    return 0 < value <= LAYERS if key == "num_hidden_layers" else "drop" not in key or 0 <= value <= 1
 
 
 def check_weights(folder: Path, *, option: str = "--model") -> int:

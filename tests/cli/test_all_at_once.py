@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from loraprune import export, job, judge
 from loraprune.compare import run
 from tests.cli.cases import Case, refused
+from tests.images.conftest import save_classifier, write_images
+from tests.tasks.cases import save_bert
 
 BAD_TEXT = '{"text": "one"}\n{"te\n'
 
@@ -118,3 +121,44 @@ def test_the_demo(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
     case.output.mkdir()
     arguments = ["demo", "--output", str(case.output), "--ratio", "3", "--steps", "-1"]
     refused(arguments, capfd, "--ratio 3", "--steps -1", "--output", root=case.root, lines=3)
+
+
+def test_labelled_texts_and_what_reads_them(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    model = save_bert(case.root / "bert")
+    (model / "model.safetensors").unlink()
+    (model / "tokenizer.json").write_text("{")
+    (case.root / "torn.csv").write_text("text,label\ngood,1\nbad\n")
+    words = ("no model.safetensors", "a file of its tokenizer", "torn.csv, row 2")
+    for command in ("prune", "compare"):
+        options = flags({"model": str(model), "data": str(case.root / "torn.csv"), "output": str(case.root / "new")})
+        refused([command, *options], capfd, *words, root=case.root, lines=3)
+        refused([command, *options, "--rank", "0"], capfd, *words, "--rank 0", root=case.root, lines=4)
+
+
+def test_images_and_what_reads_them(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    model, images = save_classifier(case.root / "vit"), write_images(case.root / "images", each=2)
+    (model / "model.safetensors").unlink()
+    (model / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"vidth": 16}}'
+    )
+    (images / "red" / "1.png").write_bytes(b"\x89PNG")
+    words = ("no model.safetensors", "its image processor", "--data", "1.png")
+    for command, options in (("prune", flags({"output": str(case.root / "new")})), ("evaluate", [])):
+        arguments = [command, "--model", str(model), "--data", str(images), *options]
+        refused(arguments, capfd, *words, root=case.root, lines=3)
+        refused([*arguments, "--batch", "0"], capfd, *words, "--batch 0", root=case.root, lines=4)
+
+
+def test_a_model_that_cannot_be_read_leaves_open_what_folders_of_folders_are(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(case.root / "images", each=2)
+    (case.model / "config.json").write_text("{}")
+    refused(["evaluate", "--model", str(case.model), "--data", str(images)], capfd, str(case.model), root=case.root)
+
+
+@pytest.mark.parametrize("value", [-0.1, 9e18, float("nan")])
+def test_a_dropout_that_is_no_fraction(value: float, case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    values = json.loads((case.model / "config.json").read_text()) | {"attention_dropout": value}
+    (case.model / "config.json").write_text(json.dumps(values))
+    refused(["inspect", "--model", str(case.model)], capfd, f"attention_dropout {value}", root=case.root)

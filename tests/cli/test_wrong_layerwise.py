@@ -33,7 +33,7 @@ def drop_tensor(folder: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "unknown base type": (lambda f: edit_config(f, model_type="loraprune_lama"), ["'lama'", "did you mean 'llama'"]),
-    "base type without a language model": (lambda f: edit_config(f, model_type="loraprune_vit"), ["no preprocessor_config.json"]),
+    "base type without a language model": (lambda f: edit_config(f, model_type="loraprune_vit"), ["preprocessor_config.json is missing"]),
     "no record": (lambda f: edit_config(f, loraprune=None), ["`loraprune`", "config.json"]),
     "record of another model": (
         lambda f: edit_record(f, lambda r: r["shapes"].update({"layers.7.mlp.up_proj.weight": [8, 32]})),
