@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check torture clean
+.PHONY: demo test check coverage torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ test: $(VENV)/installed
 
 check: $(VENV)/installed
 	scripts/check $(BIN)
+
+coverage: $(VENV)/installed
+	$(BIN)/python -m benchmarks.core_coverage
 
 torture: $(VENV)/installed
 	$(BIN)/python -m benchmarks.torture

@@ -15,6 +15,11 @@ import os
 import pkgutil
 import sys
 import tempfile
+
+# Read when the libraries are imported.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"
+}  # fmt: skip
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,7 +47,6 @@ def main() -> int:
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--part", choices=parts(), action="append", help="only this part (again for more)")
     options = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     chosen = options.part or parts()
     rows: list[Row] = []
     for name in chosen:

@@ -16,10 +16,15 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from loraprune import recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.errors import ConfigError, LoraPruneError, VerificationError, nearest
+from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
+from loraprune.folder import lies_here
+from loraprune.options import null_problems
 from loraprune.resume.interrupts import Interrupted, handled
+from loraprune.runfile import check_config_file
 
 USAGE = 2
+LONGEST = 2000
+"""characters of a message; a value that is quoted in it may be a whole file"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +131,12 @@ def parse(arguments: Sequence[str]) -> Namespace:
     if not arguments:
         parser.print_help()
         raise SystemExit(USAGE)
+    normal = normalise(arguments)
+    for argument in normal:
+        if argument.startswith("--config="):
+            check_config_file(argument.partition("=")[2])
     try:
-        return parser.parse_args(normalise(arguments))
+        return parser.parse_args(normal)
     except argparse.ArgumentError as error:
         raise ConfigError(explain(str(error), arguments[0])) from None
 
@@ -172,7 +181,16 @@ def run(arguments: Sequence[str]) -> None:
     for name in ("config", "recipe", "json", "debug"):
         values.pop(name, None)
     command = COMMANDS[verb]
-    result = call(command.function, command.options(**values))
+    try:
+        empty = null_problems(command.options, values)
+        if empty:
+            raise ConfigError(*empty.values())
+        options = command.options(**values)
+    except ConfigError as error:
+        # The files are looked at all the same, so that everything wrong is told at once.
+        here = any(lies_here(values.get(name)) for name in ("model", "against", "data", "eval"))
+        raise ConfigError(*error.args, *(call("inputs:local_problems", verb, values) if here else [])) from None
+    result = call(command.function, options)
     if parsed[verb].json:
         print(json.dumps(result.values, indent=1))
     else:
@@ -196,14 +214,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraPruneError as error:
         if debug:
             raise
-        print(f"loraprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        for problem in problems_of(error):
+            print(f"loraprune: error: {_line(problem)}", file=sys.stderr)
         return 1 if isinstance(error, VerificationError) else USAGE
     except Exception as error:
         if debug:
             raise
-        print(
-            f"loraprune: failed: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
-            file=sys.stderr,
-        )
+        print(f"loraprune: failed: {type(error).__name__}: {_line(str(error))} (--debug shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def _line(message: str) -> str:
+    """Return a message as one line that a terminal can show, without anything secret."""
+    printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(message.split()))
+    return hide_secrets(printable)[:LONGEST]

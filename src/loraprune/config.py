@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import ConfigError
 from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, WatchOptions, failed
+from loraprune.output import output_problem
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
@@ -194,7 +194,6 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
         """Return one sentence for every option that is wrong."""
         checks = [
             (bool(self.data), "--data is empty: name a file, a folder or a hub id"),
-            (bool(self.output), "--output is empty: name a folder to write"),
             (
                 self.steps is None or self.steps >= self.least_steps,
                 f"--steps {self.steps}: at least {self.least_steps} is needed",
@@ -206,10 +205,8 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
             (self.save is None or self.save >= 0, f"--save {self.save}: 0 or a number of steps is needed"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
         ]
-        found = [*super().problems(), *failed(*checks)]
-        if Path(self.output).exists() and not self.overwrite:
-            found.append(f"--output {self.output} exists: choose another folder, or give --overwrite")
-        return found
+        problem = output_problem(self.output, overwrite=self.overwrite)
+        return [*super().problems(), *failed(*checks), *([problem] if problem else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

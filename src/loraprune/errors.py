@@ -14,7 +14,14 @@ LoraPruneError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/\s@]+(?=@)")
+"""a token of the hub, or a name and password in an address"""
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 class LoraPruneError(Exception):
@@ -22,7 +29,10 @@ class LoraPruneError(Exception):
 
 
 class ConfigError(LoraPruneError, ValueError):
-    """An option or key is wrong."""
+    """An option or key is wrong, or several things are: one argument for each."""
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 class UnsupportedModelError(LoraPruneError, LookupError):
@@ -57,3 +67,43 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def problems_of(error: LoraPruneError) -> list[str]:
+    """Return one sentence for everything that an error tells."""
+    return [str(problem) for problem in error.args] if isinstance(error, ConfigError) else [str(error)]
+
+
+class Findings:
+    """What independent checks find wrong, to be told at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[LoraPruneError] = []
+
+    @contextmanager
+    def check(self) -> Iterator[None]:
+        """Keep an error of the block and go on behind it."""
+        try:
+            yield
+        except LoraPruneError as error:
+            self.errors.append(error)
+
+    def problems(self) -> list[str]:
+        """Return one sentence for everything found, each once."""
+        return list(dict.fromkeys(problem for error in self.errors for problem in problems_of(error)))
+
+    def raise_all(self) -> None:
+        """Raise the error that was found, or a ConfigError that tells all of several."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigError(*self.problems())
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text without tokens of the hub and passwords, for messages and logs."""
+    for variable in SECRET_VARIABLES:
+        token = os.environ.get(variable, "")
+        if len(token) >= 8:
+            text = text.replace(token, "***")
+    return SECRET.sub("***", text)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, Findings
+from loraprune.inputs import NEEDS, check_model
 from loraprune.layerwise.padded import write_padded
 from loraprune.loading import load_config, load_model, load_tokenizer, resolve
 from loraprune.plan import Plan
@@ -67,15 +68,22 @@ def export(options: ExportConfig) -> Export:
     Raises:
         LoraPruneError: for anything wrong with model or options, or a format that cannot hold it; nothing is written then.
     """
-    writer = formats.get(options.format)
+    found = Findings()
+    with found.check():
+        writer = formats.get(options.format)
+    check_model(options.model, NEEDS["export"], found, trust_remote_code=options.trust_remote_code)
+    if options.format == "padded":
+        with found.check():
+            Plan.read(Path(resolve(options.model)))
+    found.raise_all()
     with new_folder(Path(options.output), overwrite=options.overwrite) as folder:
         config = load_config(options.model, trust_remote_code=options.trust_remote_code)
         model = load_model(
             options.model, device=torch.device("cpu"), dtype=torch.float32, trust_remote_code=options.trust_remote_code
         )
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-        found = writer(Source(Path(resolve(options.model)), model, dtype), folder)
+        written = writer(Source(Path(resolve(options.model)), model, dtype), folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
         values = {"model": options.model, "format": options.format, "parameters": model.num_parameters(), "bytes": size}
-        (folder / "export.json").write_text(json.dumps(values | found, indent=1) + "\n", encoding="utf-8")
-    return Export(values | found | {"output": options.output})
+        (folder / "export.json").write_text(json.dumps(values | written, indent=1) + "\n", encoding="utf-8")
+    return Export(values | written | {"output": options.output})

@@ -1,4 +1,4 @@
-"""What a run works on: model, task and data, loaded and checked before anything is trained."""
+"""What a run needs, checked and loaded: everything wrong is told at once, before any weights are read."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraprune.blockwise import check_blocks
 from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, Findings
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.pruner import goal_counts, groups_in_play, make_space
+from loraprune.shell import empty_model
 from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.surgery import check_groups
 from loraprune.tasks import Prepared, Request, Task, choose_task
@@ -47,19 +50,62 @@ class Job:
     dense_parameters: int
 
 
+def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
+    """Check everything that a run is given, and return its task and data.
+
+    Raises:
+        LoraPruneError: for everything that is wrong, at once.
+    """
+    found, trust = Findings(), config.trust_remote_code
+    with found.check():
+        criteria.get(config.pruning().criterion)
+    with found.check():
+        choose_device(config.device)
+    check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
+    if found.errors:
+        check_data(config.model, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
+        found.raise_all()
+    original = load_config(config.model, trust_remote_code=trust)
+    task = data = None
+    with found.check():
+        task = choose_task(original, config.task, data=config.data)
+        request = Request(config.model, original, config.data, config.eval, config.length, config.seed, trust)
+        data = task.prepare(request)
+        data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
+    with found.check():
+        _check_target(config, original, task, data)
+    found.raise_all()
+    assert task is not None
+    assert data is not None
+    return task, data
+
+
+def _check_target(
+    config: PruneConfig | FinetuneConfig, original: PreTrainedConfig, task: Task | None, data: Prepared | None
+) -> None:
+    """Check that the groups are those of the model and that what is asked for can be reached, without weights."""
+    pruning, described = config.pruning(), copy.deepcopy(original)
+    described.update(dict(data.values) if data else {})
+    groups = find_groups(described)
+    shell = empty_model(described, head=task.head if task else None)
+    check_groups(shell, groups)
+    if pruning.sparsity:
+        check_sparsity(shell, groups, pruning)
+    elif isinstance(config, PruneConfig):
+        in_play = groups_in_play(described, groups, pruning)
+        if pruning.compensate:
+            check_compensation(in_play)
+        if pruning.local:
+            check_blocks(in_play)
+        goal_counts(make_space(shell, in_play, pruning), pruning, model_parameters=shell.num_parameters())
+
+
 def load_job(config: PruneConfig | FinetuneConfig) -> Job:
-    """Load model, tokenizer and data, and find out now whatever could fail after the training."""
-    pruning = config.pruning()
-    criteria.get(pruning.criterion)
+    """Check and load model, processor and data."""
+    task, data = check_job(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     original = load_config(config.model, trust_remote_code=config.trust_remote_code)
-    find_groups(original)
-    task = choose_task(original, config.task, data=config.data)
-    data = task.prepare(
-        Request(config.model, original, config.data, config.eval, config.length, config.seed, config.trust_remote_code)
-    )
-    data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
     model, new = load_with_head(
         config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code,
         values=data.values, new=task.new, seed=config.seed,
@@ -68,13 +114,6 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
         logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
     groups = find_groups(model.config)
     check_groups(model, groups)
-    if pruning.sparsity:
-        check_sparsity(model, groups, pruning)
-    elif isinstance(config, PruneConfig):
-        in_play = groups_in_play(model.config, groups, pruning)
-        if pruning.compensate:
-            check_compensation(in_play)
-        goal_counts(make_space(model, in_play, pruning), pruning, model_parameters=model.num_parameters())
     dense_config = copy.deepcopy(model.config)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
         raise ConfigError(

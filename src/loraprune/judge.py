@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from transformers import PreTrainedConfig
 
 from loraprune.benchmark import compare_speed
 from loraprune.data import check_vocabulary
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, Findings
 from loraprune.families import fitting_lengths
 from loraprune.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.html.folder import EVALUATION, read_run
 from loraprune.html.page import NAME, render, write_page, write_plots
+from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_model, load_tokenizer, load_with_head, resolve
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.measured import Measured, paired_difference
@@ -57,9 +59,8 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     Raises:
         LoraPruneError: for anything wrong with models, data or tasks.
     """
-    device = choose_device(options.device)
+    device, names = _check("evaluate", options)
     dtype, trust = choose_dtype(options.dtype, device), options.trust_remote_code
-    names = list(dict.fromkeys(filter(None, (options.against, options.model))))
     configs = {name: load_config(name, trust_remote_code=trust) for name in names}
     task = _common_task(options, configs)
     lengths = fitting_lengths(options.lengths(), configs.values())
@@ -154,9 +155,8 @@ def benchmark(options: BenchmarkConfig) -> Speed:
     Raises:
         LoraPruneError: for anything wrong with the models.
     """
-    device = choose_device(options.device)
+    device, names = _check("benchmark", options)
     dtype = choose_dtype(options.dtype, device)
-    names = [name for name in (options.against, options.model) if name]
     models = {
         name: load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
         for name in names
@@ -171,3 +171,18 @@ def benchmark(options: BenchmarkConfig) -> Speed:
         folders={name: Path(resolve(name)) for name in names if Path(resolve(name)).is_dir()},
     )
     return Speed(compared.to_json())
+
+
+def _check(command: str, options: EvaluateConfig | BenchmarkConfig) -> tuple[torch.device, list[str]]:
+    """Look at everything that is given; return the device and the models, the reference first."""
+    found, device = Findings(), torch.device("cpu")
+    names = list(dict.fromkeys(name for name in (options.against, options.model) if name))
+    with found.check():
+        device = choose_device(options.device)
+    for name in names:
+        check_model(name, NEEDS[command], found, trust_remote_code=options.trust_remote_code)
+        if isinstance(options, EvaluateConfig):
+            for text in options.texts():
+                check_data(name, None, text, found, task=options.task, trust_remote_code=options.trust_remote_code)
+    found.raise_all()
+    return device, names

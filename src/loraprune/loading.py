@@ -5,9 +5,7 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -15,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoTokenizer,
     PreTrainedConfig,
@@ -27,13 +22,17 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, NumericsError, UnsupportedModelError, nearest
+from loraprune.clear_errors import clear_errors
+from loraprune.errors import CheckpointError, ConfigError, NumericsError
+from loraprune.folder import check_folder, check_weights
 from loraprune.heads import auto_class, find_head, start_anew
 from loraprune.layerwise.register import register_type
 
 DEMO = "demo"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
+DESCRIBED_AT_MOST = 4
+"""a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
 
 @contextmanager
@@ -54,19 +53,13 @@ def resolve(model: str) -> str:
     """Return the folder of the embedded model for `demo`, and check that a folder can be a model.
 
     Raises:
-        CheckpointError: for a folder that is missing, empty, or without a configuration.
+        CheckpointError: for a folder that is missing, or not fit to be opened.
     """
     if model == DEMO:
         return str(files("loraprune") / "demo" / "model")
-    path = Path(model)
-    if path.is_dir():
-        if not any(path.iterdir()):
-            raise CheckpointError(
-                f"--model {model}: the folder is empty; name one with config.json and model.safetensors"
-            )
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"--model {model}: no config.json in the folder; save the model with save_pretrained")
-    elif path.is_file():
+    if os.path.isdir(model):  # unlike Path.is_dir, no error for a name that is too long
+        check_folder(Path(model))
+    elif os.path.isfile(model):
         raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
@@ -75,7 +68,7 @@ def resolve(model: str) -> str:
 
 def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration."""
-    with quiet(), _clear_errors(model):
+    with quiet(), clear_errors(model):
         config = _config(model, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
@@ -109,14 +102,15 @@ def _load(
     model: str, head: str | None, new: Callable[[str], bool] | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with a head; return it and the paths of the modules that `new` allows the checkpoint to lack."""
-    with quiet(), _clear_errors(model):
+    with quiet(), clear_errors(model):
         chosen = {name: options[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in options}
         config = options.get("config") or _config(model, **chosen)
-        # Wrong shapes are let pass to name the tensor in our own words.
-        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        loaded_and_info: Any = auto_class(head or find_head(config)).from_pretrained(
-            resolve(model), **(options | strict)
-        )
+        kind, folder = auto_class(head or find_head(config)), resolve(model)
+        if os.path.isdir(folder):
+            _check_size(folder, kind, config, trust_remote_code=bool(options.get("trust_remote_code")))
+        # Pickles are never read; the last two are there to name the tensor in our own words.
+        strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict))
     loaded, info = loaded_and_info
     fresh: set[str] = set()
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
@@ -131,6 +125,21 @@ def _load(
             )
     loaded.config.architectures = [type(loaded).__name__]
     return loaded, tuple(sorted(fresh))
+
+
+def _check_size(folder: str, kind: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
+    """Check that weights are about as many as the configuration says: memory would be taken for all it says.
+
+    Raises:
+        CheckpointError: if they are not, or are no whole safetensors files.
+    """
+    stored = check_weights(Path(folder))
+    with torch.device("meta"):
+        described = kind.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
+    if described > DESCRIBED_AT_MOST * stored:
+        raise CheckpointError(
+            f"--model {folder}: config.json describes {described:,} parameters, the weights have {stored:,}: it is another model's"
+        )
 
 
 def _register(folder: str, **hub_options: Any) -> None:
@@ -194,55 +203,13 @@ def load_with_head(
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
-    with quiet(), _clear_errors(model):
+    with quiet(), clear_errors(model, "its tokenizer"):
         _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"--model {model}: its tokenizer has neither a padding nor an end token; set one and save it")
     result: PreTrainedTokenizerBase = tokenizer
     return result
-
-
-@contextmanager
-def _clear_errors(model: str) -> Iterator[None]:
-    """Turn what the libraries raise for a bad checkpoint into one sentence."""
-    try:
-        yield
-    except LoraPruneError:
-        raise
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
-        raise CheckpointError(
-            f"--model {model}: a file is torn or malformed ({_first_line(error)}); download it again"
-        ) from None
-    except StrictDataclassError as error:
-        raise CheckpointError(f"--model {model}: config.json is invalid ({_first_line(error)})") from None
-    except (OSError, HFValidationError) as error:
-        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise CheckpointError(
-            f"--model {model}: cannot be loaded{offline}: {_first_line(error)}; name a folder with config.json, "
-            "model.safetensors and tokenizer files, or a hub id that this machine can reach"
-        ) from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        text = _first_line(error)
-        if "trust_remote_code" in str(error):
-            raise ConfigError(
-                f"--model {model}: it needs code from the checkpoint; if you trust it, give --trust-remote-code"
-            ) from None
-        unknown = re.search(r"has model type `([^`]+)`", str(error))
-        if unknown:
-            raise UnsupportedModelError(
-                f"--model {model}: unknown model type {unknown[1]!r}{nearest(unknown[1], CONFIG_MAPPING)}: update transformers "
-                "if it is a new one; docs/add-a-family.md shows how to add a family"
-            ) from None
-        if "model type" in text or "Unrecognized model" in text or "Unrecognized configuration" in text:
-            raise UnsupportedModelError(
-                f"--model {model}: {text}; docs/add-a-family.md shows how to add a family"
-            ) from None
-        raise CheckpointError(f"--model {model}: {text}") from None
-
-
-def _first_line(error: Exception) -> str:
-    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return str(lines[0])[:200].rstrip(".") if lines else type(error).__name__

@@ -6,11 +6,12 @@ Knows nothing about torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Literal
 
-from loraprune.errors import ConfigError, nearest
+from loraprune.errors import SECRET, ConfigError, nearest
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -27,7 +28,13 @@ class Options:
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        return []
+        # Options are written to run.yaml and the model card.
+        texts = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(getattr(self, one.name), str)}
+        return [
+            f"--{name}: it holds a token or password; give a token in the variable HF_TOKEN, which is never written down"
+            for name, text in texts.items()
+            if SECRET.search(text)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +156,15 @@ class AdapterOptions(Options):
         ]
 
 
+def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str, str]:
+    """Return option -> sentence for every null of a YAML file where the option needs a value: the parser lets it through."""
+    return {
+        one.name: f"--{one.name} null: a value is needed; leave the line out for the default"
+        for one in fields(kind)
+        if one.name in values and values[one.name] is None and one.default is not None
+    }
+
+
 def failed(*checks: tuple[bool, str]) -> list[str]:
     """Return the messages of the checks that do not hold."""
     return [message for holds, message in checks if not holds]
@@ -157,4 +173,4 @@ def failed(*checks: tuple[bool, str]) -> list[str]:
 def raise_all(problems: list[str]) -> None:
     """Raise one ConfigError that lists every problem."""
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError(*problems)

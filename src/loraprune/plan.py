@@ -67,9 +67,9 @@ class Plan:
         """
         try:
             groups = json.loads(text)["groups"]
-            units = {str(name): int(entry["units"]) for name, entry in groups.items()}
-            kept = {str(name): tuple(int(unit) for unit in entry["kept"]) for name, entry in groups.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            units = {str(name): _whole(entry["units"]) for name, entry in groups.items()}
+            kept = {str(name): tuple(_whole(unit) for unit in entry["kept"]) for name, entry in groups.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"plan.json is malformed ({error}): the file written by `loraprune prune` is needed"
             ) from None
@@ -81,7 +81,18 @@ class Plan:
         path = folder / "plan.json"
         if not path.is_file():
             raise CheckpointError(f"no plan.json in {str(folder)!r}: name a folder written by `loraprune prune`")
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"plan.json in {str(folder)!r} cannot be read ({error}): copy it anew") from None
+        return cls.from_json(text)
+
+
+def _whole(value: object) -> int:
+    """Return a whole number as it is: rounding would hide a damaged file."""
+    if type(value) is not int:
+        raise ValueError(f"{str(value)[:40]!r} is no whole number")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
+from loraprune.output import output_problem
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
@@ -174,6 +175,11 @@ class ExportConfig(ModelOptions):
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
 
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        problem = output_problem(self.output, overwrite=self.overwrite)
+        return [*super().problems(), *([problem] if problem else [])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
@@ -220,7 +226,7 @@ class CompareConfig(PruneConfig):
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong; those of the cells are looked at cell by cell."""
         output = Path(self.output)
-        found = at_least(("jobs", self.jobs, 1))
+        found = [*Options.problems(self), *at_least(("jobs", self.jobs, 1))]
         if output.is_file():
             found.append(f"--output {output}: this is a file; name a folder")
         elif output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():

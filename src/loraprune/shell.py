@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from loraprune.errors import CheckpointError
+from loraprune.errors import CheckpointError, LoraPruneError
 from loraprune.heads import auto_class, find_head
 from loraprune.loading import quiet
 
@@ -26,8 +26,11 @@ def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrai
     with torch.device("meta"), quiet():
         try:
             model = auto_class(head or find_head(config)).from_config(config)
-        except ValueError as error:
-            raise CheckpointError(f"config.json: {error}") from None
+        except LoraPruneError:
+            raise
+        except Exception as error:  # a damaged configuration makes the libraries raise nearly anything
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"config.json: no model can be made of it ({type(error).__name__}: {text})") from None
     assert isinstance(model, PreTrainedModel)
     return model
 

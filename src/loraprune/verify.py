@@ -99,7 +99,7 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
 
 
 def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, list[int]]]:
-    """Return for every tensor of a model that the plan cuts, adapters left out, dimension by dimension, the entries that stay."""
+    """Return for every frozen tensor that the plan cuts, dimension by dimension, the entries that stay."""
     entries: dict[str, dict[int, list[int]]] = {}
     for group in groups:
         for (path, side), spans in sides(group).items():

@@ -60,16 +60,18 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
-def refused(arguments: list[str], capfd: pytest.CaptureFixture[str], *words: str, root: Path | None = None) -> str:
-    """Run a wrong command line: exit code 2, one line with every one of `words`, and nothing new on the disk."""
+def refused(
+    arguments: list[str], capfd: pytest.CaptureFixture[str], *words: str, root: Path | None = None, lines: int = 1
+) -> str:
+    """Run a wrong command line: exit code 2, a line for each problem, every one of `words`, and nothing new on the disk."""
     before = sorted(root.iterdir()) if root else []
     capfd.readouterr()
     code = cli.main(arguments)
     out, err = capfd.readouterr()
     assert code == 2, err
     assert out == ""
-    assert err.startswith("loraprune: error: ")
-    assert err.count("\n") == 1, err
+    assert all(line.startswith("loraprune: error: ") for line in err.splitlines()), err
+    assert err.count("\n") == lines, err
     assert err.endswith("\n")
     assert "Traceback" not in err
     for word in words:

@@ -43,7 +43,7 @@ def test_tables_show_layerwise_models_and_exports(
     assert "loads with modelling code" in capfd.readouterr().out
     assert cli.main(["export", "--model", str(layerwise), "--output", str(case.output)]) == 0
     assert "source vs exported" in capfd.readouterr().out
-    equal = ["--heads", "2", "--ffn", "16"]
+    equal = ["--kinds", "all", "--heads", "2", "--ffn", "16"]
     assert cli.main(["plan", "--model", str(layerwise), *equal]) == 0
     assert "saved as" in capfd.readouterr().out
 
@@ -99,7 +99,7 @@ def test_save_pruned_saves_uneven_layers_too(tmp_path: Path) -> None:
 def test_pruning_on_to_equal_widths_gives_a_stock_model(
     layerwise: Path, case: Case, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(capfd, *case.arguments(model=str(layerwise)), "--heads", "2", "--ffn", "16")
+    report = run(capfd, *case.arguments(model=str(layerwise)), "--kinds=all", "--heads", "2", "--ffn", "16")
     assert report["saved_as"]["model_type"] == "llama"
     assert "without a flag" in report["saved_as"]["load"]
     assert AutoModelForCausalLM.from_pretrained(case.output).num_parameters() == report["parameters"]["pruned"]

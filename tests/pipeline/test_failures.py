@@ -57,7 +57,7 @@ def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     before = tree(tmp_path)
-    with pytest.raises(CheckpointError, match="no folder that loraprune wrote"):
+    with pytest.raises(ConfigError, match="no folder that loraprune wrote"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
     assert tree(tmp_path) == before
 

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser
 
 from loraprune.config import WITHOUT_EFFECT, FinetuneConfig, PruneConfig
-from loraprune.errors import ConfigError, nearest
+from loraprune.errors import ConfigError, nearest, problems_of
 from loraprune.recipes import recipe
 
 RUN = "run"
@@ -103,7 +103,8 @@ def expand(
         try:
             cells.append(_cell(labels, {**base, **changes, **combination}, baselines))
         except ConfigError as error:
-            refused.setdefault(str(error), []).append(recipe_name(labels))
+            for problem in problems_of(error):
+                refused.setdefault(problem, []).append(recipe_name(labels))
     for message, names in refused.items():
         others = f" (and {len(names) - 1} more cells)" if len(names) > 1 else ""
         problems.append(f"{names[0]}{others}: {message}".removeprefix(": "))
@@ -173,6 +174,9 @@ def _name_problem(place: str, name: str) -> str | None:
 def _typed(place: str, name: str, values: Iterable[Any], problems: list[str]) -> Iterator[Any]:
     """Yield the values that an option can have, as the command line would read them."""
     for value in values:
+        if value is None and OPTIONS[name].default is not None:
+            problems.append(f"{place}: a value is needed, not null")
+            continue
         try:
             yield _reader(name).parse_object({name: value})[name]
         except argparse.ArgumentError as error:

@@ -30,8 +30,9 @@ from loraprune.compare.grid import CELLS, Cell
 from loraprune.compare.summary import PENDING, Comparison, entry, markdown, summarise
 from loraprune.config import PruneConfig, as_dict
 from loraprune.criteria import criteria
-from loraprune.errors import ConfigError, LoraPruneError
-from loraprune.options import raise_all
+from loraprune.errors import ConfigError, Findings
+from loraprune.inputs import NEEDS, check_data, check_model
+from loraprune.machine import choose_device
 from loraprune.plotting import MissingMatplotlib
 from loraprune.settings import CompareConfig
 
@@ -50,7 +51,7 @@ def compare(options: CompareConfig) -> Comparison:
         ConfigError: for options that no cell can run with; nothing is run then.
     """
     cells = list({cell.key: cell for cell in options.expand()[0]}.values())
-    raise_all(unknown_criteria(cells))
+    check_cells(cells)
     output, folder = Path(options.output), Path(options.output) / CELLS
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,15 +73,25 @@ def compare(options: CompareConfig) -> Comparison:
     return result
 
 
-def unknown_criteria(cells: Sequence[Cell]) -> list[str]:
-    """Return one sentence for every criterion that is not registered."""
-    found = []
-    for name in dict.fromkeys(cell.config.criterion for cell in cells if isinstance(cell.config, PruneConfig)):
-        try:
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Look at everything that the cells are given, each model, text and criterion once.
+
+    Raises:
+        LoraPruneError: for everything that is wrong, at once.
+    """
+    found, configs = Findings(), [cell.config for cell in cells]
+    for name in dict.fromkeys(config.criterion for config in configs if isinstance(config, PruneConfig)):
+        with found.check():
             criteria.get(name)
-        except LoraPruneError as error:
-            found.append(str(error))
-    return found
+    for device in dict.fromkeys(config.device for config in configs):
+        with found.check():
+            choose_device(device)
+    for model, trust in dict.fromkeys((config.model, config.trust_remote_code) for config in configs):
+        check_model(model, NEEDS["compare"], found, trust_remote_code=trust)
+    asked = ((one.model, one.data, one.eval, one.task, one.trust_remote_code) for one in configs)
+    for model, data, held_out, task, trust in dict.fromkeys(asked):
+        check_data(model, data, held_out, found, task=task, trust_remote_code=trust)
+    found.raise_all()
 
 
 def is_finished(folder: Path, cell: Cell) -> bool:
@@ -112,6 +123,9 @@ def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, 
                 time.sleep(POLL_SECONDS)
         finally:
             stop([process for _, process in running.values()])
+            for cell in waiting:
+                if not is_finished(folder, cell):
+                    shutil.rmtree(folder / cell.key, ignore_errors=True)
 
 
 def start(cell: Cell, folder: Path, jobs: int) -> subprocess.Popen[bytes]:

@@ -4,8 +4,8 @@
 `templates`) and `pairs` make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
 """
 
-from loraprune.data.load import Data, load_data, load_rows
-from loraprune.data.pairs import encode_pairs
+from loraprune.data.load import Data, load_data, load_rows, read_examples
+from loraprune.data.pairs import encode_pairs, find_pairs
 from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, Rows, TokenRows, check_vocabulary, draw_rows
 from loraprune.data.sources import check_apart, columns_of, naming, open_source
 
@@ -22,8 +22,10 @@ __all__ = [
     "columns_of",
     "draw_rows",
     "encode_pairs",
+    "find_pairs",
     "load_data",
     "load_rows",
     "naming",
     "open_source",
+    "read_examples",
 ]

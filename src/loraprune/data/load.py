@@ -107,6 +107,15 @@ def load_rows(
         return rows
 
 
+def read_examples(source: str, part: str) -> Examples:
+    """Read the part `train` or `held_out` of a source as texts, chats or pairs.
+
+    Raises:
+        DataError: if the source is missing or malformed.
+    """
+    return _examples(open_source(source).read(part))
+
+
 def _examples(part: Part) -> Examples:
     return make_examples(part.source, part.tables, split=part.split)
 

@@ -6,6 +6,6 @@ rows.py        images and an image processor -> rows for the Trainer
 """
 
 from loraprune.images.rows import ImageRows, check_images, collate, load_processor
-from loraprune.images.sources import LabelledImages, load_images
+from loraprune.images.sources import LabelledImages, load_images, open_images
 
-__all__ = ["ImageRows", "LabelledImages", "check_images", "collate", "load_images", "load_processor"]
+__all__ = ["ImageRows", "LabelledImages", "check_images", "collate", "load_images", "load_processor", "open_images"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 
+from loraprune.clear_errors import clear_errors
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.images.sources import LabelledImages, Stored
 
@@ -103,8 +104,10 @@ def load_processor(model: str, *, image_size: object) -> BaseImageProcessor:
     """
     try:
         values, _ = BaseImageProcessor.get_image_processor_dict(model)
-    except (OSError, ValueError):
-        raise CheckpointError(f"--model {model}: no {FILE}: save the image processor beside the model") from None
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(
+            f"--model {model}: {FILE} is missing or malformed: save the image processor beside the model"
+        ) from None
     named = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
     plain = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     kind: Any = getattr(transformers, f"{plain}Pil", None)
@@ -112,8 +115,9 @@ def load_processor(model: str, *, image_size: object) -> BaseImageProcessor:
         raise CheckpointError(
             f"--model {model}: {FILE} names the type {named!r}, of which transformers has none for Pillow"
         )
-    processor: BaseImageProcessor = kind.from_pretrained(model)
-    made = tuple(processor(images=[Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"].shape[2:])
+    with clear_errors(model, "its image processor"):
+        processor: BaseImageProcessor = kind.from_pretrained(model)
+        made = tuple(processor(images=[Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"].shape[2:])
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     if wanted is not None and made != tuple(wanted):  # type: ignore[arg-type]
         raise ConfigError(

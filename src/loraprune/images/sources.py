@@ -98,6 +98,16 @@ def load_images(data: str | None, held_out: str | None, *, seed: int) -> tuple[L
         return train, judged.with_classes(train.classes)
 
 
+def open_images(name: str, part: str) -> LabelledImages:
+    """Read the part `train` or `held_out` of a source, or all of it where it has no parts.
+
+    Raises:
+        DataError: if a name leads nowhere or to no labelled images.
+    """
+    splits = _open(name)
+    return splits.get(part) or splits["all"]
+
+
 def _hold_out(whole: LabelledImages, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """Hold a tenth of every class out, at least one of two images."""
     draw, held = random.Random(seed), set[int]()

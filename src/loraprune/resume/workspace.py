@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
+from loraprune.output import output_problem
 from loraprune.resume.atomic import former_of, replace_folder
 
-OUR_FILES = ("report.json", "plan.json", "export.json")
-"""a folder with one of these was written by `loraprune` or `save_pruned`"""
 CHECKPOINT = "step-"
 """what the names of checkpoints begin with"""
 RESULT = "result"
@@ -49,7 +49,9 @@ def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterat
     output = output.absolute()
     workspace = workspace_of(output)
     _recover(output)
-    _check_free(output, overwrite=overwrite)
+    problem = output_problem(str(output), overwrite=overwrite)
+    if problem:
+        raise CheckpointError(problem)
     if not (overwrite or resume) and _checkpoints(workspace):
         raise CheckpointError(
             f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to go on with it, or "
@@ -83,16 +85,6 @@ def forget_checkpoints(workspace: Path) -> None:
     for path in _contents(workspace):
         if path.name != RESULT:
             shutil.rmtree(path)
-
-
-def _check_free(output: Path, *, overwrite: bool) -> None:
-    """Raise a CheckpointError if something else than what may be replaced is in the way."""
-    if output.exists() and not overwrite:
-        raise CheckpointError(f"--output {output} exists: choose another folder, or give --overwrite")
-    if output.exists() and not _is_ours(output):
-        raise CheckpointError(
-            f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
-        )
 
 
 @contextmanager
@@ -136,13 +128,8 @@ def _sweep(workspace: Path, *, checkpoints: bool) -> None:
 def _recover(output: Path) -> None:
     """Give a folder its name back that a run was about to replace when it was killed."""
     former = former_of(workspace_of(output) / RESULT)
-    if former.is_dir() and not output.exists():
+    if os.path.isdir(former) and not output.exists():  # unlike Path.is_dir, no error for a name that is too long
         former.rename(output)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
-    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
 
 
 def _is_full(error: BaseException) -> bool:

@@ -14,6 +14,8 @@ A task is a `Task` of functions that is registered in a file of its own, importe
    - `probe(config, rows, tokens)` returns fixed random inputs, on which masked, sliced and reloaded model are compared and that
      are timed. Whatever forward needs besides tensors, such as `use_cache=False`, is in it.
    - `predictions(logits, labels)` returns the logits that the loss compares with labels: what `--teacher` imitates.
+   - `processor(request)` and `read(source, part)` are the halves of `prepare` that can fail each on its own: all of their errors are
+     told at once.
    - `columns` are those of the data by which a model that is only pre-trained is taken for one of this task.
    - `new(name)` says which parameters a checkpoint may lack: a head that then starts anew from the seed and is trained whole.
 2. an import here; its Auto class stands in `loraprune.heads.HEADS`.

@@ -90,6 +90,10 @@ class Task:
     reloaded model are compared on, and what is timed"""
     predictions: Predictions
     """what the loss compares with the labels, by which a model learns from the dense one"""
+    processor: Callable[[Request], Processor]
+    """load the tokenizer or image processor, and check that it fits the model"""
+    read: Callable[[str, str], object]
+    """read the part `train` or `held_out` of a source, without a model; only its errors count: what `prepare` would fail on"""
     columns: tuple[str, ...] = ()
     """columns of data that make a model that is only pre-trained one of this task"""
     unit: Literal["tokens", "images"] = "tokens"

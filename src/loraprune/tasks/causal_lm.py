@@ -6,7 +6,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.data import NO_TARGET, Collator, TokenRows, load_data, load_rows
+from loraprune.data import NO_TARGET, Collator, TokenRows, load_data, load_rows, read_examples
 from loraprune.evaluate import perplexity
 from loraprune.measured import Measured
 from loraprune.tasks.base import Inputs, Prepared, Request, Task, register_task
@@ -44,4 +44,9 @@ def predictions(
     return logits[:, :-1][labels[:, 1:] != NO_TARGET]
 
 
-register_task(Task("causal-lm", "AutoModelForCausalLM", prepare, judge, probe, predictions, counts_targets=True))
+register_task(
+    Task(
+        "causal-lm", "AutoModelForCausalLM", prepare, judge, probe, predictions, fitting_tokenizer, read_examples,
+        counts_targets=True,
+    )
+)  # fmt: skip

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from loraprune.errors import ConfigError
 from loraprune.evaluate import evaluation_mode
-from loraprune.images import ImageRows, check_images, collate, load_images, load_processor
+from loraprune.images import ImageRows, check_images, collate, load_images, load_processor, open_images
 from loraprune.loading import resolve
 from loraprune.measured import Measured
 from loraprune.tasks.base import Inputs, Prepared, Request, Task, register_task
@@ -30,12 +31,7 @@ def prepare(request: Request) -> Prepared:
         DataError: if images to judge by have classes that those to train on, or the model, lack.
         ConfigError: if the model does not read images in colour, or its image processor makes others.
     """
-    channels = getattr(vision(request.config), "num_channels", 3)
-    if channels != 3:
-        raise ConfigError(
-            f"--model {request.model}: it reads images of {channels} channels, only colour images are read"
-        )
-    processor = load_processor(resolve(request.model), image_size=fixed_size(vision(request.config)))
+    processor = fitting_processor(request)
     train, judged = load_images(request.data, request.eval, seed=request.seed)
     for images in (train, judged):
         if images is not None:
@@ -48,6 +44,21 @@ def prepare(request: Request) -> Prepared:
     names = dict(enumerate(train.classes))
     values = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     return Prepared(ImageRows(train, processor), ImageRows(judged, processor), collate, processor, values)
+
+
+def fitting_processor(request: Request) -> BaseImageProcessor:
+    """Load the image processor of a model that reads images in colour."""
+    channels = getattr(vision(request.config), "num_channels", 3)
+    if channels != 3:
+        raise ConfigError(
+            f"--model {request.model}: it reads images of {channels} channels, only colour images are read"
+        )
+    return load_processor(resolve(request.model), image_size=fixed_size(vision(request.config)))
+
+
+def read(source: str, part: str) -> None:
+    """Read and decode labelled images."""
+    check_images(open_images(source, part))
 
 
 def vision(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -105,7 +116,7 @@ def is_head(name: str) -> bool:
 
 register_task(
     Task(
-        "image-classification", "AutoModelForImageClassification", prepare, judge, probe, predictions,
+        "image-classification", "AutoModelForImageClassification", prepare, judge, probe, predictions, fitting_processor, read,
         unit="images", new=is_head,
     )
 )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loraprune.data import NO_TARGET, Collator, Rows, TokenRows, load_data, load_rows
+from loraprune.data import NO_TARGET, Collator, Rows, TokenRows, load_data, load_rows, read_examples
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluate import evaluation_mode
 from loraprune.measured import Measured, ratio_error
@@ -122,4 +122,9 @@ def predictions(
     return logits[labels != NO_TARGET]
 
 
-register_task(Task("masked-lm", "AutoModelForMaskedLM", prepare, judge, padded_tokens, predictions, columns=("text",)))
+register_task(
+    Task(
+        "masked-lm", "AutoModelForMaskedLM", prepare, judge, padded_tokens, predictions, fitting_tokenizer, read_examples,
+        columns=("text",),
+    )
+)  # fmt: skip

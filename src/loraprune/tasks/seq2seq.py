@@ -6,7 +6,16 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.data import NO_TARGET, PairCollator, TokenRows, encode_pairs, load_data, load_rows
+from loraprune.data import (
+    NO_TARGET,
+    PairCollator,
+    TokenRows,
+    encode_pairs,
+    find_pairs,
+    load_data,
+    load_rows,
+    read_examples,
+)
 from loraprune.errors import ConfigError
 from loraprune.evaluate import perplexity
 from loraprune.measured import Measured
@@ -68,4 +77,9 @@ def predictions(
     return logits[labels != NO_TARGET]
 
 
-register_task(Task("seq2seq", "AutoModelForSeq2SeqLM", prepare, judge, probe, predictions))
+def read(source: str, part: str) -> object:
+    """Read pairs."""
+    return find_pairs(read_examples(source, part))
+
+
+register_task(Task("seq2seq", "AutoModelForSeq2SeqLM", prepare, judge, probe, predictions, fitting_tokenizer, read))

@@ -147,6 +147,14 @@ def is_head(name: str) -> bool:
     return not set(name.split(".")[:2]).isdisjoint(HEAD_PARTS)
 
 
+def read(source: str, part: str) -> object:
+    """Read labelled texts."""
+    return labelled.make_labelled(open_source(source).read(part))
+
+
 register_task(
-    Task("sequence-classification", HEAD, prepare, judge, padded_tokens, predictions, columns=("label",), new=is_head)
-)
+    Task(
+        "sequence-classification", HEAD, prepare, judge, padded_tokens, predictions, fitting_tokenizer, read,
+        columns=("label",), new=is_head,
+    )
+)  # fmt: skip

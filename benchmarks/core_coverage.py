@@ -1,0 +1,65 @@
+"""Line and branch coverage of the core by its tests, in one command; exit code 1 below the limit.
+
+python -m benchmarks.core_coverage        writes benchmarks/results/core_coverage.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import write
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ("groups", "surgery", "importance", "allocation", "schedule", "checkpoint", "plan", "masking")
+TESTS = (
+    "test_groups.py", "test_surgery.py", "test_importance.py", "allocation", "test_schedule.py", "test_plan.py", "test_checkpoint.py",
+    "pipeline/test_failures.py", "pipeline/test_targets.py",
+)  # fmt: skip
+LIMIT = 95.0
+
+
+def measure(report: Path) -> dict[str, Any]:
+    """Run the tests of the core under coverage; return its report."""
+    command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in TESTS), "--cov=loraprune", "--cov-branch",
+               f"--cov-report=json:{report}"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True)
+    values: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return values
+
+
+def of_core(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the summary of every file of the core, and of all of them together."""
+    files: dict[str, dict[str, Any]] = {}
+    for name, entry in sorted(report["files"].items()):
+        module = Path(name).with_suffix("").as_posix().partition("loraprune/")[2]
+        if module.partition("/")[0] in CORE and not module.startswith("layerwise"):
+            counts = entry["summary"]
+            files[module] = {
+                "statements": counts["num_statements"], "missed": counts["missing_lines"], "branches": counts["num_branches"],
+                "branches_missed": counts["missing_branches"], "percent": round(counts["percent_covered"], 2),
+                "missing_lines": entry["missing_lines"],
+            }  # fmt: skip
+    total = {
+        key: sum(one[key] for one in files.values()) for key in ("statements", "missed", "branches", "branches_missed")
+    }
+    all_of = total["statements"] + total["branches"]
+    percent = 100 * (all_of - total["missed"] - total["branches_missed"]) / all_of
+    return files | {"all": total | {"percent": round(percent, 2)}}
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        files = of_core(measure(Path(folder) / "coverage.json"))
+    write("core_coverage", {"limit": LIMIT, "tests": TESTS, "files": files})
+    low = [name for name, one in files.items() if one["percent"] < LIMIT]
+    print({name: one["percent"] for name, one in files.items()})
+    return int(bool(low))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

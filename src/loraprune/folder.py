@@ -1,0 +1,154 @@
+"""What a model's folder may hold: looked at before any library opens it, so that nothing outside it is read and no code is run.
+
+Knows nothing about torch. Links are followed, as the hub's own cache is made of them; names that lead elsewhere are not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from loraprune.errors import CheckpointError
+
+CONFIG, TOKENIZER_CONFIG, ADAPTER = "config.json", "tokenizer_config.json", "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+"""suffixes of files that can run any code when they are read"""
+LARGEST_JSON = 1 << 24
+"""bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
+LAYERS = 10_000
+"""more than any model has: only a damaged configuration names so many"""
+
+
+def lies_here(name: str | None) -> bool:
+    """Say whether a name given as a model or text is a path of this machine, and no id of the hub."""
+    return name is not None and (name.startswith((".", "/", "~")) or os.path.exists(name))
+
+
+def check_folder(folder: Path, *, option: str = "--model") -> None:
+    """Check the files of a model that are read before its weights.
+
+    Raises:
+        CheckpointError: for a folder that is empty, has no configuration or a malformed one, or refers to anything outside it.
+    """
+    with _named(option, folder):
+        if not any(folder.iterdir()):
+            raise CheckpointError("the folder is empty; name one with config.json and model.safetensors")
+        if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
+            raise CheckpointError("it holds an adapter (adapter_config.json); merge it into its base model first")
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
+        for key, value in read_json(folder / CONFIG).items():
+            if not _is_sensible(key, value):
+                raise CheckpointError(f"config.json is invalid ({key} {value}); take that of the model")
+        if (folder / TOKENIZER_CONFIG).is_file():
+            for key, value in read_json(folder / TOKENIZER_CONFIG).items():
+                if key.endswith("_file") and isinstance(value, str):
+                    _inside(TOKENIZER_CONFIG, value)
+
+
+def _is_sensible(key: str, value: object) -> bool:
+    """Say whether a model can have such a configuration, as far as its classes do not look themselves."""
+    if not isinstance(value, int | float):
+        return True
+    return 0 < value <= LAYERS if key == "num_hidden_layers" else "drop" not in key or 0 <= value <= 1
+
+
+def check_weights(folder: Path, *, option: str = "--model") -> int:
+    """Check that the weights of a folder are whole safetensors files inside it; nothing but their headers is read.
+
+    Returns:
+        How many numbers they hold.
+
+    Raises:
+        CheckpointError: for weights that are missing, pickled, torn, or outside the folder.
+    """
+    with _named(option, folder):
+        return sum(_numbers(file) for file in weight_files(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that hold the model of a folder."""
+    explicit = read_json(folder / CONFIG).get("transformers_weights")
+    if explicit is not None:
+        raise CheckpointError(
+            f"config.json names a file of weights itself ({explicit!r}); rename the file to {WEIGHTS}"
+        )
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+        if pickled:
+            raise CheckpointError(
+                f"its weights are pickled ({pickled[0]}), which can run any code when read: only safetensors are loaded; "
+                "have whoever made it save it with save_pretrained"
+            )
+        raise CheckpointError(f"no {WEIGHTS} in the folder; save the model with save_pretrained")
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{INDEX} has no weight_map; download it again")
+    files = [_inside(INDEX, place) for place in dict.fromkeys(places.values() if _all_text(places) else [None])]
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise CheckpointError(f"{INDEX} names {file!r}: only safetensors are loaded")
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{INDEX} names {file!r}, which is not in the folder; download it again")
+    return [folder / file for file in files]
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= LARGEST_JSON else None
+        values = json.loads(data.decode("utf-8")) if data is not None else None
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise CheckpointError(f"{path.name} is torn or malformed ({why}); download it again") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path.name} holds no JSON object; download it again")
+    return values
+
+
+def _all_text(values: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, str) for value in values.values())
+
+
+def _inside(source: str, name: str | None) -> str:
+    """Return a relative name, or raise a CheckpointError if it leads out of the folder, on any system."""
+    paths = (PurePosixPath(name or "/"), PureWindowsPath(name or "/"))
+    if not name or "\0" in name or any(path.anchor or ".." in path.parts for path in paths):
+        raise CheckpointError(f"{source} refers to {name!r}, outside the folder; nothing there is read")
+    return name
+
+
+def _numbers(file: Path) -> int:
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118  it is no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file.name} is torn or malformed ({error}); download it again") from None
+    return sum(math.prod(shape) for shape in shapes)
+
+
+@contextmanager
+def _named(option: str, folder: Path) -> Iterator[None]:
+    """Say in an error which option named the folder."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{option} {folder}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{option} {folder}: cannot be read ({error.strerror}); check its permissions") from None

@@ -1,0 +1,103 @@
+"""Looking at what a command is given before any of the work: models and data, each on its own, all problems at once.
+
+Knows nothing about what the command will do with them.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loraprune.data import naming, open_source
+from loraprune.data.files import SUFFIXES
+from loraprune.errors import Findings
+from loraprune.families import find_groups
+from loraprune.folder import check_weights, lies_here
+from loraprune.loading import load_config, resolve
+from loraprune.tasks import Request, choose_task, find_task
+
+TRAINED = ("groups", "data", "weights")
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "inspect": ("groups",),
+    "plan": ("groups",),
+    "prune": TRAINED,
+    "finetune": TRAINED,
+    "compare": TRAINED,
+    "evaluate": ("data", "weights"),
+    "benchmark": ("weights",),
+    "export": ("groups", "weights"),
+}
+"""command -> what it needs of a model besides its configuration; the demo brings its own"""
+MODELS = ("model", "against")
+"""options that name a model"""
+
+
+def check_model(model: str, needs: tuple[str, ...], found: Findings, *, trust_remote_code: bool = False) -> None:
+    """Look at a model's configuration and groups; of weights only the headers are read."""
+    before = len(found.errors)
+    with found.check():
+        resolve(model)
+    if len(found.errors) > before:  # there is nothing to look at
+        return
+    with found.check():
+        config = load_config(model, trust_remote_code=trust_remote_code)
+        if "groups" in needs:
+            find_groups(config)
+    if "weights" in needs and os.path.isdir(model):
+        with found.check():
+            check_weights(Path(model))
+
+
+def check_data(
+    model: str,
+    data: str | None,
+    held_out: str | None,
+    found: Findings,
+    *,
+    task: str | None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Look at what is trained on, at what is judged by, and at what makes a model's inputs of both; all of it is read.
+
+    Where the model cannot be read, which is for `check_model` to tell, only texts are looked at.
+    """
+    read: Callable[[str, str], object] = _read_texts
+    with Findings().check():
+        config = load_config(model, trust_remote_code=trust_remote_code)
+        with found.check():
+            name = data or held_out
+            task_of = choose_task(config, task, data=name) if name else find_task(config, task)
+            read = task_of.read
+            task_of.processor(Request(model, config, data, held_out, 0, trust_remote_code=trust_remote_code))
+    for option, name, part in (("--data", data, "train"), ("--eval" if data else "--data", held_out, "held_out")):
+        if name:
+            with found.check(), naming(option):
+                read(name, part)
+
+
+def _read_texts(name: str, part: str) -> object:
+    """Read a source that is surely one of texts."""
+    folders = glob.glob(os.path.join(glob.escape(name), "*", ""))
+    if Path(name).suffix.lower() in SUFFIXES or (os.path.isdir(name) and not folders):
+        return open_source(name).read(part)
+    return None
+
+
+def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the models and data that options name, as far as they lie on this machine.
+
+    For options some of which are wrong already: the hub is not asked for anything then.
+    """
+    found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
+    data, held_out = (values.get(option) if lies_here(values.get(option)) else None for option in ("data", "eval"))
+    if command == "evaluate":  # it trains on nothing
+        data, held_out = None, data
+    models = [values[option] for option in MODELS if lies_here(values.get(option))]
+    for model in models:
+        check_model(model, needs, found, trust_remote_code=trust)
+    for model in (models or [""]) if "data" in needs else []:
+        check_data(model, data, held_out, found, task=values.get("task"), trust_remote_code=trust)
+    return found.problems()

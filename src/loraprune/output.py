@@ -1,0 +1,47 @@
+"""Where a result may be written: asked before any of the work.
+
+Knows nothing about how it is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+OUR_FILES = ("report.json", "plan.json", "export.json")
+"""a folder with one of these was written by `loraprune` or `save_pruned`"""
+
+
+def is_ours(folder: Path) -> bool:
+    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
+    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
+
+
+def output_problem(output: str, *, overwrite: bool) -> str | None:
+    """Return what is wrong with a folder to write, in one sentence."""
+    if not output:
+        return "--output is empty: name a folder to write"
+    if os.path.exists(output):
+        if not overwrite:
+            return f"--output {output} exists: choose another folder, or give --overwrite"
+        if not is_ours(Path(output)):
+            return f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
+    why = _unwritable(output)
+    return f"--output {output}: cannot be written ({why}); choose another folder" if why else None
+
+
+def _unwritable(output: str) -> str | None:
+    """Return why no folder of this name can be made, as far as that shows before it is tried."""
+    try:
+        os.lstat(output)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte; a file on the way
+        return getattr(error, "strerror", None) or str(error)
+    parent = os.path.dirname(os.path.abspath(output))
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        return os.strerror(errno.ENOTDIR)
+    return None if os.access(parent, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)

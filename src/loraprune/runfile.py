@@ -1,0 +1,78 @@
+"""What `--config` may name: looked at before the parser reads it, which would import a class that the file names.
+
+Knows nothing about options.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from loraprune.errors import ConfigError
+
+LARGEST = 1 << 20
+"""bytes of a file, and values in it once its aliases are written out"""
+CLASSES = frozenset({"class_path", "init_args", "dict_kwargs"})
+"""keys by which the parser finds and imports Python code"""
+
+
+def check_config_file(name: str) -> None:
+    """Check that a file holds plain YAML: a mapping of a sensible size, without anything that would be run.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    try:
+        if not os.path.isfile(name):
+            raise ConfigError(f"--config {name}: no such file; name a YAML file such as a run.yaml")
+        if os.path.getsize(name) > LARGEST:
+            raise ConfigError(f"--config {name}: larger than {LARGEST:,} bytes; name a YAML file such as a run.yaml")
+        text = Path(name).read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"--config {name}: it holds no options; write one a line, such as `ratio: 0.5`")
+        if _size(node, {}) > LARGEST:
+            raise ConfigError(
+                f"--config {name}: its aliases stand for over {LARGEST:,} values; write out what is needed"
+            )
+        yaml.safe_load(text)  # refuses tags that name Python objects
+        found = next((key for key in _keys(node, set()) if key in CLASSES), None)
+        if found:
+            raise ConfigError(f"--config {name}: {found!r} would name Python code to run; only plain values are read")
+    except OSError as error:
+        raise ConfigError(f"--config {name}: cannot be read ({error.strerror}); check its permissions") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {name}: not UTF-8 text (byte {error.start}); convert the file to UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--config {name}: malformed YAML ({why}); correct the file") from None
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from (key, value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for with every alias written out; one that holds itself is endless."""
+    if id(node) not in known:
+        known[id(node)] = 2 * LARGEST  # what is met again while it is still open holds itself
+        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
+    return known[id(node)]
+
+
+def _keys(node: yaml.Node, seen: set[int]) -> Iterator[str]:
+    """Yield every key of every mapping."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield from (str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    for child in _children(node):
+        yield from _keys(child, seen)

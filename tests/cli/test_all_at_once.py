@@ -1,0 +1,164 @@
+"""Every command tells everything that is wrong with its input at once, before any of the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loraprune import export, job, judge
+from loraprune.compare import run
+from tests.cli.cases import Case, refused
+from tests.images.conftest import save_classifier, write_images
+from tests.tasks.cases import save_bert
+
+BAD_TEXT = '{"text": "one"}\n{"te\n'
+
+
+@pytest.fixture
+def wrong(case: Case) -> dict[str, str]:
+    """Return a model without its weights, a torn text and an output in use."""
+    (case.model / "model.safetensors").unlink()
+    (case.root / "torn.jsonl").write_text(BAD_TEXT)
+    case.output.mkdir()
+    (case.output / "mine").touch()
+    return {"model": str(case.model), "data": str(case.root / "torn.jsonl"), "output": str(case.output)}
+
+
+def flags(options: dict[str, str]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def no_weights(*_: object, **__: object) -> None:
+    raise AssertionError("weights were loaded before all input was looked at")
+
+
+@pytest.fixture(autouse=True)
+def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (judge, "load_model"),
+        (judge, "load_with_head"),
+        (job, "load_with_head"),
+        (export, "load_model"),
+    ):
+        monkeypatch.setattr(module, name, no_weights)
+    monkeypatch.setattr(run, "run_cells", no_weights)
+
+
+@pytest.mark.parametrize("command", ["prune", "finetune"])
+def test_options_model_data_and_output_of_a_run(
+    command: str, wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [command, *flags(wrong), "--rank", "0", "--lr", "-1", "--eval", str(case.root / "none.txt")]
+    refused(arguments, capfd, "--rank 0", "--lr -1", "no model.safetensors", "line 2: malformed", "--output",
+            "none.txt", root=case.root, lines=6)  # fmt: skip
+
+
+def test_inputs_without_a_wrong_option_too(
+    wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fresh = wrong | {"output": str(case.root / "new")}
+    (case.model / "tokenizer.json").write_text("{")
+    refused(["prune", *flags(fresh), "--criterion", "magnitud"], capfd, "no model.safetensors", "line 2: malformed",
+            "did you mean 'magnitude'", "a file of its tokenizer is torn", root=case.root, lines=4)  # fmt: skip
+
+
+def test_a_target_that_cannot_be_reached_and_a_torn_text(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    (case.root / "torn.jsonl").write_text(BAD_TEXT)
+    arguments = case.arguments(ratio="0.99", data=str(case.root / "torn.jsonl"))
+    refused(arguments, capfd, "at most 0.", "line 2: malformed", root=case.root, lines=2)
+
+
+def test_inspect_and_plan(wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    (case.model / "config.json").write_text("{}")
+    refused(["plan", "--model", wrong["model"], "--ratio", "7", "--rank", "0"], capfd, "--ratio 7", "--rank 0",
+            str(case.model), lines=3)  # fmt: skip
+    refused(["inspect", "--model", wrong["model"]], capfd, str(case.model))
+
+
+def test_evaluate_looks_at_both_models_and_the_text(
+    wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(case.root / "missing")
+    arguments = ["evaluate", "--model", wrong["model"], "--against", missing, "--data", wrong["data"]]
+    words = ("no model.safetensors", "missing: no such folder", "line 2: malformed")
+    refused(arguments, capfd, *words, root=case.root, lines=3)
+    refused([*arguments, "--batch", "0"], capfd, *words, "--batch 0", root=case.root, lines=4)
+
+
+def test_benchmark_looks_at_both_models(wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["benchmark", "--model", wrong["model"], "--against", str(case.root / "missing")]
+    refused(arguments, capfd, "no model.safetensors", "missing: no such folder", root=case.root, lines=2)
+    refused([*arguments, "--repeats", "0"], capfd, "--repeats 0", root=case.root, lines=3)
+
+
+def test_export_looks_at_model_plan_format_and_output(
+    wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "--model", wrong["model"], "--format", "paded"]
+    refused([*arguments, "--output", str(case.root / "new")], capfd, "no model.safetensors", "'padded'",
+            root=case.root, lines=2)  # fmt: skip
+    refused(["export", "--model", wrong["model"], "--output", str(case.root / "new")], capfd, "no plan.json",
+            "no model.safetensors", root=case.root, lines=2)  # fmt: skip
+    refused([*arguments, "--output", wrong["output"]], capfd, "--output", "no model.safetensors", root=case.root,
+            lines=2)  # fmt: skip
+
+
+def test_compare_looks_at_the_inputs_of_all_cells(
+    wrong: dict[str, str], case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("grid: {criterion: [lora, magnitud], ratio: [0.2, 0.5]}\n")
+    options = flags(wrong | {"output": str(case.root / "new")})
+    words = ("no model.safetensors", "line 2: malformed", "did you mean 'magnitude'")
+    refused(["compare", "--config", str(grid), *options], capfd, *words, root=case.root, lines=3)
+    grid.write_text("grid: {ratio: [0.2, 5]}\n")
+    refused(["compare", "--config", str(grid), *options], capfd, *words[:2], "--ratio 5", root=case.root, lines=3)
+
+
+def test_the_demo(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    case.output.mkdir()
+    arguments = ["demo", "--output", str(case.output), "--ratio", "3", "--steps", "-1"]
+    refused(arguments, capfd, "--ratio 3", "--steps -1", "--output", root=case.root, lines=3)
+
+
+def test_labelled_texts_and_what_reads_them(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    model = save_bert(case.root / "bert")
+    (model / "model.safetensors").unlink()
+    (model / "tokenizer.json").write_text("{")
+    (case.root / "torn.csv").write_text("text,label\ngood,1\nbad\n")
+    words = ("no model.safetensors", "a file of its tokenizer", "torn.csv, row 2")
+    for command in ("prune", "compare"):
+        options = flags({"model": str(model), "data": str(case.root / "torn.csv"), "output": str(case.root / "new")})
+        refused([command, *options], capfd, *words, root=case.root, lines=3)
+        refused([command, *options, "--rank", "0"], capfd, *words, "--rank 0", root=case.root, lines=4)
+
+
+def test_images_and_what_reads_them(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    model, images = save_classifier(case.root / "vit"), write_images(case.root / "images", each=2)
+    (model / "model.safetensors").unlink()
+    (model / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"vidth": 16}}'
+    )
+    (images / "red" / "1.png").write_bytes(b"\x89PNG")
+    words = ("no model.safetensors", "its image processor", "--data", "1.png")
+    for command, options in (("prune", flags({"output": str(case.root / "new")})), ("evaluate", [])):
+        arguments = [command, "--model", str(model), "--data", str(images), *options]
+        refused(arguments, capfd, *words, root=case.root, lines=3)
+        refused([*arguments, "--batch", "0"], capfd, *words, "--batch 0", root=case.root, lines=4)
+
+
+def test_a_model_that_cannot_be_read_leaves_open_what_folders_of_folders_are(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(case.root / "images", each=2)
+    (case.model / "config.json").write_text("{}")
+    refused(["evaluate", "--model", str(case.model), "--data", str(images)], capfd, str(case.model), root=case.root)
+
+
+@pytest.mark.parametrize("value", [-0.1, 9e18, float("nan")])
+def test_a_dropout_that_is_no_fraction(value: float, case: Case, capfd: pytest.CaptureFixture[str]) -> None:
+    values = json.loads((case.model / "config.json").read_text()) | {"attention_dropout": value}
+    (case.model / "config.json").write_text(json.dumps(values))
+    refused(["inspect", "--model", str(case.model)], capfd, f"attention_dropout {value}", root=case.root)
