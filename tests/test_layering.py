@@ -68,6 +68,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("blockwise",),
     ("resume.run", "train", "pruner", "layerwise.padded", "sparsity.sparsifier", "compare.run"),
     ("callback", "describe", "export", "judge", "report"),
+    ("rounds",),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
