@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import loraprune
 from loraprune import pipeline, rounds
@@ -18,7 +19,8 @@ from loraprune.plan import Plan
 from loraprune.report import Report
 from tests.pipeline.cases import SHORT, check_loads_anywhere, count, one_step, prune_config, read_report
 from tests.pipeline.test_resume import Stopped, results, stop_after
-from tests.samples import save_tiny, write_text
+from tests.samples import byte_tokenizer, save_tiny, write_text
+from tests.tiny import COMMON, VARIANTS, model_type
 
 STILL = {"lr": 1e-12, "criterion": "magnitude"}
 """weights do not move, so that every kept unit can be found again in the dense model"""
@@ -231,3 +233,19 @@ def test_a_number_of_parameters_is_a_target_too(inputs: Path, tmp_path: Path) ->
     assert report["ratio_requested"] is None
     assert report["target"]["parameters"] == str(wanted)
     assert abs(report["parameters"]["pruned"] - wanted) <= one_step(tmp_path / "out", inputs / "model") * dense
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "saved_as"),
+    [("olmo2", {}, "olmo2"), ("gpt2", {"kinds": "all"}, "loraprune_gpt2")],  # norms over all heads; modelling code
+)
+def test_other_families_go_through_rounds(variant: str, options: dict[str, Any], saved_as: str, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    values = COMMON | {"num_hidden_layers": 2} | VARIANTS[variant] | {"vocab_size": len(tokenizer)}
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type(variant)](**values)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_text(tmp_path / "text.txt", 60)
+    report = pipeline.prune(prune_config(tmp_path, tmp_path / "out", rounds=2, steps=4, **options)).values
+    assert report["saved_as"]["model_type"] == saved_as
+    assert report["ratio_reached"] == pytest.approx(0.5, abs=0.06)
+    assert report["verification"]["masked_vs_sliced"] <= 1e-4
