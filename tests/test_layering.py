@@ -86,6 +86,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "compare.run",
     ),
     ("job", "callback", "describe", "export", "judge", "lineup", "report"),
+    ("rounds",),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),

@@ -92,3 +92,17 @@ def test_the_ratio_weighs_units_by_their_parameters() -> None:
     assert budget.ratio({"heads": 4, "channels": 200}) == 0.0
     assert budget.ratio({"heads": 2, "channels": 200}) == pytest.approx(0.2)
     assert budget.ratio({"heads": 2, "channels": 100}) == pytest.approx(0.5)
+
+
+@given(choices())
+def test_plans_one_after_the_other_are_one_plan(choice: tuple[dict[str, int], Kept, Kept]) -> None:
+    units, kept, fewer = choice
+    first, both = Plan(units, kept), Plan(units, fewer)
+    places = {name: tuple(found) for name, found in first.positions(both).items()}
+    assert first.then(Plan({name: len(found) for name, found in kept.items()}, places)) == both
+
+
+@pytest.mark.parametrize("later", [Plan({"a": 4}, {"a": (1,)}), Plan({"b": 2}, {"b": (1,)})], ids=["dense", "other"])
+def test_a_later_plan_about_other_units_is_refused(later: Plan) -> None:
+    with pytest.raises(PlanError, match="group 'a': 2 units are kept, the later plan is about"):
+        Plan({"a": 4}, {"a": (0, 2)}).then(later)

@@ -228,11 +228,39 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
     least_steps: ClassVar[int] = 0
     distill: float = 0.5
     """weight of the dense model's opinion in the loss, in [0, 1]; the text has the rest"""
+    rounds: int = 1
+    """prune in so many rounds, which share target and steps: after each LoRA is merged and starts anew with half the rank and half
+    the learning rate"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         wrong = (0 <= self.distill <= 1, f"--distill {self.distill}: a fraction in [0, 1] is needed, such as 0.5")
-        return [*super().problems(), *failed(wrong)]
+        return [*super().problems(), *failed(wrong), *self._round_problems()]
+
+    def _round_problems(self) -> list[str]:
+        if self.rounds < 2:
+            return failed((self.rounds > 0, f"--rounds {self.rounds}: at least 1 is needed"))
+        told = f"--rounds {self.rounds}"
+        return failed(
+            (
+                self.sparsity is None,
+                f"{told} --sparsity {self.sparsity}: merging would fill zeros again; leave one out",
+            ),
+            (self.scores is None, f"{told} --scores {self.scores}: every round scores anew; leave one out"),
+            (self.steps != 0, f"{told} --steps 0: without training there is nothing to merge; leave one out"),
+            (
+                not self.steps or self.steps >= self.rounds,
+                f"{told} --steps {self.steps}: every round needs a step; give at least {self.rounds}",
+            ),
+            (
+                not self.has_dimensions,
+                f"{told} and widths by hand: a round goes a part of the way; give --ratio or --parameters",
+            ),
+            (
+                self.teacher == "none",
+                f"{told} --teacher {self.teacher}: later rounds do not start from the dense model; leave one out",
+            ),
+        )
 
     def pruning(self) -> LoRAPruneConfig:
         """Return the part that the callback needs."""

@@ -143,6 +143,11 @@ class AdapterOptions(Options):
     seed: int = 0
     """seed of data order, LoRA's start, dropout and the random criterion"""
 
+    @property
+    def order_seed(self) -> int:
+        """Return the seed of the order of rows and of dropout."""
+        return self.seed
+
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         return [

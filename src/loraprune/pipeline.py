@@ -32,6 +32,7 @@ from loraprune.report import Quality, Report, Training, make_report, write_folde
 from loraprune.resume.keeper import Checkpoint, Keeper
 from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, newest_checkpoint, options_of
 from loraprune.resume.workspace import forget_checkpoints, new_folder
+from loraprune.rounds import prune_in_rounds
 from loraprune.showcase import Showcase
 from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.train import TrainingBar, train
@@ -56,6 +57,8 @@ def prune(config: PruneConfig) -> Report:
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
     """
+    if config.rounds > 1:
+        return prune_in_rounds(config, prune)
     return _run(config, LoRAPruneCallback(config.pruning()))
 
 

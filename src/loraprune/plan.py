@@ -53,6 +53,20 @@ class Plan:
             found[name] = [place[unit] for unit in smaller.kept[name]]
         return found
 
+    def then(self, later: Plan) -> Plan:
+        """Return the plan for the dense model that this one and a later one amount to; units of `later` are those kept here.
+
+        Raises:
+            PlanError: if they are not.
+        """
+        found = {}
+        for name, kept in self.kept.items():
+            units = later.units.get(name)
+            if units != len(kept):
+                raise PlanError(f"group {name!r}: {len(kept)} units are kept, the later plan is about {units}")
+            found[name] = tuple(kept[place] for place in later.kept[name])
+        return Plan(self.units, found)
+
     def to_json(self) -> str:
         """Return the text of a plan.json."""
         groups = {name: {"units": self.units[name], "kept": list(kept)} for name, kept in self.kept.items()}

@@ -97,15 +97,11 @@ def make_report(
         values["parameters"] |= {"prunable_dense": weights, "prunable_pruned": weights - zeros}
     elif pruner:
         budget, counts = pruner.space.budget, pruner.counts()
-        values["ratio_requested"] = config.ratio if isinstance(config, PruneConfig) else 0.0
-        if isinstance(config, PruneConfig) and (config.parameters is not None or config.has_dimensions):
-            names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-            values["ratio_requested"] = None
-            values["target"] = {name: getattr(config, name) for name in names}
+        values |= _target(config)
         values["ratio_reached"] = budget.ratio(counts)
         values["parameters"] |= {"prunable_dense": budget.prunable, "prunable_pruned": budget.kept(counts)}
         values["ratio_of_whole_model"] = 1 - pruned / dense
-        values["units"] = {name: {"dense": plan.units[name], "kept": len(kept)} for name, kept in plan.kept.items()}
+        values["units"] = _units(plan)
     values |= {
         "metric": quality.pruned.metric,
         quality.pruned.metric: compared(quality.dense, quality.pruned),
@@ -134,6 +130,56 @@ def make_report(
         **quality.shown,
     }
     return Report(values, plan)
+
+
+def report_of_rounds(config: PruneConfig, reports: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
+    """Return the report of a run in rounds from theirs: steps count on, and what is dense is so in the first one."""
+    first, last = reports[0], reports[-1]
+    values = {**last, "model": config.model, "trained_whole": first["trained_whole"], **_target(config)}
+    parameters = {**first["parameters"], **{name: last["parameters"][name] for name in ("pruned", "prunable_pruned")}}
+    metric = last["metric"]
+    values |= {
+        "parameters": parameters,
+        "ratio_reached": 1 - parameters["prunable_pruned"] / parameters["prunable_dense"],
+        "ratio_of_whole_model": 1 - parameters["pruned"] / parameters["dense"],
+        "units": _units(plan),
+        metric: _with_dense(first[metric], last[metric]),
+        "verification": dict(last["verification"]),
+        "peak_memory_bytes": max(report["peak_memory_bytes"] for report in reports),
+    }
+    values |= {name: sum(report[name] for report in reports) for name in ("steps", "wall_seconds", "total_seconds")}
+    steps, left = 0, 1.0
+    lists: dict[str, list[dict[str, Any]]] = {"curve": [], "removals": [], "skipped_steps": []}
+    for report in reports:
+        removals = [{**entry, "ratio": 1 - left * (1 - entry["ratio"])} for entry in report["removals"]]
+        for name, entries in lists.items():
+            entries += [
+                {**entry, "step": entry["step"] + steps} for entry in (removals if name == "removals" else report[name])
+            ]
+        steps += report["steps"]
+        left = report["parameters"]["prunable_pruned"] / parameters["prunable_dense"]
+    return values | lists
+
+
+def _target(config: PruneConfig | FinetuneConfig) -> dict[str, Any]:
+    """Return the entries that say what was asked for."""
+    if not isinstance(config, PruneConfig):
+        return {"ratio_requested": 0.0}
+    if config.parameters is None and not config.has_dimensions:
+        return {"ratio_requested": config.ratio}
+    names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+    return {"ratio_requested": None, "target": {name: getattr(config, name) for name in names}}
+
+
+def _units(plan: Plan) -> dict[str, dict[str, int]]:
+    return {name: {"dense": plan.units[name], "kept": len(kept)} for name, kept in plan.kept.items()}
+
+
+def _with_dense(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the last round measured, with what the first one did on the dense model."""
+    both = {name: value for name, value in last.items() if isinstance(value, Mapping) and "dense" in value}
+    inner = {name: {**value, "dense": first[name]["dense"]} for name, value in both.items()}
+    return {**last, "dense": first["dense"], **inner}
 
 
 def write_folder(

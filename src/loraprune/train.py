@@ -125,7 +125,7 @@ def training_arguments(
         learning_rate=0.0 if config.steps == 0 else config.lr,
         lr_scheduler_type="cosine",
         max_grad_norm=config.clip,
-        seed=config.seed,
+        seed=config.order_seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         logging_steps=max(1, steps // LOSSES_AT_LEAST),

@@ -3,6 +3,7 @@
     OUTPUT.partial/lock             held by the run that writes here
     OUTPUT.partial/result/          takes the name OUTPUT when everything in it is written and checked
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.resume.files`
+    OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
     OUTPUT.partial/teacher/         what the dense model said, see `loraprune.distillation`
 
 Knows nothing about models.
@@ -24,16 +25,18 @@ from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
 from loraprune.output import output_problem
 from loraprune.resume.atomic import former_of, replace_folder
 
+PARTIAL = ".partial"
 CHECKPOINT = "step-"
 """what the names of checkpoints begin with"""
 RESULT = "result"
+ROUNDS = "rounds"
 
 logger = logging.getLogger(__name__)
 
 
 def workspace_of(output: Path) -> Path:
     """Return the folder that a run writes to until it is done."""
-    return output.with_name(output.name + ".partial")
+    return output.with_name(output.name + PARTIAL)
 
 
 @contextmanager
@@ -80,6 +83,11 @@ def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterat
             _sweep(workspace, checkpoints=False)
 
 
+def has_checkpoints(workspace: Path) -> bool:
+    """Say whether an unfinished run left something to go on from."""
+    return bool(_checkpoints(workspace))
+
+
 def forget_checkpoints(workspace: Path) -> None:
     """Remove what an unfinished run left, as another one begins; until then nothing that was there may be lost."""
     for path in _contents(workspace):
@@ -114,7 +122,10 @@ def _contents(workspace: Path) -> list[Path]:
 
 
 def _checkpoints(workspace: Path) -> list[Path]:
-    return sorted(workspace.glob(f"{CHECKPOINT}*"))
+    """Return what an unfinished run can go on from: checkpoints, or finished rounds and the checkpoints of the next one."""
+    finished = (path for path in workspace.glob(f"{ROUNDS}/*") if path.suffix != PARTIAL)
+    patterns = (f"{CHECKPOINT}*", f"{ROUNDS}/*{PARTIAL}/{CHECKPOINT}*")
+    return [*sorted(finished), *(path for pattern in patterns for path in sorted(workspace.glob(pattern)))]
 
 
 def _sweep(workspace: Path, *, checkpoints: bool) -> None:

@@ -1,0 +1,150 @@
+"""Pruning in rounds: each is a whole run that starts from the merged model of the one before, with new, smaller LoRA factors.
+
+    OUTPUT.partial/rounds/1/           the folder that the first round left
+    OUTPUT.partial/rounds/2.partial/   the workspace of the round that is not finished
+
+Knows nothing about training: whoever calls says how one round is run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loraprune.config import WITHOUT_EFFECT, PruneConfig
+from loraprune.describe import dry_run
+from loraprune.families import find_groups
+from loraprune.loading import load_config, load_with_head
+from loraprune.machine import choose_device, choose_dtype
+from loraprune.plan import Plan
+from loraprune.report import Report, report_of_rounds, write_folder
+from loraprune.resume.run import check_options, options_of
+from loraprune.resume.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
+from loraprune.settings import PlanConfig
+from loraprune.tasks import tasks
+from loraprune.verify import check_difference, difference, logits_of, masked_logits, probe_of
+
+RANK_FACTOR, LR_FACTOR = 0.5, 0.5
+"""what rank and learning rate are multiplied by from round to round; chosen here, not measured yet"""
+HEAD_KEYS = ("id2label", "label2id", "problem_type", "pad_token_id")
+"""keys of config.json that the data of a run may have decided"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundConfig(PruneConfig):
+    """The options of one round."""
+
+    turn: int = 0
+    """rounds before this one: each shuffles the same rows anew"""
+
+    @property
+    def order_seed(self) -> int:
+        """Return the seed of the order of rows and of dropout."""
+        return (self.seed + self.turn) % 2**32
+
+
+def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report]) -> Report:
+    """Carry out `config.rounds` rounds by `prune`, and write the last one's folder, told in terms of the dense model.
+
+    Raises:
+        LoraPruneError: for anything wrong with model, data or options; nothing is written then.
+    """
+    with new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder:
+        planned = PlanConfig(**{f.name: getattr(config, f.name) for f in fields(PlanConfig)})
+        ratio = float(dry_run(planned).values["ratio_requested"])
+        places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
+        reports: list[dict[str, Any]] = []
+        for turn, place in enumerate(places):
+            _run_round(round_config(config, turn, places, reports, ratio=ratio), places[turn:], prune)
+            reports.append(json.loads((place / "report.json").read_text(encoding="utf-8")))
+        shutil.copytree(places[-1], folder, dirs_exist_ok=True)
+        plan, scores = composed(places)
+        values = report_of_rounds(config, reports, plan)
+        values["verification"]["masked_vs_sliced"] = _masked_vs_sliced(config, folder, plan, values)
+        report = Report(values, plan)
+        write_folder(folder, report, config, scores=scores)
+    return report
+
+
+def round_config(
+    config: PruneConfig, turn: int, places: Sequence[Path], reports: Sequence[Mapping[str, Any]], *, ratio: float
+) -> RoundConfig:
+    """Return the options of a round; `reports` are those of the rounds before it, `ratio` is the whole run's target."""
+    due, kinds = ratio * (turn + 1) / config.rounds, config.kinds
+    if reports:
+        dense, now = reports[0]["parameters"]["prunable_dense"], reports[-1]["parameters"]["prunable_pruned"]
+        due = max(0.0, 1 - dense * (1 - due) / now)
+        named = set(reports[0]["units"])
+        groups = find_groups(load_config(config.model, trust_remote_code=config.trust_remote_code))
+        kinds = ",".join(dict.fromkeys(group.kind for group in groups if group.name in named))
+    rank = max(1, int(config.rank * RANK_FACTOR**turn))
+    steps = config.steps
+    if steps is not None:
+        steps = steps * (turn + 1) // config.rounds - steps * turn // config.rounds
+    options = {f.name: getattr(config, f.name) for f in fields(PruneConfig)} | {
+        "model": str(places[turn - 1]) if turn else config.model, "output": str(places[turn]), "overwrite": True,
+        "rounds": 1, "ratio": due, "parameters": None, "kinds": kinds, "steps": steps, "epochs": config.epochs / config.rounds,
+        "rank": rank, "alpha": config.alpha * rank / config.rank, "lr": config.lr * LR_FACTOR**turn,
+    }  # fmt: skip
+    return RoundConfig(**options, turn=turn)
+
+
+def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[PruneConfig], Report]) -> None:
+    """Run a round that is not finished yet; what a former run left of it and of the rounds after it goes."""
+    place, number = places[0], config.turn + 1
+    if config.resume and place.is_dir() and not has_checkpoints(workspace_of(place)):
+        then = yaml.safe_load((place / "run.yaml").read_text(encoding="utf-8"))
+        then = {name: value for name, value in then.items() if name not in WITHOUT_EFFECT}
+        check_options(options_of(config), {"job": "prune", "options": then}, place)
+        logger.info("round %d is finished", number)
+        return
+    logger.info("round %d: ratio %.4f of what is left, rank %d", number, config.ratio, config.rank)
+    prune(config)
+    for later in places[1:]:
+        for left in (later, workspace_of(later)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def composed(places: Sequence[Path]) -> tuple[Plan, dict[str, Float[Tensor, " units"]]]:
+    """Return what the plans of all rounds amount to for the dense model, and the last score of each of its units."""
+    plan, scores = Plan.read(places[0]), load_file(places[0] / "scores.safetensors")
+    for place in places[1:]:
+        for name, values in load_file(place / "scores.safetensors").items():
+            scores[name][list(plan.kept[name])] = values
+        plan = plan.then(Plan.read(place))
+    return plan, scores
+
+
+def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, values: Mapping[str, Any]) -> float:
+    """Compare the result with the dense model that holds its weights and is masked by the plan of the whole run."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    task = tasks.get(values["task"])
+    saved, _ = load_with_head(str(folder), task.head, device=device, dtype=dtype)
+    probe = probe_of(saved)
+    sliced = logits_of(saved, probe)
+    decided = {name: getattr(saved.config, name) for name in HEAD_KEYS if hasattr(saved.config, name)}
+    tensors = {name: tensor.cpu() for name, tensor in saved.state_dict().items()}
+    dtype = saved.dtype
+    del saved
+    gc.collect()
+    dense, _ = load_with_head(
+        config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code, values=decided,
+        new=task.new, seed=config.seed,
+    )  # fmt: skip
+    groups = [group for group in find_groups(dense.config) if group.name in plan.kept]
+    masked = masked_logits(dense, tensors, groups, plan, probe)
+    return check_difference("masked and sliced model", difference(masked, sliced), dtype)
