@@ -23,6 +23,7 @@ from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
+from loraprune.depth import numbered_as_before
 from loraprune.distillation import choose_teacher, make_teacher
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
@@ -243,7 +244,9 @@ def _verify_saved(
     check_units(unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed), sums)
     # Files may have other names than the model's tensors: transformers keeps those of its older releases.
     saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
-    masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)
+    tensors = numbered_as_before(saved.state_dict(), {name: len(kept) for name, kept in plan.kept.items()})
+    masked = masked_logits(dense, tensors, groups, plan, probe)
+    del tensors
     del saved
     del dense
     gc.collect()

@@ -23,9 +23,10 @@ from loraprune.checkpoint import storable_counts, storable_kinds
 from loraprune.compensation import Rows, Trace, check_compensation, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
+from loraprune.depth import check_layers
 from loraprune.errors import ConfigError, NumericsError, PlanError, nearest
 from loraprune.families import find_groups
-from loraprune.groups import Group, Span
+from loraprune.groups import Group, Span, consumers
 from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
@@ -112,7 +113,23 @@ def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneCon
     stock = {group.kind for group in groups} <= set(storable_kinds(config_of(model), groups))
     equal = ALLOCATIONS[config.allocation].equal and stock
     storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
-    return Space(groups, measure_budget(model, groups), config.round, storable)
+    if config.depth:
+        check_layers(config_of(model), find_groups(config_of(model)), groups)
+        check_biases(model, groups)
+    return Space(groups, measure_budget(model, groups), config.round, storable, layers=config.depth)
+
+
+def check_biases(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Refuse --depth where a layer without units still adds something.
+
+    Raises:
+        ConfigError: for a reading projection with a bias.
+    """
+    for path in (span.module for group in groups for span in consumers(group)):
+        if getattr(base_layer(find_module(model, path)), "bias", None) is not None:
+            raise ConfigError(
+                f"--depth true: {path!r} has a bias, which a layer without units would still add; leave --depth out"
+            )
 
 
 def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
@@ -197,6 +214,7 @@ class Pruner:
     def score(self) -> None:
         """Average in the scores of this step; gradients must be whole, unscaled and unclipped. Saved scores stay as they are."""
         if self.config.scores:
+            self.scorer.forget()
             return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
@@ -216,7 +234,7 @@ class Pruner:
         kept = {}
         for name, units in self.plan.kept.items():
             wanted = min(counts[name], len(units))
-            if wanted < len(units):
+            if 0 < wanted < len(units):
                 self._check_scores(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows)
