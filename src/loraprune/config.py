@@ -29,6 +29,7 @@ UNIT_OPTIONS = (
     "normalize",
     "allocation",
     "depth",
+    "history",
     "compensate",
     "local",
     "shrink",
@@ -86,6 +87,9 @@ class LoRAPruneConfig(AdapterOptions):
     before; 0 for none"""
     calibration: int = 4096
     """tokens that --compensate and --local look at"""
+    history: bool = False
+    """write the scores before every removal to scores_history.safetensors: `loraprune compare` draws from it how criteria agree
+    over the steps"""
     schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
     """how removal grows over the run"""
     interval: int | None = None

@@ -170,7 +170,10 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
             parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
         )  # fmt: skip
         # Scores of single weights would be as large as the model.
-        write_folder(folder, report, config, scores=pruner.scores.values if isinstance(pruner, Pruner) else None)
+        scored = pruner if isinstance(pruner, Pruner) else None
+        write_folder(
+            folder, report, config, scores=scored.scores.values if scored else None, history=scored.history if scored else None
+        )  # fmt: skip
     return report
 
 

@@ -195,6 +195,8 @@ class Pruner:
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
+        self.history: dict[str, torch.Tensor] = {}
+        """step/group -> (units,) scores before the removal at that step, if they are kept"""
         if config.scores:
             self.scores.load(read_scores(config.scores, self.plan.units))
         criterion = criteria.get(config.criterion)
@@ -217,6 +219,13 @@ class Pruner:
             self.scorer.forget()
             return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
+
+    def note(self, step: int) -> None:
+        """Keep a copy of the scores as they are at a step, NaN for units that are gone."""
+        for name, kept in self.plan.kept.items():
+            values = torch.full_like(self.scores.values[name], torch.nan, dtype=torch.float32)
+            values[list(kept)] = self.scores.values[name][list(kept)].float()
+            self.history[f"{step}/{name}"] = values
 
     def forget(self) -> None:
         """Drop what was gathered for the scores of this step."""
@@ -299,7 +308,7 @@ class Pruner:
         """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
         return {
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
-            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(),
+            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(), "history": self.history,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -310,6 +319,7 @@ class Pruner:
         for name, weight in self._changed_weights().items():
             weight.copy_(state["weights"][name])
         self.scores.load(state["scores"])
+        self.history = dict(state["history"])
         self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
         self.scorer.load_state_dict(state["scorer"])
         if self.is_done:

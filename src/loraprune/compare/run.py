@@ -34,7 +34,7 @@ from loraprune.errors import ConfigError, LoraPruneError
 from loraprune.options import raise_all
 from loraprune.settings import CompareConfig
 
-KEPT = ("report.json", "run.yaml", "plan.json", "scores.safetensors", "machine.json")
+KEPT = ("report.json", "run.yaml", "plan.json", "scores.safetensors", "scores_history.safetensors", "machine.json")
 """files of a cell that the table and the plots need"""
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10
