@@ -44,7 +44,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "guard",
     ),
     ("plan", "config", "families", "adapters", "data", "loading", "resume.workspace"),
-    ("compare.grid", "compare.correlation", "images"),
+    ("compare.grid", "compare.correlation", "images", "depth"),
     (
         "settings",
         "compare.summary",
@@ -107,6 +107,7 @@ WITHOUT_TORCH = (
     "registry",
     "groups",
     "families",
+    "depth",
     "plan",
     "schedule",
     "sparsity.pattern",

@@ -128,6 +128,8 @@ class LoRAPruneCallback(TrainerCallback):
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
         progress = self.schedule.progress(state.global_step)
+        if isinstance(self.pruner, Pruner) and self.pruner.config.history:
+            self.pruner.note(state.global_step)
         self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())

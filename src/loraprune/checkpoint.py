@@ -15,9 +15,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from loraprune.depth import gone_layers, numbered_anew, shallower
 from loraprune.errors import PlanError
 from loraprune.families.base import families, find_groups, head_size
-from loraprune.groups import Group, Kind
+from loraprune.groups import Group, Kind, layer_of
 from loraprune.heads import find_head
 from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
@@ -28,10 +29,13 @@ from loraprune.shell import save_tensors
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
     """Return the config keys that the counts change, or None if no stock keys can hold them.
 
-    Layers may not differ, and a group without keys must be whole.
+    Layers may not differ, and a group without keys must be whole; layers that keep nothing do not count.
     """
     sizes: dict[str, int | Fraction] = {}
+    gone = gone_layers(counts)
     for group in groups:
+        if layer_of(group) in gone:
+            continue
         if not group.sizes and not (group.whole and counts[group.name] == group.units):
             return None
         for key, each in group.sizes.items():
@@ -135,7 +139,7 @@ def save_stock(
     counts: Mapping[str, int],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Save a sliced, merged `model` under the stock class and configuration that its widths need.
+    """Save a sliced, merged `model` under the stock class and configuration that its widths need, without layers that are empty.
 
     `config` is the dense model's configuration, `groups` its groups; `dtype` None keeps the model's precision.
 
@@ -143,10 +147,10 @@ def save_stock(
         PlanError: if no stock configuration can hold the widths.
     """
     sizes = config_sizes(groups, counts)
-    stock = stock_config(config, sizes) if sizes is not None else None
+    stock = stock_config(shallower(config, counts), sizes) if sizes is not None else None
     if stock is None:
         raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
-    tensors = model.state_dict()
+    tensors = numbered_anew(model.state_dict(), counts)
     save_tensors(
         stock, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
         head=find_head(model.config),
@@ -171,7 +175,7 @@ def save_model(
     """
     others = [group for group in find_groups(config) if group.name not in counts]
     sizes = config_sizes([*groups, *others], {group.name: group.units for group in others} | dict(counts))
-    if sizes is not None and stock_config(config, sizes) is not None:
+    if sizes is not None and stock_config(shallower(config, counts), sizes) is not None:
         save_stock(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
     else:
         save_layerwise(model, folder, config=config, counts=counts, dtype=dtype)

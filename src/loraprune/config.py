@@ -28,6 +28,8 @@ UNIT_OPTIONS = (
     "round",
     "normalize",
     "allocation",
+    "depth",
+    "history",
     "compensate",
     "local",
     "shrink",
@@ -75,6 +77,9 @@ class LoRAPruneConfig(AdapterOptions):
     """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores) give all layers
     the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
     model) give every layer its own"""
+    depth: bool = False
+    """with --allocation balanced: whole layers may go too, those that score least, where that loses less; the layers left are
+    numbered anew"""
     compensate: bool = False
     """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
     local: int = 0
@@ -82,6 +87,9 @@ class LoRAPruneConfig(AdapterOptions):
     before; 0 for none"""
     calibration: int = 4096
     """tokens that --compensate and --local look at"""
+    history: bool = False
+    """write the scores before every removal to scores_history.safetensors: `loraprune compare` draws from it how criteria agree
+    over the steps"""
     schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
     """how removal grows over the run"""
     interval: int | None = None
@@ -131,6 +139,11 @@ class LoRAPruneConfig(AdapterOptions):
             (
                 self.warmup + self.cooldown < 1,
                 f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1",
+            ),
+            (
+                not self.depth or (self.allocation == "balanced" and not self.has_dimensions),
+                f"--depth true: scores choose the layers, which needs --allocation balanced (here {self.allocation}) and no "
+                "widths by hand",
             ),
             (
                 self.parameters is None or not self.has_dimensions,

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.adapters import attach_lora
+from loraprune.allocation import Counts, Space
 from loraprune.checkpoint import config_sizes, layer_sizes, stock_config, storable_kinds
 from loraprune.config import LoRAPruneConfig
+from loraprune.depth import gone_layers, shallower
 from loraprune.families import find_groups
 from loraprune.groups import Group, layer_of
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
@@ -148,9 +150,11 @@ def dry_run(options: PlanConfig) -> Description:
     space = make_space(model, in_play, options)
     dense = model.num_parameters()
     counts = goal_counts(space, options, model_parameters=dense)
-    pruned = dense - space.budget.prunable + space.budget.kept(counts)
+    pruned = dense - space.budget.prunable + space.budget.kept(counts) - _beside_units(model, space, counts)
     sizes = config_sizes(in_play, counts)
-    stock = stock_config(config, sizes) if sizes is not None else None
+    stock = stock_config(shallower(config, counts), sizes) if sizes is not None else None
+    if sizes and (gone := gone_layers(counts)):
+        sizes = {"num_hidden_layers": _layers(config, groups) - len(gone)} | sizes
     bytes_each = 4 if options.dtype in ("float32", "auto") else 2
     memory = _memory(model, groups, options, find_task(config, options.task), bytes_each=bytes_each)
     return Description({
@@ -159,11 +163,19 @@ def dry_run(options: PlanConfig) -> Description:
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
-        "kinds": list(space.by_kind()), "shapes": sizes or layer_sizes(in_play, counts),
+        "kinds": list(space.by_kind()),
+        "shapes": sizes or layer_sizes(in_play, counts),
         "saved_as": stock.model_type if stock else TYPE_PREFIX + stock_of(config).model_type,
         "file_bytes": {"dense": dense * bytes_each, "pruned": pruned * bytes_each},
         "training_memory_bytes": memory, "machine_memory_bytes": available_memory_bytes(),
     })  # fmt: skip
+
+
+def _beside_units(model: PreTrainedModel, space: Space, counts: Counts) -> int:
+    """Return the parameters that go with whole layers beside those of their units: norms, and biases that no unit owns."""
+    layers = gone_layers(counts)
+    owned = sum(space.budget.unit_parameters[g.name] * g.units for g in space.groups if layer_of(g) in layers)
+    return sum(p.numel() for layer in layers for p in model.get_submodule(layer).parameters()) - owned
 
 
 def _memory(

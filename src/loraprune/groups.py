@@ -104,7 +104,12 @@ def attribute_values(group: Group, units: int) -> dict[str, int]:
 
 def layer_of(group: Group) -> str | None:
     """Return the path of the layer that holds a group, such as model.layers.3; None if it spans layers."""
-    found = LAYER.match(group.name)
+    return layer_path(group.name)
+
+
+def layer_path(name: str) -> str | None:
+    """Return the path of the layer that a module, group or tensor of this name is in; None if it is in none."""
+    found = LAYER.match(name)
     return found[0] if found else None
 
 

@@ -44,14 +44,14 @@ class RunningScores:
             if not torch.isfinite(new).all():
                 raise NumericsError(f"a score of {name!r} is {_first_bad(new)}")
         for name, new in scores.items():
-            index = torch.tensor(plan.kept[name])
+            index = torch.tensor(plan.kept[name], dtype=torch.long)
             old = self.values[name][index]
             self.values[name][index] = self.decay * old + (1 - self.decay) * new.to(old)
         self.updates += 1
 
     def ranked(self, name: str, units: Sequence[int]) -> list[int]:
         """Return the units from best to worst; ties keep the lower index first."""
-        values = self.values[name][torch.tensor(units)]
+        values = self.values[name][torch.tensor(units, dtype=torch.long)]
         return [units[place] for place in torch.argsort(values, descending=True, stable=True).tolist()]
 
 

@@ -18,6 +18,7 @@ from loraprune.adapters import attach_lora, base_model, merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.depth import numbered_as_before
 from loraprune.distillation import choose_teacher, make_teacher
 from loraprune.groups import Group
 from loraprune.guard import StepGuard
@@ -108,7 +109,10 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
             verification=verification, parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
         )  # fmt: skip
         # Scores of single weights would be as large as the model.
-        write_folder(folder, report, config, scores=pruner.scores.values if isinstance(pruner, Pruner) else None)
+        scored = pruner if isinstance(pruner, Pruner) else None
+        write_folder(
+            folder, report, config, scores=scored.scores.values if scored else None, history=scored.history if scored else None
+        )  # fmt: skip
         if config.html:
             write_page(folder)
     return report
@@ -207,7 +211,9 @@ def _verify_saved(
     check_units(unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed), sums)
     # Files may have other names than the model's tensors: transformers keeps those of its older releases.
     saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
-    masked = masked_logits(dense, saved.state_dict(), groups, plan, probe)
+    tensors = numbered_as_before(saved.state_dict(), {name: len(kept) for name, kept in plan.kept.items()})
+    masked = masked_logits(dense, tensors, groups, plan, probe)
+    del tensors
     del saved
     show.time("dense", dense, Path(resolve(job.config.model)))
     del dense

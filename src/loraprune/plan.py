@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraprune.errors import CheckpointError, PlanError
-from loraprune.groups import Group
+from loraprune.groups import Group, layer_path
 
 FORMAT = 1
 
@@ -32,10 +32,15 @@ class Plan:
             )
         for name, kept in self.kept.items():
             units = self.units[name]
-            if not kept:
+            if not kept and not self._is_layer_gone(name):
                 raise PlanError(f"group {name!r} keeps no unit: keep at least one")
-            if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
+            if list(kept) != sorted(set(kept)) or not set(kept) <= set(range(units)):
                 raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
+
+    def _is_layer_gone(self, name: str) -> bool:
+        """Say whether the layer of a group keeps nothing at all: then it is as if it were not there."""
+        layer = layer_path(name)
+        return layer is not None and not any(kept for other, kept in self.kept.items() if layer_path(other) == layer)
 
     @classmethod
     def full(cls, groups: Sequence[Group]) -> Plan:

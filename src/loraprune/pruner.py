@@ -23,9 +23,10 @@ from loraprune.checkpoint import storable_counts, storable_kinds
 from loraprune.compensation import Rows, Trace, check_compensation, compensate_
 from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
+from loraprune.depth import check_layers
 from loraprune.errors import ConfigError, NumericsError, PlanError, nearest
 from loraprune.families import find_groups
-from loraprune.groups import Group, Span
+from loraprune.groups import Group, Span, consumers
 from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
@@ -112,7 +113,23 @@ def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneCon
     stock = {group.kind for group in groups} <= set(storable_kinds(config_of(model), groups))
     equal = ALLOCATIONS[config.allocation].equal and stock
     storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
-    return Space(groups, measure_budget(model, groups), config.round, storable)
+    if config.depth:
+        check_layers(config_of(model), find_groups(config_of(model)), groups)
+        check_biases(model, groups)
+    return Space(groups, measure_budget(model, groups), config.round, storable, layers=config.depth)
+
+
+def check_biases(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Refuse --depth where a layer without units still adds something.
+
+    Raises:
+        ConfigError: for a reading projection with a bias.
+    """
+    for path in (span.module for group in groups for span in consumers(group)):
+        if getattr(base_layer(find_module(model, path)), "bias", None) is not None:
+            raise ConfigError(
+                f"--depth true: {path!r} has a bias, which a layer without units would still add; leave --depth out"
+            )
 
 
 def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
@@ -178,6 +195,8 @@ class Pruner:
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
+        self.history: dict[str, torch.Tensor] = {}
+        """step/group -> (units,) scores before the removal at that step, if they are kept"""
         if config.scores:
             self.scores.load(read_scores(config.scores, self.plan.units))
         criterion = criteria.get(config.criterion)
@@ -197,8 +216,16 @@ class Pruner:
     def score(self) -> None:
         """Average in the scores of this step; gradients must be whole, unscaled and unclipped. Saved scores stay as they are."""
         if self.config.scores:
+            self.scorer.forget()
             return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
+
+    def note(self, step: int) -> None:
+        """Keep a copy of the scores as they are at a step, NaN for units that are gone."""
+        for name, kept in self.plan.kept.items():
+            values = torch.full_like(self.scores.values[name], torch.nan, dtype=torch.float32)
+            values[list(kept)] = self.scores.values[name][list(kept)].float()
+            self.history[f"{step}/{name}"] = values
 
     def forget(self) -> None:
         """Drop what was gathered for the scores of this step."""
@@ -216,7 +243,7 @@ class Pruner:
         kept = {}
         for name, units in self.plan.kept.items():
             wanted = min(counts[name], len(units))
-            if wanted < len(units):
+            if 0 < wanted < len(units):
                 self._check_scores(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows)
@@ -281,7 +308,7 @@ class Pruner:
         """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
         return {
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
-            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(),
+            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(), "history": self.history,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -292,6 +319,7 @@ class Pruner:
         for name, weight in self._changed_weights().items():
             weight.copy_(state["weights"][name])
         self.scores.load(state["scores"])
+        self.history = dict(state["history"])
         self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
         self.scorer.load_state_dict(state["scorer"])
         if self.is_done:

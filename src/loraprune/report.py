@@ -183,7 +183,12 @@ def _with_dense(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, 
 
 
 def write_folder(
-    folder: Path, report: Report, config: PruneConfig | FinetuneConfig, *, scores: Mapping[str, Tensor] | None
+    folder: Path,
+    report: Report,
+    config: PruneConfig | FinetuneConfig,
+    *,
+    scores: Mapping[str, Tensor] | None,
+    history: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write everything but the model itself into an output folder."""
     (folder / "report.json").write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -192,6 +197,8 @@ def write_folder(
     if scores is not None:
         (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
         save_file(dict(scores), folder / "scores.safetensors")
+    if history:
+        save_file(dict(history), folder / "scores_history.safetensors")
 
 
 def how_to_load(model_type: str, head: str) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.adapters import base_layer, cuts, find_module
+from loraprune.depth import gone_layers
 from loraprune.errors import NumericsError, VerificationError
-from loraprune.groups import Group, Side, Span, kept_entries, sides
+from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.surgery import rescale_norm_
@@ -90,7 +91,10 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
                 rescale_norm_(sliced[name], before=len(sliced[name]), after=len(dense.get_parameter(name)))
     # Tied weights are stored once, and named_parameters names each once; buffers that are not stored follow from the shapes.
     stored = [(name, buffer) for name, buffer in dense.named_buffers() if name in sliced]
+    gone = gone_layers({name: len(kept) for name, kept in plan.kept.items()})
     for name, tensor in (*dense.named_parameters(), *stored):
+        if layer_path(name) in gone:
+            continue
         cut_dims = entries.get(name, {})
         if cut_dims:
             tensor[_grid(tensor, cut_dims)] = sliced[name].to(tensor)

@@ -70,3 +70,20 @@ def test_an_axis_is_logarithmic_where_perplexities_lie_far_apart(
     axes = figures[0].axes[0]
     assert axes.get_yscale() == ("log" if is_wide else "linear")
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["dense", "a"]
+
+
+def test_scores_are_compared_with_the_references_layer_by_layer_and_step_by_step(
+    tmp_path: Path, drawn: list[dict[str, Any]]
+) -> None:
+    up, gone = torch.arange(8.0), torch.tensor([float("nan")] * 4 + [0.0] * 4)
+    for key, sign in (("a0.2", 1), ("b0.2", -1)):
+        (tmp_path / key).mkdir()
+        # At step 20 the units that agreed are gone, those left are in opposite orders.
+        scores = {"10/model.layers.3.mlp": up.clone(), "20/model.layers.3.mlp": sign * up + gone}
+        save_file(scores, tmp_path / key / "scores_history.safetensors")
+    entries = [entry(name, 0.2) for name in "ab"]
+    plots.agreement_by_step(entries, "a", tmp_path, tmp_path)
+    expected = {"step 10": {3: pytest.approx(1.0)}, "step 20": {3: pytest.approx(-1.0)}}
+    assert drawn == [{"b / a: rank correlation of scores, mlp": expected}]
+    plots.agreement_by_step(entries, None, tmp_path, tmp_path)
+    assert len(drawn) == 1

@@ -191,8 +191,18 @@ def test_without_matplotlib_the_results_are_there_and_the_extra_is_named(
 
 @pytest.mark.slow
 def test_two_real_cells_from_end_to_end(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    options = make(grid={"criterion": ["magnitude", "lora"]}, reference="lora", round=1)
-    arguments = ["compare", "--grid", json.dumps(options.grid), "--reference", "lora", "--round", "1"]
+    options = make(grid={"criterion": ["magnitude", "lora"]}, reference="lora", round=1, history=True)
+    arguments = [
+        "compare",
+        "--grid",
+        json.dumps(options.grid),
+        "--reference",
+        "lora",
+        "--round",
+        "1",
+        "--history",
+        "true",
+    ]
     for name in ("model", "data", "output", "steps", "batch", "length", "device"):
         arguments += [f"--{name}", str(getattr(options, name))]
     assert cli.main([*arguments, "--json"]) == 0
@@ -205,7 +215,7 @@ def test_two_real_cells_from_end_to_end(make: Make, capsys: pytest.CaptureFixtur
         assert cell["machine"]["cores"] > 0
         assert "torch" in cell["versions"]
         assert {path.name for path in (output / CELLS / cell["key"]).iterdir()} == set(KEPT) - {"report.html"}
-    for name in ("perplexity", "widths", "agreement"):
+    for name in ("perplexity", "widths", "agreement", "agreement_by_step"):
         assert (output / "plots" / f"{name}.png").stat().st_size > 10_000
         assert "<svg" in (output / "plots" / f"{name}.svg").read_text()
     assert cli.main(arguments) == 0

@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sparsity": {"sparsity": "2:4"},
     "compensate": {"compensate": True, "teacher": "cache"},
     "accumulate": {"accumulate": 3, "rows": 14, "teacher": "copy"},  # epochs end within the run
-    "random": {"criterion": "random", "allocation": "balanced"},
+    "random": {"criterion": "random", "allocation": "balanced", "history": True},
     "no training": {"steps": 0, "rows": 40},
 }
 
@@ -51,7 +51,9 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def results(folder: Path) -> dict[str, bytes]:
     return {
-        name: (folder / name).read_bytes() for name in ("model.safetensors", "plan.json") if (folder / name).exists()
+        name: (folder / name).read_bytes()
+        for name in ("model.safetensors", "plan.json", "scores_history.safetensors")
+        if (folder / name).exists()
     }
 
 

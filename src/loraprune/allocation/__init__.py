@@ -70,5 +70,7 @@ def towards(space: Space, final: Counts, progress: float) -> dict[str, int]:
     for group in space.groups:
         due = group.units - round((group.units - final[group.name]) * progress)
         step = space.step(group) if progress < 1 else 1
-        counts[group.name] = min(group.units, -(-due // step) * step)
+        # A layer that is to go keeps a little of each kind until it goes as a whole.
+        least = step if progress < 1 else 0
+        counts[group.name] = min(group.units, max(least, -(-due // step) * step))
     return counts

@@ -37,6 +37,8 @@ class Space:
     round: int
     """widths of FFNs and convolutions are multiples of this, or the full width"""
     storable: Storable
+    layers: bool = False
+    """whether whole layers may go too"""
 
     def widths(self, group: Group) -> list[int]:
         """Return the numbers of units that a group may keep, ascending."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from loraprune.compare.correlation import spearman
+from loraprune.compare.correlation import agreements, spearman
 from loraprune.compare.grid import SEED, recipe_name
 from loraprune.compare.summary import metric_of
 from loraprune.measured import PERPLEXITY
@@ -24,6 +24,8 @@ TARGETS = ("ratio", "parameters", "heads", "ffn")
 LOGARITHMIC_FROM = 3
 """largest over smallest perplexity from which on an axis is logarithmic"""
 PAIRS_AT_MOST = 21
+STEPS_AT_MOST = 12
+"""rows of a heat map over steps; of more, as many are drawn, evenly spread"""
 NUMBERS_AT_MOST = 16
 """columns of a heat map whose cells have room for a number"""
 
@@ -42,6 +44,7 @@ def draw(values: Mapping[str, Any], cells: Path, folder: Path) -> None:
         if pruned:
             widths(pruned, folder)
             agreement(pruned, cells, folder)
+            agreement_by_step(pruned, values["reference"], cells, folder)
 
 
 def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -109,6 +112,29 @@ def agreement(pruned: Sequence[Mapping[str, Any]], cells: Path, folder: Path) ->
             panels.setdefault(f"rank correlation of scores, {part}", {})[f"{one} / {other}"] = _means(layers)
     if panels:
         heat_maps(panels, folder, "agreement", limits=(-1.0, 1.0), colours="PuOr_r", digits=2)
+
+
+def agreement_by_step(pruned: Sequence[Mapping[str, Any]], reference: str | None, cells: Path, folder: Path) -> None:
+    """Draw how much the scores of every recipe agree with the reference's at the same step, by layer and step.
+
+    Only runs with --history true have something to draw; of several targets the smallest removal is taken.
+    """
+    runs: dict[tuple[str, int], tuple[bool, dict[str, list[float]]]] = {}
+    for entry in sorted(pruned, key=lambda one: one["ratio_reached"]):
+        path, name = cells / entry["key"] / "scores_history.safetensors", _without_target(entry["labels"])
+        if path.is_file() and (name, entry["seed"]) not in runs:
+            scores = {key: values.tolist() for key, values in load_file(path).items()}
+            runs[name, entry["seed"]] = reference in entry["labels"].values(), scores
+    panels: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for label, steps in agreements(runs):
+        for step in [*steps][:: -(-len(steps) // STEPS_AT_MOST)]:
+            for group, value in steps[step].items():
+                layer, part = place_of(group)
+                rows = panels.setdefault(f"{label}: rank correlation of scores, {part}", {})
+                rows.setdefault(f"step {step}", {}).setdefault(layer, []).append(value)
+    drawn = {title: {row: _means(layers) for row, layers in rows.items()} for title, rows in panels.items()}
+    if drawn:
+        heat_maps(drawn, folder, "agreement_by_step", limits=(-1.0, 1.0), colours="PuOr_r", digits=2)
 
 
 def heat_maps(

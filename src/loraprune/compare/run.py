@@ -36,7 +36,9 @@ from loraprune.machine import choose_device
 from loraprune.plotting import MissingMatplotlib
 from loraprune.settings import CompareConfig
 
-KEPT = ("report.json", "run.yaml", "plan.json", "scores.safetensors", "machine.json", "report.html")
+KEPT = (
+    "report.json", "run.yaml", "plan.json", "scores.safetensors", "scores_history.safetensors", "machine.json", "report.html",
+)  # fmt: skip
 """files of a cell that the table and the plots need"""
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10

@@ -26,6 +26,9 @@ class Family:
     stand_in: Callable[[Config], Mapping[str, object] | None]
     """for widths that the family's own configuration refuses: a configuration of another model type with the same
     weights and the same mathematics, or None"""
+    per_layer: tuple[str, ...] | None = None
+    """keys of the configuration with one entry for every layer; None where the layers are not interchangeable, so that
+    none of them may go"""
 
 
 families: Registry[Family] = Registry(
@@ -42,13 +45,15 @@ def no_stand_in(config: Config) -> None:
 
 
 def register_family(
-    *model_types: str, stand_in: Callable[[Config], Mapping[str, object] | None] = no_stand_in
+    *model_types: str,
+    stand_in: Callable[[Config], Mapping[str, object] | None] = no_stand_in,
+    per_layer: tuple[str, ...] | None = None,
 ) -> Callable[[GroupFunction], GroupFunction]:
-    """Register a function `config -> groups` for the `model_type`s of transformers that it describes."""
+    """Register a function `config -> groups` for the `model_type`s of transformers that it describes; options are Family's."""
 
     def register(function: GroupFunction) -> GroupFunction:
         for model_type in model_types:
-            families.add(model_type, Family(model_type, function, stand_in))
+            families.add(model_type, Family(model_type, function, stand_in, per_layer))
         return function
 
     return register

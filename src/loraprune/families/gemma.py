@@ -8,7 +8,7 @@ from loraprune.families.base import Config, attention, gated_mlp, register_famil
 from loraprune.families.llama import decoder
 from loraprune.groups import Group
 
-register_family("gemma")(decoder)
+register_family("gemma", per_layer=())(decoder)
 
 
 @register_family("gemma2", "gemma3_text")

@@ -33,5 +33,7 @@ def decoder(config: Config) -> Iterator[Group]:
         yield gated_mlp(f"{layer}.mlp", config)
 
 
-register_family("llama", stand_in=llama_as_mistral)(decoder)
-register_family("mistral", "qwen2", "qwen3", "smollm3", "granite")(decoder)
+register_family("llama", stand_in=llama_as_mistral, per_layer=())(decoder)
+register_family("mistral", "granite", per_layer=())(decoder)
+register_family("qwen2", "qwen3", per_layer=("layer_types",))(decoder)
+register_family("smollm3", per_layer=("layer_types", "no_rope_layers"))(decoder)

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.checkpoint import config_sizes, stock_config
+from loraprune.depth import gone_layers
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
@@ -36,6 +37,10 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
         CheckpointError: if the plan is another model's.
         VerificationError: if the saved model computes something else.
     """
+    if gone := gone_layers({name: len(kept) for name, kept in plan.kept.items()}):
+        raise PlanError(
+            f"padding brings back no layer that went as a whole, as {gone[0]!r} did; use the folder as it is"
+        )
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
