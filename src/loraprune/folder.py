@@ -47,7 +47,7 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
         for key, value in read_json(folder / CONFIG).items():
             if not _is_sensible(key, value):
-                raise CheckpointError(f"config.json is invalid ({key} {value}); take that of the model")
+                raise CheckpointError(f"config.json is invalid ({key} {str(value)[:100]}); take that of the model")
         if (folder / TOKENIZER_CONFIG).is_file():
             for key, value in read_json(folder / TOKENIZER_CONFIG).items():
                 if key.endswith("_file") and isinstance(value, str):
@@ -56,6 +56,8 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
 
 def _is_sensible(key: str, value: object) -> bool:
     """Say whether a model can have such a configuration, as far as its classes do not look themselves."""
+    if key == "id2label" and isinstance(value, dict):
+        return all(isinstance(name, str | int | float) for name in value.values())
     if not isinstance(value, int | float):
         return True
     return 0 < value <= LAYERS if key == "num_hidden_layers" else "drop" not in key or 0 <= value <= 1

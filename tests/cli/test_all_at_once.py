@@ -157,8 +157,15 @@ def test_a_model_that_cannot_be_read_leaves_open_what_folders_of_folders_are(
     refused(["evaluate", "--model", str(case.model), "--data", str(images)], capfd, str(case.model), root=case.root)
 
 
-@pytest.mark.parametrize("value", [-0.1, 9e18, float("nan")])
-def test_a_dropout_that_is_no_fraction(value: float, case: Case, capfd: pytest.CaptureFixture[str]) -> None:
-    values = json.loads((case.model / "config.json").read_text()) | {"attention_dropout": value}
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention_dropout", -0.1), ("attention_dropout", 9e18), ("attention_dropout", float("nan")), ("id2label", {"0": ["a"]}),
+    ],
+)  # fmt: skip
+def test_what_no_class_of_transformers_looks_at_in_a_configuration(
+    key: str, value: object, case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((case.model / "config.json").read_text()) | {key: value}
     (case.model / "config.json").write_text(json.dumps(values))
-    refused(["inspect", "--model", str(case.model)], capfd, f"attention_dropout {value}", root=case.root)
+    refused(["inspect", "--model", str(case.model)], capfd, f"({key} {value})", root=case.root)

@@ -117,7 +117,12 @@ def load_processor(model: str, *, image_size: object) -> BaseImageProcessor:
         )
     with clear_errors(model, "its image processor"):
         processor: BaseImageProcessor = kind.from_pretrained(model)
-        made = tuple(processor(images=[Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"].shape[2:])
+        pixels = processor(images=[Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"]
+    if not torch.isfinite(pixels).all():
+        raise CheckpointError(
+            f"--model {model}: {FILE} makes NaN or infinity of an image: correct image_mean and image_std"
+        )
+    made = tuple(pixels.shape[2:])
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     if wanted is not None and made != tuple(wanted):  # type: ignore[arg-type]
         raise ConfigError(
