@@ -58,15 +58,15 @@ def speed() -> Iterator[str]:
 
 
 def comparisons() -> Iterator[str]:
-    """Yield perplexity and gap of every recipe, a table for each results.json of `loraprune compare` kept as compare_<name>.json."""
-    for path in sorted(common.RESULTS.glob("compare_*.json")):
+    """Yield perplexity and gap of every recipe, a table for each results.json of `loraprune compare` kept as GRID_<name>.json."""
+    for path in sorted(path for grid in ("bounds", "compare") for path in common.RESULTS.glob(f"{grid}_*.json")):
         result = json.loads(path.read_text())
         recipes, cells = result["recipes"], result["cells"]
         steps, lr = (next(cell["options"][name] for cell in cells) for name in ("steps", "lr"))
         tuned = recipes.get("finetune", {}).get("perplexity")
         dense = next(cell["perplexity"]["dense"] for cell in cells if "error" not in cell)
         beside = f", dense + LoRA {words(tuned)}" if tuned else ""
-        yield f"**{path.stem.removeprefix('compare_')}**: {steps} steps, learning rate {lr}, dense {dense:.2f}{beside}"
+        yield f"**{path.stem.partition('_')[2]}**: {steps} steps, learning rate {lr}, dense {dense:.2f}{beside}"
         yield ""
         pruned = {name: recipe for name, recipe in recipes.items() if recipe["job"] == "prune"}
         runs = list(dict.fromkeys(name.split(", ")[0] for name in pruned))
