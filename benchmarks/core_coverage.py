@@ -19,6 +19,7 @@ CORE = ("groups", "surgery", "importance", "allocation", "schedule", "checkpoint
 TESTS = (
     "test_groups.py", "test_surgery.py", "test_importance.py", "allocation/test_uniform.py", "allocation/test_balanced.py",
     "allocation/test_layerwise.py", "test_schedule.py", "test_plan.py", "test_checkpoint.py", "test_kinds.py", "families/test_channels.py",
+    "criteria/test_experts.py", "families/test_contract.py::test_a_span_that_does_not_fit_is_refused",
 )  # fmt: skip
 """without whole runs and the properties of allocations, which take many minutes under coverage"""
 LIMIT = 95.0

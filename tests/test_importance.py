@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from loraprune.errors import NumericsError
-from loraprune.importance import RunningScores
+from loraprune.errors import ConfigError, NumericsError
+from loraprune.importance import RunningScores, read_scores
 from loraprune.plan import Plan
 
 
@@ -48,3 +50,33 @@ def test_ranking_is_from_best_to_worst_and_ties_keep_the_lower_index() -> None:
     running.update(scores_of(1.0, 3.0, 1.0, 7.0, 3.0), Plan({"a": 5}, {"a": (0, 1, 2, 3, 4)}))
     assert running.ranked("a", range(5)) == [3, 1, 4, 0, 2]
     assert running.ranked("a", (0, 2, 4)) == [4, 0, 2]
+
+
+def test_saved_scores_are_read_as_they_were(tmp_path: Path) -> None:
+    save_file({"a": torch.tensor([1.0, 2.0])}, tmp_path / "scores.safetensors")
+    assert read_scores(str(tmp_path / "scores.safetensors"), {"a": 2})["a"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({"a": torch.ones(3)}, "3 scores of 'a', where the model has 2 units"),
+        ({"b": torch.ones(2)}, "no scores of 'a', where the model has 2 units"),
+        ({"a": torch.tensor([1.0, math.nan])}, "a score is NaN or infinite"),
+    ],
+)
+def test_saved_scores_of_another_model_or_run_are_refused(
+    saved: dict[str, torch.Tensor], words: str, tmp_path: Path
+) -> None:
+    save_file(saved, tmp_path / "scores.safetensors")
+    with pytest.raises(ConfigError, match=words):
+        read_scores(str(tmp_path / "scores.safetensors"), {"a": 2})
+
+
+def test_scores_that_are_missing_or_torn_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    with pytest.raises(ConfigError, match="no such file"):
+        read_scores(str(path), {"a": 2})
+    path.write_bytes(b"\x08")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_scores(str(path), {"a": 2})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from loraprune.allocation import Space, exact_counts, towards
+from loraprune.allocation.exact import widths_left
 from loraprune.allocation.uniform import uniform_counts
 from loraprune.config import LoRAPruneConfig
 from loraprune.errors import PlanError
@@ -171,3 +173,23 @@ def test_a_number_of_parameters_is_a_target_for_the_whole_model() -> None:
         config = LoRAPruneConfig(parameters=wrong)
         with pytest.raises(PlanError, match="choose a number between"):
             goal_counts(of, config, model_parameters=total)
+
+
+def test_fractions_of_heads_and_channels_leave_what_can_be_stored() -> None:
+    of = space(heads=4, ffn=96, step=8)
+    assert widths_left(of, heads=0.5, ffn=0.3) == (
+        4,
+        64,
+    )  # query heads, two of a unit; 67.2 channels to a multiple of 8
+    assert widths_left(of, heads=0.99, ffn=None) == (2, None)
+    assert widths_left(replace(of, groups=of.groups[1::2]), heads=0.5, ffn=0.5) == (None, 48)
+
+
+def test_widths_of_what_stays_whole_or_cannot_be_stored_are_refused() -> None:
+    of = space()
+    with pytest.raises(PlanError, match="units of kind attention stay whole"):
+        exact_counts(replace(of, groups=of.groups[1::2]), heads=2, ffn=None)
+    with pytest.raises(PlanError, match="no stock configuration"):
+        exact_counts(replace(of, storable=lambda _: False), heads=2, ffn=None)
+    other = Group("experts", "expert", 4, (), {})
+    assert exact_counts(replace(of, groups=(*of.groups, other)), heads=2, ffn=48)["experts"] == 4
