@@ -92,12 +92,15 @@ def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     For options some of which are wrong already: the hub is not asked for anything then.
     """
     found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
-    data, held_out = (values.get(option) if lies_here(values.get(option)) else None for option in ("data", "eval"))
-    if command == "evaluate":  # it trains on nothing
-        data, held_out = None, data
+    given = values.get("data")
+    texts = [text if lies_here(text) else None for text in (given if isinstance(given, list) else [given])]
+    held_out = values.get("eval") if lies_here(values.get("eval")) else None
+    # To evaluate is to train on nothing.
+    pairs = [(None, text) for text in texts] if command == "evaluate" else [(text, held_out) for text in texts]
     models = [values[option] for option in MODELS if lies_here(values.get(option))]
     for model in models:
         check_model(model, needs, found, trust_remote_code=trust)
     for model in (models or [""]) if "data" in needs else []:
-        check_data(model, data, held_out, found, task=values.get("task"), trust_remote_code=trust)
+        for data, judged in pairs:
+            check_data(model, data, judged, found, task=values.get("task"), trust_remote_code=trust)
     return found.problems()
