@@ -14,7 +14,7 @@ from loraprune.blockwise import blocks_of, check_blocks, fit_blocks_, weight_sca
 from loraprune.compensation import Trace
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
-from loraprune.groups import Group
+from loraprune.groups import Group, layer_of
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.surgery import slice_
@@ -94,9 +94,18 @@ def test_groups_within_one_another_are_one_block() -> None:
     assert list(llama)[:2] == ["model.layers.0.self_attn", "model.layers.0.mlp"]
 
 
-def test_units_of_several_layers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--local: units of .* are no part of a single block"):
-        check_blocks(find_groups(tiny_config("t5")))
+def test_units_that_several_layers_share_have_no_block() -> None:
+    groups = find_groups(tiny_config("t5"))
+    shared = {group.name for group in groups if layer_of(group) is None}
+    blocks = blocks_of(groups)
+    assert shared
+    assert {group.name for members in blocks.values() for group in members} == {g.name for g in groups} - shared
+    check_blocks(groups)
+
+
+def test_channels_of_convolutions_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--local: channels of .* are no part of a single block"):
+        check_blocks(find_groups(tiny_config("resnet")))
 
 
 def test_a_block_whose_activations_are_no_numbers_ends_the_run() -> None:

@@ -30,18 +30,22 @@ def check_blocks(groups: Sequence[Group]) -> None:
     """Refuse what has no block of its own.
 
     Raises:
-        ConfigError: for units that several layers share, and for channels of convolutions.
+        ConfigError: for channels of convolutions.
     """
     for group in groups:
-        if layer_of(group) is None or group.kind == "channel":
-            raise ConfigError(f"--local: units of {group.name!r} are no part of a single block; leave --local out")
+        if group.kind == "channel":
+            raise ConfigError(f"--local: channels of {group.name!r} are no part of a single block; leave --local out")
 
 
 def blocks_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups by the smallest module that holds all their projections; one module never holds another."""
-    paths = {group.name: _common([span.module for span in group.spans]) for group in groups}
+    """Return the groups by the smallest module that holds all their projections; one module never holds another.
+
+    Units that several layers share have no block and are left out.
+    """
+    own = [group for group in groups if layer_of(group)]
+    paths = {group.name: _common([span.module for span in group.spans]) for group in own}
     found: dict[str, list[Group]] = {}
-    for group in groups:
+    for group in own:
         inside = paths[group.name]
         outermost = min((path for path in paths.values() if f"{inside}.".startswith(f"{path}.")), key=len)
         found.setdefault(outermost, []).append(group)
@@ -93,6 +97,7 @@ def fit_blocks_(
     rows = on_device(model, rows)
     streams = {name: TokenStream(present) for name, present in trace.present.items()}
     handles: list[Any] = []
+    count = len(next(iter(rows.values())))
     for path, members in blocks_of(groups).items():
         block = _Block(
             model, path, members, trace, streams[members[0].stream], scales, count=len(next(iter(rows.values())))
@@ -101,6 +106,9 @@ def fit_blocks_(
         if any(group.name in changed for group in members):
             learn = block.learner(steps, torch.Generator().manual_seed(seed))
             handles.append(find_module(model, path).register_forward_pre_hook(learn, with_kwargs=True))
+    for group in groups:
+        if layer_of(group) is None:  # it learns nothing, but what it lost is missing from the stream
+            handles += _Block(model, "", [group], trace, streams[group.stream], scales, count=count).watch()
     run(model, rows, handles)
 
 
