@@ -149,8 +149,12 @@ def arguments(command: str, root: Path, *, model: str = "model", data: str = "te
         "benchmark": given | TIMING,
         "export": given | output,
         "compare": read | output | SHORT,
+        "compare-models": output
+        | {"models": f"[{root / model},{root / model}/.]", "data": str(root / data), "length": "16"}
+        | {"repeats": "1", "tokens": "2", "device": "cpu"},
+        "report": given,
         "demo": output | {"steps": "-1"},
-    }[command]
+    }[command]  # fmt: skip
 
 
 def spoil(root: Path, number: int, draw: random.Random) -> tuple[str, str, str, list[str]]:
