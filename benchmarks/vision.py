@@ -8,10 +8,10 @@ Writes benchmarks/results/vision_<network>.json after every run, and prints the 
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,5 +125,9 @@ def percent(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or list(RUNS):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "networks", nargs="*", default=list(RUNS), help=f"of {', '.join(RUNS)}; without any all of them"
+    )
+    for each in parser.parse_args().networks:
         print("\n".join(table(each, run(each))), end="\n\n")
