@@ -126,6 +126,21 @@ def test_the_ready_grids_build_all_their_cells(path: Path, captured: list[Any]) 
 
 
 def test_flags_override_a_grid_file(captured: list[Any]) -> None:
-    assert cli.main(["compare", "--config", str(CONFIGS[0].with_name("criteria.yaml")), "--grid.seed", "[5]", "--steps", "7", "--jobs", "2"]) == 0
+    assert (
+        cli.main(
+            [
+                "compare",
+                "--config",
+                str(CONFIGS[0].with_name("criteria.yaml")),
+                "--grid.seed",
+                "[5]",
+                "--steps",
+                "7",
+                "--jobs",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert (captured[0].grid["seed"], captured[0].steps, captured[0].jobs) == ([5], 7, 2)
     assert len(captured[0].grid) == 3
