@@ -81,3 +81,10 @@ def documents(count: int) -> list[str]:
 def joined(rows: TokenRows) -> list[int]:
     """Return the tokens of all rows in one list."""
     return [token for row in rows.rows for token in row.input_ids]
+
+
+def save_inputs(root: Path) -> Path:
+    """Write a tiny random model and a text into a folder, and return it."""
+    save_tiny(root / "model")
+    write_text(root / "text.txt", 200)
+    return root

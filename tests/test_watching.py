@@ -22,7 +22,7 @@ from loraprune.measured import PERPLEXITY, Measured
 from loraprune.tasks import causal_lm
 from loraprune.watching import Watch
 from tests.pipeline.cases import SHORT, prune_config, read_report
-from tests.samples import save_tiny, write_text
+from tests.samples import save_inputs
 
 STEPS = 12
 
@@ -100,10 +100,7 @@ def get_worse(monkeypatch: pytest.MonkeyPatch, *, from_look: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    save_tiny(root / "model")
-    write_text(root / "text.txt", 200)
-    return root
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("shrink", [True, False])

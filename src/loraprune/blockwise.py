@@ -8,6 +8,7 @@ training. Knows nothing about scores.
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -53,11 +54,9 @@ def blocks_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def _common(paths: Sequence[str]) -> str:
-    parts = [path.split(".")[:-1] for path in paths]
-    same = [names[0] for names in zip(*parts, strict=False) if len(set(names)) == 1]
-    # `zip` goes on behind a difference; what agrees there is no prefix.
-    length = next((i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), len(same))
-    return ".".join(same[:length])
+    """Return the innermost module that holds all of them."""
+    holders = [path.rpartition(".")[0].replace(".", "/") for path in paths]
+    return posixpath.commonpath(holders).replace("/", ".")
 
 
 Scales = Mapping[str, float]

@@ -80,14 +80,15 @@ class CachedTeacher:
     """
 
     def __init__(self, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int, folder: Path) -> None:
-        if not _is_whole(folder, rows=len(rows)):
+        about = _whole(folder, rows=len(rows))
+        if about is None:
             written = folder.with_name(f".{folder.name}")
             shutil.rmtree(written, ignore_errors=True)
             written.mkdir()
             starts, top = _write(written, model.eval(), rows, collator, batch)
-            seal(written, {"starts": starts, "top": top})
+            about = {"starts": starts, "top": top}
+            seal(written, about)
             replace_folder(written, folder)
-        about = read_sealed(folder)
         self._starts, self._top = about["starts"], about["top"]
         shape = (self._starts[-1], self._top)
         self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
@@ -109,14 +110,16 @@ class CachedTeacher:
         return Opinion(*found)
 
 
-def _is_whole(folder: Path, *, rows: int) -> bool:
+def _whole(folder: Path, *, rows: int) -> dict[str, Any] | None:
+    """Return the manifest of opinions about so many rows, or None where they are to be written."""
     if not folder.is_dir():
-        return False
+        return None
     try:
-        return len(read_sealed(folder)["starts"]) == rows + 1
+        about = read_sealed(folder)
     except ValueError as error:
         logger.warning("%s is written anew: %s", folder, error)
-        return False
+        return None
+    return about if len(about["starts"]) == rows + 1 else None
 
 
 def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, batch: int) -> tuple[list[int], int]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.blockwise import check_blocks
-from loraprune.compensation import check_compensation
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
@@ -21,7 +19,7 @@ from loraprune.groups import Group
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
-from loraprune.pruner import goal_counts, groups_in_play, make_space
+from loraprune.pruner import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.shell import empty_model
 from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.surgery import check_groups
@@ -93,10 +91,7 @@ def _check_target(
         check_sparsity(shell, groups, pruning)
     elif isinstance(config, PruneConfig):
         in_play = groups_in_play(described, groups, pruning)
-        if pruning.compensate:
-            check_compensation(in_play)
-        if pruning.local:
-            check_blocks(in_play)
+        check_recovery(in_play, pruning)
         goal_counts(make_space(shell, in_play, pruning), pruning, model_parameters=shell.num_parameters())
 
 

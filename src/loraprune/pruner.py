@@ -105,6 +105,18 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
         )  # fmt: skip
 
 
+def check_recovery(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
+    """Refuse groups in play that cannot recover in the ways that the options ask for.
+
+    Raises:
+        ConfigError: for what cannot be refitted, or has no block to learn.
+    """
+    if config.compensate:
+        check_compensation(groups)
+    if config.local:
+        check_blocks(groups)
+
+
 def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
     """Return what an allocation may choose from for this model; `groups` are those in play.
 
@@ -180,10 +192,8 @@ class Pruner:
         tell_kinds(config_of(model), every, config)
         for path in linear_paths(self.groups):
             projection(model, path)
-        if config.compensate:
-            check_compensation(self.groups)
+        check_recovery(self.groups, config)
         if config.local:
-            check_blocks(self.groups)
             self.scales = weight_scales(model, self.groups)
         self.space = make_space(model, self.groups, config)
         parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)

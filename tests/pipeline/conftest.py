@@ -8,16 +8,13 @@ import pytest
 
 from loraprune import pipeline
 from tests.pipeline.cases import prune_config
-from tests.samples import save_tiny, write_text
+from tests.samples import save_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a tiny random model and a text."""
-    root = tmp_path_factory.mktemp("inputs")
-    save_tiny(root / "model")
-    write_text(root / "text.txt", 200)
-    return root
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

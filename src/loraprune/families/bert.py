@@ -19,6 +19,11 @@ def heads(path: str, units: int, size: int, names: tuple[str, str, str, str]) ->
     return Group(path, "attention", units, spans, residual=False)
 
 
+def bert_mlp(layer: str, channels: int) -> Group:
+    """Return the FFN group of a layer that names its projections as BERT does."""
+    return mlp(layer, channels, up="intermediate.dense", down="output.dense", key="intermediate_size", residual=False)
+
+
 SEPARATE = ("self.query", "self.key", "self.value", "output.dense")
 
 
@@ -30,14 +35,7 @@ def bert(config: Config) -> Iterator[Group]:
     for index in range(config.num_hidden_layers):
         layer = f"{base}.encoder.layer.{index}"
         yield heads(f"{layer}.attention", config.num_attention_heads, size, SEPARATE)
-        yield mlp(
-            layer,
-            config.intermediate_size,
-            up="intermediate.dense",
-            down="output.dense",
-            key="intermediate_size",
-            residual=False,
-        )
+        yield bert_mlp(layer, config.intermediate_size)
 
 
 @register_family("albert")

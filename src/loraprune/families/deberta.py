@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraprune.families.base import Config, mlp, register_family
+from loraprune.families.base import Config, register_family
+from loraprune.families.bert import bert_mlp
 from loraprune.groups import Group, Span
 
 POSITIONS = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
@@ -30,11 +31,4 @@ def deberta(config: Config) -> Iterator[Group]:
             Span(f"{path}.output.dense", "in", size),
         )
         yield Group(path, "attention", units, spans, attributes={f"{path}.self.num_attention_heads": 1}, residual=False)
-        yield mlp(
-            layer,
-            config.intermediate_size,
-            up="intermediate.dense",
-            down="output.dense",
-            key="intermediate_size",
-            residual=False,
-        )
+        yield bert_mlp(layer, config.intermediate_size)
