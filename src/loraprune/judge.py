@@ -25,6 +25,7 @@ from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_model, load_tokenizer, load_with_head, resolve
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.measured import Measured, paired_difference
+from loraprune.resume.atomic import replace_text
 from loraprune.settings import BenchmarkConfig, EvaluateConfig, ReportConfig
 from loraprune.tasks import Request, Task, choose_task, same_task
 
@@ -91,7 +92,7 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
         del model
     result = Evaluation(_figures(options, names, measured, answers))
     if options.record:
-        (Path(options.model) / EVALUATION).write_text(json.dumps(result.values, indent=1) + "\n", encoding="utf-8")
+        replace_text(Path(options.model) / EVALUATION, json.dumps(result.values, indent=1) + "\n")
         write_page(Path(options.model))
     return result
 
@@ -144,7 +145,7 @@ def redraw(options: ReportConfig) -> Drawn:
     run = read_run(folder)
     page = render(run)
     names = write_plots(run, Path(options.plots)) if options.plots else []
-    (folder / NAME).write_text(page, encoding="utf-8")
+    replace_text(folder / NAME, page)
     files = [f"{options.plots}/{name}.{kind}" for name in names for kind in ("png", "svg")]
     return Drawn({"page": str(folder / NAME), "plots": files})
 

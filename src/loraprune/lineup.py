@@ -20,6 +20,7 @@ from loraprune.loading import load_config, load_with_head, resolve
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.measured import PERPLEXITY
 from loraprune.plotting import GRID, MARKERS, PALETTE, MissingMatplotlib, new_figure, plain_frame, save, styled
+from loraprune.resume.atomic import replace_text
 from loraprune.settings import CompareModelsConfig
 from loraprune.tasks import Request, choose_task, same_task
 
@@ -83,9 +84,7 @@ def _write(values: Mapping[str, Any], output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, text in (("results.json", json.dumps(values, indent=1) + "\n"), ("table.md", markdown(values))):
-            temporary = output / f".{name}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(output / name)
+            replace_text(output / name, text)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror}); choose another folder") from None
     try:

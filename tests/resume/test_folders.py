@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from loraprune.errors import CheckpointError, NumericsError
 from loraprune.resume import atomic, workspace
-from loraprune.resume.atomic import MANIFEST, exchange, read_sealed, replace_folder, seal
+from loraprune.resume.atomic import MANIFEST, exchange, read_sealed, replace_folder, replace_text, seal
 from loraprune.resume.files import (
     finish_checkpoint,
     join,
@@ -133,3 +133,21 @@ def test_a_tree_comes_back_as_it_was() -> None:
     assert back["c"] == "word"
     assert back["a"][2:] == [None, 0.1]
     assert torch.equal(back["a"][1]["b"], shared[1:])
+
+
+def test_a_text_that_cannot_be_written_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "report.html"
+    replace_text(page, "former")
+    replace_text(page, "present")
+    assert page.read_text() == "present"
+
+    def full(self: Path, text: str, encoding: str) -> None:
+        with self.open("w", encoding=encoding) as file:
+            file.write(text[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_text(page, "newest")
+    assert page.read_text() == "present"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

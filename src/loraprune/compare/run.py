@@ -34,6 +34,7 @@ from loraprune.errors import ConfigError, Findings
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.machine import choose_device
 from loraprune.plotting import MissingMatplotlib
+from loraprune.resume.atomic import replace_text
 from loraprune.settings import CompareConfig
 
 KEPT = (
@@ -196,9 +197,7 @@ def write(options: CompareConfig, errors: Mapping[str, str]) -> Comparison:
     values = {"format": 1, "model": options.model, "data": options.data, "reference": options.reference,
               "recipes": summarise(entries, options.reference), "cells": entries}  # fmt: skip
     for name, text in (("results.json", json.dumps(values, indent=1) + "\n"), ("table.md", markdown(values))):
-        temporary = output / f".{name}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output / name)
+        replace_text(output / name, text)
     return Comparison(values)
 
 

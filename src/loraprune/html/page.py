@@ -19,6 +19,7 @@ from loraprune.html.folder import Run, read_run
 from loraprune.html.labels import Plot, metric_of
 from loraprune.measured import PERPLEXITY
 from loraprune.plotting import MissingMatplotlib, inline_svg, save, styled
+from loraprune.resume.atomic import replace_text
 
 NAME = "report.html"
 WITHOUT = f"{NAME} was not written: pip install 'loraprune[report]' adds what draws it"
@@ -49,7 +50,7 @@ def write_page(folder: Path) -> None:
     except Exception as error:  # hours of training must not be lost to a plot
         logger.warning("%s was not written: %s: %s", NAME, type(error).__name__, " ".join(str(error).split()))
     else:
-        (folder / NAME).write_text(text, encoding="utf-8")
+        replace_text(folder / NAME, text)
 
 
 def write_plots(run: Run, folder: Path) -> list[str]:

@@ -105,6 +105,17 @@ def replace_folder(new: Path, place: Path) -> None:
     sync(place.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all; one that is there already stays until then."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def exchange(one: Path, other: Path) -> None:
     """Let two folders swap their names: in one act where the system can, so that neither name is ever free."""
     if sys.platform == "linux":
