@@ -75,6 +75,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "inputs",
     ),
     ("blockwise",),
+    ("target",),
     (
         "html.page",
         "showcase",

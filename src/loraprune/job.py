@@ -19,10 +19,10 @@ from loraprune.groups import Group
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
-from loraprune.pruner import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.shell import empty_model
 from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.surgery import check_groups
+from loraprune.target import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.tasks import Prepared, Request, Task, choose_task
 
 logger = logging.getLogger(__name__)
