@@ -24,8 +24,10 @@ from loraprune.groups import Group, Span
 from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Plan
+from loraprune.processes import are_joined, from_first, take_from_first_, together
 from loraprune.scoring import make_scorer
-from loraprune.surgery import check_groups, slice_
+from loraprune.sharding import is_sharded
+from loraprune.surgery import check_groups, renew_trained_, slice_
 from loraprune.target import check_recovery, goal_counts, groups_in_play, make_space, target_ratio, tell_kinds
 from loraprune.verify import check_units, unit_sums
 
@@ -101,9 +103,12 @@ class Pruner:
     ) -> None:
         """Remove the lowest units until `progress` (0 to 1) of the way to the target; with `rows`, refit what stays on them.
 
+        Processes rank by the first one's scores: rounding may differ between machines, plans may not.
+
         Raises:
             NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
         """
+        self.scores.values = from_first(self.scores.values)
         counts = self._counts_at(progress)
         kept = {}
         for name, units in self.plan.kept.items():
@@ -137,10 +142,14 @@ class Pruner:
             self.masks.set(plan.kept)
         else:
             self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
+            if are_joined() and optimizer is not None:
+                renew_trained_(self.model, optimizer)
             self.scorer.resize(self.present)
             check_units(due, unit_sums(self.model, self.present) if trace else {})
         if trace and rows:
-            self._refit(trace, rows, plan)
+            with together():
+                self._refit(trace, rows, plan)
+            take_from_first_(self._changed_weights().values())
         self.plan = plan
 
     def _refit(self, trace: Trace, rows: Rows, plan: Plan) -> None:
@@ -162,12 +171,21 @@ class Pruner:
             )
 
     def finish(self) -> None:
-        """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model."""
+        """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model.
+
+        Of one in parts the cut is left to who puts them together.
+        """
         self.scorer.close()
         if self.masks:
             self.masks.remove()
             self.masks = None
-            self.present = slice_(self.model, self.present, self.plan.kept)
+            if not is_sharded(self.model):
+                self.cut(self.model)
+
+    def cut(self, model: nn.Module) -> None:
+        """Cut a model that was masked while training."""
+        self.model = model
+        self.present = slice_(model, self.present, self.plan.kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""

@@ -13,6 +13,7 @@ from itertools import combinations
 from torch import nn
 from transformers import PreTrainedConfig
 
+from loraprune import launch
 from loraprune.adapters import base_layer, config_of, cuts, find_module
 from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, widths_left
 from loraprune.blockwise import check_blocks
@@ -23,7 +24,7 @@ from loraprune.criteria import criteria
 from loraprune.depth import check_layers
 from loraprune.errors import ConfigError, PlanError, nearest
 from loraprune.families import find_groups
-from loraprune.groups import Group, consumers
+from loraprune.groups import EXPERTS, Group, consumers
 from loraprune.importance import read_scores
 from loraprune.plan import Budget
 from loraprune.scoring import can_score
@@ -103,12 +104,29 @@ def check_recovery(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
     """Refuse groups in play that cannot recover in the ways that the options ask for.
 
     Raises:
-        ConfigError: for what cannot be refitted, or has no block to learn.
+        ConfigError: for what cannot be refitted, or has no block to learn; for models in parts.
     """
+    if launch.is_sharded():
+        check_parts(groups, config)
     if config.compensate:
         check_compensation(groups)
     if config.local:
         check_blocks(groups)
+
+
+def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
+    """Refuse what needs whole weights while training, which FSDP keeps in parts.
+
+    Raises:
+        ConfigError: for recovery of frozen weights, and for stacks of experts.
+    """
+    remedy = "launch without --use_fsdp"
+    if config.compensate or config.local:
+        raise ConfigError(f"--compensate, --local: FSDP keeps weights in parts, which cannot be refitted; {remedy}")
+    if any(group.kind in EXPERTS for group in groups):
+        raise ConfigError(
+            f"--kinds {config.kinds}: FSDP keeps stacks of experts in parts, which cannot be masked; {remedy}"
+        )
 
 
 def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
