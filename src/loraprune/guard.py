@@ -154,7 +154,6 @@ def wrapped_anew(wrapper: DistributedDataParallel) -> DistributedDataParallel:
         wrapper.module,
         device_ids=wrapper.device_ids,
         output_device=wrapper.output_device,
-        broadcast_buffers=wrapper.broadcast_buffers,
         init_sync=False,
         find_unused_parameters=wrapper.find_unused_parameters,
         gradient_as_bucket_view=wrapper.gradient_as_bucket_view,

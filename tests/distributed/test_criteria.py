@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ def in_two(folder: Path, criteria: Mapping[str, dict[str, Any]], *, alone: bool 
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     batches = {name: {"per_device_train_batch_size": 2} for name in SAME_BATCH}
     in_two(folder, batches | {"gradient": {"per_device_train_batch_size": 2}})
-    yield folder
+    return folder
 
 
 def one(folder: Path, criterion: str) -> dict[str, Tensor]:
