@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from safetensors.torch import load_file
 from tests.distributed.processes import FSDP2, run
 
-from benchmarks import common
 from loraprune import cli
 from loraprune.plan import Plan
 from loraprune.scoring import gate

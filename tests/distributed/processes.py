@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 from loraprune import cli
 from loraprune.guard import GuardedTrainer
@@ -61,6 +62,7 @@ def start(
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.environ |= variables(rank, count, port) | dict(launcher or {})
                 torch.set_num_threads(1)
+                AcceleratorState._reset_state(reset_partial_state=True)  # what the parent knows of itself
                 code = work(rank)
             except BaseException:
                 traceback.print_exc()
