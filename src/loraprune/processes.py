@@ -46,18 +46,15 @@ def joined(command: str, device: str) -> Iterator[None]:
         ConfigError: for a launch that cannot do what it is for.
     """
     launch.check_launch(command)
-    if (
-        not launch.is_launched() or dist.is_initialized()
-    ):  # a round of several, or a caller who trains in the same processes
+    if not launch.is_launched() or dist.is_initialized():  # a round of several, or a caller who has joined them
         yield
         return
     PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=STEP)
     dist.monitored_barrier(words(), timeout=STEP)
-    try:
-        yield
-    finally:
-        words.cache_clear()
-        dist.destroy_process_group()
+    yield
+    # After an error the process ends instead: taking leave of others that wait for it might never end.
+    words.cache_clear()
+    dist.destroy_process_group()
 
 
 @functools.cache

@@ -89,7 +89,7 @@ def test_a_step_without_numbers_in_one_process_is_skipped_in_both(given: Path, t
     assert ended.codes == [0, 0], ended.stderr
     assert ended.stderr[0].count("is skipped") == 1
     assert "is skipped" not in ended.stderr[1]
-    assert [skip["step"] for skip in read_report(output)["skipped"]] == [3]
+    assert [skip["step"] for skip in read_report(output)["skipped_steps"]] == [3]
 
 
 @pytest.mark.parametrize("wrong", [["--data", "no-such.txt"], ["--output", "{given}"]])

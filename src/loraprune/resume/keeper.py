@@ -161,7 +161,10 @@ class Keeper(TrainerCallback):
     def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> bool:
         """Let the first process write a checkpoint with the random numbers of all."""
         random = gather(random_state())
-        return first_alone(lambda: self._write_alone(state, objects, random))
+        written = first_alone(lambda: self._write_alone(state, objects, random))
+        if written:
+            self._last = time.monotonic()
+        return written
 
     def _write_alone(self, state: TrainerState, objects: Mapping[str, Any], random: list[dict[str, Any]]) -> bool:
         """Write a checkpoint, or say why there is none: a full disk ends no run that may yet find room for its result."""
@@ -181,7 +184,6 @@ class Keeper(TrainerCallback):
         except (OSError, SafetensorError) as error:
             logger.warning("step %d: no checkpoint could be written (%s); earlier ones stay", state.global_step, error)
             return False
-        self._last = time.monotonic()
         return True
 
 
