@@ -15,6 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.distributed)
+            item.add_marker(pytest.mark.timeout(900))  # two processes and the others on a machine with two cores
             item.add_marker(pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"))
 
 

@@ -20,7 +20,7 @@ from loraprune.guard import GuardedTrainer
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """what `accelerate launch --use_fsdp --fsdp_version 2` says"""
-SECONDS = 240
+SECONDS = 600
 """after which a process that has not ended is taken for one that hangs"""
 
 
