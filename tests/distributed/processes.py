@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import trl  # noqa: F401  # imports what transformers would import lazily in every child
 from accelerate.state import AcceleratorState
 
+import loraprune.pipeline  # noqa: F401
 from loraprune import cli
 from loraprune.guard import GuardedTrainer
 
