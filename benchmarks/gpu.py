@@ -30,10 +30,10 @@ from loraprune.config import PruneConfig
 from loraprune.criteria import criteria
 from loraprune.families import find_groups
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
-from loraprune.pruner import make_space
 from loraprune.recipes import recipe
 from loraprune.scoring import make_scorer
 from loraprune.surgery import slice_
+from loraprune.target import make_space
 
 SHAPES: dict[str, dict[str, int]] = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -19,8 +19,8 @@ from loraprune.allocation.uniform import uniform_counts
 from loraprune.benchmark import compare_speed
 from loraprune.config import LoRAPruneConfig
 from loraprune.families import find_groups
-from loraprune.pruner import make_space
 from loraprune.surgery import slice_
+from loraprune.target import make_space
 
 
 def main() -> None:

@@ -81,6 +81,18 @@ def comparisons() -> Iterator[str]:
         yield ""
 
 
+def processes() -> Iterator[str]:
+    """Yield how far two processes are from one with the same rows a step."""
+    result = read("processes")
+    if not result:
+        return
+    yield f"| two processes against one, {result['model']}, {result['steps']} steps | other units | largest difference of a weight |"
+    yield "|---|---|---|"
+    for row in result["rows"]:
+        apart = "-" if row["largest_difference"] is None else f"{row['largest_difference']:.1e}"
+        yield f"| {row['criterion']}, {row['launch']} | {row['other_units']} of {row['units_kept']} | {apart} |"
+
+
 def words(values: dict[str, float | None] | None) -> str:
     """Return mean and deviation of a perplexity."""
     if not values or values["mean"] is None:
@@ -90,7 +102,7 @@ def words(values: dict[str, float | None] | None) -> str:
 
 
 def main() -> None:
-    for part in (cost(), scoring(), speed(), comparisons()):
+    for part in (cost(), scoring(), speed(), processes(), comparisons()):
         print("\n".join(part), end="\n\n")
 
 

@@ -18,6 +18,8 @@ SOURCE = ROOT / "src"
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "amounts", "layerwise.modeling_loraprune"),
+    ("launch", "sharding"),
+    ("processes",),
     (
         "registry",
         "measured",
@@ -75,6 +77,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "inputs",
     ),
     ("blockwise",),
+    ("target",),
     (
         "html.page",
         "showcase",
@@ -86,7 +89,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "compare.run",
     ),
     ("job", "callback", "describe", "export", "judge", "lineup", "report"),
-    ("rounds",),
+    ("rounds", "fit"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
     ("cli",),
@@ -116,6 +119,7 @@ WITHOUT_TORCH = (
     "output",
     "folder",
     "runfile",
+    "launch",
     "config",
     "recipes",
     "compare.grid",

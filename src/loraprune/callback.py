@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loraprune import launch
 from loraprune.config import LoRAPruneConfig
 from loraprune.distillation import LABELS, ROW
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.guard import StepGuard
+from loraprune.processes import agreed, are_joined, count
 from loraprune.pruner import Pruner
 from loraprune.schedule import Schedule
 from loraprune.sparsity.sparsifier import Sparsifier
@@ -33,8 +36,9 @@ class LoRAPruneCallback(TrainerCallback):
     Clipping by `max_grad_norm` is taken over: the Trainer would clip before the scores are taken.
     """
 
-    def __init__(self, config: LoRAPruneConfig) -> None:
-        self.config = config
+    def __init__(self, config: LoRAPruneConfig, *, guarded: bool = False) -> None:
+        """Take the settings, and whether a `GuardedTrainer` trains, which wraps a cut model anew for several processes."""
+        self.config, self.guarded = config, guarded
         self.guard = StepGuard()
         self.pruner: Pruner | Sparsifier | None = None
         self.schedule: Schedule | None = None
@@ -49,8 +53,12 @@ class LoRAPruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the groups, check everything that could fail later, and take clipping over."""
-        if args.world_size > 1:
-            raise ConfigError(f"{args.world_size} processes: shrinking while training needs a single one so far")
+        if args.deepspeed or launch.uses_deepspeed():
+            raise ConfigError(launch.DEEPSPEED)
+        if launch.is_sharded() and not self.guarded:
+            raise ConfigError(
+                "FSDP: a model in parts cannot be cut at the end of a training of your own; use `loraprune prune`, or DDP"
+            )
         if args.fp16:
             raise ConfigError(
                 "fp16=True: scores would be taken from scaled gradients; train with bf16=True or in float32"
@@ -70,7 +78,11 @@ class LoRAPruneCallback(TrainerCallback):
 
     def prepare(self, model: nn.Module) -> None:
         """Look at an adapted, dense model; the beginning of a training does so by itself."""
-        self.pruner = (Sparsifier if self.config.sparsity else Pruner)(model, self.config)
+        config = self.config
+        if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
+            logger.info("processes: %d; units are masked while training, and cut at its end", count())
+            config = replace(config, shrink=False)
+        self.pruner = (Sparsifier if config.sparsity else Pruner)(model, config)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of scores, plan and history."""
@@ -98,7 +110,7 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
         model: nn.Module = kwargs["model"]
-        if reason := self.guard.reason(model) or self._score():
+        if reason := self.guard.reason(model) or agreed(self._score()):
             self.guard.skip(model, state, reason)
             self._forget()
             return

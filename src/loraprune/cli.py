@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from loraprune import recipes, settings
+from loraprune import launch, recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
 from loraprune.folder import lies_here
@@ -177,6 +177,7 @@ def run(arguments: Sequence[str]) -> None:
     """Parse and carry out one command; the result goes to stdout."""
     parsed = parse(arguments)
     verb = parsed.subcommand
+    launch.check_launch(verb)
     values = parsed[verb].as_dict()
     for name in ("config", "recipe", "json", "debug"):
         values.pop(name, None)
@@ -191,6 +192,8 @@ def run(arguments: Sequence[str]) -> None:
         here = any(lies_here(values.get(name)) for name in ("model", "against", "data", "eval"))
         raise ConfigError(*error.args, *(call("inputs:local_problems", verb, values) if here else [])) from None
     result = call(command.function, options)
+    if not launch.is_first():
+        return
     if parsed[verb].json:
         print(json.dumps(result.values, indent=1))
     else:
@@ -201,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("loraprune").setLevel(logging.INFO)
+    logging.getLogger("loraprune").setLevel(logging.INFO if launch.is_first() else logging.CRITICAL)
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments
@@ -209,18 +212,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with handled():
             run(arguments)
     except KeyboardInterrupt as interrupt:
-        print(f"loraprune: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
+        if launch.is_first():
+            print(f"loraprune: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return interrupt.code if isinstance(interrupt, Interrupted) else 130
     except LoraPruneError as error:
         if debug:
             raise
-        for problem in problems_of(error):
+        # All processes end with the same errors; one tells them.
+        for problem in problems_of(error) if launch.is_first() else ():
             print(f"loraprune: error: {_line(problem)}", file=sys.stderr)
         return 1 if isinstance(error, VerificationError) else USAGE
     except Exception as error:
         if debug:
             raise
-        print(f"loraprune: failed: {type(error).__name__}: {_line(str(error))} (--debug shows where)", file=sys.stderr)
+        who = f"process {launch.number()} of {launch.count()} " if launch.count() > 1 else ""
+        what = f"{type(error).__name__}: {_line(str(error))}"
+        print(f"loraprune: {who}failed: {what} (--debug shows where)", file=sys.stderr)
         return 1
     return 0
 

@@ -25,10 +25,10 @@ from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.layerwise.register import stock_of
 from loraprune.loading import load_config, quiet
 from loraprune.memory import available_memory_bytes
-from loraprune.pruner import goal_counts, groups_in_play, make_space, target_ratio
 from loraprune.settings import InspectConfig, PlanConfig
 from loraprune.shell import empty_model
 from loraprune.surgery import check_groups
+from loraprune.target import goal_counts, groups_in_play, make_space, target_ratio
 from loraprune.tasks import Inputs, Task, find_task
 
 LAYERWISE_WORDS = (

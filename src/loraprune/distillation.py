@@ -23,6 +23,7 @@ from loraprune.adapters import no_cache
 from loraprune.data import Rows
 from loraprune.guard import GuardedTrainer
 from loraprune.memory import free_memory_bytes
+from loraprune.processes import count as processes
 from loraprune.resume.atomic import read_sealed, replace_folder, seal
 from loraprune.tasks import Collate, Inputs, Predictions
 
@@ -227,5 +228,7 @@ class DistillingTrainer(GuardedTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         count = num_items_in_batch if num_items_in_batch is not None else len(self._predictions(outputs.logits, labels))
         imitation = imitation_loss(outputs.logits, opinion, labels, self._predictions) / count
+        if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
+            imitation = imitation * processes()
         mixed = (1 - self._weight) * loss + self._weight * imitation
         return (mixed, outputs) if return_outputs else mixed

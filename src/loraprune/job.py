@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, replace
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config import FinetuneConfig, PruneConfig
@@ -19,10 +20,10 @@ from loraprune.groups import Group
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
-from loraprune.pruner import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.shell import empty_model
 from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.surgery import check_groups
+from loraprune.target import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.tasks import Prepared, Request, Task, choose_task
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Job:
     groups: tuple[Group, ...]
     dense_config: PreTrainedConfig
     dense_parameters: int
+    adapted: PeftModel | None = None
+    """the model with LoRA that was trained, until it is merged"""
 
 
 def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
@@ -119,6 +122,15 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     return Job(
         config, device, dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters()
     )  # fmt: skip
+
+
+def load_dense(job: Job, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the dense model of a job once more."""
+    model, _ = load_with_head(
+        job.config.model, job.task.head, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code,
+        values=job.data.values, new=job.task.new, seed=job.config.seed,
+    )  # fmt: skip
+    return model
 
 
 def free(job: Job) -> None:

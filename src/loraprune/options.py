@@ -69,7 +69,7 @@ class BatchOptions(Options):
     """How much goes through the model at a time."""
 
     batch: int = 8
-    """rows in a micro-batch"""
+    """rows in a micro-batch, in each process if there are several"""
     length: int = 512
     """tokens in a row; capped at what the model was built for"""
     checkpointing: bool = False

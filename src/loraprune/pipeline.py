@@ -10,33 +10,28 @@ import time
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel
 
-from loraprune.adapters import attach_lora, base_model, merge_lora
+from loraprune import launch
+from loraprune.adapters import merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.depth import numbered_as_before
-from loraprune.distillation import choose_teacher, make_teacher
+from loraprune.fit import fit
 from loraprune.groups import Group
-from loraprune.guard import StepGuard
 from loraprune.html.page import write_page
-from loraprune.job import Job, free, load_job
+from loraprune.job import Job, free, load_dense, load_job
 from loraprune.loading import load_with_head, resolve
 from loraprune.measured import Measured
-from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
+from loraprune.processes import first_alone, joined, together
 from loraprune.pruner import Pruner
 from loraprune.report import Quality, Report, Training, make_report, write_folder
-from loraprune.resume.keeper import Checkpoint, Keeper
-from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, newest_checkpoint, options_of
-from loraprune.resume.workspace import forget_checkpoints, new_folder
+from loraprune.resume.run import newest_checkpoint
+from loraprune.resume.workspace import new_folder
 from loraprune.rounds import prune_in_rounds
 from loraprune.showcase import Showcase
 from loraprune.sparsity.sparsifier import Sparsifier
-from loraprune.train import TrainingBar, train
 from loraprune.verify import (
     TOLERANCE,
     UnitSums,
@@ -49,7 +44,6 @@ from loraprune.verify import (
     probe_of,
     unit_sums,
 )
-from loraprune.watching import Watch
 
 
 def prune(config: PruneConfig) -> Report:
@@ -60,7 +54,7 @@ def prune(config: PruneConfig) -> Report:
     """
     if config.rounds > 1:
         return prune_in_rounds(config, prune)
-    return _run(config, LoRAPruneCallback(config.pruning()))
+    return _run(config, LoRAPruneCallback(config.pruning(), guarded=True))
 
 
 def finetune(config: FinetuneConfig) -> Report:
@@ -74,114 +68,70 @@ def finetune(config: FinetuneConfig) -> Report:
 
 def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | None) -> Report:
     began = time.perf_counter()
-    with new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder:
-        checkpoint = newest_checkpoint(folder.parent, config) if config.resume else None
-        job = load_job(config)
-        dense = job.task.judge(job.model, job.data, config.batch)
-        show = Showcase(job.data.held_out, job.data.processor, wanted=config.html)
+    with (
+        joined("prune" if callback else "finetune", config.device),
+        new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder,
+    ):
+        with together():
+            checkpoint = newest_checkpoint(folder.parent, config) if config.resume else None
+            job = load_job(config)
+            dense = job.task.judge(job.model, job.data, config.batch)
+        show = Showcase(job.data.held_out, job.data.processor, wanted=config.html and launch.is_first())
         show.write("dense", job.model)
-        adapted, training = _fit(job, callback, folder.parent, checkpoint)
-        pruner = callback.pruner if callback else None
-        groups = pruner.groups if pruner else job.groups
-        plan = pruner.plan if pruner else Plan.full(groups)
+        training = fit(job, callback, folder.parent, checkpoint)
+        return first_alone(
+            lambda: _finish(job, callback, folder, training=training, dense=dense, show=show, began=began)
+        )
 
-        merging = time.perf_counter()
-        probe = probe_of(job.model)
-        logits = logits_of(adapted, probe)
-        sums = unit_sums(adapted, pruner.present if pruner else groups, changed=job.config.pruning().changed)
-        counts = {name: len(kept) for name, kept in plan.kept.items()}
-        job.model = merge_lora(adapted)
-        training.seconds += time.perf_counter() - merging
-        del adapted
-        if pruner:
-            pruner.release()
-        check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
-        round_weights_(job.model, job.stored)
-        save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
-        job.data.processor.save_pretrained(folder)
-        sparse = pruner if isinstance(pruner, Sparsifier) else None
-        verification = _verify_saved(job, groups, plan, folder, sums, sparse=sparse, show=show)
-        pruned = job.task.judge(job.model, job.data, config.batch)
-        show.time("pruned", job.model, folder)
-        show.write("pruned", job.model)
-        report = make_report(
-            config, quality=Quality(job.task, dense, pruned, show.to_json()), training=training, plan=plan, pruner=pruner,
-            verification=verification, parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
-        )  # fmt: skip
-        # Scores of single weights would be as large as the model.
-        scored = pruner if isinstance(pruner, Pruner) else None
-        write_folder(
-            folder, report, config, scores=scored.scores.values if scored else None, history=scored.history if scored else None
-        )  # fmt: skip
-        if config.html:
-            write_page(folder)
+
+def _finish(
+    job: Job,
+    callback: LoRAPruneCallback | None,
+    folder: Path,
+    *,
+    training: Training,
+    dense: Measured,
+    show: Showcase,
+    began: float,
+) -> Report:
+    """Merge, save, verify, judge and report."""
+    config, adapted, job.adapted = job.config, job.adapted, None
+    assert adapted is not None
+    pruner = callback.pruner if callback else None
+    groups = pruner.groups if pruner else job.groups
+    plan = pruner.plan if pruner else Plan.full(groups)
+
+    merging = time.perf_counter()
+    probe = probe_of(job.model)
+    logits = logits_of(adapted, probe)
+    sums = unit_sums(adapted, pruner.present if pruner else groups, changed=config.pruning().changed)
+    counts = {name: len(kept) for name, kept in plan.kept.items()}
+    job.model = merge_lora(adapted)
+    del adapted
+    training.seconds += time.perf_counter() - merging
+    if pruner:
+        pruner.release()
+    check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
+    round_weights_(job.model, job.stored)
+    save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
+    job.data.processor.save_pretrained(folder)
+    sparse = pruner if isinstance(pruner, Sparsifier) else None
+    verification = _verify_saved(job, groups, plan, folder, sums, sparse=sparse, show=show)
+    pruned = job.task.judge(job.model, job.data, config.batch)
+    show.time("pruned", job.model, folder)
+    show.write("pruned", job.model)
+    report = make_report(
+        config, quality=Quality(job.task, dense, pruned, show.to_json()), training=training, plan=plan, pruner=pruner,
+        verification=verification, parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
+    )  # fmt: skip
+    # Scores of single weights would be as large as the model.
+    scored = pruner if isinstance(pruner, Pruner) else None
+    write_folder(
+        folder, report, config, scores=scored.scores.values if scored else None, history=scored.history if scored else None
+    )  # fmt: skip
+    if config.html:
+        write_page(folder)
     return report
-
-
-def _fit(
-    job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoint: Checkpoint | None
-) -> tuple[PeftModel, Training]:
-    """Attach LoRA and train, from a checkpoint on if there is one; the time counts scoring and slicing, not loading and judging."""
-    pruning = job.config.pruning()
-    reset_peak_memory(job.device)
-    started = time.perf_counter()
-    rows, collator = job.data.training, job.data.collator
-    teaching = choose_teacher(job.config.teacher if isinstance(job.config, PruneConfig) else "none", job.model)
-    run = options_of(job.config) | {
-        "model": digest_of_model(job.model), "data": digest_of_rows(rows), "teacher": teaching
-    }  # fmt: skip
-    if checkpoint:
-        check_same(checkpoint, run)
-        run |= {"teacher": checkpoint.run["teacher"]}
-    else:
-        forget_checkpoints(workspace)
-    teacher = make_teacher(
-        run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher"
-    )
-    adapted = attach_lora(
-        job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
-        whole=job.new,
-    )  # fmt: skip
-    bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
-    guard = callback.guard if callback else StepGuard()
-    watch = _watch(job, callback)
-    parts = [callback or guard, watch, bar]
-    keeper = Keeper(workspace, run, every=job.config.save, parts=parts, guard=guard)
-    if checkpoint:
-        if callback:
-            callback.prepare(adapted)
-        keeper.restore(checkpoint, adapted)
-    steps = train(
-        adapted,
-        job.data,
-        config=job.config,
-        task=job.task,
-        callbacks=parts,
-        device=job.device,
-        keeper=keeper,
-        teacher=teacher,
-    )
-    training = Training(
-        steps=steps, seconds=keeper.earlier + time.perf_counter() - started - watch.seconds,
-        peak_memory_bytes=peak_memory_bytes(job.device), curve=bar.curve, removals=callback.history if callback else [],
-        skipped=guard.skipped, protocol=dict(rows.protocol), new=job.new, evaluations=watch.history,
-        kept_step=watch.kept_step,
-    )  # fmt: skip
-    return adapted, training
-
-
-def _watch(job: Job, callback: LoRAPruneCallback | None) -> Watch:
-    """Return what looks at the held-out data while the model trains."""
-
-    def judge(model: nn.Module) -> Measured:
-        base = base_model(model)
-        assert isinstance(base, PreTrainedModel)
-        return job.task.judge(base, job.data, job.config.batch)
-
-    def ratio() -> tuple[float, bool]:
-        return (callback.pruner.ratio(), callback.pruner.is_done) if callback and callback.pruner else (0.0, True)
-
-    return Watch(judge, every=job.config.eval_every, patience=job.config.patience, ratio=ratio)
 
 
 def _verify_saved(
@@ -202,10 +152,7 @@ def _verify_saved(
     probe = probe_of(job.model)
     merged = logits_of(job.model, probe)
     free(job)
-    dense, _ = load_with_head(
-        job.config.model, job.task.head, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code,
-        values=job.data.values, new=job.task.new, seed=job.config.seed,
-    )  # fmt: skip
+    dense = load_dense(job, dtype)
     if sparse:
         sparse.check_saved(folder, dense)
     check_units(unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed), sums)

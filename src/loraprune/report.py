@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loraprune import launch
 from loraprune.config import FinetuneConfig, PruneConfig, as_dict
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.measured import Measured, compared
@@ -88,6 +89,7 @@ def make_report(
         "model": config.model,
         "data": config.data,
         "task": quality.task.name,
+        "processes": launch.count(),
     }
     dense, pruned = parameters
     values["parameters"] = {"dense": dense, "pruned": pruned}

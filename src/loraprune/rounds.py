@@ -28,6 +28,7 @@ from loraprune.families import find_groups
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
 from loraprune.plan import Plan
+from loraprune.processes import first_alone, joined
 from loraprune.report import Report, report_of_rounds, write_folder
 from loraprune.resume.run import check_options, options_of
 from loraprune.resume.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
@@ -62,7 +63,10 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
     """
-    with new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder:
+    with (
+        joined("prune", config.device),
+        new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder,
+    ):
         planned = PlanConfig(**{f.name: getattr(config, f.name) for f in fields(PlanConfig)})
         ratio = float(dry_run(planned).values["ratio_requested"])
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
@@ -70,12 +74,19 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         for turn, place in enumerate(places):
             _run_round(round_config(config, turn, places, reports, ratio=ratio), places[turn:], prune)
             reports.append(json.loads((place / "report.json").read_text(encoding="utf-8")))
-        shutil.copytree(places[-1], folder, dirs_exist_ok=True)
-        plan, scores = composed(places)
-        values = report_of_rounds(config, reports, plan)
-        values["verification"]["masked_vs_sliced"] = _masked_vs_sliced(config, folder, plan, values)
-        report = Report(values, plan)
-        write_folder(folder, report, config, scores=scores)
+        return first_alone(lambda: _write_last(config, folder, places, reports))
+
+
+def _write_last(
+    config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Mapping[str, Any]]
+) -> Report:
+    """Write the last round's folder, told in terms of the dense model."""
+    shutil.copytree(places[-1], folder, dirs_exist_ok=True)
+    plan, scores = composed(places)
+    values = report_of_rounds(config, reports, plan)
+    values["verification"]["masked_vs_sliced"] = _masked_vs_sliced(config, folder, plan, values)
+    report = Report(values, plan)
+    write_folder(folder, report, config, scores=scores)
     return report
 
 
@@ -113,8 +124,12 @@ def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[Pru
         return
     logger.info("round %d: ratio %.4f of what is left, rank %d", number, config.ratio, config.rank)
     prune(config)
-    for later in places[1:]:
-        for left in (later, workspace_of(later)):
+    first_alone(lambda: _forget(places[1:]))
+
+
+def _forget(places: Sequence[Path]) -> None:
+    for place in places:
+        for left in (place, workspace_of(place)):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -73,6 +73,24 @@ def _cut(cut: Cut, index: Tensor, optimizer: torch.optim.Optimizer | None) -> No
             state[name] = value.index_select(cut.dim, index.to(value.device)).contiguous()
 
 
+def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make new parameters of all that are trained, with the same numbers and optimiser state.
+
+    After a cut DDP needs it: the nodes of autograd that it holds on to know the old shapes.
+    """
+    fresh: dict[Tensor, nn.Parameter] = {}
+    for owner in model.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if parameter.requires_grad:
+                fresh.setdefault(parameter, nn.Parameter(parameter.data))
+                setattr(owner, name, fresh[parameter])
+    for group in optimizer.param_groups:
+        group["params"] = [fresh.get(old, old) for old in group["params"]]
+    for old, new in fresh.items():
+        if old in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(old)
+
+
 @torch.no_grad()
 def rescale_norm_(weight: Tensor, *, before: int, after: int) -> None:
     """Make an RMS norm over `after` channels give what it gave over `before` with the others zero."""

@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from loraprune import launch
 from loraprune.adapters import base_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
@@ -53,7 +54,7 @@ class TrainingBar(TrainerCallback):
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
+            console=Console(file=sys.stderr), disable=not (sys.stderr.isatty() and launch.is_first()),
         )  # fmt: skip
         self._loss = math.nan
 
@@ -102,12 +103,13 @@ ROWS_WITHOUT_TRAINING = 128
 
 def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
     """Return the optimiser steps of a run over `rows` rows; of one without training, the steps that only score."""
+    together = config.batch * config.accumulate * launch.count()
     if config.steps == 0:
         rows = min(rows, config.rows or ROWS_WITHOUT_TRAINING)
-        return max(1, math.ceil(rows / (config.batch * config.accumulate)))
+        return max(1, math.ceil(rows / together))
     if config.steps is not None:
         return config.steps
-    return max(1, math.ceil(rows / (config.batch * config.accumulate) * config.epochs))
+    return max(1, math.ceil(rows / together * config.epochs))
 
 
 def training_arguments(
@@ -128,6 +130,7 @@ def training_arguments(
         seed=config.order_seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=config.pruning().depth,  # a layer that lost all its units gets no gradient
         logging_steps=max(1, steps // LOSSES_AT_LEAST),
         logging_nan_inf_filter=False,
         save_strategy="no",

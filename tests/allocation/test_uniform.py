@@ -18,7 +18,7 @@ from loraprune.errors import PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Budget
-from loraprune.pruner import goal_counts, make_space
+from loraprune.target import goal_counts, make_space
 from tests.tiny import tiny_model
 
 

@@ -17,8 +17,8 @@ from loraprune.errors import PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.masking import Masks, norm_left
-from loraprune.pruner import measure_budget
 from loraprune.surgery import slice_
+from loraprune.target import measure_budget
 from loraprune.verify import fill_dense_
 from tests.tiny import output, relative, tiny_config, tiny_model, uneven_plan, uniform_plan, with_lora
 from tests.vision import VISION, image_batch

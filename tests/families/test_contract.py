@@ -30,8 +30,8 @@ from loraprune.groups import Group, Span, consumers
 from loraprune.heads import auto_class
 from loraprune.masking import Masks
 from loraprune.plan import Plan
-from loraprune.pruner import measure_budget
 from loraprune.surgery import check_groups, slice_
+from loraprune.target import measure_budget
 from loraprune.verify import masked_logits
 from tests.tiny import (
     EVERY,

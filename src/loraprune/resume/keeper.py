@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loraprune import launch
 from loraprune.adapters import ADAPTER, lora_weights
 from loraprune.errors import CheckpointError
 from loraprune.guard import StepGuard
+from loraprune.processes import first_alone, gather, most
 from loraprune.resume.files import finish_checkpoint, new_checkpoint, read_tree, write_tree
 from loraprune.resume.interrupts import Interrupted, Pending
 from loraprune.resume.randomness import random_state, set_random_state
@@ -73,6 +75,8 @@ class Keeper(TrainerCallback):
         """seconds that the training before that checkpoint took"""
         self._began = self._last = time.monotonic()
         self._waiting = False
+        self._stopping: int | None = None
+        """the signal that all processes stop at after this step"""
         self._restored: dict[str, Any] | None = None
         self._random: dict[str, Any] | None = None
 
@@ -93,7 +97,8 @@ class Keeper(TrainerCallback):
             optimizer["state"] = {int(place): state for place, state in optimizer["state"].items()}
             self.earlier = float(tree["seconds"])
             self.done = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
-            self.origin, self._restored, self._random = checkpoint.folder, tree, tree["random"]
+            self.origin, self._restored = checkpoint.folder, tree
+            self._random = tree["random"][launch.number()]
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"checkpoint {checkpoint.folder}: its state does not fit this model ({error}); delete it to start anew"
@@ -126,7 +131,9 @@ class Keeper(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a checkpoint if one is due, after the loss of this step is logged if it will be."""
-        self._waiting = self._is_due(state)
+        # Signals reach processes at other times, and clocks differ.
+        self._stopping = most(self.pending.number or 0) or None
+        self._waiting = bool(most(int(self._is_due(state))))
         if not control.should_log:
             self.on_log(args, state, control, **kwargs)
 
@@ -140,13 +147,11 @@ class Keeper(TrainerCallback):
             return
         self._waiting = False
         written = self.every != 0 and self._write(state, kwargs)
-        if self.pending.number is not None:
-            raise Interrupted(
-                self.pending.number, f"a checkpoint of step {state.global_step} is written" if written else ""
-            )
+        if self._stopping is not None:
+            raise Interrupted(self._stopping, f"a checkpoint of step {state.global_step} is written" if written else "")
 
     def _is_due(self, state: TrainerState) -> bool:
-        if self.pending.number is not None or self.guard.verdict:
+        if self._stopping is not None or self.guard.verdict:
             return True
         if self.every is not None:
             return self.every > 0 and state.global_step % self.every == 0
@@ -154,6 +159,14 @@ class Keeper(TrainerCallback):
         return now - (self._began if is_last else self._last) >= SECONDS
 
     def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> bool:
+        """Let the first process write a checkpoint with the random numbers of all."""
+        random = gather(random_state())
+        written = first_alone(lambda: self._write_alone(state, objects, random))
+        if written:
+            self._last = time.monotonic()
+        return written
+
+    def _write_alone(self, state: TrainerState, objects: Mapping[str, Any], random: list[dict[str, Any]]) -> bool:
         """Write a checkpoint, or say why there is none: a full disk ends no run that may yet find room for its result."""
         try:
             folder = new_checkpoint(self.workspace, state.global_step)
@@ -162,7 +175,7 @@ class Keeper(TrainerCallback):
                 "buffers": _buffers(objects["model"]),
                 "optimizer": objects["optimizer"].state_dict(),
                 "scheduler": objects["lr_scheduler"].state_dict(),
-                "random": random_state(),
+                "random": random,
                 "seconds": self.earlier + time.monotonic() - self._began,
             })  # fmt: skip
             save_file(lora_weights(objects["model"]), folder / ADAPTER_WEIGHTS)
@@ -171,7 +184,6 @@ class Keeper(TrainerCallback):
         except (OSError, SafetensorError) as error:
             logger.warning("step %d: no checkpoint could be written (%s); earlier ones stay", state.global_step, error)
             return False
-        self._last = time.monotonic()
         return True
 
 

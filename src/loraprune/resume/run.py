@@ -70,12 +70,18 @@ def check_options(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path)
 
 
 def check_same(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
-    """Compare the digests of model and data.
+    """Compare the digests of model and data, and the number of processes.
 
     Raises:
+        ConfigError: if there were more or fewer processes: each would see other rows.
         CheckpointError: if the model's weights are others than before.
         DataError: if the rows to train on are.
     """
+    if checkpoint.run["processes"] != run["processes"]:
+        raise ConfigError(
+            f"--resume: {checkpoint.folder} was made by {checkpoint.run['processes']} processes, not {run['processes']}; launch as "
+            "many, or start anew with --overwrite instead of --resume"
+        )
     if checkpoint.run["model"] != run["model"]:
         raise CheckpointError(
             f"--model: its weights are not those that {checkpoint.folder} was made with; give the same model, or start anew "

@@ -16,13 +16,14 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
 from loraprune.output import output_problem
+from loraprune.processes import first_alone
 from loraprune.resume.atomic import former_of, replace_folder
 
 PARTIAL = ".partial"
@@ -43,12 +44,20 @@ def workspace_of(output: Path) -> Path:
 def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterator[Path]:
     """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
 
-    If it fails, checkpoints stay, and nothing else. With `resume` those of an earlier run are there.
+    If it fails, checkpoints stay, and nothing else. With `resume` those of an earlier run are there. Of several processes, which
+    all see the folder, the first one makes and moves it.
 
     Raises:
         CheckpointError: if `output` exists and may not be replaced, another run writes it, an unfinished run would be lost, or
             nothing can be written there.
     """
+    with ExitStack() as stack:
+        yield first_alone(lambda: stack.enter_context(_new_folder(output, overwrite=overwrite, resume=resume)))
+        first_alone(stack.close)
+
+
+@contextmanager
+def _new_folder(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path]:
     output = output.absolute()
     workspace = workspace_of(output)
     _recover(output)

@@ -16,9 +16,11 @@ from loraprune.adapters import channels_last, find_module, projection
 from loraprune.criteria import Activation, Channels
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, consumers
+from loraprune.processes import add_up
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import side_sums, to_cpu, unit_totals
 from loraprune.scoring.hooks import Hooks
+from loraprune.sharding import whole
 
 
 class ActivationScorer(Hooks):
@@ -66,9 +68,10 @@ class ActivationScorer(Hooks):
             raise ConfigError(
                 f"nothing flowed into {path!r}: the criterion {self.criterion.name!r} needs a forward pass in training mode"
             )
-        count, first, second = self.sums[path]
-        proj = projection(self.model, path)
-        return Channels(
-            mean=first / count, second_moment=second / count,
-            column_norm=side_sums(proj, proj.merged_rows, power=2, wanted={"in"})["in"],
-        )  # fmt: skip
+        tokens, first, second = self.sums[path]
+        sums = add_up({"tokens": torch.tensor(tokens), "first": first, "second": second})
+        with whole(find_module(self.model, path)):
+            proj = projection(self.model, path)
+            norms = side_sums(proj, proj.merged_rows, power=2, wanted={"in"})["in"]
+        count = int(sums["tokens"])
+        return Channels(mean=sums["first"] / count, second_moment=sums["second"] / count, column_norm=norms)

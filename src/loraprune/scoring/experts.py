@@ -18,6 +18,7 @@ from loraprune.adapters import STACKS, cuts, find_module
 from loraprune.criteria import Criterion, Gate, Saliency, Tile
 from loraprune.errors import ConfigError
 from loraprune.groups import EXPERTS, Group
+from loraprune.processes import add_up, count
 from loraprune.scoring.base import Kept, Scorer
 from loraprune.scoring.elementwise import span_units, to_cpu
 from loraprune.scoring.hooks import Hooks
@@ -72,6 +73,8 @@ class ExpertScorer(Hooks):
     @torch.no_grad()
     def _gather(self, name: str, chosen: Tensor, effects: Float[Tensor, "tokens chosen"]) -> None:
         assert isinstance(self.criterion, Gate)
+        # Gradients are averaged over processes later on: the loss of each counts as often as there are processes.
+        effects = effects / count()
         by_token = effects.new_zeros(len(effects), self.groups[name].units).scatter_add_(1, chosen, effects)
         scores = self.criterion.function(by_token.float().unflatten(0, (self._rows[name], -1)).sum(1))
         self.sums[name] = self.sums[name] + scores if name in self.sums else scores
@@ -103,7 +106,8 @@ class ExpertScorer(Hooks):
                 raise ConfigError(
                     f"no gradient reached {group.name!r}: the criterion {self.criterion.name!r} needs a training step"
                 )
-            return self.criterion.finish(self.sums[group.name]) / self.samples[group.name]
+            found = add_up({"scores": self.sums[group.name], "samples": torch.tensor(self.samples[group.name])})
+            return self.criterion.finish(found["scores"]) / found["samples"]
         spans = [span for span in group.spans if span.side in STACKS]
         stack = find_module(self.model, spans[0].module)
         sums = {name: self._weight_sums(getattr(stack, name)) for name in ("gate_up_proj", "down_proj")}

@@ -15,6 +15,7 @@ from loraprune.adapters import channels_last, find_module
 from loraprune.criteria import Gate
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, readers
+from loraprune.processes import add_up, count
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import to_cpu
 from loraprune.scoring.hooks import Hooks
@@ -75,13 +76,14 @@ class GateScorer(Hooks):
 
     def _close(self, name: str) -> None:
         """Add the scores of a micro-batch whose gates' gradients are complete."""
-        gates = sum(self._open.pop(name).values(), torch.zeros(()))
+        # Gradients are averaged over processes later on: the loss of each counts as often as there are processes.
+        gates = sum(self._open.pop(name).values(), torch.zeros(())) / count()
         scores = self.criterion.function(gates)
         self.sums[name] = self.sums[name] + scores if name in self.sums else scores
         self.samples[name] = self.samples.get(name, 0) + len(gates)
 
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
-        """Return the mean over samples of each unit's score."""
+        """Return the mean over the samples of all processes of each unit's score."""
         for name in tuple(self._open):
             self._close(name)
         missing = [name for name in self.groups if name not in self.sums]
@@ -89,7 +91,9 @@ class GateScorer(Hooks):
             raise ConfigError(
                 f"no gradient reached the input of {missing[0]!r}: the criterion {self.criterion.name!r} needs a training step"
             )
-        scores = to_cpu({name: self.criterion.finish(self.sums[name]) / self.samples[name] for name in self.groups})
+        sums = add_up({name: self.sums[name] for name in self.groups})
+        samples = add_up({name: torch.tensor(self.samples[name]) for name in self.groups})
+        scores = to_cpu({name: self.criterion.finish(sums[name]) / samples[name] for name in self.groups})
         self.forget()
         return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
 

@@ -16,6 +16,7 @@ from loraprune.adapters import channels_last, find_module, linear_paths, project
 from loraprune.criteria import Gradient
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
+from loraprune.processes import add_up, count
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
 from loraprune.scoring.hooks import Hooks
@@ -25,7 +26,8 @@ class GradientScorer(Hooks):
     """Gathers row and column sums of a criterion on (W, dL/dW) with hooks on the projections.
 
     A micro-batch's G is reduced as soon as it is known: with gradient accumulation the powers of the micro-batches'
-    saliencies are added, where Eq 3 takes the power of their sum, which would need a whole G for every projection.
+    saliencies are added, where Eq 3 takes the power of their sum, which would need a whole G for every projection. Those of
+    several processes are added like those of micro-batches.
     """
 
     def __init__(
@@ -51,7 +53,8 @@ class GradientScorer(Hooks):
     def _gather(self, name: str, module: nn.Module, path: str, x: Tensor, grad: Tensor) -> None:
         proj = projection(self.model, path)
         dtype = working_dtype(proj)
-        x, grad = read_columns(module, x).flatten(0, -2), channels_last(module, grad).flatten(0, -2)
+        # Gradients are averaged over processes later on: the loss of each counts as often as there are processes.
+        x, grad = read_columns(module, x).flatten(0, -2), channels_last(module, grad).flatten(0, -2) / count()
 
         def rows(start: int, stop: int) -> Tensor:
             return self.criterion.function(proj.merged_rows(start, stop), (grad[:, start:stop].T @ x).to(dtype))
@@ -70,10 +73,17 @@ class GradientScorer(Hooks):
                     f"no gradient reached {missing[0]!r}: the criterion {self.criterion.name!r} needs a training step"
                 )
             left = kept[group.name] if kept else None
-            scores[group.name] = unit_totals(group, self.sums[group.name], kept=left, normalize=self.normalize)
+            sums = {path: added_up(self.sums[group.name][path]) for path in linear_paths([group])}
+            scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         self.forget()
         return to_cpu(scores)
 
     def forget(self) -> None:
         """Drop what was gathered for this step."""
         self.sums = {name: {} for name in self.sums}
+
+
+def added_up(sums: Mapping[Side, Tensor]) -> dict[Side, Tensor]:
+    """Return the sums of both sides of a projection over all processes."""
+    found = add_up({str(side): values for side, values in sums.items()})
+    return {side: found[side] for side in sums}

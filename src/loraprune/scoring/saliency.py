@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import Projection, linear_paths, projection
+from loraprune.adapters import Projection, find_module, linear_paths, projection
 from loraprune.criteria import Saliency, Tile
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
+from loraprune.sharding import whole
 
 
 class SaliencyScorer:
@@ -36,16 +37,17 @@ class SaliencyScorer:
         """Return the power-transformed saliencies, summed over the weights that each unit owns."""
         scores = {}
         for group in self.groups:
-            sums = {
-                path: saliency_sums(
-                    self.criterion, projection(self.model, path), self.generator,
-                    power=self.power, wanted=wanted_sides(group, path),
-                )
-                for path in linear_paths([group])
-            }  # fmt: skip
+            sums = {path: self._sums(group, path) for path in linear_paths([group])}
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         return to_cpu(scores)
+
+    def _sums(self, group: Group, path: str) -> dict[Side, Tensor]:
+        with whole(find_module(self.model, path)):
+            return saliency_sums(
+                self.criterion, projection(self.model, path), self.generator,
+                power=self.power, wanted=wanted_sides(group, path),
+            )  # fmt: skip
 
     def forget(self) -> None:
         """Do nothing: gradients are looked at where they are."""

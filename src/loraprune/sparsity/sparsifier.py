@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from loraprune import launch
 from loraprune.adapters import (
     base_layer,
     base_model,
@@ -31,6 +32,7 @@ from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Plan
+from loraprune.processes import take_from_first_
 from loraprune.scoring.elementwise import tiles
 from loraprune.scoring.saliency import saliency_rows
 from loraprune.sparsity.masks import mask_weight
@@ -61,6 +63,10 @@ def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneC
     assert isinstance(config.sparsity, str)
     pattern = parse_pattern(config.sparsity)
     weight_criterion(config)
+    if launch.is_sharded():
+        raise ConfigError(
+            f"--sparsity {config.sparsity}: FSDP keeps weights in parts, which cannot be masked; launch without --use_fsdp"
+        )
     if getattr(base_model(model), "main_input_name", "") == "pixel_values":
         # Their files have names of their own, and the check of a saved pattern reads files.
         raise ConfigError(
@@ -174,6 +180,7 @@ class Sparsifier:
                 continue
             self.scores.check(path)
             self.kept[path] = self.scores.drop(path, self.pattern, count)
+            take_from_first_([self.kept[path]])
             mask_weight(self.model, path, self.kept[path])
             self._masked[path] = count
         self.is_done = progress >= 1

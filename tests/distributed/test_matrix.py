@@ -1,0 +1,89 @@
+"""A real small model, pruned by one process, by two with DDP and by two with FSDP2: the same verified result, loadable anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from loraprune import LoRAPruneConfig
+from loraprune.errors import ConfigError
+from loraprune.families import find_groups
+from loraprune.sparsity.sparsifier import check_sparsity
+from loraprune.target import check_recovery
+from tests.distributed.processes import FSDP2, command, run
+from tests.pipeline.cases import read_report
+from tests.tiny import tiny_model
+
+LAUNCHES: Mapping[str, Mapping[str, str]] = {"DDP": {}, "FSDP2": FSDP2}
+FIGURES = ("ratio_reached", "parameters", "units", "steps")
+
+
+def prune(shared: Path, output: Path, *, batch: int, more: tuple[str, ...] = ()) -> list[str]:
+    text = shared / "data" / "text" / "tinystories" / "valid.jsonl"
+    return [
+        "prune", "--model", str(shared / "models" / "llama-stories-260k"), "--data", str(text), "--output", str(output),
+        "--ratio", "0.5", "--steps", "6", "--rows", "64", "--batch", str(batch), "--length", "64", "--lr", "1e-3", "--dropout", "0",
+        "--device", "cpu", "--html", "false", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    ended = run(command(prune(shared, folder / "out", batch=8)), folder, count=1)
+    assert ended.codes == [0], ended.stderr
+    return folder / "out"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHES)
+def test_two_processes_give_what_one_gives(launcher: str, one: Path, shared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    ended = run(command(prune(shared, output, batch=4)), tmp_path, launcher=LAUNCHES[launcher])
+    assert ended.codes == [0, 0], ended.stderr
+    assert ended.stderr[1] == ""
+    assert (output / "plan.json").read_bytes() == (one / "plan.json").read_bytes()
+    mine, theirs = load_file(output / "model.safetensors"), load_file(one / "model.safetensors")
+    assert {name: value.shape for name, value in mine.items()} == {name: value.shape for name, value in theirs.items()}
+    assert max((value - theirs[name]).abs().max().item() for name, value in mine.items()) < 1e-5
+    found, expected = read_report(output), read_report(one)
+    assert {name: found[name] for name in FIGURES} == {name: expected[name] for name in FIGURES}
+    assert (found["processes"], expected["processes"]) == (2, 1)
+    assert found["verification"]["masked_vs_sliced"] < found["verification"]["tolerance"]
+    model = AutoModelForCausalLM.from_pretrained(output)
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.arange(3, 20)[None]).logits).all()
+
+
+@pytest.mark.parametrize("options", [{"compensate": True}, {"local": 2}, {"sparsity": "2:4"}], ids=str)
+def test_what_needs_whole_weights_is_refused_to_fsdp(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    groups = find_groups(model.config)
+    settings = LoRAPruneConfig(**options)
+
+    def check() -> None:
+        check_sparsity(model, groups, settings) if settings.sparsity else check_recovery(groups, settings)
+
+    check()
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="launch without --use_fsdp"):
+        check()
+
+
+def test_recovery_with_a_teacher_is_the_same_in_both(shared: Path, tmp_path: Path) -> None:
+    more = ("--compensate", "true", "--local", "2", "--teacher", "cache", "--calibration", "256")
+    runs = {}
+    for count, batch in ((1, 8), (2, 4)):
+        output = tmp_path / str(count)
+        ended = run(command(prune(shared, output, batch=batch, more=more)), tmp_path, count=count)
+        assert set(ended.codes) == {0}, ended.stderr
+        runs[count] = output
+    assert (runs[1] / "plan.json").read_bytes() == (runs[2] / "plan.json").read_bytes()
+    mine, theirs = (load_file(output / "model.safetensors") for output in runs.values())
+    assert max((value - theirs[name]).abs().max().item() for name, value in mine.items()) < 1e-3
