@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from scripts import release_check
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
-from scripts import release_check
 
 VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]  # type: ignore[index]
 INFO = f"loraprune-{VERSION}.dist-info"

@@ -34,17 +34,12 @@ SMALL: dict[str, Any] = {
 """what a tiny model on a CPU needs otherwise"""
 
 
-def uses_quantize(path: Path) -> bool:
-    return "quantize:" in path.read_text(encoding="utf-8")
+def as_parameter(path: Path) -> Any:
+    unknown = "quantize:" in path.read_text(encoding="utf-8") and "quantize" not in OPTIONS
+    return pytest.param(path, id=path.stem, marks=pytest.mark.skipif(unknown, reason="no option --quantize"))
 
 
-every_recipe = pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=pytest.mark.skipif(uses_quantize(path) and "quantize" not in OPTIONS, reason="no --quantize"))
-        for path in RECIPES
-    ],
-)  # fmt: skip
+every_recipe = pytest.mark.parametrize("path", map(as_parameter, RECIPES))
 
 
 @cache
