@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
 from loraprune import cli
-from loraprune.config import PruneConfig
+from loraprune.compare.grid import OPTIONS
 from loraprune.criteria import criteria
 from tests.images.conftest import save_classifier
 from tests.samples import byte_tokenizer, save_tiny
@@ -33,8 +34,8 @@ OTHERS = ("vllm", "jupyter", ".venv/bin/ruff", ".ci/run")
 """first words of commands that are not this project's"""
 LEFT_OUT = {"...", "…"}
 PLACEHOLDERS = ["--model=M", "--data=D", "--output=O"]
-UNBUILT = "--quantize"
-"""an option that the documents name and the command line does not have yet"""
+NEEDS = {"--quantize": "bitsandbytes"}
+"""options that are refused where a library of an extra is missing"""
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
@@ -55,7 +56,7 @@ def command_lines(path: Path) -> Iterator[list[str]]:
 
 def check_command(words: list[str], cwd: Path) -> None:
     """Check one command of a document: the parser and the options' own checks must accept it."""
-    if words[0] == "accelerate" and "loraprune" in words:
+    if words[0] in ("accelerate", "torchrun") and "loraprune" in words:
         words = words[words.index("loraprune") :]
     if words[0] in ("pip", ".venv/bin/pip"):
         check_extras(" ".join(words))
@@ -101,11 +102,15 @@ def cached_parser(build: Callable[[], Any] = cli.build_parser) -> Any:
     return build()
 
 
+def is_absent(option: str, library: str) -> bool:
+    return option[2:] not in OPTIONS or find_spec(library) is None
+
+
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if list(command_lines(path))], ids=by_name)
 def test_the_commands_of_a_document_are_accepted(path: Path, desk: Path) -> None:
     files = [code for kind, code in blocks_of(path) if kind == "yaml"]
     for words in command_lines(path):
-        if UNBUILT in words and "quantize" not in PruneConfig.__dataclass_fields__:
+        if any(option in words and is_absent(option, library) for option, library in NEEDS.items()):
             continue
         for name in (word for before, word in pairwise(words) if before == "--config"):
             if not Path(name).exists():  # a file that the page itself shows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,17 @@ NAMES = {field.name for field in fields(CompareConfig)}
 MARKS = ("paper", "code", "ours")
 SMALL: dict[str, Any] = {
     "rows": 8, "batch": 4, "accumulate": 1, "length": 32, "rank": 2, "device": "cpu", "dtype": "float32", "html": False,
-    "eval": None, "checkpointing": False,
+    "eval": None, "checkpointing": False, **({"quantize": "none"} if "quantize" in OPTIONS else {}),
 }  # fmt: skip
 """what a tiny model on a CPU needs otherwise"""
 
 
 def as_parameter(path: Path) -> Any:
-    unknown = "quantize:" in path.read_text(encoding="utf-8") and "quantize" not in OPTIONS
-    return pytest.param(path, id=path.stem, marks=pytest.mark.skipif(unknown, reason="no option --quantize"))
+    cannot = "quantize" not in OPTIONS or find_spec("bitsandbytes") is None
+    skipped = cannot and "quantize:" in path.read_text(encoding="utf-8")
+    return pytest.param(
+        path, id=path.stem, marks=pytest.mark.skipif(skipped, reason="no --quantize, or no bitsandbytes")
+    )
 
 
 every_recipe = pytest.mark.parametrize("path", map(as_parameter, RECIPES))
