@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check coverage torture clean
+.PHONY: demo test check docs release coverage torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,12 @@ test: $(VENV)/installed
 
 check: $(VENV)/installed
 	scripts/check $(BIN)
+
+docs: $(VENV)/installed
+	$(BIN)/zensical build --clean --strict
+
+release: $(VENV)/installed
+	$(BIN)/python scripts/release_check.py
 
 coverage: $(VENV)/installed
 	$(BIN)/python -m benchmarks.core_coverage
