@@ -142,6 +142,7 @@ def _fit(
         job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
         whole=job.new,
     )  # fmt: skip
+    trainable = adapted.num_parameters(only_trainable=True)
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()
     watch = _watch(job, callback)
@@ -164,7 +165,7 @@ def _fit(
     training = Training(
         steps=steps, seconds=keeper.earlier + time.perf_counter() - started - watch.seconds,
         peak_memory_bytes=peak_memory_bytes(job.device), curve=bar.curve, removals=callback.history if callback else [],
-        skipped=guard.skipped, protocol=dict(rows.protocol), new=job.new, evaluations=watch.history,
+        skipped=guard.skipped, protocol=dict(rows.protocol), trainable=trainable, new=job.new, evaluations=watch.history,
         kept_step=watch.kept_step,
     )  # fmt: skip
     return adapted, training
