@@ -6,7 +6,8 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import common
@@ -93,6 +94,46 @@ def processes() -> Iterator[str]:
         yield f"| {row['criterion']}, {row['launch']} | {row['other_units']} of {row['units_kept']} | {apart} |"
 
 
+def accuracies() -> Iterator[str]:
+    """Yield accuracies in per cent and how far Eq 10 is ahead, a table for each result of encoder.py and vision.py."""
+    for path in sorted(common.RESULTS.glob("accuracy_*.json")):
+        result = json.loads(path.read_text())
+        cells, options = list(result["cells"].values()), result["options"]
+        parameters, rows = cells[0]["parameters"], cells[0]["rows"]
+        error = 100 * statistics.mean(cell["standard_error"]["pruned"] for cell in cells)
+        dense = "its head new" if cells[0]["trained_whole"] else f"dense {100 * cells[0]['dense']:.1f} %"
+        trained = 100 * parameters["trainable"] / parameters["dense"]
+        tuned = percent(list(by_seed(cells, "finetune", 0.0).values()))
+        yield (
+            f"**{path.stem.partition('_')[2]}**: {options['steps']} steps, learning rate {options['lr']}, rank {options['rank']} "
+            f"({trained:.1f} % trainable), {dense}, dense + LoRA {tuned} %; {rows} rows, standard error {error:.1f}"
+        )
+        yield ""
+        runs = list(dict.fromkeys(cell["run"] for cell in cells if cell["ratio"]))
+        yield f"| removed | {' | '.join(runs)} |"
+        yield f"|---|{'---|' * len(runs)}"
+        for ratio in sorted({cell["ratio"] for cell in cells if cell["ratio"]}):
+            found = {run: by_seed(cells, run, ratio) for run in runs}
+            yield f"| {100 * ratio:.0f} % | {' | '.join(percent(list(each.values())) for each in found.values())} |"
+            ahead = [
+                [found["lora"][seed] - value for seed, value in each.items() if seed in found["lora"]]
+                for each in found.values()
+            ]
+            yield f"| lora ahead by | {' | '.join('' if not any(each) else percent(each) for each in ahead)} |"
+        yield ""
+
+
+def by_seed(cells: Sequence[Mapping[str, Any]], run: str, ratio: float) -> dict[int, float]:
+    """Return the accuracies of a run."""
+    return {cell["seed"]: cell["pruned"] for cell in cells if cell["run"] == run and cell["ratio"] == ratio}
+
+
+def percent(values: Sequence[float]) -> str:
+    """Return mean and sample deviation in per cent."""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
 def words(values: dict[str, float | None] | None) -> str:
     """Return mean and deviation of a perplexity."""
     if not values or values["mean"] is None:
@@ -102,7 +143,7 @@ def words(values: dict[str, float | None] | None) -> str:
 
 
 def main() -> None:
-    for part in (cost(), scoring(), speed(), processes(), comparisons()):
+    for part in (cost(), scoring(), speed(), processes(), comparisons(), accuracies()):
         print("\n".join(part), end="\n\n")
 
 

@@ -1,39 +1,37 @@
 """Accuracy of pruned image classifiers beside the dense one tuned as long: a real ViT, and a ResNet that this script trains.
 
-    python benchmarks/vision.py [vit] [resnet]        # both unless named; goes on where it stopped
+    python benchmarks/vision.py [vit-cifar10] [vit-caltech101] [resnet-cifar10]
 
-Reads ../shared (see there); the ResNet is trained from nothing on the same images, on a machine of its own in minutes.
-Writes benchmarks/results/vision_<network>.json after every run, and prints the tables.
+Reads ../shared (see there). The ViT was trained on CIFAR-10; Caltech-101 is new to it: it gets a new head, and the task is trained
+and judged by the protocol of VTAB-1k (1,000 images to train on, the test images to judge by). The ResNet is trained from nothing
+on the images of CIFAR-10. `python benchmarks/tables.py` prints the tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
-from collections.abc import Iterator, Mapping
+import sys
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import torch
-from common import RESULTS, SHARED, machine
+from common import SHARED
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.images import ImageRows, collate, load_images, load_processor
-from loraprune.pipeline import finetune, prune
-from loraprune.recipes import recipe
 
-DATA, VIT = SHARED / "data" / "images" / "cifar10", SHARED / "models" / "vit-cifar10-546k"
+IMAGES, VIT = SHARED / "data" / "images", SHARED / "models" / "vit-cifar10-546k"
 WORK = Path("build") / "vision"
-RATIOS, SEEDS = (0.2, 0.5), (0, 1, 2)
-COMMON: dict[str, Any] = {"data": str(DATA), "steps": 150, "batch": 16, "lr": 1e-3, "device": "cpu", "overwrite": True}
-RUNS: dict[str, dict[str, dict[str, Any]]] = {
-    "vit": {name: {"criterion": name} for name in ("lora", "gate", "magnitude", "movement")} | {"best": recipe("best")},
-    "resnet": {name: {"criterion": name} for name in ("lora", "gate", "magnitude", "movement")},
+CIFAR = str(IMAGES / "cifar10")
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "vit-cifar10": {"data": CIFAR, "steps": 150},
+    "vit-caltech101": {"data": f"vtab-caltech101:test={IMAGES / 'caltech101'}", "steps": 300},
+    "resnet-cifar10": {"data": CIFAR, "steps": 150},
 }
-"""network -> name -> options; the recipe refits projections, which convolutions cannot have"""
+"""model and images -> options of its runs"""
+COMMON: dict[str, Any] = {"batch": 16, "lr": 1e-3, "rank": 8, "device": "cpu"}
 EPOCHS, BATCH, LEARNING_RATE = 30, 32, 2e-3
 """of the ResNet's own training"""
 
@@ -42,7 +40,7 @@ def train_resnet(folder: Path) -> Path:
     """Train a small ResNet on the training images, unless it is there."""
     if (folder / "config.json").is_file():
         return folder
-    train, _ = load_images(str(DATA), None, seed=0)
+    train, _ = load_images(CIFAR, None, seed=0)
     assert train is not None
     rows = list(ImageRows(train, load_processor(str(VIT), image_size=32)))
     names = dict(enumerate(train.classes))
@@ -72,62 +70,20 @@ def train_resnet(folder: Path) -> Path:
     return folder
 
 
-def cells(network: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the options of every run of a network."""
-    for seed in SEEDS:
-        yield f"finetune seed {seed}", {"seed": seed}
-        for ratio in RATIOS:
-            for name, options in RUNS[network].items():
-                yield f"{name} {ratio} seed {seed}", {**options, "ratio": ratio, "seed": seed}
-
-
-def run(network: str) -> dict[str, Any]:
-    """Run what is not in the results file yet."""
-    path = RESULTS / f"vision_{network}.json"
-    found: dict[str, Any] = json.loads(path.read_text())["cells"] if path.is_file() else {}
-    model = str(VIT if network == "vit" else train_resnet(WORK / "resnet"))
-    for name, options in cells(network):
-        if name in found:
-            continue
-        output = str(WORK / f"{network}-run")
-        if "ratio" in options:
-            prune(PruneConfig(model=model, output=output, **COMMON, **options))
-        else:
-            finetune(FinetuneConfig(model=model, output=output, **COMMON, **options))
-        report = json.loads((Path(output) / "report.json").read_text())
-        keys = ("accuracy", "parameters", "ratio_reached", "units", "wall_seconds")
-        found[name] = {key: report[key] for key in keys if key in report}
-        RESULTS.mkdir(exist_ok=True)
-        values = {"machine": machine(), "network": network, "common": {**COMMON, "data": DATA.name}, "cells": found}
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        print(f"{network}: {name}: {found[name]['accuracy']['pruned']:.4f}", file=sys.stderr)
-    return found
-
-
-def table(network: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield mean and deviation of the accuracy over seeds, in percent."""
-    tuned = percent([found[f"finetune seed {seed}"]["accuracy"]["pruned"] for seed in SEEDS])
-    first = found["finetune seed 0"]["accuracy"]
-    yield f"**{network}**: {COMMON['steps']} steps, dense {100 * first['dense']:.1f} %, dense + LoRA {tuned}, {first['rows']} images"
-    yield ""
-    yield f"| removed | {' | '.join(RUNS[network])} |"
-    yield f"|---|{'---|' * len(RUNS[network])}"
-    for ratio in RATIOS:
-        accuracies = [
-            [found[f"{name} {ratio} seed {s}"]["accuracy"]["pruned"] for s in SEEDS] for name in RUNS[network]
-        ]
-        yield f"| {100 * ratio:.0f} % | {' | '.join(map(percent, accuracies))} |"
-
-
-def percent(values: list[float]) -> str:
-    """Return mean and sample deviation in percent."""
-    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
+def main() -> None:
+    """Take every subject that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", help=f"of {', '.join(SUBJECTS)}; without any all of them")
+    accuracy.add_options(parser)
+    options = parser.parse_args()
+    for subject in options.subjects or SUBJECTS:
+        model = train_resnet(WORK / "resnet") if subject.startswith("resnet") else VIT
+        if subject.startswith("resnet"):  # the recipe refits projections, which convolutions cannot have
+            options.criteria = [name for name in options.criteria if name != "best"]
+        accuracy.measure(
+            subject, model, common={**COMMON, **SUBJECTS[subject]}, grid=accuracy.grid(options), work=WORK / subject
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "networks", nargs="*", default=list(RUNS), help=f"of {', '.join(RUNS)}; without any all of them"
-    )
-    for each in parser.parse_args().networks:
-        print("\n".join(table(each, run(each))), end="\n\n")
+    main()

@@ -174,7 +174,7 @@ def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
     pruner = Pruner(with_lora(model), config.pruning()) if job == "prune" else None
     report = make_report(
         config, quality=Quality(tasks.get("causal-lm"), measured, measured, {"examples": [], "speed": {}}),
-        training=Training(1, 1.0, 1, [], [], [], {}),
+        training=Training(1, 1.0, 1, [], [], [], {}, 9),
         plan=pruner.plan if pruner else Plan.full(find_groups(model.config)), pruner=pruner,
         verification=Verification(0.0, 0.0, 1e-4, "llama"), parameters=(2, 1), began=0.0,
     )  # fmt: skip

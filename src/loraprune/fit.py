@@ -55,6 +55,7 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
             run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher"
         )
     adapted = _attach(job)
+    trainable = adapted.num_parameters(only_trainable=True)
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()
     watch = _watch(job, callback)
@@ -78,8 +79,8 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
     return Training(
         steps=steps, seconds=keeper.earlier + time.perf_counter() - started - watch.seconds,
         peak_memory_bytes=peak_memory_bytes(job.device), curve=bar.curve, removals=callback.history if callback else [],
-        skipped=guard.skipped, protocol=dict(rows.protocol), new=job.new, evaluations=watch.history,
-        kept_step=watch.kept_step,
+        skipped=guard.skipped, protocol=dict(rows.protocol), trainable=trainable, new=job.new,
+        evaluations=watch.history, kept_step=watch.kept_step,
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ class Training:
     skipped: Sequence[Mapping[str, int | str]]
     """step and reason of those without an update, as something in them was no number"""
     protocol: Mapping[str, object]
+    trainable: int
+    """parameters that learnt at the start: LoRA's factors, and all of modules that are new"""
     new: Sequence[str] = ()
     """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
     evaluations: Sequence[Mapping[str, int | float | None]] = ()
@@ -92,7 +94,7 @@ def make_report(
         "processes": launch.count(),
     }
     dense, pruned = parameters
-    values["parameters"] = {"dense": dense, "pruned": pruned}
+    values["parameters"] = {"dense": dense, "pruned": pruned, "trainable": training.trainable}
     if isinstance(pruner, Sparsifier):
         values |= pruner.figures()
         weights, zeros = values["sparsity"]["weights"], values["sparsity"]["zeros"]

@@ -63,7 +63,9 @@ def report(result: Report) -> None:
     )
     what = "pruned" if values["job"] == "prune" else "tuned"
     show(f"{values['model']} on {values['data']}", ("", "dense", what, "change"), rows)
-    facts = [("steps", str(values["steps"])), ("training", f"{values['wall_seconds']:.1f} s"),
+    trained = parameters["trainable"]
+    facts = [("trainable parameters", f"{trained:,} ({100 * trained / parameters['dense']:.2f} % of the dense model's)"),
+             ("steps", str(values["steps"])), ("training", f"{values['wall_seconds']:.1f} s"),
              ("total", f"{values['total_seconds']:.1f} s"), ("peak memory", size(values["peak_memory_bytes"])),
              ("masked against sliced", f"{values['verification']['masked_vs_sliced']:.1e}"),
              ("sliced against reloaded", f"{values['verification']['sliced_vs_reloaded']:.1e}")]  # fmt: skip

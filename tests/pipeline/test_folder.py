@@ -59,6 +59,8 @@ def test_a_stranger_counts_what_the_report_says(pruned: Path, inputs: Path) -> N
     assert count(dense) == parameters["dense"]
     assert count(pruned, prunable=True) == parameters["prunable_pruned"]
     assert count(dense, prunable=True) == parameters["prunable_dense"]
+    sides = sum(sum(shape) for name, shape in shapes(dense).items() if "_proj." in name)
+    assert parameters["trainable"] == SHORT["rank"] * sides  # a row of A for every column, a column of B for every row
     reached = 1 - count(pruned, prunable=True) / count(dense, prunable=True)
     assert report["ratio_reached"] == pytest.approx(reached, abs=1e-12)
     assert abs(reached - 0.5) <= one_step(pruned, dense)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
 from tests.cli.cases import refused, run
 from tests.tasks.cases import SHORT, reviews, save_bert
@@ -32,9 +32,17 @@ def test_a_folder_of_glue_is_trained_on_and_judged_by_its_own_split_and_figure(
     refused(arguments, capfd, "dev.tsv is missing from GLUE's CoLA")
 
 
-def test_real_pairs_with_a_real_vocabulary(shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "metric", "judged", "head"),
+    [("MRPC", "f1", 408, 2), ("STS-B", "pearson", 1500, 1)],
+    ids=["classes", "numbers"],
+)
+def test_real_pairs_with_a_real_vocabulary(
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, metric: str, judged: int, head: int
+) -> None:  # fmt: skip
     pytest.importorskip("sklearn")
-    vocabulary, data = shared / "data" / "bert-vocab" / "vocab.txt", shared / "data" / "glue" / "MRPC"
+    pytest.importorskip("scipy")
+    vocabulary, data = shared / "data" / "bert-vocab" / "vocab.txt", shared / "data" / "glue" / name
     if not (vocabulary.is_file() and data.is_dir()):
         pytest.skip(f"no {vocabulary} or no {data}")
     save_bert(tmp_path / "model", tokenizer=BertTokenizer(str(vocabulary)))
@@ -42,8 +50,10 @@ def test_real_pairs_with_a_real_vocabulary(shared: Path, tmp_path: Path, capfd: 
         capfd, "prune", "--model", str(tmp_path / "model"), "--data", str(data), "--output", str(tmp_path / "out"), *SHORT,
         "--steps=4", "--rows=64", "--length=64", "--criterion=movement",
     )  # fmt: skip
-    assert report["metric"] == "f1"
-    assert (report["f1"]["rows"], report["training_data"]["rows"]) == (408, 64)
+    assert report["metric"] == metric
+    assert (report[metric]["rows"], report["training_data"]["rows"]) == (judged, 64)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert (loaded.num_labels, loaded.num_parameters()) == (head, report["parameters"]["pruned"])
     assert report["ratio_reached"] == pytest.approx(0.5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.tokenize("playing chess") == ["playing", "chess"]

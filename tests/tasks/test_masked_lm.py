@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BertTokenizer
 
 from loraprune.data import load_rows
 from loraprune.loading import load_config
@@ -74,6 +74,26 @@ def test_a_pruned_model_fills_in_better_than_before(
         capfd, "evaluate", "--model", str(tmp_path / "out"), "--data", str(inputs / "text.txt"), "--device", "cpu"
     )
     assert judged["models"][str(tmp_path / "out")]["metric"] == "perplexity"
+
+
+def test_a_real_text_with_a_real_vocabulary(shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    vocabulary, text = (
+        shared / "data" / "bert-vocab" / "vocab.txt",
+        shared / "data" / "text" / "wikitext-2" / "valid.txt",
+    )
+    if not (vocabulary.is_file() and text.is_file()):
+        pytest.skip(f"no {vocabulary} or no {text}")
+    save_bert(tmp_path / "model", tokenizer=BertTokenizer(str(vocabulary)))
+    (tmp_path / "text.txt").write_text("\n".join(text.read_text(encoding="utf-8").split("\n")[:60]), encoding="utf-8")
+    report = run(
+        capfd, "prune", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"), "--output",
+        str(tmp_path / "out"), *SHORT, "--steps=6",
+    )  # fmt: skip
+    assert (report["task"], report["metric"]) == ("masked-lm", "perplexity")
+    assert report["perplexity"]["pruned"] < report["perplexity"]["dense"]
+    assert report["perplexity"]["dense"] == pytest.approx(30522, rel=0.5)  # random weights know nothing
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert model.num_parameters() == report["parameters"]["pruned"]
 
 
 def test_the_perplexity_is_that_of_transformers_own_loss(inputs: Path) -> None:
