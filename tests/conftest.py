@@ -1,4 +1,4 @@
-"""What every test shares: no network, one seed, few threads, the folder of real models and data."""
+"""What every test shares: checked shapes, no network, one seed, few threads, the folder of real models and data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
-from loraprune import cli
+from tests.shaped import shaped_modules
+
+install_import_hook(shaped_modules(), "beartype.beartype")
+
+from loraprune import cli  # noqa: E402 (no part of the package may be imported before the hook)
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.load_profile("tests")

@@ -8,23 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.variant import VOCABULARY, Variant, tokens
+from tests.variant import LANGUAGE, VOCABULARY, Variant, tokens
 
 MASKED, CLASSES = "AutoModelForMaskedLM", "AutoModelForSequenceClassification"
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
-BERT: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_attention_heads": 8,
-    "intermediate_size": 96,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    **NO_DROPOUT,
-}
+BERT: dict[str, Any] = LANGUAGE | NO_DROPOUT
 DISTILBERT: dict[str, Any] = {
     "dim": 64, "n_heads": 8, "hidden_dim": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 64,
     "initializer_range": 0.2, "pad_token_id": 0, "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,

@@ -21,23 +21,12 @@ from loraprune.heads import auto_class
 from loraprune.plan import Plan
 from tests.encoder_decoders import ENCODER_DECODERS
 from tests.encoders import ENCODERS
-from tests.variant import VOCABULARY, Variant, tokens
+from tests.variant import FFN, HEADS, HIDDEN, LANGUAGE, Variant, tokens
 from tests.vision import VISION
 
-HIDDEN, HEADS, KV_HEADS, HEAD, FFN = 64, 8, 4, 8, 96
+KV_HEADS, HEAD = 4, 8
 
-COMMON: dict[str, Any] = {
-    "hidden_size": HIDDEN,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "intermediate_size": FFN,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+COMMON: dict[str, Any] = {**LANGUAGE, "num_key_value_heads": KV_HEADS}
 SLIDING_LAYERS = ("sliding_attention", "full_attention")
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

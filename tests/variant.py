@@ -10,6 +10,20 @@ import torch
 from torch import Tensor
 
 VOCABULARY = 128
+HIDDEN, HEADS, FFN = 64, 8, 96
+
+LANGUAGE: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "num_attention_heads": HEADS,
+    "intermediate_size": FFN,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""what configurations of most models of texts call by the same names"""
 
 
 @dataclass(frozen=True)

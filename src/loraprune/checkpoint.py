@@ -107,8 +107,9 @@ def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[K
             for units in range(1, max(2, fewest))
             for multiples in (stages, equal)
         )
-        if any(storable(trial) for trial in trials):
-            found.append(kind)
+        with quiet():
+            if any(storable(trial) for trial in trials):
+                found.append(kind)
     return tuple(found)
 
 

@@ -53,8 +53,11 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser of all commands; options, types, defaults and help come from the configuration classes."""
+def build_parser(wanted: str) -> ArgumentParser:
+    """Return the parser; options, types, defaults and help come from the configuration class of the wanted command.
+
+    Other commands have their name and summary only: reading the options of all takes a quarter of a second.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="loraprune", description="Make transformers smaller: prune while fine-tuning with LoRA.",
                             exit_on_error=False, allow_abbrev=False)  # fmt: skip
@@ -62,6 +65,9 @@ def build_parser() -> ArgumentParser:
     for name, command in COMMANDS.items():
         summary = (command.options.__doc__ or "").strip().splitlines()[0]
         verb = ArgumentParser(exit_on_error=False, description=summary)
+        verbs.add_subcommand(name, verb, help=summary)
+        if name != wanted:
+            continue
         verb.add_class_arguments(command.options)
         verb.add_argument("--config", action="config", help="YAML file with the same keys; flags override it")
         if issubclass(command.options, PruneConfig):
@@ -69,7 +75,6 @@ def build_parser() -> ArgumentParser:
             verb.add_argument("--recipe", type=str, help=f"ready options: {', '.join(recipes.names())}")
         verb.add_argument("--json", type=bool, default=False, help="print the result as JSON")
         verb.add_argument("--debug", type=bool, default=False, help="show the traceback of an error")
-        verbs.add_subcommand(name, verb, help=summary)
     return parser
 
 
@@ -127,7 +132,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: in one sentence, with the nearest name for an unknown option, key or command.
     """
-    parser = build_parser()
+    parser = build_parser(arguments[0] if arguments else "")
     if not arguments:
         parser.print_help()
         raise SystemExit(USAGE)

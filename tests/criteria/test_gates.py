@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.adapters import find_module
@@ -42,11 +43,12 @@ def gates(model: nn.Module, groups: tuple[Group, ...]) -> Iterator[Mapping[str, 
         handle.remove()
 
 
-@every_variant
-def test_the_gate_score_is_the_squared_gradient_of_a_real_gate_averaged_over_samples(variant: str) -> None:
-    model, groups = build(variant)
+def scored_beside_real_gates(
+    name: str, model: nn.Module, groups: tuple[Group, ...]
+) -> Iterator[tuple[Tensor, Float[Tensor, "samples units"]]]:
+    """Yield a criterion's scores of every group, and the gradients of its real gates over the same two micro-batches."""
     batches = [tokens(3, 12, seed=0), tokens(1, 20, seed=1)]
-    scorer = scorer_of("gate", model, groups)
+    scorer = scorer_of(name, model, groups)
     for ids in batches:
         backward(model, ids)
     found = scorer.collect()
@@ -57,9 +59,15 @@ def test_the_gate_score_is_the_squared_gradient_of_a_real_gate_averaged_over_sam
     for group in groups:
         gradients = torch.cat([gate.grad for gate in made[group.name] if gate.grad is not None]).double()
         assert gradients.shape == (4, group.units)
-        torch.testing.assert_close(found[group.name], gradients.square().mean(0), rtol=1e-4, atol=1e-12)
+        yield found[group.name], gradients
+
+
+@every_variant
+def test_the_gate_score_is_the_squared_gradient_of_a_real_gate_averaged_over_samples(variant: str) -> None:
+    for found, gradients in scored_beside_real_gates("gate", *build(variant)):
+        torch.testing.assert_close(found, gradients.square().mean(0), rtol=1e-4, atol=1e-12)
         # Summing before squaring would be another score.
-        assert not torch.allclose(found[group.name], gradients.mean(0).square(), rtol=1e-2)
+        assert not torch.allclose(found, gradients.mean(0).square(), rtol=1e-2)
 
 
 def test_the_gate_score_is_the_first_order_effect_of_removing_a_unit() -> None:
@@ -117,21 +125,11 @@ def test_gate_scores_are_not_gathered_in_evaluation() -> None:
 
 @pytest.mark.parametrize("name", ["taylor", "movement"])
 def test_first_order_criteria_are_the_gradient_of_a_real_gate_over_the_whole_step(name: str) -> None:
-    model, groups = build()
-    batches = [tokens(3, 12, seed=0), tokens(1, 20, seed=1)]
-    scorer = scorer_of(name, model, groups)
-    for ids in batches:
-        backward(model, ids)
-    found = scorer.collect()
-    scorer.close()
-    with gates(model, groups) as made:
-        for ids in batches:
-            backward(model, ids)
-    for group in groups:
-        total = torch.cat([gate.grad for gate in made[group.name] if gate.grad is not None]).double().mean(0)
+    for found, gradients in scored_beside_real_gates(name, *build()):
+        total = gradients.mean(0)
         expected = total.abs() if name == "taylor" else -total
-        torch.testing.assert_close(found[group.name], expected, rtol=1e-3, atol=1e-7)
-        assert not torch.allclose(found[group.name], -expected, rtol=1e-2)  # the sign counts
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+        assert not torch.allclose(found, -expected, rtol=1e-2)  # the sign counts
 
 
 @pytest.mark.parametrize("name", ["wanda", "flap"])

@@ -210,7 +210,8 @@ print(json.dumps(worst))
 
 
 def test_a_fresh_process_without_this_package_loads_every_family_with_the_flag_only(tmp_path: Path) -> None:
-    for variant in VARIANTS:
+    variants = list({model_type(variant): variant for variant in VARIANTS}.values())
+    for variant in variants:
         model = cut(variant, uneven_plan(groups_of(variant)), tmp_path / variant)
         save_file({"tokens": tokens(), "logits": logits(model, tokens())}, tmp_path / variant / "expected.pt")
     run = subprocess.run(
@@ -218,7 +219,7 @@ def test_a_fresh_process_without_this_package_loads_every_family_with_the_flag_o
     )
     assert run.returncode == 0, run.stderr
     worst = json.loads(run.stdout.splitlines()[-1])
-    assert set(worst) == set(VARIANTS)
+    assert set(worst) == set(variants)
     assert {name: found for name, found in worst.items() if not found < SAME} == {}
 
 

@@ -15,7 +15,6 @@ from tests.pipeline.cases import (
     SHORT,
     check_loads_anywhere,
     count,
-    loaded_elsewhere,
     one_step,
     prune_config,
     read_report,
@@ -51,7 +50,7 @@ def test_tokenizer_of_the_model_comes_along(pruned: Path) -> None:
     text = "Once upon a time"
     saved = json.loads((pruned / "tokenizer.json").read_text(encoding="utf-8"))
     assert saved["model"]["vocab"] == json.loads(byte_tokenizer().backend_tokenizer.to_str())["model"]["vocab"]
-    assert loaded_elsewhere(pruned)["cached"][: len(text) + 1] == byte_tokenizer()(text)["input_ids"]
+    assert check_loads_anywhere(pruned)["cached"][: len(text) + 1] == byte_tokenizer()(text)["input_ids"]
 
 
 def test_real_model_is_pruned_to_half_and_still_tells_stories(shared: Path, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,13 @@ import yaml
 
 from loraprune import cli, pipeline
 from loraprune.plan import Plan
+from tests.pipeline import stranger
 from tests.pipeline.cases import (
     FILES,
     SHORT,
     STEP,
     check_loads_anywhere,
     count,
-    loaded_elsewhere,
     one_step,
     prune_config,
     read_report,
@@ -31,8 +34,20 @@ def test_pruned_folder_holds_what_is_promised(pruned: Path) -> None:
 
 
 def test_pruned_folder_loads_with_plain_transformers_and_generates(pruned: Path) -> None:
-    check_loads_anywhere(pruned)
-    assert loaded_elsewhere(pruned)["class"] == "LlamaForCausalLM"
+    found = check_loads_anywhere(pruned)
+    assert found.pop("class").endswith(".LlamaForCausalLM")
+    # A new process, which does not see this package.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", stranger.__file__, str(pruned)],
+        capture_output=True, text=True, timeout=240, check=False, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    elsewhere = json.loads(result.stdout.splitlines()[-1])
+    assert elsewhere.pop("class").endswith(".LlamaForCausalLM")
+    assert elsewhere.pop("ours") == []
+    assert found.pop("ours")  # here it is there
+    assert elsewhere == found | {"loss": pytest.approx(found["loss"])}
 
 
 def test_report_has_every_promised_key(pruned: Path) -> None:

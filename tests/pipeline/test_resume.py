@@ -106,22 +106,32 @@ def impatient(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {"eval": str(path), "eval_every": 1, "patience": 2, "cooldown": 0.6, "lr": 1e-2}
 
 
+@pytest.fixture(scope="module")
+def patient(inputs: Path, impatient: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of that run when nothing stops it."""
+    output = tmp_path_factory.mktemp("patient") / "out"
+    pipeline.prune(prune_config(inputs, output, **impatient))
+    return output
+
+
 @pytest.mark.parametrize("step", [3, 5, 6])
-def test_patience_survives(
-    step: int, inputs: Path, impatient: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("out", "forgetful"):
-        stopped(inputs, tmp_path / name, step, **impatient)
-    pipeline.prune(prune_config(inputs, tmp_path / "whole", **impatient))
+def test_patience_survives(step: int, inputs: Path, impatient: dict[str, Any], patient: Path, tmp_path: Path) -> None:
+    stopped(inputs, tmp_path / "out", step, **impatient)
     resumed(inputs, tmp_path / "out", **impatient)
-    one, other = (read_report(tmp_path / name) for name in ("out", "whole"))
+    one, other = (read_report(folder) for folder in (tmp_path / "out", patient))
     assert (one["kept_step"], one["steps"]) == (4, 6)
     for key in ("evaluations", "kept_step", "steps", "curve", "perplexity"):
         assert one[key] == other[key], key
-    assert results(tmp_path / "out") == results(tmp_path / "whole")
+    assert results(tmp_path / "out") == results(patient)
+
+
+def test_a_run_that_forgets_what_it_measured_goes_on_otherwise(
+    inputs: Path, impatient: dict[str, Any], patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(inputs, tmp_path / "out", 5, **impatient)
     monkeypatch.setattr(Watch, "load_state_dict", lambda self, state: None)
-    resumed(inputs, tmp_path / "forgetful", **impatient)
-    assert read_report(tmp_path / "forgetful")["evaluations"] != one["evaluations"]
+    resumed(inputs, tmp_path / "out", **impatient)
+    assert read_report(tmp_path / "out")["evaluations"] != read_report(patient)["evaluations"]
 
 
 @pytest.mark.parametrize("lost", ["random", "optimizer"])

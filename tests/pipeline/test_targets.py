@@ -15,7 +15,6 @@ from tests.pipeline.cases import (
     STEP,
     check_loads_anywhere,
     count,
-    loaded_elsewhere,
     one_step,
     prune_config,
     read_report,
@@ -76,8 +75,7 @@ def test_head_count_that_llama_refuses_is_saved_as_a_model_that_loads(inputs: Pa
     save_tiny(tmp_path / "model", num_attention_heads=8, num_key_value_heads=8, head_dim=4)
     config = prune_config(inputs, tmp_path / "out", model=str(tmp_path / "model"), heads=3, ffn=32, steps=3)
     pipeline.prune(config)
-    assert loaded_elsewhere(tmp_path / "out")["class"] == "MistralForCausalLM"
-    check_loads_anywhere(tmp_path / "out")
+    assert check_loads_anywhere(tmp_path / "out")["class"].endswith(".MistralForCausalLM")
 
 
 def test_no_two_models_are_in_memory_while_a_save_is_verified(
