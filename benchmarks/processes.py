@@ -65,9 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(common.SHARED / "models" / "llama-stories-260k"))
     parser.add_argument("--data", default=str(common.SHARED / "data" / "text" / "tinystories" / "valid.jsonl"))
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
     given = parser.parse_args()
-    shared = ["--model", given.model, "--data", given.data, "--steps", str(given.steps), "--rows", "256", "--length", "64",
+    shared = ["--model", given.model, "--data", given.data, "--steps", str(given.steps), "--rows", "128", "--length", "64",
               "--lr", "1e-3", "--dropout", "0", "--device", "cpu", "--html", "false", "--ratio", "0.5"]  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -61,6 +62,7 @@ def start(
                     handle = os.open(folder / f"{name}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                     os.dup2(handle, stream)
                 sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                logging.getLogger().handlers.clear()  # pytest's own, which would keep what is told
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.environ |= variables(rank, count, port) | dict(launcher or {})
                 torch.set_num_threads(1)
