@@ -43,7 +43,7 @@ def as_parameter(path: Path) -> Any:
     )
 
 
-every_recipe = pytest.mark.parametrize("path", map(as_parameter, RECIPES))
+every_recipe = pytest.mark.parametrize("path", [as_parameter(path) for path in RECIPES])
 
 
 @cache
