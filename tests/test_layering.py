@@ -20,6 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "amounts", "layerwise.modeling_loraprune"),
     (
         "registry",
+        "renamed",
         "measured",
         "metrics",
         "heads",
