@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check docs release coverage torture clean
+.PHONY: demo test oldest check docs release coverage torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,21 @@ demo: $(VENV)/installed
 	$(BIN)/loraprune demo --output build/demo --overwrite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The lower bounds of the libraries, in an environment of their own.
+OLDEST = $(VENV)-oldest
+OLDEST_TESTS = tests/families tests/criteria tests/allocation tests/pipeline tests/test_shaped.py tests/test_surgery.py
+
+$(OLDEST)/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[report,metrics]' \
+		beartype hypothesis pytest pytest-timeout
+	touch $@
+
+oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
 
 check: $(VENV)/installed
 	scripts/check $(BIN)
@@ -33,4 +47,4 @@ torture: $(VENV)/installed
 	$(BIN)/python -m benchmarks.torture
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(OLDEST) build dist

@@ -22,6 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("processes",),
     (
         "registry",
+        "renamed",
         "measured",
         "metrics",
         "heads",

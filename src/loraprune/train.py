@@ -31,6 +31,7 @@ from loraprune.adapters import base_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
 from loraprune.guard import GuardedTrainer
+from loraprune.renamed import recompute_activations
 from loraprune.resume.interrupts import kept
 from loraprune.resume.keeper import Keeper
 from loraprune.tasks import Prepared, Task
@@ -142,10 +143,8 @@ def training_arguments(
 
 
 def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute activations in the backward pass, under the name that the installed transformers has for it."""
-    base: Any = base_model(model)
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    """Recompute activations in the backward pass."""
+    recompute_activations(base_model(model))
 
 
 def train(

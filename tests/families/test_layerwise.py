@@ -26,6 +26,11 @@ from loraprune.layerwise.padded import write_padded
 from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
+<<<<<<< HEAD
+=======
+from loraprune.pruner import groups_in_play
+from loraprune.renamed import recompute_activations
+>>>>>>> refs/heads/suite
 from loraprune.surgery import check_groups, slice_
 from loraprune.target import groups_in_play
 from tests.families.uneven import LAYERS, SAME, cut, every_variant, groups_of, save
@@ -108,8 +113,7 @@ def test_recomputed_activations_give_the_gradients_of_kept_ones(variant: str, tm
     for checkpointing in (False, True):
         model = from_pretrained(tmp_path).train()
         if checkpointing:
-            enable = "activation_checkpointing_enable"  # its name since transformers 5.23
-            getattr(model, enable, model.gradient_checkpointing_enable)({"use_reentrant": False})
+            recompute_activations(model)
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     torch.testing.assert_close(gradients[0], gradients[1])

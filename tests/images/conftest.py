@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import ViTImageProcessorPil
 
+from loraprune.renamed import pillow_processor
 from tests.tiny import tiny_model
 from tests.vision import SIZE
 
@@ -31,7 +31,7 @@ def write_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLA
 def save_classifier(folder: Path, variant: str = "vit") -> Path:
     """Write a tiny classifier of five classes with an image processor."""
     tiny_model(variant).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    pillow_processor("ViTImageProcessor")(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return folder
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, ViTImageProcessorPil
+from transformers import AutoModelForImageClassification
 
 from loraprune import cli
 from loraprune.data import draw_rows
 from loraprune.loading import load_config, load_with_head
+from loraprune.renamed import pillow_processor
 from loraprune.tasks import Request, find_task
 from tests.images.conftest import CLASSES, save_classifier, write_images
 from tests.vision import images
@@ -66,7 +67,7 @@ def test_a_pruned_classifier_of_other_classes_loads_and_keeps_its_processor(
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert loaded.config.label2id == {name: number for number, name in enumerate(CLASSES)}
     assert loaded.num_parameters() == report["parameters"]["pruned"] < report["parameters"]["dense"]
-    processor = ViTImageProcessorPil.from_pretrained(tmp_path / "out")
+    processor = pillow_processor("ViTImageProcessor").from_pretrained(tmp_path / "out")
     assert processor.size == {"height": 16, "width": 16}
 
 
@@ -132,7 +133,7 @@ def test_a_processor_that_is_missing_or_makes_another_size_is_told(
 ) -> None:
     model, data = save_classifier(tmp_path / "model"), write_images(tmp_path / "data")
     arguments = ["finetune", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(model)
+    pillow_processor("ViTImageProcessor")(size={"height": 32, "width": 32}).save_pretrained(model)
     assert cli.main(arguments) == 2
     assert "makes images of 32 x 32, image_size in config.json is 16" in capsys.readouterr().err
     (model / "preprocessor_config.json").unlink()

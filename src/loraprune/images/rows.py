@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,6 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from loraprune.clear_errors import clear_errors
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.images.sources import LabelledImages, Stored
+from loraprune.renamed import pillow_processor
 
 FILE = "preprocessor_config.json"
 
@@ -110,7 +110,7 @@ def load_processor(model: str, *, image_size: object) -> BaseImageProcessor:
         ) from None
     named = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
     plain = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
-    kind: Any = getattr(transformers, f"{plain}Pil", None)
+    kind = pillow_processor(plain)
     if not plain or kind is None:
         raise CheckpointError(
             f"--model {model}: {FILE} names the type {named!r}, of which transformers has none for Pillow"

@@ -1,0 +1,25 @@
+"""What the supported versions of transformers call by different names: asked for by name, in this one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from torch import nn
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Let a model of transformers recompute activations in its backward pass."""
+    base: Any = model
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def pillow_processor(name: str) -> Any:
+    """Return the image processor class that needs Pillow alone, or None; `name` is the plain one, such as ViTImageProcessor.
+
+    Before there were classes named for Pillow, the plain ones were Pillow's.
+    """
+    if hasattr(transformers, "ViTImageProcessorPil"):
+        return getattr(transformers, f"{name}Pil", None)
+    return getattr(transformers, name, None) if name.endswith("ImageProcessor") else None
