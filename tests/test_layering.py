@@ -212,7 +212,7 @@ def test_what_the_command_line_calls_by_name_stands_below_it(verb: str) -> None:
 
 
 def test_only_adapters_sees_the_inside_of_peft() -> None:
-    users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
+    users = {home(name) for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
              and target.removeprefix("peft.") not in ("PeftModel", "LoraConfig", "get_peft_model")}  # fmt: skip
     assert users == {"adapters"}
 
