@@ -43,6 +43,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "resume.randomness",
         "guard",
     ),
+    ("quantised",),
     ("plan", "config", "families", "adapters", "data", "loading", "resume.workspace"),
     ("compare.grid", "compare.correlation", "images", "depth"),
     (

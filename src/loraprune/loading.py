@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,6 +29,7 @@ from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.folder import check_folder, check_weights
 from loraprune.heads import auto_class, find_head, start_anew
 from loraprune.layerwise.register import register_type
+from loraprune.quantised import Quantisation, loading_options, prepare_, stored_parameters
 
 DEMO = "demo"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
@@ -99,7 +102,11 @@ def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def _load(
-    model: str, head: str | None, new: Callable[[str], bool] | None, options: dict[str, Any]
+    model: str,
+    head: str | None,
+    new: Callable[[str], bool] | None,
+    options: dict[str, Any],
+    quantising: Callable[[nn.Module], dict[str, Any]] | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with a head; return it and the paths of the modules that `new` allows the checkpoint to lack."""
     with quiet(), clear_errors(model):
@@ -110,6 +117,10 @@ def _load(
             _check_size(folder, kind, config, trust_remote_code=bool(options.get("trust_remote_code")))
         # Pickles are never read; the last two are there to name the tensor in our own words.
         strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        if quantising:
+            with torch.device("meta"):
+                shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
+            strict |= quantising(shell)
         loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict))
     loaded, info = loaded_and_info
     fresh: set[str] = set()
@@ -170,10 +181,12 @@ def load_with_head(
     values: Mapping[str, Any] | None = None,
     new: Callable[[str], bool] | None = None,
     seed: int = 0,
+    quantisation: Quantisation | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
 
-    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels.
+    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels. With a `quantisation`
+    weights are quantised one by one as they are read: the whole model is never in memory in 16 bits.
 
     Returns:
         The model, and the paths of the modules that started anew.
@@ -186,18 +199,25 @@ def load_with_head(
     named = dict(config.id2label or {})
     config.update(dict(values or {}))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
+    quantising = None
+    if quantisation:
+        computed = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+        quantising = partial(loading_options, quantisation, dtype=computed, device=device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        loaded, fresh = _load(model, head, new, options)
+        loaded, fresh = _load(model, head, new, options, quantising)
         if new and config.id2label != named:
             fresh = start_anew(loaded, new, fresh)
-    for name, tensor in loaded.named_parameters():
+    if quantisation:
+        del loaded.config.quantization_config  # what is saved later has no quantised weights
+        prepare_(loaded)
+    for name, tensor in stored_parameters(loaded):
         if not torch.isfinite(tensor).all():
             raise NumericsError(
                 f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge"
             )
     placed: Any = loaded
-    result: PreTrainedModel = placed.to(device)
+    result: PreTrainedModel = loaded if quantisation else placed.to(device)
     return result, fresh
 
 

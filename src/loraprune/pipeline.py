@@ -29,6 +29,7 @@ from loraprune.measured import Measured
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
+from loraprune.quantised import Quantisation, dequantise_
 from loraprune.report import Quality, Report, Training, make_report, write_folder
 from loraprune.resume.keeper import Checkpoint, Keeper
 from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, newest_checkpoint, options_of
@@ -95,7 +96,10 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         del adapted
         if pruner:
             pruner.release()
-        check_difference("adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype)
+        check_difference(
+            "adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype,
+            rounded=job.config.quantize == "8bit" and job.device.type == "cuda",
+        )  # fmt: skip
         round_weights_(job.model, job.stored)
         save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
         job.data.processor.save_pretrained(folder)
@@ -126,7 +130,8 @@ def _fit(
     reset_peak_memory(job.device)
     started = time.perf_counter()
     rows, collator = job.data.training, job.data.collator
-    teaching = choose_teacher(job.config.teacher if isinstance(job.config, PruneConfig) else "none", job.model)
+    asked = job.config.teacher if isinstance(job.config, PruneConfig) else "none"
+    teaching = choose_teacher(asked, job.model, quantisable=job.quantisable)
     run = options_of(job.config) | {
         "model": digest_of_model(job.model), "data": digest_of_rows(rows), "teacher": teaching
     }  # fmt: skip
@@ -136,8 +141,9 @@ def _fit(
     else:
         forget_checkpoints(workspace)
     teacher = make_teacher(
-        run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher"
-    )
+        run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher",
+        small=lambda: job.load_dense(job.dtype, quantisation=Quantisation("8bit", job.quantisable)),
+    )  # fmt: skip
     adapted = attach_lora(
         job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
         whole=job.new,
@@ -202,13 +208,12 @@ def _verify_saved(
     probe = probe_of(job.model)
     merged = logits_of(job.model, probe)
     free(job)
-    dense, _ = load_with_head(
-        job.config.model, job.task.head, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code,
-        values=job.data.values, new=job.task.new, seed=job.config.seed,
-    )  # fmt: skip
+    dense = job.load_dense(dtype, quantisation=job.quantisation)
+    dequantise_(dense)
     if sparse:
         sparse.check_saved(folder, dense)
-    check_units(unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed), sums)
+    expected = unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed)
+    check_units(expected, sums, rounded=job.config.quantize == "4bit")
     # Files may have other names than the model's tensors: transformers keeps those of its older releases.
     saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
     tensors = numbered_as_before(saved.state_dict(), {name: len(kept) for name, kept in plan.kept.items()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from loraprune.adapters import ADAPTER, base_layer, config_of, cuts, find_module, linear_paths, projection
+from loraprune.adapters import base_layer, config_of, count_parameters, cuts, find_module, linear_paths, projection
 from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, towards, widths_left
 from loraprune.blockwise import check_blocks, fit_blocks_, weight_scales
 from loraprune.checkpoint import storable_counts, storable_kinds
@@ -30,6 +31,7 @@ from loraprune.groups import Group, Span, consumers
 from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Budget, Plan
+from loraprune.quantised import kind_of, restore_, stored_parameters
 from loraprune.scoring import can_score, make_scorer
 from loraprune.surgery import check_groups, slice_
 from loraprune.verify import check_units, unit_sums
@@ -42,16 +44,18 @@ def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
     each: Counter[str] = Counter()
     owners: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
     """tensor -> group, dimension, parameters that the group's units own"""
+    sizes: dict[tuple[str, str], int] = {}
     for group in groups:
         for span in group.spans:
             layer = base_layer(find_module(model, span.module))
             for cut in (cut for cut in cuts(layer, span.side) if isinstance(cut.tensor, nn.Parameter)):
-                one = cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
+                sizes[span.module, cut.name] = math.prod(cut.shape)
+                one = math.prod(cut.shape) // cut.size * span.width
                 each[group.name] += one
                 owners.setdefault((span.module, cut.name), []).append((group.name, cut.dim, one * group.units))
     shared: Counter[tuple[str, str]] = Counter()
     for (path, name), parts in owners.items():
-        size = getattr(base_layer(find_module(model, path)), name).numel()
+        size = sizes[path, name]
         for (one_group, one_dim, rows), (other_group, other_dim, columns) in combinations(parts, 2):
             if one_dim != other_dim:
                 shared[one_group, other_group] += rows * columns // size
@@ -196,7 +200,7 @@ class Pruner:
         if config.local:
             self.scales = weight_scales(model, self.groups)
         self.space = make_space(model, self.groups, config)
-        parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)
+        parameters = count_parameters(model)
         self.target = target_ratio(self.space, config, model_parameters=parameters)
         self.final = goal_counts(self.space, config, model_parameters=parameters)
         self.plan = Plan.full(self.groups)
@@ -283,7 +287,8 @@ class Pruner:
         else:
             self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
             self.scorer.resize(self.present)
-            check_units(due, unit_sums(self.model, self.present) if trace else {})
+            rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
+            check_units(due, unit_sums(self.model, self.present) if trace else {}, rounded=rounded)
         if trace and rows:
             self._refit(trace, rows, plan)
         self.plan = plan
@@ -316,9 +321,10 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
+        weights = {path: dict(stored_parameters(layer)) for path, layer in self._changed_layers().items()}
         return {
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
-            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(), "history": self.history,
+            "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -326,8 +332,8 @@ class Pruner:
         """Go on from `state_dict()`: cuts or masks a dense model."""
         plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
         self.apply(plan)
-        for name, weight in self._changed_weights().items():
-            weight.copy_(state["weights"][name])
+        for path, layer in self._changed_layers().items():
+            restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])
         self.history = dict(state["history"])
         self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
@@ -335,14 +341,10 @@ class Pruner:
         if self.is_done:
             self.scorer.close()
 
-    def _changed_weights(self) -> dict[str, torch.Tensor]:
-        """Return the frozen weights that cutting alone does not give: rescaled norms, and refitted projections."""
-        changed: dict[str, torch.Tensor] = {}
-        for group in self.groups:
-            for path in dict.fromkeys(span.module for span in group.spans if self._is_changed(span)):
-                layer = base_layer(find_module(self.model, path))
-                changed |= {f"{path}.{name}": tensor.data for name, tensor in layer.named_parameters(recurse=False)}
-        return changed
+    def _changed_layers(self) -> dict[str, nn.Module]:
+        """Return the layers whose weights cutting alone does not give: rescaled norms, and refitted projections."""
+        spans = (span for group in self.groups for span in group.spans if self._is_changed(span))
+        return {span.module: base_layer(find_module(self.model, span.module)) for span in spans}
 
     def _is_changed(self, span: Span) -> bool:
         return span.side == "norm" or span.side in self.config.changed

@@ -5,11 +5,12 @@ Knows nothing about scores or plans.
 
 from __future__ import annotations
 
-from loraprune.adapters.cuts import ADAPTER, STACKS, Cut, cuts, features, set_features
+from loraprune.adapters.cuts import ADAPTER, STACKS, Cut, count_parameters, cuts, features, set_features
 from loraprune.adapters.lora import (
     KEPT_WEIGHTS,
     Projection,
     attach_lora,
+    dense_for_a_while,
     factors,
     linear_paths,
     lora_weights,
@@ -45,7 +46,9 @@ __all__ = [
     "channels_first",
     "channels_last",
     "config_of",
+    "count_parameters",
     "cuts",
+    "dense_for_a_while",
     "factors",
     "features",
     "find_module",

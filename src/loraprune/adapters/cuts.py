@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from jaxtyping import Int
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from loraprune.adapters.modules import base_layer, is_transposed
 from loraprune.groups import Side
+from loraprune.kernels import weight_rows
+from loraprune.quantised import cut_, kind_of, size, stored
 
 ADAPTER = "default"
 
@@ -47,6 +51,35 @@ class Cut:
         assert isinstance(tensor, Tensor)
         return tensor
 
+    @property
+    def is_quantised(self) -> bool:
+        """Say whether the tensor is the quantised weight of its layer."""
+        return self.name == "weight" and kind_of(self.owner) is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the numbers, which a quantised weight may store in another."""
+        return size(self.owner) if self.is_quantised else tuple(self.tensor.shape)
+
+    @property
+    def size(self) -> int:
+        """Return the entries along the dimension that is cut."""
+        return self.shape[self.dim]
+
+    def values(self) -> Tensor:
+        """Return the numbers that the tensor holds or stands for."""
+        if self.is_quantised:
+            return weight_rows(stored(self.owner), 0, self.shape[0])
+        return self.tensor.detach()
+
+    def keep_(self, index: Int[Tensor, " left"]) -> None:
+        """Keep some entries along the dimension; a parameter stays the same object, unless it is quantised."""
+        if self.is_quantised:
+            cut_(self.owner, self.dim, index)
+        else:
+            tensor = self.tensor
+            tensor.data = tensor.data.index_select(self.dim, index).contiguous()
+
 
 def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
     """Yield every tensor that loses entries when units of a span on `side` of `module` go."""
@@ -69,6 +102,12 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
         yield Cut(factors[ADAPTER], "weight", 1 if side == "in" else 0)
         if side == "out" and getattr(factors[ADAPTER], "bias", None) is not None:
             yield Cut(factors[ADAPTER], "bias", 0)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers the parameters of a model stand for, quantised or not, those of its adapter left out."""
+    places = (name.rpartition(".") for name, _ in model.named_parameters() if f".{ADAPTER}." not in name)
+    return sum(math.prod(Cut(model.get_submodule(path), name, 0).shape) for path, _, name in places)
 
 
 def table_cuts(layer: nn.Module) -> Iterator[Cut]:

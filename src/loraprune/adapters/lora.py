@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.adapters.cuts import ADAPTER
-from loraprune.adapters.modules import base_layer, find_module, is_transposed, kernel_size
+from loraprune.adapters.modules import base_layer, base_model, find_module, is_transposed, kernel_size
 from loraprune.errors import ConfigError
 from loraprune.groups import Group
+from loraprune.kernels import Weight, weight_rows
+from loraprune.quantised import dense_layer, forget_quantiser, kind_of, stored, write_, zero_
 
 KEPT_WEIGHTS = "kept_weights"
 """name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
@@ -50,11 +53,28 @@ class Projection:
         """Sum what belongs to the same input channel."""
         return columns.view(-1, self.kernel).sum(1) if self.kernel > 1 else columns
 
+    def stored(self) -> Weight:
+        """Return the frozen weight as a matrix in its own dtype, or as the codes and scales of a quantised one."""
+        weight = stored(self.layer)
+        if not isinstance(weight, Tensor):
+            return weight
+        return weight.T if is_transposed(self.layer) else weight.flatten(1)
+
     def base_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
-        """Return rows of the frozen weight, in its own dtype."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()[:, start:stop].T if is_transposed(self.layer) else weight.detach()[start:stop].flatten(1)
+        """Return rows of the frozen weight, in its own dtype; of a quantised one, in float32."""
+        return weight_rows(self.stored(), start, stop)
+
+    @torch.no_grad()
+    def add_columns_(self, columns: Bool[Tensor, " in_"], change: Float[Tensor, "out chosen"]) -> None:
+        """Add to some columns of the frozen weight, which is quantised again if it was."""
+        if kind_of(self.layer):
+            weight = self.base_rows(0, self.shape[0])
+            weight[:, columns] += change
+            write_(self.layer, weight)
+        else:
+            base = self.stored()
+            assert isinstance(base, Tensor)
+            base[:, columns] += change.to(base.dtype)
 
     def merged_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
         """Return rows of W = W0 + scaling * B A in float32 or wider, a new tensor."""
@@ -79,8 +99,11 @@ def projection(model: nn.Module, path: str) -> Projection:
             "would differ); train with plain LoRA or rsLoRA"
         )
     weight = module.get_base_layer().weight
-    if not (isinstance(weight, Tensor) and weight.dtype.is_floating_point):
-        raise ConfigError(f"{path!r} has a quantised weight, which cannot be cut exactly: load the 16- or 32-bit base")
+    if not (isinstance(weight, Tensor) and (weight.dtype.is_floating_point or kind_of(module.get_base_layer()))):
+        raise ConfigError(
+            f"{path!r} has a weight that is quantised in a way that cannot be cut: load the 16- or 32-bit base, or quantise it "
+            "by bitsandbytes to 8 bits or nf4"
+        )
     a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
     assert isinstance(a, nn.Parameter)
     assert isinstance(b, nn.Parameter)
@@ -141,18 +164,59 @@ def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
 @torch.no_grad()
 def zero_weights_(layer: nn.Module, kept: Bool[Tensor, "out in_"]) -> None:
     """Write zeros, not negative ones, into all weights of a layer but those in `kept`."""
+    if kind_of(layer):
+        zero_(layer, kept)
+        return
     weight = layer.weight
     assert isinstance(weight, Tensor)
     (weight.data.T if is_transposed(layer) else weight.data).masked_fill_(~kept.to(weight.device), 0)
 
 
+def quantised_adapters(model: nn.Module) -> list[str]:
+    """Return the paths of the projections that carry LoRA on a quantised weight."""
+    return [
+        path for path, module in model.named_modules()
+        if isinstance(module, LoraLayer) and kind_of(module.get_base_layer())
+    ]  # fmt: skip
+
+
+@contextmanager
+def dense_for_a_while(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Give quantised projections weights that can be trained; afterwards these are quantised."""
+    swapped, base = {}, base_model(model)
+    assert isinstance(base, PreTrainedModel)
+    for path in paths:
+        module = find_module(model, path)
+        if isinstance(module, LoraLayer) and kind_of(module.get_base_layer()):
+            proj = projection(model, path)
+            swapped[path] = proj.layer
+            module.base_layer = dense_layer(proj.layer, proj.base_rows(0, proj.shape[0]).to(base.dtype))
+    try:
+        yield
+    finally:
+        for path, layer in swapped.items():
+            module = find_module(model, path)
+            assert isinstance(module, LoraLayer)
+            dense = projection(model, path)
+            write_(layer, dense.base_rows(0, dense.shape[0]))
+            module.base_layer = layer
+
+
 def merge_lora(model: PeftModel) -> PreTrainedModel:
     """Add every scaled B A to its base weight and return the plain model; `model` must not be used afterwards.
 
-    Masked weights (see `loraprune.sparsity.masks`) are zero in the result, and their masks are gone.
+    Quantised weights are numbers in the result, in the dtype of the rest of the model. Masked weights (see
+    `loraprune.sparsity.masks`) are zero, and their masks are gone.
     """
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    for path in quantised_adapters(base):
+        proj = projection(base, path)
+        dense = dense_layer(proj.layer, proj.merged_rows(0, proj.shape[0]).to(base.dtype))
+        base.set_submodule(path, dense)
     merged = model.merge_and_unload(progressbar=False)
     assert isinstance(merged, PreTrainedModel)
+    forget_quantiser(merged)
     for layer in merged.modules():
         if KEPT_WEIGHTS in layer._buffers:
             zero_weights_(layer, layer.get_buffer(KEPT_WEIGHTS))
