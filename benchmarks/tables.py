@@ -42,6 +42,18 @@ def scoring() -> Iterator[str]:
         yield f"| {criterion} | {' | '.join(cells)} |"
 
 
+def memory() -> Iterator[str]:
+    """Yield what a training step takes of memory, libraries left out."""
+    result = read("memory")
+    if not result:
+        return
+    yield "| peak memory of training | MiB | of plain LoRA | of the vanilla criterion |"
+    yield "|---|---|---|---|"
+    for name, run in result["runs"].items():
+        plain, vanilla = (f"{result['against'][name][other]:.2f}x" for other in ("plain LoRA", "vanilla"))
+        yield f"| {name} | {run['training_bytes'] / 2**20:.0f} | {plain} | {vanilla} |"
+
+
 def speed() -> Iterator[str]:
     """Yield how much faster pruned models are, and how much of the promise of their MACs that is."""
     result = read("speed")
@@ -90,7 +102,7 @@ def words(values: dict[str, float | None] | None) -> str:
 
 
 def main() -> None:
-    for part in (cost(), scoring(), speed(), comparisons()):
+    for part in (cost(), scoring(), memory(), speed(), comparisons()):
         print("\n".join(part), end="\n\n")
 
 

@@ -16,11 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from loraprune.config import LoRAPruneConfig
 from loraprune.distillation import LABELS, ROW
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.guard import StepGuard
+from loraprune.guard import StepGuard, take_scale_out
 from loraprune.pruner import Pruner
 from loraprune.schedule import Schedule
 from loraprune.sparsity.sparsifier import Sparsifier
 
+FOREIGN = ("bitsandbytes.", "torchao.")
+"""optimisers whose moments lie in blocks, or in pages of their own"""
 IMAGE_TOKENS = 64
 """what an image counts towards --calibration"""
 
@@ -51,9 +53,10 @@ class LoRAPruneCallback(TrainerCallback):
         """Find the groups, check everything that could fail later, and take clipping over."""
         if args.world_size > 1:
             raise ConfigError(f"{args.world_size} processes: shrinking while training needs a single one so far")
-        if args.fp16:
+        optimizer = getattr(kwargs.get("optimizer"), "optimizer", None)
+        if self.config.shrink and not self.config.sparsity and type(optimizer).__module__.startswith(FOREIGN):
             raise ConfigError(
-                "fp16=True: scores would be taken from scaled gradients; train with bf16=True or in float32"
+                f"{type(optimizer).__name__}: its state cannot be cut with the model; train with torch's AdamW, or with shrink=False"
             )
         if state.global_step and not self._restored:
             raise ConfigError(
@@ -98,6 +101,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
         model: nn.Module = kwargs["model"]
+        if self.guard.overflowed(model, take_scale_out(kwargs["optimizer"])):
+            self._forget()
+            return
         if reason := self.guard.reason(model) or self._score():
             self.guard.skip(model, state, reason)
             self._forget()

@@ -202,6 +202,9 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
     """peak learning rate of AdamW, decayed along a cosine"""
     clip: float = 1.0
     """largest norm of the gradients, applied after scoring; 0 for none"""
+    optimizer: Literal["adamw", "adamw-8bit", "paged", "paged-8bit"] = "adamw"
+    """AdamW; with moments in 8-bit blocks; in memory that moves from GPU to CPU where it gets short (paged); or both. All but the
+    first are bitsandbytes' (extra `quant`), and their state cannot be cut: they need --shrink false"""
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
     save: int | None = None
@@ -227,6 +230,8 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
             (self.save is None or self.save >= 0, f"--save {self.save}: 0 or a number of steps is needed"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
         ]
+        absent = None if self.optimizer == "adamw" else missing_quantiser("8bit")
+        checks.append((absent is None, f"--optimizer {self.optimizer}: {absent}"))
         problem = output_problem(self.output, overwrite=self.overwrite)
         return [*super().problems(), *failed(*checks), *([problem] if problem else [])]
 
@@ -258,8 +263,15 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
         """Return one sentence for every option that is wrong."""
         wrong = (0 <= self.distill <= 1, f"--distill {self.distill}: a fraction in [0, 1] is needed, such as 0.5")
         absent = missing_quantiser("8bit") if self.teacher == "8bit" else None
-        told = f"--teacher 8bit: {absent}"
-        return [*super().problems(), *failed(wrong, (absent is None, told)), *self._round_problems()]
+        checks = [
+            wrong,
+            (absent is None, f"--teacher 8bit: {absent}"),
+            (
+                self.optimizer == "adamw" or not self.shrink or self.sparsity is not None,
+                f"--optimizer {self.optimizer}: its state cannot be cut with the model; give --shrink false too, or use adamw",
+            ),
+        ]
+        return [*super().problems(), *failed(*checks), *self._round_problems()]
 
     def _round_problems(self) -> list[str]:
         if self.rounds < 2:

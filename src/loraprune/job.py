@@ -20,7 +20,7 @@ from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
-from loraprune.machine import choose_device, choose_dtype
+from loraprune.machine import check_training, choose_device, choose_dtype
 from loraprune.options import QUANTISERS, missing_quantiser
 from loraprune.pruner import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.quantised import Quantisation
@@ -82,7 +82,7 @@ def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
     with found.check():
         criteria.get(config.pruning().criterion)
     with found.check():
-        choose_device(config.device)
+        check_training(config.dtype, config.optimizer, choose_device(config.device))
     check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors:
         check_data(config.model, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
@@ -162,6 +162,10 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
         raise ConfigError(
             f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
             "`loraprune finetune`, and name that folder as --model"
+        )
+    if new and config.dtype == "float16":
+        raise ConfigError(
+            f"--dtype float16: {new[0]} is new and would be trained in 16 bits; use --dtype bfloat16 or float32"
         )
     stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
     return Job(

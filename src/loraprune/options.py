@@ -14,7 +14,7 @@ from typing import Literal
 from loraprune.errors import SECRET, ConfigError, nearest
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Quantize = Literal["none", "8bit", "4bit", "int8"]
 QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """the library behind each"""
@@ -64,7 +64,8 @@ class MachineOptions(Options):
     device: Device = "auto"
     """where to run"""
     dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU"""
+    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU; tf32 is float32 whose products are
+    rounded while training (Ampere or later), float16 trains with a loss scale (GPUs only)"""
 
 
 @dataclass(frozen=True, kw_only=True)
