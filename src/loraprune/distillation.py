@@ -140,19 +140,15 @@ def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, 
 
 
 def choose_teacher(choice: str, model: PreTrainedModel, *, quantisable: Collection[str] = ()) -> str:
-    """Return what `--teacher` asks for: `auto` copies the model where a third of the free memory holds it.
-
-    Else it takes the copy in 8 bits where that fits and `quantisable`, the paths of layers that can be quantised, are given.
-    """
+    """Return what `--teacher` asks for: `auto` takes the first of copy, copy with `quantisable` layers in 8 bits, and cache that fits."""
     if choice != "auto":
         return choice
     limit = free_memory_bytes(model.device) / 3
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in stored_parameters(model)}
-    if sum(sizes.values()) < limit:
+    tensors = [(name, tensor.numel(), tensor.element_size()) for name, tensor in stored_parameters(model)]
+    if sum(count * each for _, count, each in tensors) < limit:
         return "copy"
     weights = {f"{path}.weight" for path in quantisable}
-    small = sum(size // (tensor.element_size() if name in weights else 1)
-                for (name, tensor), size in zip(stored_parameters(model), sizes.values(), strict=True))  # fmt: skip
+    small = sum(count * (1 if name in weights else each) for name, count, each in tensors)
     return "8bit" if quantisable and small < limit else "cache"
 
 

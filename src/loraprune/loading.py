@@ -75,7 +75,8 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
         config = _config(model, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
-            f"--model {model}: its weights are quantised already and cannot be cut exactly; name the 16- or 32-bit checkpoint"
+            f"--model {model}: its weights are quantised already, and would be rounded a second time; name the 16- or 32-bit checkpoint, "
+            "and give --quantize to hold it in 8 or 4 bits"
         )
     return config
 
@@ -211,6 +212,7 @@ def load_with_head(
     if quantisation:
         del loaded.config.quantization_config  # what is saved later has no quantised weights
         prepare_(loaded)
+        _let_go_of_files(loaded)
     for name, tensor in stored_parameters(loaded):
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -219,6 +221,13 @@ def load_with_head(
     placed: Any = loaded
     result: PreTrainedModel = loaded if quantisation else placed.to(device)
     return result, fresh
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy what was not quantised: on a CPU it may be a view of the whole file, which would stay in memory for its sake."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
+            tensor.data = tensor.data.clone()
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

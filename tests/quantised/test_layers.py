@@ -19,11 +19,21 @@ from loraprune.families import find_groups
 from loraprune.heads import auto_class
 from loraprune.kernels import Nf4Blocks
 from loraprune.loading import load_with_head
-from loraprune.quantised import Quantisation, cut_, dequantise_, prepare_, stored, write_, zero_
+from loraprune.quantised import (
+    Quantisation,
+    bytes_a_weight,
+    cut_,
+    dequantise_,
+    parts,
+    prepare_,
+    stored,
+    write_,
+    zero_,
+)
 from loraprune.scoring import make_scorer
 from loraprune.surgery import slice_
 from loraprune.verify import check_units, difference, masked_logits, unit_sums
-from tests.tiny import EVERY, logits, relative, tiny_model, token_inputs, tokens, uniform_plan, with_lora
+from tests.tiny import EVERY, logits, relative, tiny_config, tiny_model, token_inputs, tokens, uniform_plan, with_lora
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -155,18 +165,18 @@ def repacked() -> bool:
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
 
 
-def test_the_repacking_trap_of_cpus_is_avoided_or_told(folders: dict[str, Path]) -> None:
+def test_the_repacking_trap_of_cpus_is_avoided_or_told(tmp_path: Path) -> None:
     if not repacked():
         pytest.skip("this CPU has no AVX512-BF16: bitsandbytes repacks nothing here")
+    kind, config, folder = auto_class(EVERY["llama"].head), tiny_config("llama"), tmp_path / "llama"
+    config.intermediate_size = 128  # it cannot repack rows of 96
+    kind.from_config(config).save_pretrained(folder)
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    kind = auto_class(EVERY["llama"].head)
-    theirs = kind.from_pretrained(
-        folders["llama"], quantization_config=how, device_map={"": "cpu"}, dtype=torch.float32
-    )
+    theirs = kind.from_pretrained(folder, quantization_config=how, device_map={"": "cpu"}, dtype=torch.float32)
     logits(theirs, tokens())
     with pytest.raises(ConfigError, match="repacked by a forward pass"):
         attach_lora(theirs, LoRAPruneConfig())
-    ours = load(folders["llama"], "4bit")
+    ours = load(folder, "4bit")
     logits(ours, tokens())
     model = attach_lora(ours, LoRAPruneConfig(dropout=0.0)).train()
     model(input_ids=tokens(), labels=tokens()).loss.backward()
@@ -181,6 +191,19 @@ def test_another_4bit_format_is_refused(folders: dict[str, Path]) -> None:
     model = kind.from_pretrained(folders["llama"], quantization_config=how, device_map={"": "cpu"})
     with pytest.raises(ConfigError, match="is not nf4 in blocks of 64"):
         attach_lora(model, LoRAPruneConfig())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_a_weight_is_what_is_told(kind: str, folders: dict[str, Path]) -> None:
+    layer = find_module(load(folders["llama"], kind), "model.layers.0.self_attn.q_proj")
+    cut_(layer, 0, torch.arange(32))
+    weight = stored(layer)
+    assert not isinstance(weight, torch.Tensor)
+    codes = parts(weight)["packed" if kind == "4bit" else "codes"]
+    scales = parts(weight)["absmax"] if kind == "4bit" else torch.empty(0)
+    taken = codes.numel() * codes.element_size() + scales.numel() * scales.element_size()
+    assert taken == bytes_a_weight(kind, dense=4) * 32 * 64
+    assert bytes_a_weight("none", dense=2) == 2
 
 
 def test_a_cut_tells_the_size_of_what_a_weight_stands_for(folders: dict[str, Path]) -> None:

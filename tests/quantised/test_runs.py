@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loraprune import cli, options, pipeline, quantised
+from loraprune import cli, options, pipeline
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, VerificationError
 from loraprune.kernels import Nf4Blocks
+from loraprune.quantised import layers
 from tests.pipeline.cases import SHORT
 from tests.samples import save_inputs
 
@@ -65,13 +66,13 @@ def test_a_real_model_is_pruned_as_well_as_without(kind: str, shared: Path, plai
 
 
 def test_wrong_scales_do_not_pass(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = quantised._put
+    real = layers._put
 
     def doubled(layer: Any, weight: Any) -> None:
         real(layer, Nf4Blocks(weight.packed, 2 * weight.absmax, weight.shape))
 
     def start(self: Any, *arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(quantised, "_put", doubled)  # from here on, as loading must be right
+        monkeypatch.setattr(layers, "_put", doubled)  # from here on, as loading must be right
         return fit(self, *arguments, **options)
 
     fit = pipeline._fit

@@ -1,7 +1,6 @@
-"""Linear layers whose weights are quantised by bitsandbytes or torchao: loading, reading, cutting, writing anew.
+"""The inside of layers whose weights bitsandbytes or torchao quantised: reading, cutting, writing anew.
 
-The only file that touches the inside of such layers. What a layer holds is read as one of the forms of `loraprune.kernels`, and cut
-and written back as such. Knows nothing about LoRA, units or scores.
+What a layer holds is read as one of the forms of `loraprune.kernels`, and cut and written back as such.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from typing import Any, TypeAlias, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.errors import ConfigError
-from loraprune.kernels import Int8Rows, Nf4Blocks, Quantised, Weight, weight_rows
+from loraprune.kernels import Int8Rows, Nf4Blocks, Quantised
 from loraprune.kernels.forms import NF4_BLOCK
 
 ROWS_AT_A_TIME = 1024
@@ -42,38 +40,18 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Import a module of an optional library."""
     with _quiet():
         return importlib.import_module(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantisation:
-    """How a model is to be loaded: which linear layers are quantised, and how."""
+def bytes_a_weight(kind: str, *, dense: int) -> float:
+    """Return what a weight takes that is held in a way of `--quantize`, scales of rows left out; `dense` bytes where it is none.
 
-    kind: str
-    """8bit (LLM.int8), 4bit (nf4 with scales quantised too) or int8 (torchao's, weights only)"""
-    paths: frozenset[str]
-
-
-def loading_options(
-    chosen: Quantisation, shell: nn.Module, *, dtype: torch.dtype, device: torch.device
-) -> dict[str, Any]:
-    """Return what `from_pretrained` needs to quantise a model like `shell`, which has no weights, as it loads."""
-    kind, linear = chosen.kind, nn.Linear | Conv1D
-    dense = [path for path, each in shell.named_modules() if isinstance(each, linear) and path not in chosen.paths]
-    quantisers: dict[str, Any] = {
-        "8bit": lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=dense),
-        "4bit": lambda: BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=dense,
-        ),
-        "int8": lambda: TorchAoConfig(
-            _library("torchao.quantization").Int8WeightOnlyConfig(), modules_to_not_convert=dense
-        ),
-    }  # fmt: skip
-    _library("torchao" if kind == "int8" else "bitsandbytes")
-    return {"quantization_config": quantisers[kind](), "device_map": {"": device}}
+    4bit is the most that it takes: scales are quantised too until the first cut, and float32 for every 64 weights after it.
+    """
+    return {"8bit": 1.0, "int8": 1.0, "4bit": 0.5 + 4 / NF4_BLOCK}.get(kind, float(dense))
 
 
 def kind_of(layer: nn.Module) -> str | None:
@@ -82,43 +60,7 @@ def kind_of(layer: nn.Module) -> str | None:
     return names.get(type(getattr(layer, "weight", None)).__name__)
 
 
-def quantised_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the quantised layers of a model by their paths."""
-    return {path: module for path, module in model.named_modules() if kind_of(module)}
-
-
-def prepare_(model: nn.Module) -> None:
-    """Make all quantised layers of a model fit to be pruned: on a CPU they compute with the weights they store, in any mode.
-
-    Left alone, in evaluation bitsandbytes rounds activations to 8 bits on a CPU, and repacks 4-bit weights in place, after which LoRA
-    gets gradients of zero. And 4-bit weights of 16, 48, 80 ... inputs, which blocks do not divide, it reads with wrong scales there
-    (0.50.2): such rows are padded here, and so is what they are multiplied with.
-
-    Raises:
-        ConfigError: for weights that are repacked already, or quantised in another way than those that `--quantize` makes.
-    """
-    for path, layer in quantised_layers(model).items():
-        try:
-            weight = stored(layer)
-        except ConfigError as error:
-            raise ConfigError(f"{path!r}: {error}") from None
-        if isinstance(weight, Nf4Blocks):
-            layer.register_forward_pre_hook(_pad)
-            if weight.width % NF4_BLOCK:
-                write_(layer, weight.rows(0, weight.shape[0]))
-        if kind_of(layer) != "int8":
-            layer.register_forward_pre_hook(_as_in_training)
-
-
-def _as_in_training(layer: nn.Module, args: tuple[Any, ...]) -> None:
-    layer.training = layer.training or args[0].device.type == "cpu"
-
-
-def _pad(layer: Layer, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (nn.functional.pad(args[0], (0, layer.weight.quant_state.shape[1] - layer.in_features)), *args[1:])
-
-
-def stored(layer: Layer) -> Weight:
+def stored(layer: Layer) -> Tensor | Quantised:
     """Return a layer's weight (out, in) as it is stored.
 
     Raises:
@@ -147,7 +89,7 @@ def stored(layer: Layer) -> Weight:
             )
         absmax = state.absmax
         if state.nested:
-            blockwise = _library("bitsandbytes.functional").dequantize_blockwise
+            blockwise = library("bitsandbytes.functional").dequantize_blockwise
             absmax = blockwise(absmax, state.state2) + state.offset
         return Nf4Blocks(weight.data.flatten(), absmax.float(), size(layer))
     return cast("Tensor", weight).detach()
@@ -162,18 +104,18 @@ def _put(layer: Layer, weight: Quantised) -> None:
     """Store a weight in a layer of its kind."""
     layer.out_features, layer.in_features = weight.shape
     if isinstance(weight, Nf4Blocks):
-        library, before = _library("bitsandbytes"), layer.weight.quant_state
+        bitsandbytes, before = library("bitsandbytes"), layer.weight.quant_state
         shape = torch.Size((weight.shape[0], weight.width))
-        state = library.functional.QuantState(
+        state = bitsandbytes.functional.QuantState(
             absmax=weight.absmax, shape=shape, code=before.code, blocksize=NF4_BLOCK, quant_type="nf4", dtype=before.dtype
         )  # fmt: skip
-        layer.weight = library.nn.Params4bit(
+        layer.weight = bitsandbytes.nn.Params4bit(
             weight.packed.view(-1, 1), requires_grad=False, quant_state=state, blocksize=NF4_BLOCK,
             compress_statistics=False, quant_type="nf4", bnb_quantized=True, module=layer,
         )  # fmt: skip
         layer.quant_state = state
     elif kind_of(layer) == "8bit":
-        parameter = _library("bitsandbytes.nn").Int8Params
+        parameter = library("bitsandbytes.nn").Int8Params
         codes = weight.codes.contiguous()
         layer.weight = parameter(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=weight.absmax)
     else:
@@ -187,7 +129,7 @@ def _put(layer: Layer, weight: Quantised) -> None:
 def _quantise(kind: str | None, weight: Float[Tensor, "out in_"]) -> Quantised:
     """Return a matrix in the form of a kind; scales of 4-bit blocks stay in float32, so that later cuts round nothing."""
     if kind == "4bit":
-        function = _library("bitsandbytes.functional").quantize_4bit
+        function = library("bitsandbytes.functional").quantize_4bit
         packed, absmax = [], []
         for rows in weight.split(ROWS_AT_A_TIME):
             padded = nn.functional.pad(rows, (0, -rows.shape[1] % NF4_BLOCK))
@@ -205,7 +147,7 @@ class _Original:
     """A 4-bit weight before the first cut that tore its blocks, on the CPU, and the rows and columns of it that are left."""
 
     weight: Quantised
-    left: list[Int[Tensor, " left"]]
+    left: list[Tensor]
 
     def matrix(self) -> Float[Tensor, "out in_"]:
         """Return what is left of it."""
@@ -246,20 +188,12 @@ def zero_(layer: Layer, kept: Bool[Tensor, "out in_"]) -> None:
     _put(layer, weight.zeroed(kept.to(weight.device)))
 
 
-def parts(weight: Weight) -> dict[str, Tensor]:
+def parts(weight: Tensor | Quantised) -> dict[str, Tensor]:
     """Return codes and scales of a weight by the names of their fields; a dense one is its own only part."""
     if isinstance(weight, Tensor):
         return {"": weight}
     codes = {"codes": weight.codes} if isinstance(weight, Int8Rows) else {"packed": weight.packed}
     return {**codes, "absmax": weight.absmax}
-
-
-def stored_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters of a model, and for quantised ones their codes and scales."""
-    layers = {f"{path}.weight".lstrip("."): layer for path, layer in quantised_layers(model).items()}
-    for name, parameter in model.named_parameters():
-        weight = stored(layers[name]) if name in layers else parameter
-        yield from ((f"{name}.{part}".rstrip("."), tensor) for part, tensor in parts(weight).items())
 
 
 @torch.no_grad()
@@ -286,19 +220,3 @@ def dense_layer(layer: Layer, weight: Float[Tensor, "out in_"]) -> nn.Module:
     for name, buffer in layer.named_buffers(recurse=False):
         dense.register_buffer(name, buffer, persistent=False)
     return dense
-
-
-def dequantise_(model: PreTrainedModel) -> None:
-    """Replace every quantised layer of a model by one of numbers, in the dtype of the rest of it."""
-    for path, layer in quantised_layers(model).items():
-        weight = stored(layer)
-        model.set_submodule(path, dense_layer(layer, weight_rows(weight, 0, weight.shape[0]).to(model.dtype)))
-    forget_quantiser(model)
-
-
-def forget_quantiser(model: Any) -> None:
-    """Make transformers treat a model whose layers are numbers again as any other."""
-    quantiser = getattr(model, "hf_quantizer", None)
-    if quantiser is not None:
-        quantiser.remove_quantization_config(model)
-        model.is_loaded_in_8bit = model.is_loaded_in_4bit = False
