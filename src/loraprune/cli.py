@@ -202,6 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("loraprune").setLevel(logging.INFO)
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(
+            logging.ERROR
+        )  # on import they tell which of their kernels this machine lacks
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments

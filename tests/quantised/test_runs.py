@@ -17,6 +17,7 @@ from loraprune.kernels import Nf4Blocks
 from loraprune.quantised import layers
 from tests.pipeline.cases import SHORT
 from tests.samples import save_inputs
+from tests.training import config, prune
 
 pytest.importorskip("bitsandbytes")
 
@@ -147,3 +148,8 @@ def test_what_this_device_cannot_do_is_told_first(
 def test_an_optimiser_whose_state_cannot_be_cut_needs_masks() -> None:
     with pytest.raises(ConfigError, match="--optimizer adamw-8bit: its state cannot be cut"):
         PruneConfig(model="demo", data="stdlib", output="nowhere", optimizer="adamw-8bit")
+
+
+def test_a_trainer_with_such_an_optimiser_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="AdamW8bit: its state cannot be cut"):
+        prune(tmp_path, config(), optim="adamw_8bit")
