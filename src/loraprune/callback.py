@@ -56,7 +56,8 @@ class LoRAPruneCallback(TrainerCallback):
         optimizer = getattr(kwargs.get("optimizer"), "optimizer", None)
         if self.config.shrink and not self.config.sparsity and type(optimizer).__module__.startswith(FOREIGN):
             raise ConfigError(
-                f"{type(optimizer).__name__}: its state cannot be cut with the model; train with torch's AdamW, or with shrink=False"
+                f"{type(optimizer).__name__} of {type(optimizer).__module__.partition('.')[0]}: its state cannot be cut with the model; "
+                "train with torch's AdamW, or with shrink=False"
             )
         if state.global_step and not self._restored:
             raise ConfigError(
