@@ -43,6 +43,18 @@ def scoring() -> Iterator[str]:
         yield f"| {criterion} | {' | '.join(cells)} |"
 
 
+def memory() -> Iterator[str]:
+    """Yield what a training step takes of memory, libraries left out."""
+    result = read("memory")
+    if not result:
+        return
+    yield "| peak memory of training | MiB | of plain LoRA | of the vanilla criterion |"
+    yield "|---|---|---|---|"
+    for name, run in result["runs"].items():
+        plain, vanilla = (f"{result['against'][name][other]:.2f}x" for other in ("plain LoRA", "vanilla"))
+        yield f"| {name} | {run['training_bytes'] / 2**20:.0f} | {plain} | {vanilla} |"
+
+
 def speed() -> Iterator[str]:
     """Yield how much faster pruned models are, and how much of the promise of their MACs that is."""
     result = read("speed")
@@ -143,7 +155,7 @@ def words(values: dict[str, float | None] | None) -> str:
 
 
 def main() -> None:
-    for part in (cost(), scoring(), speed(), processes(), comparisons(), accuracies()):
+    for part in (cost(), scoring(), memory(), speed(), processes(), comparisons(), accuracies()):
         print("\n".join(part), end="\n\n")
 
 

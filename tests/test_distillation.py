@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from loraprune.adapters import linear_paths
 from loraprune.data import Collator
 from loraprune.distillation import (
     CachedTeacher,
@@ -21,6 +22,7 @@ from loraprune.distillation import (
     choose_teacher,
     imitation_loss,
 )
+from loraprune.families import find_groups
 from loraprune.guard import StepGuard
 from loraprune.tasks.causal_lm import predictions
 from tests.samples import byte_tokenizer, documents, tiny_llama
@@ -85,8 +87,13 @@ def test_the_cache_says_what_the_copy_says(tmp_path: Path) -> None:
 def test_the_choice_of_teacher_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     assert choose_teacher("auto", model) == "copy"
-    monkeypatch.setattr("loraprune.distillation.free_memory_bytes", lambda _: 1000)
+    layers = linear_paths(find_groups(model.config))
+    taken = sum(p.numel() * p.element_size() for p in model.parameters())
+    monkeypatch.setattr("loraprune.distillation.free_memory_bytes", lambda _: 3 * (taken - 1))
+    assert choose_teacher("auto", model, quantisable=layers) == "8bit"
     assert choose_teacher("auto", model) == "cache"
+    monkeypatch.setattr("loraprune.distillation.free_memory_bytes", lambda _: 1000)
+    assert choose_teacher("auto", model, quantisable=layers) == "cache"
     assert choose_teacher("copy", model) == "copy"
 
 

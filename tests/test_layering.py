@@ -46,6 +46,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "resume.randomness",
         "guard",
     ),
+    ("quantised",),
     ("plan", "config", "families", "adapters", "data", "loading", "resume.workspace"),
     ("compare.grid", "compare.correlation", "images", "depth"),
     (
@@ -217,7 +218,7 @@ def test_what_the_command_line_calls_by_name_stands_below_it(verb: str) -> None:
 
 
 def test_only_adapters_sees_the_inside_of_peft() -> None:
-    users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
+    users = {home(name) for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
              and target.removeprefix("peft.") not in ("PeftModel", "LoraConfig", "get_peft_model")}  # fmt: skip
     assert users == {"adapters"}
 

@@ -22,6 +22,7 @@ from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.loading import load_model
+from loraprune.quantised import prepare_
 from loraprune.resume.workspace import new_folder
 from loraprune.sparsity.sparsifier import Sparsifier
 from loraprune.surgery import check_groups
@@ -33,10 +34,12 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
 
     Raises:
         UnsupportedModelError: if no family knows the model.
+        ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU.
     """
     groups = find_groups(adapters.config_of(model))
     check_groups(model, groups)
     assert isinstance(model, PreTrainedModel)  # else it had no configuration
+    prepare_(model)
     return adapters.attach_lora(
         model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
     )

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from loraprune.adapters import base_layer, find_module, linear_paths
+from loraprune.adapters import base_layer, cuts, dense_for_a_while, find_module, linear_paths
 from loraprune.compensation import Rows, TokenStream, Trace, on_device, run
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.groups import Group, consumers, layer_of
@@ -67,9 +67,8 @@ def weight_scales(model: nn.Module, groups: Sequence[Group]) -> Scales:
     """Return how large the frozen weights of every projection are; taken of the dense model, masked and cut ones learn alike."""
     scales = {}
     for path in linear_paths(groups):
-        weight = base_layer(find_module(model, path)).weight
-        assert isinstance(weight, Tensor)
-        scales[path] = weight.detach().float().square().mean().sqrt().item()
+        weight = next(cuts(base_layer(find_module(model, path)), "out")).values()
+        scales[path] = weight.float().square().mean().sqrt().item()
     return scales
 
 
@@ -151,6 +150,10 @@ class _Block:
         """Return a hook that lets the block learn just before it runs."""
 
         def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with dense_for_a_while(self.model, linear_paths(self.groups)):
+                descend(module, args, kwargs)
+
+        def descend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             places = self.stream.places(len(self.trace.outputs[consumers(self.groups[0])[0].module]), self.rows)
             weights = self._weights()
             masters = [weight.detach().float().clone() for weight in weights]

@@ -18,12 +18,14 @@ from loraprune import launch
 from loraprune.config import LoRAPruneConfig
 from loraprune.distillation import LABELS, ROW
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.guard import StepGuard
+from loraprune.guard import StepGuard, take_scale_out
 from loraprune.processes import agreed, are_joined, count
 from loraprune.pruner import Pruner
 from loraprune.schedule import Schedule
 from loraprune.sparsity.sparsifier import Sparsifier
 
+FOREIGN = ("bitsandbytes.", "torchao.")
+"""optimisers whose moments lie in blocks, or in pages of their own"""
 IMAGE_TOKENS = 64
 """what an image counts towards --calibration"""
 
@@ -59,9 +61,11 @@ class LoRAPruneCallback(TrainerCallback):
             raise ConfigError(
                 "FSDP: a model in parts cannot be cut at the end of a training of your own; use `loraprune prune`, or DDP"
             )
-        if args.fp16:
+        optimizer = getattr(kwargs.get("optimizer"), "optimizer", None)
+        if self.config.shrink and not self.config.sparsity and type(optimizer).__module__.startswith(FOREIGN):
             raise ConfigError(
-                "fp16=True: scores would be taken from scaled gradients; train with bf16=True or in float32"
+                f"{type(optimizer).__name__} of {type(optimizer).__module__.partition('.')[0]}: its state cannot be cut with the model; "
+                "train with torch's AdamW, or with shrink=False"
             )
         if state.global_step and not self._restored:
             raise ConfigError(
@@ -110,6 +114,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
         model: nn.Module = kwargs["model"]
+        if self.guard.overflowed(model, take_scale_out(kwargs["optimizer"])):
+            self._forget()
+            return
         if reason := self.guard.reason(model) or agreed(self._score()):
             self.guard.skip(model, state, reason)
             self._forget()

@@ -210,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("loraprune").setLevel(logging.INFO if launch.is_first() else logging.CRITICAL)
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # on import they tell which kernels are lacking
+        logging.getLogger(library).setLevel(logging.ERROR)
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loraprune.adapters import backbone, find_module, is_transposed, no_cache, projection
+from loraprune.adapters import backbone, find_module, no_cache, projection
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
@@ -159,12 +159,7 @@ class _Refit:
         bias = getattr(self.projection.layer, "bias", None)
         goal = self._goal(z) - (0 if bias is None else bias)
         change, shift = refit(z, weight, self.stays, goal, with_bias=bias is not None, path=self.projection.path)
-        base = self.projection.layer.weight
-        assert isinstance(base, Tensor)
-        if is_transposed(self.projection.layer):
-            base[self.stays] += change.T.to(base.dtype)
-        else:
-            base[:, self.stays] += change.to(base.dtype)
+        self.projection.add_columns_(self.stays, change)
         if bias is not None:
             bias += shift.to(bias.dtype)
         return (args[0] * self.stays.to(args[0].dtype), *args[1:])

@@ -10,7 +10,16 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import ConfigError
-from loraprune.options import AdapterOptions, BatchOptions, MachineOptions, ModelOptions, WatchOptions, failed
+from loraprune.options import (
+    AdapterOptions,
+    BatchOptions,
+    MachineOptions,
+    ModelOptions,
+    QuantizeOptions,
+    WatchOptions,
+    failed,
+    missing_quantiser,
+)
 from loraprune.output import output_problem
 from loraprune.sparsity.pattern import pattern_problems
 
@@ -171,7 +180,7 @@ class LoRAPruneConfig(AdapterOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
+class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, WatchOptions):
     """Which model is trained on which data, how long and how."""
 
     data: str
@@ -193,6 +202,9 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
     """peak learning rate of AdamW, decayed along a cosine"""
     clip: float = 1.0
     """largest norm of the gradients, applied after scoring; 0 for none"""
+    optimizer: Literal["adamw", "adamw-8bit", "paged", "paged-8bit"] = "adamw"
+    """AdamW; with moments in 8-bit blocks; in memory that moves from GPU to CPU where it gets short (paged); or both. All but the
+    first are bitsandbytes' (extra `quant`), and their state cannot be cut: they need --shrink false"""
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
     save: int | None = None
@@ -218,6 +230,8 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
             (self.save is None or self.save >= 0, f"--save {self.save}: 0 or a number of steps is needed"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
         ]
+        absent = None if self.optimizer == "adamw" else missing_quantiser("8bit")
+        checks.append((absent is None, f"--optimizer {self.optimizer}: {absent}"))
         problem = output_problem(self.output, overwrite=self.overwrite)
         return [*super().problems(), *failed(*checks), *([problem] if problem else [])]
 
@@ -235,9 +249,9 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 class PruneConfig(LoRAPruneConfig, TrainConfig):
     """Prune while fine-tuning with LoRA, merge, verify and save."""
 
-    teacher: Literal["none", "auto", "copy", "cache"] = "none"
-    """learn from the dense model too: copy keeps a second one in memory, cache writes its most likely tokens to disk before
-    training, auto takes the copy where memory allows"""
+    teacher: Literal["none", "auto", "copy", "8bit", "cache"] = "none"
+    """learn from the dense model too: copy keeps a second one in memory, 8bit one whose linear layers are quantised, cache writes its
+    most likely tokens to disk before training; auto takes the first that memory allows"""
     least_steps: ClassVar[int] = 0
     distill: float = 0.5
     """weight of the dense model's opinion in the loss, in [0, 1]; the text has the rest"""
@@ -248,7 +262,16 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         wrong = (0 <= self.distill <= 1, f"--distill {self.distill}: a fraction in [0, 1] is needed, such as 0.5")
-        return [*super().problems(), *failed(wrong), *self._round_problems()]
+        absent = missing_quantiser("8bit") if self.teacher == "8bit" else None
+        checks = [
+            wrong,
+            (absent is None, f"--teacher 8bit: {absent}"),
+            (
+                self.optimizer == "adamw" or not self.shrink or self.sparsity is not None,
+                f"--optimizer {self.optimizer}: its state cannot be cut with the model; give --shrink false too, or use adamw",
+            ),
+        ]
+        return [*super().problems(), *failed(*checks), *self._round_problems()]
 
     def _round_problems(self) -> list[str]:
         if self.rounds < 2:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -24,6 +24,7 @@ from loraprune.data import Rows
 from loraprune.guard import GuardedTrainer
 from loraprune.memory import free_memory_bytes
 from loraprune.processes import count as processes
+from loraprune.quantised import stored_parameters
 from loraprune.resume.atomic import read_sealed, replace_folder, seal
 from loraprune.tasks import Collate, Inputs, Predictions
 
@@ -139,22 +140,39 @@ def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, 
     return starts, top
 
 
-def choose_teacher(choice: str, model: PreTrainedModel) -> str:
-    """Return what `--teacher` asks for: `auto` copies the model where a third of the free memory holds it."""
+def choose_teacher(choice: str, model: PreTrainedModel, *, quantisable: Collection[str] = ()) -> str:
+    """Return what `--teacher` asks for: `auto` takes the first of copy, copy with `quantisable` layers in 8 bits, and cache that fits."""
     if choice != "auto":
         return choice
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return "copy" if size < free_memory_bytes(model.device) / 3 else "cache"
+    limit = free_memory_bytes(model.device) / 3
+    tensors = [(name, tensor.numel(), tensor.element_size()) for name, tensor in stored_parameters(model)]
+    if sum(count * each for _, count, each in tensors) < limit:
+        return "copy"
+    weights = {f"{path}.weight" for path in quantisable}
+    small = sum(count * (1 if name in weights else each) for name, count, each in tensors)
+    return "8bit" if quantisable and small < limit else "cache"
 
 
 def make_teacher(
-    choice: str, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int, cache: Path
+    choice: str,
+    model: PreTrainedModel,
+    rows: Rows,
+    collator: Collate,
+    *,
+    batch: int,
+    cache: Path,
+    small: Callable[[], PreTrainedModel],
 ) -> Teacher | None:
-    """Return the teacher `none`, `copy` or `cache`; opinions lie in the folder `cache`, and are read if they lie there already."""
+    """Return the teacher `none`, `copy`, `8bit` or `cache`.
+
+    Opinions lie in the folder `cache`, and are read if they lie there already; `small` loads the dense model in 8 bits.
+    """
     if choice == "none":
         return None
     if choice == "copy":
         return CopyTeacher(copy.deepcopy(model))
+    if choice == "8bit":
+        return CopyTeacher(small())
     return CachedTeacher(model, rows, collator, batch=batch, folder=cache)
 
 

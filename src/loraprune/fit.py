@@ -18,11 +18,12 @@ from loraprune.callback import LoRAPruneCallback
 from loraprune.config import PruneConfig
 from loraprune.distillation import choose_teacher, make_teacher
 from loraprune.guard import StepGuard
-from loraprune.job import Job, free, load_dense
+from loraprune.job import Job, free
 from loraprune.measured import Measured
 from loraprune.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.processes import count, first_alone, from_first, in_turn
 from loraprune.pruner import Pruner
+from loraprune.quantised import Quantisation
 from loraprune.report import Training
 from loraprune.resume.keeper import Checkpoint, Keeper
 from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, options_of
@@ -40,7 +41,8 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
     reset_peak_memory(job.device)
     started = time.perf_counter()
     rows, collator = job.data.training, job.data.collator
-    teaching = choose_teacher(job.config.teacher if isinstance(job.config, PruneConfig) else "none", job.model)
+    asked = job.config.teacher if isinstance(job.config, PruneConfig) else "none"
+    teaching = choose_teacher(asked, job.model, quantisable=job.quantisable)
     run = options_of(job.config) | {
         "model": digest_of_model(job.model), "data": digest_of_rows(rows), "teacher": from_first(teaching),
         "processes": count(),
@@ -52,8 +54,9 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
         first_alone(lambda: forget_checkpoints(workspace))
     with in_turn():
         teacher = make_teacher(
-            run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher"
-        )
+            run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher",
+            small=lambda: job.load_dense(job.dtype, quantisation=Quantisation("8bit", job.quantisable)),
+        )  # fmt: skip
     adapted = _attach(job)
     trainable = adapted.num_parameters(only_trainable=True)
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
@@ -97,7 +100,7 @@ def _whole(job: Job, parts: PeftModel, callback: LoRAPruneCallback | None) -> Pe
     trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(parts)}
     dtype = job.model.dtype
     free(job)
-    job.model = load_dense(job, dtype)
+    job.model = job.load_dense(dtype)
     adapted = _attach(job)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])

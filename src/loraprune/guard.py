@@ -29,6 +29,18 @@ REMEDY = "lower --lr, check the data, or use --dtype float32"
 logger = logging.getLogger(__name__)
 
 
+def take_scale_out(optimizer: Any) -> float:
+    """Divide all gradients by the loss scale of fp16, so that they can be read; return the scale, 1 where there is none.
+
+    `optimizer` is accelerate's; call it once a step, and not where the Trainer clips, which does the same.
+    """
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None:
+        return 1.0
+    scaler.unscale_(optimizer.optimizer)
+    return float(scaler.get_scale())
+
+
 class StepGuard(TrainerCallback):
     """Skips the optimiser's update of a step with NaN or infinity in it. By itself a callback; pruning asks it instead."""
 
@@ -55,6 +67,15 @@ class StepGuard(TrainerCallback):
             return None
         odd = [float(loss) for loss in losses if not torch.isfinite(loss)]
         return f"the loss is {odd[0]}" if odd else "a gradient is NaN or infinite"
+
+    def overflowed(self, model: nn.Module, scale: float) -> bool:
+        """Say whether nothing is wrong but a loss scale that was too large: whoever scales skips the step, and lowers it."""
+        if scale <= 1 or not all(bool(torch.isfinite(loss)) for loss in self._losses):
+            return False
+        found = any(not torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        if found:
+            self._losses.clear()
+        return found
 
     def accept(self) -> None:
         """Let a step pass."""
@@ -84,6 +105,14 @@ class StepGuard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Skip the step if it has to be."""
+        optimizer = kwargs.get("optimizer")
+        if args.max_grad_norm:  # the Trainer has taken the scale out when it clipped
+            scaler = getattr(optimizer, "scaler", None)
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        else:
+            scale = take_scale_out(optimizer)
+        if self.overflowed(kwargs["model"], scale):
+            return
         if reason := self.reason(kwargs["model"]):
             self.skip(kwargs["model"], state, reason)
         else:

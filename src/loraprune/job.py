@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraprune.adapters import linear_paths
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
 from loraprune.families import find_groups
-from loraprune.groups import Group
+from loraprune.groups import EXPERTS, Group
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
-from loraprune.machine import choose_device, choose_dtype
+from loraprune.machine import check_training, choose_device, choose_dtype
+from loraprune.options import QUANTISERS, missing_quantiser
+from loraprune.quantised import Quantisation
 from loraprune.shell import empty_model
 from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.surgery import check_groups
@@ -47,8 +51,28 @@ class Job:
     groups: tuple[Group, ...]
     dense_config: PreTrainedConfig
     dense_parameters: int
+    quantisation: Quantisation | None = None
+    """how the frozen weights are held while training"""
     adapted: PeftModel | None = None
     """the model with LoRA that was trained, until it is merged"""
+
+    @property
+    def quantisable(self) -> frozenset[str]:
+        """Return the paths of the layers that can be quantised; none without the library, or kernels for this device and model."""
+        try:
+            check_quantize("--teacher", "8bit", self.groups, self.device)
+        except ConfigError:
+            return frozenset()
+        return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
+
+    def load_dense(self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None) -> PreTrainedModel:
+        """Return the dense model once more, whose new modules start as they did."""
+        config = self.config
+        loaded, _ = load_with_head(
+            config.model, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
+            values=self.data.values, new=self.task.new, seed=config.seed, quantisation=quantisation,
+        )  # fmt: skip
+        return loaded
 
 
 def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
@@ -61,7 +85,7 @@ def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
     with found.check():
         criteria.get(config.pruning().criterion)
     with found.check():
-        choose_device(config.device)
+        check_training(config.dtype, config.optimizer, choose_device(config.device))
     check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors:
         check_data(config.model, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
@@ -90,6 +114,9 @@ def _check_target(
     groups = find_groups(described)
     shell = empty_model(described, head=task.head if task else None)
     check_groups(shell, groups)
+    check_quantize("--quantize", config.quantize, groups, choose_device(config.device))
+    if isinstance(config, PruneConfig):
+        check_quantize("--teacher", config.teacher, groups, choose_device(config.device))
     if pruning.sparsity:
         check_sparsity(shell, groups, pruning)
     elif isinstance(config, PruneConfig):
@@ -98,15 +125,36 @@ def _check_target(
         goal_counts(make_space(shell, in_play, pruning), pruning, model_parameters=shell.num_parameters())
 
 
+def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torch.device) -> None:
+    """Refuse quantised weights where the libraries have none.
+
+    Raises:
+        ConfigError: for MPS, convolutions and stacked experts.
+    """
+    if kind not in QUANTISERS:
+        return
+    if device.type == "mps":
+        raise ConfigError(f"{option} {kind}: kernels are for CUDA and CPUs only; leave it out, or use --device cpu")
+    for group in groups:
+        if group.kind == "channel" or group.kind in EXPERTS:
+            what = "convolutions" if group.kind == "channel" else "stacked experts"
+            raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
+
+
 def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     """Check and load model, processor and data."""
     task, data = check_job(config)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     original = load_config(config.model, trust_remote_code=config.trust_remote_code)
+    described = copy.deepcopy(original)
+    described.update(dict(data.values))
+    quantisation = None
+    if config.quantize != "none":
+        quantisation = Quantisation(config.quantize, frozenset(linear_paths(find_groups(described))))
     model, new = load_with_head(
         config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code,
-        values=data.values, new=task.new, seed=config.seed,
+        values=data.values, new=task.new, seed=config.seed, quantisation=quantisation,
     )  # fmt: skip
     if new:
         logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
@@ -118,19 +166,14 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
             f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
             "`loraprune finetune`, and name that folder as --model"
         )
+    if new and config.dtype == "float16":
+        raise ConfigError(
+            f"--dtype float16: {new[0]} is new and would be trained in 16 bits; use --dtype bfloat16 or float32"
+        )
     stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
     return Job(
-        config, device, dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters()
+        config, device, dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters(), quantisation
     )  # fmt: skip
-
-
-def load_dense(job: Job, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the dense model of a job once more."""
-    model, _ = load_with_head(
-        job.config.model, job.task.head, device=job.device, dtype=dtype, trust_remote_code=job.config.trust_remote_code,
-        values=job.data.values, new=job.task.new, seed=job.config.seed,
-    )  # fmt: skip
-    return model
 
 
 def free(job: Job) -> None:

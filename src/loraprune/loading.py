@@ -5,14 +5,17 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,6 +30,7 @@ from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.folder import check_folder, check_weights
 from loraprune.heads import auto_class, find_head, start_anew
 from loraprune.layerwise.register import register_type
+from loraprune.quantised import Quantisation, loading_options, prepare_, stored_parameters
 
 DEMO = "demo"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
@@ -39,9 +43,7 @@ DESCRIBED_AT_MOST = 4
 def quiet() -> Iterator[None]:
     """Keep transformers from printing load reports and bars: whatever they say is checked and raised here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    if (
-        level == transformers_logging.ERROR and not bars
-    ):  # inside another; setting a level empties the caches of all loggers
+    if level == logging.ERROR and not bars:  # inside another; setting a level empties the caches of all loggers
         yield
         return
     transformers_logging.set_verbosity_error()
@@ -77,7 +79,8 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
         config = _config(model, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
-            f"--model {model}: its weights are quantised already and cannot be cut exactly; name the 16- or 32-bit checkpoint"
+            f"--model {model}: its weights are quantised already, and would be rounded a second time; name the 16- or 32-bit checkpoint, "
+            "and give --quantize to hold it in 8 or 4 bits"
         )
     return config
 
@@ -104,7 +107,11 @@ def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def _load(
-    model: str, head: str | None, new: Callable[[str], bool] | None, options: dict[str, Any]
+    model: str,
+    head: str | None,
+    new: Callable[[str], bool] | None,
+    options: dict[str, Any],
+    quantising: Callable[[nn.Module], dict[str, Any]] | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with a head; return it and the paths of the modules that `new` allows the checkpoint to lack."""
     with quiet(), clear_errors(model):
@@ -115,6 +122,10 @@ def _load(
             _check_size(folder, kind, config, trust_remote_code=bool(options.get("trust_remote_code")))
         # Pickles are never read; the last two are there to name the tensor in our own words.
         strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        if quantising:
+            with torch.device("meta"):
+                shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
+            strict |= quantising(shell)
         loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict))
     loaded, info = loaded_and_info
     fresh: set[str] = set()
@@ -175,10 +186,12 @@ def load_with_head(
     values: Mapping[str, Any] | None = None,
     new: Callable[[str], bool] | None = None,
     seed: int = 0,
+    quantisation: Quantisation | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
 
-    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels.
+    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels. With a `quantisation`
+    weights are quantised one by one as they are read: the whole model is never in memory in 16 bits.
 
     Returns:
         The model, and the paths of the modules that started anew.
@@ -191,19 +204,34 @@ def load_with_head(
     named = dict(config.id2label or {})
     config.update(dict(values or {}))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
+    quantising = None
+    if quantisation:
+        computed = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+        quantising = partial(loading_options, quantisation, dtype=computed, device=device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        loaded, fresh = _load(model, head, new, options)
+        loaded, fresh = _load(model, head, new, options, quantising)
         if new and config.id2label != named:
             fresh = start_anew(loaded, new, fresh)
-    for name, tensor in loaded.named_parameters():
+    if quantisation:
+        del loaded.config.quantization_config  # what is saved later has no quantised weights
+        prepare_(loaded)
+        _let_go_of_files(loaded)
+    for name, tensor in stored_parameters(loaded):
         if not torch.isfinite(tensor).all():
             raise NumericsError(
                 f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge"
             )
     placed: Any = loaded
-    result: PreTrainedModel = placed.to(device)
+    result: PreTrainedModel = loaded if quantisation else placed.to(device)
     return result, fresh
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy what was not quantised: on a CPU it may be a view of the whole file, which would stay in memory for its sake."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
+            tensor.data = tensor.data.clone()
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -5,6 +5,9 @@ Knows nothing about models.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from loraprune.errors import ConfigError
@@ -28,6 +31,36 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
     """Return the dtype of an option; `auto` keeps the checkpoint's, but uses float32 on a CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None
-    dtype = getattr(torch, name)
+    dtype = getattr(torch, "float32" if name == "tf32" else name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def check_training(dtype: str, optimizer: str, device: torch.device) -> None:
+    """Refuse a precision or an optimiser that a device cannot train with.
+
+    Raises:
+        ConfigError: for float16 without a GPU, and TF32 and paged optimisers without the right one.
+    """
+    if dtype == "float16" and device.type == "cpu":
+        raise ConfigError(
+            "--dtype float16: its gradients need a loss scale, which is for GPUs; use bfloat16 or float32 here"
+        )
+    if dtype == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise ConfigError("--dtype tf32: only CUDA devices of Ampere or later round products so; use --dtype float32")
+    if optimizer.startswith("paged") and device.type != "cuda":
+        raise ConfigError(
+            f"--optimizer {optimizer}: it moves its state out of a CUDA device; use --optimizer adamw here"
+        )
+
+
+@contextmanager
+def tf32_products(wanted: bool) -> Iterator[None]:
+    """Let products of float32 matrices be rounded to TF32 for a while."""
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

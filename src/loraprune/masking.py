@@ -42,7 +42,7 @@ class Masks:
             return
         module = find_module(model, span.module)
         cut = next(cuts(module, span.side))
-        masks[key] = torch.ones(cut.tensor.shape[cut.dim], device=cut.tensor.device)
+        masks[key] = torch.ones(cut.size, device=cut.tensor.device)
 
         def mask_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             masked = channels_last(module, args[0]) * masks[key].to(args[0].dtype)

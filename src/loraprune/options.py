@@ -14,7 +14,10 @@ from typing import Literal
 from loraprune.errors import SECRET, ConfigError, nearest
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
+Quantize = Literal["none", "8bit", "4bit", "int8"]
+QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
+"""the library behind each"""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
 
@@ -61,7 +64,8 @@ class MachineOptions(Options):
     device: Device = "auto"
     """where to run"""
     dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU"""
+    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU; tf32 is float32 whose products are
+    rounded while training (Ampere or later), float16 trains with a loss scale (GPUs only)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,28 @@ class AdapterOptions(Options):
                 (0 <= self.seed < 2**32, f"--seed {self.seed}: a whole number from 0 to 2^32 - 1 is needed"),
             ),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(Options):
+    """How the frozen weights are held while training."""
+
+    quantize: Quantize = "none"
+    """hold the frozen weights that carry LoRA in 8bit (LLM.int8) or 4bit (nf4, scales quantised too) of bitsandbytes, or in int8 of
+    torchao, which takes a quarter to an eighth of their memory; the result is saved without (extra `quant`)"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        absent = missing_quantiser(self.quantize)
+        return [*super().problems(), *failed((absent is None, f"--quantize {self.quantize}: {absent}"))]
+
+
+def missing_quantiser(kind: str) -> str | None:
+    """Say that the library behind a way to quantise is not installed, None if it is or none is needed."""
+    library = QUANTISERS.get(kind)
+    if library is None or find_spec(library) is not None:
+        return None
+    return f"{library} is not installed; pip install 'loraprune[quant]'"
 
 
 def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str, str]:

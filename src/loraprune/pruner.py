@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraprune.adapters import ADAPTER, base_layer, config_of, find_module, linear_paths, projection
+from loraprune.adapters import base_layer, config_of, count_parameters, find_module, linear_paths, projection
 from loraprune.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.blockwise import fit_blocks_, weight_scales
 from loraprune.compensation import Rows, Trace, compensate_
@@ -25,6 +25,7 @@ from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.processes import are_joined, from_first, take_from_first_, together
+from loraprune.quantised import kind_of, restore_, stored_parameters
 from loraprune.scoring import make_scorer
 from loraprune.sharding import is_sharded
 from loraprune.surgery import check_groups, renew_trained_, slice_
@@ -53,7 +54,7 @@ class Pruner:
         if config.local:
             self.scales = weight_scales(model, self.groups)
         self.space = make_space(model, self.groups, config)
-        parameters = sum(p.numel() for name, p in model.named_parameters() if f".{ADAPTER}." not in name)
+        parameters = count_parameters(model)
         self.target = target_ratio(self.space, config, model_parameters=parameters)
         self.final = goal_counts(self.space, config, model_parameters=parameters)
         self.plan = Plan.full(self.groups)
@@ -145,12 +146,22 @@ class Pruner:
             if are_joined() and optimizer is not None:
                 renew_trained_(self.model, optimizer)
             self.scorer.resize(self.present)
-            check_units(due, unit_sums(self.model, self.present) if trace else {})
+            rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
+            check_units(due, unit_sums(self.model, self.present) if trace else {}, rounded=rounded)
         if trace and rows:
             with together():
                 self._refit(trace, rows, plan)
-            take_from_first_(self._changed_weights().values())
+            self._share_changed()
         self.plan = plan
+
+    @torch.no_grad()
+    def _share_changed(self) -> None:
+        """Give every process the weights that the first one refitted."""
+        if are_joined():
+            for layer in self._changed_layers().values():
+                held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
+                take_from_first_(held.values())
+                restore_(layer, held)
 
     def _refit(self, trace: Trace, rows: Rows, plan: Plan) -> None:
         """Bring what is left near to what the model gave before the cut."""
@@ -189,9 +200,10 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
+        weights = {path: dict(stored_parameters(layer)) for path, layer in self._changed_layers().items()}
         return {
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
-            "scorer": self.scorer.state_dict(), "weights": self._changed_weights(), "history": self.history,
+            "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -199,8 +211,8 @@ class Pruner:
         """Go on from `state_dict()`: cuts or masks a dense model."""
         plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
         self.apply(plan)
-        for name, weight in self._changed_weights().items():
-            weight.copy_(state["weights"][name])
+        for path, layer in self._changed_layers().items():
+            restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])
         self.history = dict(state["history"])
         self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
@@ -208,14 +220,10 @@ class Pruner:
         if self.is_done:
             self.scorer.close()
 
-    def _changed_weights(self) -> dict[str, torch.Tensor]:
-        """Return the frozen weights that cutting alone does not give: rescaled norms, and refitted projections."""
-        changed: dict[str, torch.Tensor] = {}
-        for group in self.groups:
-            for path in dict.fromkeys(span.module for span in group.spans if self._is_changed(span)):
-                layer = base_layer(find_module(self.model, path))
-                changed |= {f"{path}.{name}": tensor.data for name, tensor in layer.named_parameters(recurse=False)}
-        return changed
+    def _changed_layers(self) -> dict[str, nn.Module]:
+        """Return the layers whose weights cutting alone does not give: rescaled norms, and refitted projections."""
+        spans = (span for group in self.groups for span in group.spans if self._is_changed(span))
+        return {span.module: base_layer(find_module(self.model, span.module)) for span in spans}
 
     def _is_changed(self, span: Span) -> bool:
         return span.side == "norm" or span.side in self.config.changed

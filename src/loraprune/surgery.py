@@ -45,7 +45,7 @@ def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer:
     for (path, side), spans in sides(group).items():
         module = find_module(model, path)
         for cut in cuts(module, side):
-            size = cut.tensor.shape[cut.dim]
+            size = cut.size
             entries = kept_entries(size, spans, group.units, kept)
             index = torch.tensor(entries, dtype=torch.long, device=cut.tensor.device)
             _cut(cut, index, optimizer)
@@ -64,7 +64,7 @@ def _cut(cut: Cut, index: Tensor, optimizer: torch.optim.Optimizer | None) -> No
     tensor = cut.tensor
     old_shape = tensor.shape
     tensor.grad = None
-    tensor.data = tensor.data.index_select(cut.dim, index).contiguous()
+    cut.keep_(index)
     if optimizer is None or tensor not in optimizer.state:
         return
     state = optimizer.state[tensor]
@@ -124,7 +124,7 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
     for (path, side), ranges in owned.items():
         module = find_module(model, path)
         has_weight = side == "table" or side in STACKS or getattr(base_layer(module), "weight", None) is not None
-        sizes = [cut.tensor.shape[cut.dim] for cut in cuts(module, side)] if has_weight else []
+        sizes = [cut.size for cut in cuts(module, side)] if has_weight else []
         if not sizes:
             raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
         size = min(sizes)

@@ -6,6 +6,7 @@ Knows nothing about scores over time, removal or training.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -37,16 +38,18 @@ def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
     each: Counter[str] = Counter()
     owners: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
     """tensor -> group, dimension, parameters that the group's units own"""
+    sizes: dict[tuple[str, str], int] = {}
     for group in groups:
         for span in group.spans:
             layer = base_layer(find_module(model, span.module))
             for cut in (cut for cut in cuts(layer, span.side) if isinstance(cut.tensor, nn.Parameter)):
-                one = cut.tensor.numel() // cut.tensor.shape[cut.dim] * span.width
+                sizes[span.module, cut.name] = math.prod(cut.shape)
+                one = math.prod(cut.shape) // cut.size * span.width
                 each[group.name] += one
                 owners.setdefault((span.module, cut.name), []).append((group.name, cut.dim, one * group.units))
     shared: Counter[tuple[str, str]] = Counter()
     for (path, name), parts in owners.items():
-        size = getattr(base_layer(find_module(model, path)), name).numel()
+        size = sizes[path, name]
         for (one_group, one_dim, rows), (other_group, other_dim, columns) in combinations(parts, 2):
             if one_dim != other_dim:
                 shared[one_group, other_group] += rows * columns // size

@@ -31,12 +31,15 @@ from loraprune.adapters import base_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
 from loraprune.guard import GuardedTrainer
+from loraprune.machine import tf32_products
 from loraprune.renamed import recompute_activations
 from loraprune.resume.interrupts import kept
 from loraprune.resume.keeper import Keeper
 from loraprune.tasks import Prepared, Task
 from loraprune.watching import Watch, dashboards
 
+OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8bit": "paged_adamw_8bit"}
+"""--optimizer -> the Trainer's name for it"""
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has the steps"""
 LINES = 10
@@ -120,7 +123,10 @@ def training_arguments(
 
     Without training the learning rate is zero: LoRA's B stays zero, and merging adds nothing.
     """
+    chosen: dict[str, Any] = {"optim": OPTIMISERS[config.optimizer]} if config.optimizer in OPTIMISERS else {}
     return TrainingArguments(
+        **chosen,
+        fp16=config.dtype == "float16",
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=config.batch,
@@ -191,7 +197,7 @@ def train(
         for watch in watches:
             watch.send = trainer.log
         done = keeper.done or trainer.state
-        with kept() as keeper.pending:
+        with kept() as keeper.pending, tf32_products(config.dtype == "tf32"):
             if done.global_step < steps and not any(watch.ended for watch in watches):
                 trainer.train(resume_from_checkpoint=str(keeper.origin) if keeper.origin else None)
             else:  # the Trainer would take one step more

@@ -26,11 +26,7 @@ from loraprune.layerwise.padded import write_padded
 from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
-<<<<<<< HEAD
-=======
-from loraprune.pruner import groups_in_play
 from loraprune.renamed import recompute_activations
->>>>>>> refs/heads/suite
 from loraprune.surgery import check_groups, slice_
 from loraprune.target import groups_in_play
 from tests.families.uneven import LAYERS, SAME, cut, every_variant, groups_of, save

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprune.errors import ConfigError
+from loraprune.kernels import Weight
 from loraprune.registry import Registry
 
 
@@ -24,7 +25,8 @@ from loraprune.registry import Registry
 class Tile:
     """Some rows of one projection, W = W0 + scaling * B A, in float32 or wider."""
 
-    base: Float[Tensor, "rows in_"]
+    base: Weight
+    """W0; of a whole projection as it is stored, of some rows of it always numbers"""
     a: Float[Tensor, "rank in_"]
     b: Float[Tensor, "rows rank"]
     grad_a: Float[Tensor, "rank in_"]
@@ -37,6 +39,7 @@ class Tile:
 
     def merged(self) -> Float[Tensor, "rows in_"]:
         """Return W, a new tensor."""
+        assert isinstance(self.base, Tensor)
         return torch.addmm(self.base, self.b, self.a, alpha=self.scaling)
 
 

@@ -17,4 +17,4 @@ def random(tile: Tile) -> Float[Tensor, "rows in_"]:
     apart stand for a number of each weight's own, which would take long to draw for a large model.
     """
     row, column = (1 + torch.rand(size, generator=tile.generator) for size in tile.base.shape)
-    return torch.outer(row.to(tile.base), column.to(tile.base)).mul_(1 << 10).frac_()
+    return torch.outer(row.to(tile.a), column.to(tile.a)).mul_(1 << 10).frac_()

@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.kernels.forms import Factors, Int8Rows, Nf4Blocks, Weight
+from loraprune.kernels.forms import Factors, Int8Rows, Nf4Blocks, Quantised, Weight, weight_rows
 from loraprune.kernels.tiles import eq10_tiles
 
-__all__ = ["Factors", "Int8Rows", "Nf4Blocks", "Weight", "eq10_fits", "eq10_sums", "eq10_tiles"]
+__all__ = [
+    "Factors", "Int8Rows", "Nf4Blocks", "Quantised", "Weight", "eq10_fits", "eq10_sums", "eq10_tiles", "weight_rows",
+]  # fmt: skip
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_RANK = 128

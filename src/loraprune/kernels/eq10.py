@@ -89,7 +89,7 @@ def _stored(weight: Weight) -> tuple[str, Tensor, Tensor, tuple[int, ...]]:
     if isinstance(weight, Int8Rows):
         return "int8", weight.codes, weight.absmax, weight.codes.stride()
     if isinstance(weight, Nf4Blocks):
-        return "nf4", weight.packed, weight.absmax, (weight.shape[1], 1)
+        return "nf4", weight.packed, weight.absmax, (weight.width, 1)
     return "dense", weight, weight, weight.stride()
 
 
@@ -124,9 +124,9 @@ def _weight(weight, scales, code, i, start, rows, columns, stride_row, stride_co
             BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """Return a tile of W0, rows i and BN columns from `start`, in float32."""
     if FORM == "nf4":
-        # Two codes a byte, the first in the high half; a block's 64 weights are 32 bytes, `columns` is even.
+        # Two codes a byte, the first in the high half; a block's 64 weights are 32 bytes, `columns` is even and rows may be padded.
         half = start // 2 + tl.arange(0, BN // 2)
-        at = i[:, None] * (columns // 2) + half[None, :]
+        at = i[:, None] * (stride_row // 2) + half[None, :]
         inside = (i < rows)[:, None] & (half < columns // 2)[None, :]
         byte = tl.load(weight + at, mask=inside, other=0).to(tl.int32)
         pairs = tl.join(tl.load(code + (byte >> 4)), tl.load(code + (byte & 15)))

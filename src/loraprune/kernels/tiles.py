@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.kernels.forms import Factors
+from loraprune.kernels.forms import Factors, Weight, weight_rows
 
 TILE_BYTES = {"cpu": 1 << 20}
 """one of the two buffers: narrower tiles pay for packing the same factors more often, larger ones leave the cache"""
@@ -18,7 +18,7 @@ TILE_BYTES_DEVICE = 1 << 26
 
 
 def eq10_tiles(
-    weight: Float[Tensor, "out in_"], factors: Factors, *, power: int, rows: bool = True, columns: bool = True
+    weight: Weight, factors: Factors, *, power: int, rows: bool = True, columns: bool = True
 ) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
     """Return the sums that `loraprune.kernels.eq10_sums` says, in the dtype of the factors.
 
@@ -36,7 +36,7 @@ def eq10_tiles(
     for start in range(0, out, step):
         stop = min(start + step, out)
         saliency, merged = buffers[:, : stop - start]
-        merged.copy_(weight[start:stop]).addmm_(b[start:stop], scaled)
+        merged.copy_(weight_rows(weight, start, stop)).addmm_(b[start:stop], scaled)
         torch.mm(left[start:stop], right, out=saliency).mul_(merged)
         saliency = saliency.square_() if power == 2 else saliency.abs_()
         if rows:

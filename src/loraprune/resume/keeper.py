@@ -188,6 +188,6 @@ class Keeper(TrainerCallback):
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a model stores beside its parameters, such as the running statistics of batch norm."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    """Return what a model stores beside its weights, such as the running statistics of batch norm."""
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in buffers}

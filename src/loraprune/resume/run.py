@@ -18,6 +18,7 @@ from torch import nn
 
 from loraprune.config import WITHOUT_EFFECT, FinetuneConfig, PruneConfig, as_dict
 from loraprune.errors import CheckpointError, ConfigError, DataError
+from loraprune.quantised import stored_parameters
 from loraprune.resume.files import whole_checkpoints
 from loraprune.resume.keeper import Checkpoint
 
@@ -97,10 +98,10 @@ def check_same(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
 def digest_of_model(model: nn.Module) -> str:
     """Return a digest of names, shapes and some numbers of every parameter."""
     found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
+    for name, tensor in stored_parameters(model):
+        flat = tensor.detach().flatten()
         ends = torch.cat((flat[:NUMBERS], flat[-NUMBERS:])).double().cpu()
-        found.update(f"{name} {tuple(parameter.shape)}".encode() + ends.numpy().tobytes())
+        found.update(f"{name} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
     return found.hexdigest()
 
 

@@ -17,6 +17,7 @@ from loraprune.adapters import Projection, find_module, linear_paths, projection
 from loraprune.criteria import Saliency, Tile
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
+from loraprune.kernels import weight_rows
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
 from loraprune.sharding import whole
@@ -81,11 +82,11 @@ def saliency_sums(
 
 
 def make_tile(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Tile:
-    """Return a whole projection as one tile, its frozen weight as it is stored."""
+    """Return a whole projection as one tile, its frozen weight as it is stored, quantised or not."""
     dtype = working_dtype(proj)
     a, b = (factor.to(dtype) for factor in proj.factors)
     grad_a, grad_b = (_gradient(criterion, each, proj.path).flatten(1).to(dtype) for each in (proj.lora_a, proj.lora_b))
-    return Tile(proj.base_rows(0, proj.shape[0]), a, b, grad_a, grad_b, b, proj.scaling, generator)
+    return Tile(proj.stored(), a, b, grad_a, grad_b, b, proj.scaling, generator)
 
 
 def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Generator) -> Rows:
@@ -93,7 +94,7 @@ def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Genera
     whole = make_tile(criterion, proj, generator)
 
     def rows(start: int, stop: int) -> Tensor:
-        base = whole.base[start:stop].to(whole.a.dtype)
+        base = weight_rows(whole.base, start, stop).to(whole.a.dtype)
         return criterion.function(replace(whole, base=base, b=whole.b[start:stop], grad_b=whole.grad_b[start:stop]))
 
     return rows
