@@ -143,7 +143,7 @@ def by_seed(cells: Sequence[Mapping[str, Any]], run: str, ratio: float) -> dict[
 def percent(values: Sequence[float]) -> str:
     """Return mean and sample deviation in per cent."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
+    return f"{round(100 * statistics.mean(values), 1) + 0.0:.1f}{deviation}"  # no minus before a zero
 
 
 def words(values: dict[str, float | None] | None) -> str:
