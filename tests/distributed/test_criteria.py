@@ -96,8 +96,7 @@ def test_two_processes_are_one_with_the_rows_of_both(criterion: str, two: Path, 
         assert differences(expected, found, "weight/") < 1e-3
 
 
-def test_without_adding_up_each_process_has_scores_of_its_own(tmp_path: Path) -> None:
+def test_without_adding_up_scores_are_those_of_some_of_the_rows(tmp_path: Path) -> None:
     in_two(tmp_path, {"gate": {"per_device_train_batch_size": 2}}, alone=True)
-    first, second = (load_file(tmp_path / f"gate.{rank}.safetensors") for rank in (0, 1))
+    first = load_file(tmp_path / "gate.0.safetensors")
     assert differences(one(tmp_path, "gate"), first, "score/") > 0.05
-    assert differences(first, second, "score/") > 0.01

@@ -76,8 +76,10 @@ def test_what_needs_whole_weights_is_refused_to_fsdp(options: dict[str, Any], mo
         check()
 
 
-def test_recovery_with_a_teacher_is_the_same_in_both(shared: Path, tmp_path: Path) -> None:
-    more = ("--compensate", "true", "--local", "2", "--teacher", "cache", "--calibration", "256")
+@pytest.mark.parametrize(
+    "more", [("--teacher", "cache"), ("--compensate", "true", "--calibration", "256")], ids=lambda more: more[0]
+)
+def test_recovery_is_the_same_in_both(more: tuple[str, ...], shared: Path, tmp_path: Path) -> None:
     runs = {}
     for count, batch in ((1, 8), (2, 4)):
         output = tmp_path / str(count)
