@@ -5,6 +5,7 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,9 +40,7 @@ DESCRIBED_AT_MOST = 4
 def quiet() -> Iterator[None]:
     """Keep transformers from printing load reports and bars: whatever they say is checked and raised here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    if (
-        level == transformers_logging.ERROR and not bars
-    ):  # inside another; setting a level empties the caches of all loggers
+    if level == logging.ERROR and not bars:  # inside another; setting a level empties the caches of all loggers
         yield
         return
     transformers_logging.set_verbosity_error()
