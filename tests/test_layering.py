@@ -76,6 +76,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("blockwise",),
     (
+        "card",
         "html.page",
         "showcase",
         "resume.run",
@@ -85,7 +86,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "sparsity.sparsifier",
         "compare.run",
     ),
-    ("job", "callback", "describe", "export", "judge", "lineup", "report"),
+    ("export", "push"),
+    ("job", "callback", "describe", "judge", "lineup", "report"),
     ("rounds",),
     ("api", "pipeline"),
     ("demo.run", "tables"),

@@ -5,6 +5,7 @@ Knows nothing about torch, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,12 @@ from typing import Any, Literal
 from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
-from loraprune.output import output_problem
+from loraprune.output import OUR_FILES, output_problem
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""a name on the hub"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +174,41 @@ class ExportConfig(ModelOptions):
     output: str
     """folder to write"""
     format: str = "padded"
-    """`padded`: the dense stock shapes with zeros for removed units, for loaders that know no other"""
+    """`gguf` for llama.cpp, `onnx` with a key-value cache for onnxruntime, `torch` (torch.export), `torchao` (8-bit weights),
+    `safetensors` for vLLM and SGLang, `padded`: the dense stock shapes with zeros for removed units, for loaders that know no other"""
+    quantization: str | None = None
+    """precision of the weights: f16 (the default of gguf), f32, bf16, q8_0, q5_0, q4_0 for gguf; int8 for torchao; bf16 (the
+    default of safetensors), f16, f32"""
+    tensor_parallel: int = 1
+    """devices that are to share every layer, of safetensors; checked before anything is written"""
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         problem = output_problem(self.output, overwrite=self.overwrite)
-        return [*super().problems(), *([problem] if problem else [])]
+        least = at_least(("tensor-parallel", self.tensor_parallel, 1))
+        return [*super().problems(), *least, *([problem] if problem else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Options):
+    """Upload a folder that `prune`, `finetune` or `export` wrote to the hub, with a complete model card."""
+
+    model: str
+    """folder to upload"""
+    repo: str
+    """where to, as org/name; made if there is none"""
+    private: bool = False
+    """make the repository private"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        shape = f"--repo {self.repo}: write it as org/name, of letters, digits, '-', '_' and '.'"
+        ours = f"--model {self.model}: it is no folder that loraprune wrote; name one with report.json or export.json"
+        folder = Path(self.model)
+        written = folder.is_dir() and any((folder / name).is_file() for name in OUR_FILES)
+        return [*super().problems(), *failed((bool(REPOSITORY.fullmatch(self.repo)), shape), (written, ours))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from loraprune.amounts import change, size
 from loraprune.compare import summary
 from loraprune.compare.summary import Comparison
 from loraprune.describe import Description
-from loraprune.export import Export
+from loraprune.export.run import Export
 from loraprune.html.page import heads, task_rows
 from loraprune.judge import Drawn, Evaluation, Speed
 from loraprune.lineup import Lineup
 from loraprune.measured import PERPLEXITY
+from loraprune.push import Pushed
 from loraprune.report import Report
 
 GIB = 2**30
@@ -201,7 +202,16 @@ def export(result: Export) -> None:
     values = result.values
     facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
     facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
+    facts.append(("verified by", values["verified_by"]))
     show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
+
+
+def pushed(result: Pushed) -> None:
+    """Print what was uploaded."""
+    values = result.values
+    facts = [("repository", values["repo"]), ("files", str(values["files"])), ("size", size(values["bytes"])),
+             ("licence", values["license"]), ("commit", values["url"])]  # fmt: skip
+    show(f"{values['model']} on the hub", ("", "push"), facts, figures=False)
 
 
 def demo(result: Report) -> None:
