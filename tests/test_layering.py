@@ -59,7 +59,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "html.folder",
         "html.labels",
     ),
-    ("scoring", "layerwise.save", "tasks", "watching", "completions", "harness", "html.heat"),
+    ("export_options", "scoring", "layerwise.save", "tasks", "watching", "completions", "harness", "html.heat"),
     (
         "resume.keeper",
         "compensation",
@@ -122,6 +122,7 @@ WITHOUT_TORCH = (
     "recipes",
     "compare.grid",
     "settings",
+    "export_options",
     "resume.interrupts",
     "cli",
 )

@@ -40,7 +40,10 @@ def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = (
     name = model if is_hub_name(model) else base.get("base_model")
     values: dict[str, Any] = {"base_model": name, "license": base.get("license", UNKNOWN)}
     values |= {key: base[key] for key in ("license_name", "license_link", "language") if key in base}
-    values |= {"datasets": [data] if data and is_hub_name(data) else None, "library_name": "transformers"}
+    values |= {
+        "datasets": [data] if data and "/" in data and is_hub_name(data) else None,
+        "library_name": "transformers",
+    }
     values |= {"pipeline_tag": PIPELINES.get(task), "tags": ["loraprune", "pruned", *tags]}
     return {key: value for key, value in values.items() if value}
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from loraprune.card import CARD, UNKNOWN, base_metadata, is_hub_name, join_card, licence_line, split_card
 from loraprune.errors import CheckpointError, ConfigError
-from loraprune.settings import PushConfig
+from loraprune.export_options import PushConfig
 
 logger = logging.getLogger(__name__)
 

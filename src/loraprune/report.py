@@ -194,7 +194,9 @@ def write_folder(
     """Write everything but the model itself into an output folder."""
     (folder / "report.json").write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(report.values, output=config.output, seed=config.seed), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(report.values, output=config.output, seed=config.seed), encoding="utf-8"
+    )
     if scores is not None:
         (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
         save_file(dict(scores), folder / "scores.safetensors")

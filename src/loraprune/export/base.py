@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, ConfigError, nearest
+from loraprune.export_options import ExportConfig
 from loraprune.folder import TOKENIZER_CONFIG
 from loraprune.loading import load_tokenizer, quiet
 from loraprune.registry import Registry
-from loraprune.settings import ExportConfig
 from loraprune.tasks import find_task
 
 

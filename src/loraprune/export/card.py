@@ -19,7 +19,9 @@ def write_card(source: Source, values: Mapping[str, Any], folder: Path) -> None:
     about, text = split_card(source.folder / CARD)
     about = about or metadata(source.name, None, find_task(source.config).name)
     name = values["format"]
-    tags = dict.fromkeys([*about.get("tags", ()), name, *([values["quantization"]] * (values["quantization"] != "as it is"))])
+    tags = dict.fromkeys(
+        [*about.get("tags", ()), name, *([values["quantization"]] * (values["quantization"] != "as it is"))]
+    )
     about |= {"library_name": LIBRARIES.get(name, "transformers"), "tags": list(tags)}
     figures = ", ".join(f"{what.replace('_', ' ')} {found:.1e}" for what, found in values["verification"].items())
     own = (
@@ -28,4 +30,6 @@ def write_card(source: Source, values: Mapping[str, Any], folder: Path) -> None:
         f"{figures}.\n"
     )
     before = text.strip() or f"Made from `{source.name}` by `loraprune export`.\n{licence_line(about)}"
-    (folder / CARD).write_text(join_card(about, f"{own}\n## The model\n\n{before.replace('# ', '### ', 1)}\n"), encoding="utf-8")
+    (folder / CARD).write_text(
+        join_card(about, f"{own}\n## The model\n\n{before.replace('# ', '### ', 1)}\n"), encoding="utf-8"
+    )

@@ -28,13 +28,13 @@ BATCH, PAST, NEW = 2, 3, 4
 
 
 class Logits(nn.Module):
-    """A model that takes tensors by name and returns its logits."""
+    """A model that takes a dictionary of tensors and returns its logits."""
 
     def __init__(self, model: PreTrainedModel, fixed: Mapping[str, Any]) -> None:
         super().__init__()
         self.model, self.fixed = model, dict(fixed)
 
-    def forward(self, **inputs: Tensor) -> Float[Tensor, "..."]:
+    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "..."]:
         """Return the logits."""
         logits: Tensor = self.model(**inputs, **self.fixed).logits
         return logits
@@ -84,8 +84,7 @@ def trace_logits(model: PreTrainedModel) -> tuple[ExportedProgram, dict[str, Ten
     probe = probe_of(model)
     inputs = {name: value for name, value in probe.items() if isinstance(value, Tensor)}
     wrapped = Logits(model, {name: value for name, value in probe.items() if name not in inputs})
-    shapes = {name: _dynamic(value) for name, value in inputs.items()}
-    return _trace(wrapped, (), inputs, shapes), inputs
+    return _trace(wrapped, (inputs,), ({name: _dynamic(value) for name, value in inputs.items()},)), inputs
 
 
 def _dynamic(tensor: Tensor) -> dict[int, Any]:
@@ -104,15 +103,15 @@ def trace_step(model: PreTrainedModel, shapes: Sequence[tuple[int, int]]) -> Exp
     ones = torch.ones(BATCH, PAST + NEW, dtype=torch.long)
     varies = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     dynamic = (varies, varies, varies, [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC} for _ in past])
-    return _trace(Step(model), (ones[:, :NEW].clone(), ones, places, past), {}, dynamic)
+    return _trace(Step(model), (ones[:, :NEW].clone(), ones, places, past), dynamic)
 
 
-def _trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Tensor], shapes: Any) -> ExportedProgram:
+def _trace(module: Logits | Step, args: tuple[Any, ...], shapes: Any) -> ExportedProgram:
     with quiet_tracing(), torch.no_grad(), dropout_off(module):
         try:
-            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # a tracer fails with nearly anything
-            kind = module.model.config.model_type  # type: ignore[union-attr]
+            kind = module.model.config.model_type
             why = " ".join(str(error).split())[:200]
             raise UnsupportedModelError(
                 f"{kind!r} cannot be traced by torch.export {torch.__version__} ({type(error).__name__}: {why}); use the "

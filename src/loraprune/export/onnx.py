@@ -104,7 +104,7 @@ def compare_decoding(model: PreTrainedModel, session: Session) -> float:
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
     past, new, found = session.empty_cache(2), ids, 0.0
-    for step in range(1 + STEPS):
+    for _ in range(1 + STEPS):
         logits, past = session.step(new.numpy(), mask.numpy(), past)
         expected = _whole(model, ids, mask)[:, -new.shape[1] :]
         seen = mask[:, -new.shape[1] :].bool()

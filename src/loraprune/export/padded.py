@@ -8,10 +8,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from loraprune.export.base import Format, Source, formats, tokenizer_of
+from loraprune.export_options import ExportConfig
 from loraprune.layerwise.padded import write_padded
 from loraprune.loading import resolve
 from loraprune.plan import Plan
-from loraprune.settings import ExportConfig
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from loraprune.errors import Findings
 from loraprune.export import formats
 from loraprune.export.base import Format, Source, check_installed, choose_quantization
 from loraprune.export.card import write_card
+from loraprune.export_options import ExportConfig
 from loraprune.inputs import NEEDS, check_model
 from loraprune.loading import load_config, load_model, resolve
 from loraprune.resume.workspace import new_folder
-from loraprune.settings import ExportConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
+from loraprune.export_options import ExportConfig
 from loraprune.families import find_groups
 from loraprune.families.base import head_size
 from loraprune.folder import CONFIG, TOKENIZER_CONFIG
@@ -25,7 +26,6 @@ from loraprune.heads import find_head
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.layerwise.register import stock_of
 from loraprune.loading import load_model, resolve
-from loraprune.settings import ExportConfig
 from loraprune.shell import save_tensors
 from loraprune.verify import check_difference, difference, logits_of, probe_of
 
@@ -116,9 +116,13 @@ def check_folder_keys(folder: Path, *, layerwise: bool) -> None:
     codes = values.get("auto_map", {})
     if layerwise:
         missing += [f"auto_map.{key}" for key in ("AutoConfig", "AutoModel") if key not in codes]
-        missing += [name for name in {code.split(".")[0] + ".py" for code in codes.values()} if not (folder / name).is_file()]
+        missing += [
+            name for name in {code.split(".")[0] + ".py" for code in codes.values()} if not (folder / name).is_file()
+        ]
     if missing:
-        raise CheckpointError(f"--format safetensors: {', '.join(missing)} is missing in what was saved; nothing was written")
+        raise CheckpointError(
+            f"--format safetensors: {', '.join(missing)} is missing in what was saved; nothing was written"
+        )
 
 
 def check(config: PreTrainedConfig, options: ExportConfig) -> None:

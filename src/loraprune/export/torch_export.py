@@ -28,14 +28,14 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     found = 0.0
     for resized in (inputs, {name: other_sizes(tensor) for name, tensor in inputs.items()}):
         with torch.no_grad():
-            exported = loaded(**resized).float()
+            exported = loaded(resized).float()
         found = max(found, difference(logits_of(source.model, probe | resized), exported))
     save_companions(source, folder)
     return {
         "verification": {"source_vs_exported": check_difference("model and .pt2 file", found, torch.float32)},
         "verified_by": f"torch {torch.__version__}, two batches of different sizes",
         "inputs": {name: list(tensor.shape) for name, tensor in inputs.items()},
-        "load": f"torch.export.load('{NAME}').module()({', '.join(f'{name}=...' for name in inputs)})",
+        "load": f"torch.export.load('{NAME}').module()({{{', '.join(f'{name!r}: ...' for name in inputs)}}})",
     }
 
 

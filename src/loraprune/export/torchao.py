@@ -29,7 +29,9 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 
     probe = probe_of(source.model)
     exact = logits_of(source.model, probe)
-    quantized = _load(source, source.name, dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    quantized = _load(
+        source, source.name, dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
+    )
     rounded = logits_of(quantized, probe)
     save_companions(source, folder)
     with quiet_tracing():
@@ -37,11 +39,15 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     again = logits_of(_load(source, str(folder), dtype="auto"), probe)
     cost = difference(exact, rounded)
     if not cost < 1:
-        raise NumericsError(f"--format torchao: 8-bit weights change the logits by {cost:.1e} of the largest; nothing was saved")
+        raise NumericsError(
+            f"--format torchao: 8-bit weights change the logits by {cost:.1e} of the largest; nothing was saved"
+        )
     return {
         "verification": {
             "source_vs_rounded": cost,
-            "rounded_vs_reloaded": check_difference("8-bit model and its file", difference(rounded, again), source.dtype),
+            "rounded_vs_reloaded": check_difference(
+                "8-bit model and its file", difference(rounded, again), source.dtype
+            ),
         },
         "verified_by": f"transformers with torchao {version('torchao')} on the CPU",
         "load": f"{find_head(source.config)}.from_pretrained(folder, device_map=...) of transformers, with torchao installed",

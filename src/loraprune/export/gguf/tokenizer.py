@@ -15,7 +15,9 @@ from loraprune.errors import UnsupportedModelError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """types of tokens in GGUF"""
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPLITS: Mapping[tuple[str, bool], str] = {
     ("gpt2", False): "gpt-2",
     (WORDS % "{1,3}", True): "llama-bpe",
@@ -67,6 +69,8 @@ def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
         return _sentencepiece(values, tokens, types, merges, adds_bos)
+    if not merges:
+        raise _refused("it merges nothing, and llama.cpp asks for merges")
     pre = _split_of(values)
     return Vocabulary("gpt2", tokens, types, pre, merges=[" ".join(merge) for merge in merges], adds_bos=adds_bos)
 
@@ -81,7 +85,9 @@ def _sentencepiece(
         places.setdefault("".join(merge), []).append(rank)
     torn = next((token for token, ranks in places.items() if ranks[-1] - ranks[0] >= len(ranks)), None)
     if torn is not None:
-        raise _refused(f"its merges are not in the order of what they make ({torn!r}), which SentencePiece has no scores for")
+        raise _refused(
+            f"its merges are not in the order of what they make ({torn!r}), which SentencePiece has no scores for"
+        )
     scores = [-float(places[token][0]) if token in places else 0.0 for token in tokens]
     for number, token in enumerate(tokens):
         if len(token) == 6 and token.startswith("<0x"):
@@ -142,5 +148,9 @@ def add_vocabulary(writer: Any, tokenizer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(vocabulary.adds_bos)
     template = tokenizer.chat_template
     if template:
-        named = [{"name": name, "template": text} for name, text in template.items()] if isinstance(template, dict) else template
+        named = (
+            [{"name": name, "template": text} for name, text in template.items()]
+            if isinstance(template, dict)
+            else template
+        )
         writer.add_chat_template(named)

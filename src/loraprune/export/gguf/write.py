@@ -22,10 +22,10 @@ from loraprune.export.gguf.architecture import (
 from loraprune.export.gguf.llamacpp import PACKAGE, LlamaCpp, llamacpp_version
 from loraprune.export.gguf.tensors import TYPES, add_tensors, make_layout, read_back_
 from loraprune.export.gguf.tokenizer import add_vocabulary, read_vocabulary
+from loraprune.export_options import ExportConfig
 from loraprune.folder import TOKENIZER_CONFIG
 from loraprune.layerwise.register import stock_of
 from loraprune.loading import resolve
-from loraprune.settings import ExportConfig
 from loraprune.verify import difference, logits_of, probe_of
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "q8_0": 5e-2, "q5_0": 5e-2, "q4_0": 5e-2}
@@ -41,6 +41,11 @@ K_QUANT = (
     "K- and I-quants are written by llama.cpp's own tool: export with --quantization f16, then run "
     "`llama-quantize model.gguf small.gguf {}`"
 )
+
+
+K_QUANTS = (
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_xs", "iq4_nl", "iq3_m", "iq2_m",
+)  # fmt: skip
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -83,7 +88,9 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     }
 
 
-def add_head(writer: Any, config: PreTrainedConfig, architecture: Architecture, shape: Shape, quantization: str) -> None:
+def add_head(
+    writer: Any, config: PreTrainedConfig, architecture: Architecture, shape: Shape, quantization: str
+) -> None:
     """Write the figures of the model; everything that llama.cpp would guess from layer 0 stands there explicitly."""
     import gguf
 
@@ -123,7 +130,10 @@ def compare_logits(source: Source, path: Path) -> float:
     """
     probe = dict(probe_of(source.model))
     tokens = probe["input_ids"][:1, : context_length(source.config)]
-    rows = {name: value[:1, : tokens.shape[1]] if isinstance(value, torch.Tensor) else value for name, value in probe.items()}
+    rows = {
+        name: value[:1, : tokens.shape[1]] if isinstance(value, torch.Tensor) else value
+        for name, value in probe.items()
+    }
     engine = LlamaCpp(path, context=max(64, tokens.shape[1]))
     found = difference(logits_of(source.model, rows)[0], torch.from_numpy(engine.logits(tokens[0].tolist())))
     allowed = TOLERANCE[source.quantization]
@@ -153,7 +163,9 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
     find_architecture(config)
     folder = Path(resolve(options.model))
     if folder.is_dir() and not (folder / TOKENIZER_CONFIG).is_file():
-        raise CheckpointError(f"--model {options.model}: it has no tokenizer, which a GGUF file holds; save one into the folder")
+        raise CheckpointError(
+            f"--model {options.model}: it has no tokenizer, which a GGUF file holds; save one into the folder"
+        )
 
 
 formats.add(
@@ -163,9 +175,6 @@ formats.add(
         check,
         needs=("gguf",),
         quantizations=("f16", "f32", "bf16", "q8_0", "q5_0", "q4_0"),
-        elsewhere={
-            name: K_QUANT.format(name.upper())
-            for name in ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_xs", "iq4_nl", "iq3_m", "iq2_m")
-        },
+        elsewhere={name: K_QUANT.format(name.upper()) for name in K_QUANTS},
     ),
-)  # fmt: skip
+)
