@@ -190,11 +190,10 @@ def benchmark(options: BenchmarkConfig) -> Speed:
 
 def with_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     """Return a copy of a model with LoRA on every prunable projection, not merged."""
-    adapted = attach_lora(
-        deepcopy(model), find_groups(model.config), rank=rank, alpha=2.0 * rank, dropout=0.0, seed=0
-    ).get_base_model()
-    assert isinstance(adapted, PreTrainedModel)
-    return adapted.to(model.dtype)
+    groups = find_groups(model.config)
+    adapted: Any = attach_lora(deepcopy(model), groups, rank=rank, alpha=2.0 * rank, dropout=0.0, seed=0)
+    apart: PreTrainedModel = adapted.get_base_model().to(model.dtype)
+    return apart
 
 
 def check_engines(options: BenchmarkConfig) -> None:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
 from loraprune.checkpoint import save_model
 from loraprune.export.run import export
 from loraprune.export_options import ExportConfig
@@ -13,6 +16,18 @@ from loraprune.families import find_groups
 from loraprune.surgery import slice_
 from tests.samples import VOCABULARY, byte_tokenizer
 from tests.tiny import tiny_model, uneven_plan, uniform_plan
+
+
+def merging_tokenizer(*, extra: int = 0) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer that makes one token of "ca", as llama.cpp asks for merges; `extra` is as of `byte_tokenizer`."""
+    values = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    values["model"] |= {"vocab": values["model"]["vocab"] | {"ca": 259}, "merges": [["c", "a"]]}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(values)), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.add_tokens([f"<extra{number}>" for number in range(extra)])
+    return fast
 
 
 def save_pruned_tiny(
@@ -26,7 +41,7 @@ def save_pruned_tiny(
     slice_(model, groups, plan.kept)
     counts = {name: len(kept) for name, kept in plan.kept.items()}
     save_model(model, folder, config=config, groups=groups, counts=counts)
-    byte_tokenizer().save_pretrained(folder)
+    merging_tokenizer().save_pretrained(folder)
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     return folder
 

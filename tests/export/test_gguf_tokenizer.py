@@ -22,6 +22,7 @@ from loraprune.export.gguf.tokenizer import (
     read_vocabulary,
 )
 from loraprune.loading import load_tokenizer
+from tests.export.cases import merging_tokenizer
 from tests.samples import VOCABULARY, byte_tokenizer
 
 
@@ -50,7 +51,7 @@ def sentencepiece(merges: list[tuple[str, str]]) -> Any:
 
 def split(rule: str, *, ignore_merges: bool) -> Any:
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(letters, [], ignore_merges=ignore_merges))
+    tokenizer = Tokenizer(models.BPE(letters | {"ca": 256}, [("c", "a")], ignore_merges=ignore_merges))
     if rule == "gpt2":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif rule == "digits gpt2":
@@ -63,12 +64,11 @@ def split(rule: str, *, ignore_merges: bool) -> Any:
 
 
 def test_bytes_special_tokens_and_rows_without_a_token() -> None:
-    tokenizer = byte_tokenizer(extra=2)
+    tokenizer = merging_tokenizer(extra=2)
     found = read_vocabulary(tokenizer, VOCABULARY)
-    assert (found.model, found.pre, found.adds_bos, found.merges) == ("gpt2", "gpt-2", True, [])
-    assert [found.types[number] for number in (0, 10, 259, 261)] == [CONTROL, NORMAL, USER_DEFINED, UNUSED]
-    assert found.tokens[261] == "[PAD261]"
-    assert read_vocabulary(byte_tokenizer(bos=False), VOCABULARY).adds_bos is False
+    assert (found.model, found.pre, found.adds_bos, found.merges) == ("gpt2", "gpt-2", True, ["c a"])
+    assert [found.types[number] for number in (0, 259, 260, 262)] == [CONTROL, NORMAL, USER_DEFINED, UNUSED]
+    assert found.tokens[262] == "[PAD262]"
 
 
 @pytest.mark.parametrize(("rule", "whole"), SPLITS, ids=SPLITS.values())
@@ -77,7 +77,7 @@ def test_the_rule_of_splitting_has_llama_cpps_name(rule: str, whole: bool) -> No
 
 
 def test_sentencepiece_scores_are_the_ranks_of_merges() -> None:
-    found = read_vocabulary(sentencepiece([("▁", "a"), ("b", "c"), ("▁a", "bc"), ("▁", "abc")][:3]), 300)
+    found = read_vocabulary(sentencepiece([("▁", "a"), ("b", "c"), ("▁a", "bc")]), 300)
     place = {token: number for number, token in enumerate(found.tokens)}
     assert found.model == "llama"
     assert found.space_prefix
@@ -107,7 +107,8 @@ def normalised() -> Any:
             lambda: sentencepiece([("a", "b"), ("b", "c"), ("ab", "c"), ("c", "a"), ("a", "bc")]),
             "not in the order of what they make",
         ),
-        (lambda: byte_tokenizer(extra=9), "has no row in an embedding of 264"),
+        (byte_tokenizer, "it merges nothing"),
+        (lambda: merging_tokenizer(extra=9), "has no row in an embedding of 264"),
         (object, "no tokenizer.json"),
     ],
 )

@@ -30,7 +30,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     probe = probe_of(source.model)
     exact = logits_of(source.model, probe)
     quantized = _load(
-        source, source.name, dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
+        source, str(source.folder), dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
     )
     rounded = logits_of(quantized, probe)
     save_companions(source, folder)
@@ -57,7 +57,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 def _load(source: Source, name: str, **options: Any) -> PreTrainedModel:
     with quiet_tracing():
         loaded: PreTrainedModel = auto_class(find_head(source.config)).from_pretrained(
-            name, device_map="cpu", trust_remote_code=source.options.trust_remote_code, **options
+            name, device_map="cpu", use_safetensors=True, trust_remote_code=source.options.trust_remote_code, **options
         )
     return loaded
 
