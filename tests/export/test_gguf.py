@@ -40,7 +40,7 @@ def check(values: dict[str, Any]) -> None:
         assert "llama.cpp did not run it" in values["verified_by"]
 
 
-VARIANTS = ("llama-tied", "llama-attention_bias", "mistral", "qwen2", "qwen3", "gemma", "granite")
+VARIANTS = ("llama-tied", "llama-attention_bias", "mistral", "qwen3", "gemma", "granite")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -66,6 +66,16 @@ def test_layers_of_their_own_widths_are_deci(variant: str, tmp_path: Path) -> No
     assert head["deci.attention.head_count_kv"] == [units[f"model.layers.{n}.self_attn"] for n in range(2)]
     assert head["deci.feed_forward_length"] == [units[f"model.layers.{n}.mlp"] for n in range(2)]
     assert head["deci.rope.dimension_count"] == head["deci.attention.key_length"] == 8
+
+
+@pytest.mark.parametrize(("heads", "architecture"), [(4, "qwen2"), (2, "deci")])
+def test_a_qwen2_with_fewer_heads_is_no_qwen2_of_llama_cpp(heads: int, architecture: str, tmp_path: Path) -> None:
+    """Its projections have the hidden size there, whatever the head count."""
+    values = exported(
+        save_pruned_tiny(tmp_path / "source", "qwen2", heads=heads), tmp_path / "out", "gguf", quantization="f32"
+    )
+    check(values)
+    assert values["architecture"] == architecture
 
 
 def test_heads_that_do_not_divide_the_hidden_size(tmp_path: Path) -> None:

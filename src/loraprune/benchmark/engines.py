@@ -6,7 +6,7 @@ Knows nothing about clocks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -22,6 +22,7 @@ DECODE = 0
 """key of decoding among the batch sizes"""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A program other than transformers that runs a model which is measured beside it, on a CPU."""
 

@@ -34,13 +34,15 @@ class Architecture:
     """added to the weights of norms, which transformers keeps relative to it"""
     as_layerwise: bool = False
     """whether `deci` computes the same"""
+    full_heads: bool = False
+    """takes the hidden size for the width of all query heads"""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", interleaved=True, as_layerwise=True),
     "mistral": Architecture("llama", interleaved=True, as_layerwise=True),
     "granite": Architecture("granite", interleaved=True),
-    "qwen2": Architecture("qwen2", as_layerwise=True),
+    "qwen2": Architecture("qwen2", as_layerwise=True, full_heads=True),
     "qwen3": Architecture("qwen3"),
     "gemma": Architecture("gemma", norm_offset=1.0),
 }
@@ -89,7 +91,9 @@ def find_architecture(config: PreTrainedConfig) -> Architecture:
         )
     found = ARCHITECTURES[stock.model_type]
     _check_settings(stock)
-    if shape_of(config).is_uniform:
+    shape = shape_of(config)
+    fits = not found.full_heads or shape.heads[0] * shape.head_size == stock.hidden_size
+    if shape.is_uniform and fits:
         return found
     if not found.as_layerwise:
         raise UnsupportedModelError(
