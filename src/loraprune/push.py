@@ -31,8 +31,8 @@ class Pushed:
     values: dict[str, Any]
 
 
-def push(options: PushConfig, api: HfApi | None = None) -> Pushed:
-    """Upload a folder; `api` is the hub's client.
+def push(options: PushConfig, api: Any = None) -> Pushed:
+    """Upload a folder; `api` is the hub's client, an `HfApi` unless another one is given.
 
     Raises:
         CheckpointError: if the hub cannot be reached, or does not take it.
