@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, PreTrainedModel
@@ -52,13 +52,13 @@ class Step(nn.Module):
         self.reads_positions = "position_ids" in known
 
     def forward(
-        self,
-        input_ids: Int[Tensor, "batch new"],
-        attention_mask: Int[Tensor, "batch total"],
-        position_ids: Int[Tensor, "batch new"],
-        past: list[Float[Tensor, "batch heads past head"]],
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Return logits (batch, new, vocabulary), and keys and values of every layer with the new ones behind."""
+        """Return logits (batch, new, vocabulary), and keys and values of every layer with the new ones behind.
+
+        Inputs are (batch, new), (batch, past and new), (batch, new), and (batch, heads of the layer, past, size of a head) each.
+        """
+        # Shapes are no annotations here: while this is traced, sizes are symbols, and a check would pin them.
         cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
         places = {"position_ids": position_ids} if self.reads_positions else {}
         given = {self.cache_name: cache, "use_cache": True, **places}
