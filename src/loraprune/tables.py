@@ -140,7 +140,7 @@ def comparison(result: Speed) -> None:
             line(
                 f"prefill, batch {batch}",
                 partial(_prefill, batch),
-                lambda ratio, batch=batch: ratio["prefill_speedup"].get(batch),
+                partial(_prefill_speedup, batch),
             )
         )
     if any(models[name]["decode_tokens_per_second"] for name in names):
@@ -150,6 +150,11 @@ def comparison(result: Speed) -> None:
 
 def _prefill(batch: str, row: Mapping[str, Any]) -> str | None:
     return milliseconds(row["prefill_seconds"][batch]) if batch in row["prefill_seconds"] else None
+
+
+def _prefill_speedup(batch: str, ratio: Mapping[str, Any]) -> float | None:
+    found: float | None = ratio["prefill_speedup"].get(batch)
+    return found
 
 
 def _rate(row: Mapping[str, Any]) -> str | None:

@@ -59,7 +59,7 @@ class Step(nn.Module):
         Inputs are (batch, new), (batch, past and new), (batch, new), and (batch, heads of the layer, past, size of a head) each.
         """
         # Shapes are no annotations here: while this is traced, sizes are symbols, and a check would pin them.
-        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+        cache: Any = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
         places = {"position_ids": position_ids} if self.reads_positions else {}
         given = {self.cache_name: cache, "use_cache": True, **places}
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **given).logits
@@ -68,7 +68,7 @@ class Step(nn.Module):
 
 def cache_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
     """Return (heads, size of a head) of keys and of values, layer by layer."""
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     name = Step(model).cache_name
     with torch.inference_mode(), dropout_off(model):
         model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, **{name: cache})
