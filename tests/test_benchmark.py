@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, ViTConfig, ViTModel
 
-from loraprune import benchmark, evaluate
+from loraprune import evaluate
 from loraprune.benchmark import Comparison, compare_speed, count_macs
+from loraprune.benchmark import compare as timing
+from loraprune.benchmark.engines import PROMPT_TOKENS
 from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError
-from loraprune.evaluate import Spread
+from loraprune.evaluate import Call, Spread
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 32, 2, 4, 2, 8, 61
 
@@ -58,7 +61,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         found.append(list(calls))
         return {name: Spread(1.0, 1.0, 1.0, (1.0,) * repeats) for name in calls}
 
-    monkeypatch.setattr(benchmark, "time_in_turns", fake)
+    monkeypatch.setattr(timing, "time_in_turns", fake)
     return found
 
 
@@ -145,7 +148,7 @@ def test_prefill_reads_the_same_seeded_tokens_and_decoding_makes_as_many_as_aske
             lambda _, args, kwargs, name=name: seen[name].append(kwargs["input_ids"][0].tolist()), with_kwargs=True
         )
     compare(models)
-    assert set(outputs) == {torch.Size([1, benchmark.PROMPT_TOKENS + 3])}
+    assert set(outputs) == {torch.Size([1, PROMPT_TOKENS + 3])}
     prefill = [next(ids for ids in seen[name] if len(ids) == 8) for name in models]
     assert prefill[0] == prefill[1]
     assert len(set(prefill[0])) > 1
@@ -169,7 +172,7 @@ def test_rates_and_speedups_follow_from_the_samples(monkeypatch: pytest.MonkeyPa
         seconds = {"dense": [2 * d for d in drift], "pruned": list(drift)}
         return {n: Spread(sorted(s)[1], min(s), max(s), tuple(s)) for n, s in seconds.items() if n in calls}
 
-    monkeypatch.setattr(benchmark, "time_in_turns", fake)
+    monkeypatch.setattr(timing, "time_in_turns", fake)
     compared = compare({"dense": tiny_llama(ffn=48), "pruned": tiny_llama(ffn=24)}, repeats=3)
     dense, ratios = compared.rows["dense"], compared.ratios["pruned"]
     assert dense.prefill_tokens_per_second == {1: 8 / 4.0, 2: 16 / 4.0}
@@ -200,6 +203,30 @@ def test_an_encoder_alone_is_timed(steady_clock: None) -> None:
     row = compare({"encoder": BertModel(config)}).rows["encoder"]
     assert row.prefill_seconds[1].samples == (1.0, 1.0)
     assert row.decode_tokens_per_second is None
+
+
+class Fixed:
+    """An engine that does nothing, for one prompt at a time."""
+
+    name, model, file_bytes, largest_batch = "engine 1.0", "dense", 100, 1
+
+    def prefill(self, tokens: Tensor) -> Call:
+        return lambda: None
+
+    def decode(self, prompt: Tensor, *, new_tokens: int) -> Call:
+        return lambda: None
+
+
+def test_an_engine_stands_beside_its_model_and_takes_turns_with_it(turns: list[list[str]]) -> None:
+    compared = compare({"dense": tiny_llama(), "pruned": tiny_llama(ffn=24)}, engines={"fast": Fixed()})
+    assert turns == [["dense", "pruned", "fast"], ["dense", "pruned"], ["dense", "pruned", "fast"]]
+    row, dense = compared.rows["fast"], compared.rows["dense"]
+    assert (row.engine, row.file_bytes, row.parameters, row.macs_per_token) == (
+        "engine 1.0", 100, dense.parameters, dense.macs_per_token,
+    )  # fmt: skip
+    assert row.prefill_tokens_per_second == {1: 8.0}
+    assert compared.ratios["fast"].prefill_speedup == {1: 1.0}
+    assert dense.engine == "transformers"
 
 
 def test_everything_survives_json(steady_clock: None, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from loraprune import launch, recipes, settings
+from loraprune import export_options, launch, recipes, settings
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
 from loraprune.folder import lies_here
@@ -46,7 +46,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables:evaluation"),
     "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables:comparison"),
     "report": Command(settings.ReportConfig, "judge:redraw", "tables:drawn"),
-    "export": Command(settings.ExportConfig, "export:export", "tables:export"),
+    "export": Command(export_options.ExportConfig, "export.run:export", "tables:export"),
+    "push": Command(export_options.PushConfig, "push:push", "tables:pushed"),
     "compare": Command(settings.CompareConfig, "compare.run:compare", "tables:compared"),
     "compare-models": Command(settings.CompareModelsConfig, "lineup:compare_models", "tables:lined_up", words="models"),
     "demo": Command(settings.DemoConfig, "demo.run:demo", "tables:demo"),

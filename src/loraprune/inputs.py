@@ -97,7 +97,9 @@ def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     held_out = values.get("eval") if lies_here(values.get("eval")) else None
     # To evaluate is to train on nothing.
     pairs = [(None, text) for text in texts] if command == "evaluate" else [(text, held_out) for text in texts]
-    models = [values[option] for option in MODELS if lies_here(values.get(option))]
+    # What is pushed may be no checkpoint of transformers.
+    named = MODELS if command != "push" else ()
+    models = [values[option] for option in named if lies_here(values.get(option))]
     for model in models:
         check_model(model, needs, found, trust_remote_code=trust)
     for model in (models or [""]) if "data" in needs else []:

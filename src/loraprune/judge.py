@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.benchmark import compare_speed
+from loraprune.adapters import attach_lora
+from loraprune.benchmark import Engine, compare_speed
+from loraprune.benchmark.engines import PROMPT_TOKENS
 from loraprune.data import check_vocabulary
 from loraprune.errors import ConfigError, Findings
-from loraprune.families import fitting_lengths
+from loraprune.export.base import check_installed, formats
+from loraprune.export.engines import make_engine
+from loraprune.export.gguf.llamacpp import PACKAGE, llamacpp_version
+from loraprune.export_options import ExportConfig
+from loraprune.families import find_groups, fitting_lengths
 from loraprune.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.html.folder import EVALUATION, read_run
 from loraprune.html.page import NAME, render, write_page, write_plots
@@ -157,21 +165,63 @@ def benchmark(options: BenchmarkConfig) -> Speed:
         LoraPruneError: for anything wrong with the models.
     """
     device, names = _check("benchmark", options)
+    if options.formats:
+        check_engines(options)
+        device = torch.device("cpu")
     dtype = choose_dtype(options.dtype, device)
     models = {
         name: load_model(name, device=device, dtype=dtype, trust_remote_code=options.trust_remote_code)
         for name in names
     }
     (length,) = fitting_lengths([options.length], [model.config for model in models.values()])
-    compared = compare_speed(
-        models,
-        batches=tuple(options.batches),
-        length=length,
-        new_tokens=options.tokens,
-        repeats=options.repeats,
-        folders={name: Path(resolve(name)) for name in names if Path(resolve(name)).is_dir()},
-    )
+    folders = {name: Path(resolve(name)) for name in names if Path(resolve(name)).is_dir()}
+    if options.unmerged is not None:
+        models[f"{options.model}, LoRA of rank {options.unmerged} apart"] = with_adapter(
+            models[options.model], options.unmerged
+        )
+    with TemporaryDirectory() as room:
+        engines = make_engines(options, Path(room), context=max(length, PROMPT_TOKENS + options.tokens))
+        compared = compare_speed(
+            models, batches=tuple(options.batches), length=length, new_tokens=options.tokens, repeats=options.repeats,
+            folders=folders, engines=engines,
+        )  # fmt: skip
+        engines.clear()  # before their files go
     return Speed(compared.to_json())
+
+
+def with_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """Return a copy of a model with LoRA on every prunable projection, not merged."""
+    groups = find_groups(model.config)
+    adapted: Any = attach_lora(deepcopy(model), groups, rank=rank, alpha=2.0 * rank, dropout=0.0, seed=0)
+    apart: PreTrainedModel = adapted.get_base_model().to(model.dtype)
+    return apart
+
+
+def check_engines(options: BenchmarkConfig) -> None:
+    """Raise a ConfigError if what would run a format is not installed."""
+    names = [name for name, _ in options.format_names()]
+    if "gguf" in names and llamacpp_version() is None:
+        raise ConfigError(
+            f"--formats gguf: llama.cpp is timed through {PACKAGE}, which is not installed; pip install {PACKAGE}"
+        )
+    for name in names:
+        check_installed(name, formats.get(name))
+
+
+def make_engines(options: BenchmarkConfig, room: Path, *, context: int) -> dict[str, Engine]:
+    """Export the model to every format that is asked for, and return what runs it by name."""
+    engines: dict[str, Engine] = {}
+    for name, quantization in options.format_names():
+        folder = room / f"{name}-{quantization}"
+        folder.mkdir()
+        chosen = ExportConfig(
+            model=options.model, output=str(folder / "unused"), format=name, quantization=quantization,
+            trust_remote_code=options.trust_remote_code,
+        )  # fmt: skip
+        engines[f"{options.model} as {name}{f' {quantization}' if quantization else ''}"] = make_engine(
+            chosen, folder, context=context
+        )
+    return engines
 
 
 def _check(command: str, options: EvaluateConfig | BenchmarkConfig) -> tuple[torch.device, list[str]]:

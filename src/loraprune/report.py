@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraprune import launch
+from loraprune.card import model_card
 from loraprune.config import FinetuneConfig, PruneConfig, as_dict
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.measured import Measured, compared
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
 from loraprune.sparsity.sparsifier import Sparsifier
-from loraprune.tasks import Task, tasks
+from loraprune.tasks import Task
 from loraprune.verify import Verification
 
 LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -197,7 +198,9 @@ def write_folder(
     """Write everything but the model itself into an output folder."""
     (folder / "report.json").write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(report.values, config), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(report.values, output=config.output, seed=config.seed), encoding="utf-8"
+    )
     if scores is not None:
         (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
         save_file(dict(scores), folder / "scores.safetensors")
@@ -212,35 +215,4 @@ def how_to_load(model_type: str, head: str) -> str:
     return (
         f"loraprune.from_pretrained(folder), or {head}.from_pretrained(folder, trust_remote_code=True) of "
         "plain transformers, as the layers' widths need the modelling code in the folder"
-    )
-
-
-def model_card(values: Mapping[str, Any], config: PruneConfig | FinetuneConfig) -> str:
-    """Return the README.md of an output folder."""
-    parameters, metric = values["parameters"], values["metric"]
-    head = tasks.get(values["task"]).head
-    rows = [
-        ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
-        (metric, f"{values[metric]['dense']:.3f}", f"{values[metric]['pruned']:.3f}"),
-    ]
-    if "ratio_reached" in values:
-        what = (
-            "ratio of prunable weights that are zero"
-            if "sparsity" in values
-            else "ratio of prunable parameters removed"
-        )
-        rows.insert(1, (what, "0", f"{values['ratio_reached']:.4f}"))
-    flag = ", trust_remote_code=True" if values["saved_as"]["model_type"].startswith(TYPE_PREFIX) else ""
-    table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
-    return (
-        "---\nlibrary_name: transformers\ntags: [loraprune, pruned]\n---\n\n"
-        f"# {Path(config.output).name}\n\n"
-        f"Made from `{config.model}` by `loraprune {values['job']}` on `{config.data}` ({values['steps']} steps, seed {config.seed}).\n"
-        "The licence of the base model applies.\n\n"
-        f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Measured on data held out of the training; the protocol stands in report.json.\n\n"
-        f"Load it with {values['saved_as']['load']}:\n\n"
-        f"```python\nfrom transformers import {head}\n\n"
-        f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
-        "To repeat the run: `loraprune " + values["job"] + " --config run.yaml --output another/folder`.\n"
     )

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
+from loraprune.errors import nearest
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
-from loraprune.output import output_problem
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
+TIMED_FORMATS = ("onnx", "gguf")
+"""formats of `export` for which there is a program to time"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +109,36 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
     """tokens to generate for the decoding speed"""
     repeats: int = 10
     """timed runs of each"""
+    unmerged: int | None = None
+    """time the model with LoRA of this rank beside it too, as it is before merging: what an adapter costs that is kept apart"""
+    formats: str | None = None
+    """export the model to these formats in a temporary folder and time them too, on the CPU: onnx (onnxruntime), gguf (llama.cpp), or both
+    with a comma; `gguf:q8_0` names a --quantization"""
+
+    def format_names(self) -> list[tuple[str, str | None]]:
+        """Return format and quantisation of all formats."""
+        parts = [part.strip().partition(":") for part in self.formats.split(",")] if self.formats is not None else []
+        return [(name, quantization or None) for name, _, quantization in parts]
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         values = [("length", self.length), ("tokens", self.tokens), ("repeats", self.repeats)]
         values += [("batches", batch) for batch in self.batches]
-        return [*super().problems(), *at_least(*((name, value, 1) for name, value in values))]
+        values += [("unmerged", self.unmerged)] if self.unmerged is not None else []
+        wrong = [name for name, _ in self.format_names() if name not in TIMED_FORMATS]
+        close = nearest(wrong[0], TIMED_FORMATS) if wrong else ""
+        timed = f"--formats {', '.join(wrong)}{close}: only {' and '.join(TIMED_FORMATS)} are timed"
+        return [
+            *super().problems(),
+            *at_least(*((name, value, 1) for name, value in values)),
+            *failed(
+                (not wrong, timed),
+                (
+                    not self.formats or self.device in ("auto", "cpu"),
+                    f"--device {self.device}: formats are timed on a CPU; give cpu",
+                ),
+            ),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,23 +188,6 @@ class CompareModelsConfig(MachineOptions):
             (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
         ]
         return [*super().problems(), *at_least(*least), *failed(*checks)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(ModelOptions):
-    """Write a pruned model in another format, and check it by loading it."""
-
-    output: str
-    """folder to write"""
-    format: str = "padded"
-    """`padded`: the dense stock shapes with zeros for removed units, for loaders that know no other"""
-    overwrite: bool = False
-    """replace the output folder if a run wrote it"""
-
-    def problems(self) -> list[str]:
-        """Return one sentence for every option that is wrong."""
-        problem = output_problem(self.output, overwrite=self.overwrite)
-        return [*super().problems(), *([problem] if problem else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

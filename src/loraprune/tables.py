@@ -6,7 +6,8 @@ Knows nothing about how anything was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -17,11 +18,12 @@ from loraprune.amounts import change, size
 from loraprune.compare import summary
 from loraprune.compare.summary import Comparison
 from loraprune.describe import Description
-from loraprune.export import Export
+from loraprune.export.run import Export
 from loraprune.html.page import heads, task_rows
 from loraprune.judge import Drawn, Evaluation, Speed
 from loraprune.lineup import Lineup
 from loraprune.measured import PERPLEXITY
+from loraprune.push import Pushed
 from loraprune.report import Report
 
 GIB = 2**30
@@ -117,24 +119,48 @@ def drawn(result: Drawn) -> None:
 def comparison(result: Speed) -> None:
     """Print sizes and speeds side by side, and how much smaller and faster each model is than the first."""
     models: Mapping[str, Any] = result.values["rows"]
-    names = list(models)
-    last = result.values["ratios"][names[-1]]
-    smaller = {"parameters": 1 / last["parameters"], "MACs a token": last["expected_speedup"]}
-    lines = [
-        ("parameters", [f"{models[n]['parameters']:,}" for n in names]),
-        ("MACs a token", [f"{models[n]['macs_per_token']:,}" for n in names]),
-        ("file", [size(models[n]["file_bytes"]) for n in names]),
+    ratios, names = result.values["ratios"], list(models)
+
+    def line(what: str, cell: Callable[[Any], str | None], factor: Callable[[Any], float | None]) -> list[str]:
+        found = [what]
+        for place, name in enumerate(names):
+            text, times = cell(models[name]), factor(ratios[name]) if place else None
+            found.append("-" if text is None else text + (f"\n{times:.2f}x" if times else ""))
+        return found
+
+    rows = [
+        line("parameters", lambda row: f"{row['parameters']:,}", lambda ratio: 1 / ratio["parameters"]),
+        line("MACs a token", lambda row: f"{row['macs_per_token']:,}", lambda ratio: ratio["expected_speedup"]),
+        line(
+            "file",
+            lambda row: size(row["file_bytes"]),
+            lambda ratio: 1 / ratio["file_bytes"] if ratio["file_bytes"] else None,
+        ),
     ]
     for batch in models[names[0]]["prefill_seconds"]:
-        what = f"prefill, batch {batch}"
-        lines.append((what, [milliseconds(models[n]["prefill_seconds"][batch]) for n in names]))
-        smaller[what] = last["prefill_speedup"][batch]
-    if all(models[n]["decode_tokens_per_second"] for n in names):
-        lines.append(("tokens a second", [f"{models[n]['decode_tokens_per_second']:.0f}" for n in names]))
-        smaller["tokens a second"] = last["decode_speedup"]
-    ratio = len(names) > 1
-    rows = [[what, *cells, *([f"{smaller[what]:.2f}x" if what in smaller else ""] * ratio)] for what, cells in lines]
-    show("size and speed", ["", *names, *["smaller or faster"] * ratio], rows)
+        rows.append(
+            line(
+                f"prefill, batch {batch}",
+                partial(_prefill, batch),
+                partial(_prefill_speedup, batch),
+            )
+        )
+    if any(models[name]["decode_tokens_per_second"] for name in names):
+        rows.append(line("tokens a second", _rate, lambda ratio: ratio["decode_speedup"]))
+    show("size and speed; below: times smaller or faster than the first", ["", *names], rows)
+
+
+def _prefill(batch: str, row: Mapping[str, Any]) -> str | None:
+    return milliseconds(row["prefill_seconds"][batch]) if batch in row["prefill_seconds"] else None
+
+
+def _prefill_speedup(batch: str, ratio: Mapping[str, Any]) -> float | None:
+    found: float | None = ratio["prefill_speedup"].get(batch)
+    return found
+
+
+def _rate(row: Mapping[str, Any]) -> str | None:
+    return f"{row['decode_tokens_per_second']:.0f}" if row["decode_tokens_per_second"] else None
 
 
 def milliseconds(spread: Mapping[str, float]) -> str:
@@ -203,7 +229,16 @@ def export(result: Export) -> None:
     values = result.values
     facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
     facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
+    facts.append(("verified by", values["verified_by"]))
     show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
+
+
+def pushed(result: Pushed) -> None:
+    """Print what was uploaded."""
+    values = result.values
+    facts = [("repository", values["repo"]), ("files", str(values["files"])), ("size", size(values["bytes"])),
+             ("licence", values["license"]), ("commit", values["url"])]  # fmt: skip
+    show(f"{values['model']} on the hub", ("", "push"), facts, figures=False)
 
 
 def demo(result: Report) -> None:

@@ -22,6 +22,7 @@ COMMANDS = (
     "benchmark",
     "report",
     "export",
+    "push",
     "compare",
     "compare-models",
     "demo",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loraprune import export, job, judge
+from loraprune import job, judge
 from loraprune.compare import run
+from loraprune.export import run as export
 from tests.cli.cases import Case, refused
 from tests.images.conftest import save_classifier, write_images
 from tests.tasks.cases import save_bert

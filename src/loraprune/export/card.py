@@ -1,0 +1,35 @@
+"""The card of an exported folder: that of the folder it came from, and how this one is loaded and was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraprune.card import CARD, join_card, licence_line, metadata, split_card
+from loraprune.export.base import Source
+from loraprune.tasks import find_task
+
+LIBRARIES = {"gguf": "gguf", "onnx": "onnx", "torch": "pytorch"}
+"""format -> what the hub calls the library that loads it, where that is not transformers"""
+
+
+def write_card(source: Source, values: Mapping[str, Any], folder: Path) -> None:
+    """Write the card of a format; `values` is its export.json."""
+    about, text = split_card(source.folder / CARD)
+    about = about or metadata(source.name, None, find_task(source.config).name)
+    name = values["format"]
+    tags = dict.fromkeys(
+        [*about.get("tags", ()), name, *([values["quantization"]] * (values["quantization"] != "as it is"))]
+    )
+    about |= {"library_name": LIBRARIES.get(name, "transformers"), "tags": list(tags)}
+    figures = ", ".join(f"{what.replace('_', ' ')} {found:.1e}" for what, found in values["verification"].items())
+    own = (
+        f"# As {name}\n\n{values['parameters']:,} parameters, {values['bytes']:,} bytes, {values['quantization']}. "
+        f"Load it with `{values['load']}`.\n\nVerified by {values['verified_by']}; largest differences, relative to the largest value: "
+        f"{figures}.\n"
+    )
+    before = text.strip() or f"Made from `{source.name}` by `loraprune export`.\n{licence_line(about)}"
+    (folder / CARD).write_text(
+        join_card(about, f"{own}\n## The model\n\n{before.replace('# ', '### ', 1)}\n"), encoding="utf-8"
+    )

@@ -1,0 +1,68 @@
+"""Running a GGUF file with llama.cpp, where llama-cpp-python is installed.
+
+Knows nothing about how the file was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from loraprune.errors import VerificationError
+
+PACKAGE = "llama-cpp-python"
+
+
+def llamacpp_version() -> str | None:
+    """Return the version of llama-cpp-python, or None where it is not installed."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return None
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp on a CPU, with a cache in float32."""
+
+    def __init__(self, file: Path, *, context: int, threads: int | None = None) -> None:
+        """Load a file for texts of at most `context` tokens.
+
+        Raises:
+            VerificationError: if llama.cpp does not take it.
+        """
+        import llama_cpp
+
+        count = threads or torch.get_num_threads()
+        try:
+            self.model = llama_cpp.Llama(
+                str(file), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True, verbose=False,
+                n_threads=count, n_threads_batch=count, n_gpu_layers=0,
+                type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+            )  # fmt: skip
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise VerificationError(f"llama.cpp does not load {file.name}: {error}; nothing was saved") from None
+
+    def logits(self, tokens: Sequence[int]) -> Any:
+        """Return the logits (tokens, vocabulary) of one text."""
+        self.model.reset()
+        self.model.eval(list(tokens))
+        return np.array(self.model.scores[: len(tokens)])
+
+    def generate(self, prompt: Sequence[int], *, new_tokens: int) -> list[int]:
+        """Return the greedy continuation, token by token with the cache."""
+        self.model.reset()
+        tokens, found = list(prompt), []
+        for _ in range(new_tokens):
+            self.model.eval(tokens)
+            tokens = [int(self.model.scores[self.model.n_tokens - 1].argmax())]
+            found += tokens
+        return found
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a text, special ones where the file says so."""
+        return list(self.model.tokenize(text.encode("utf-8"), add_bos=True, special=True))

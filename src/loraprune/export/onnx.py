@@ -1,0 +1,127 @@
+"""`onnx`: one graph for prefill and decoding with a key-value cache, or the logits of a model that writes no text.
+
+Inputs and outputs have the names that onnxruntime's tools know: `input_ids`, `attention_mask`, `position_ids`,
+`past_key_values.N.key`; `logits`, `present.N.key`. A prefill has a cache of no tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from transformers import PreTrainedModel
+
+from loraprune.errors import UnsupportedModelError
+from loraprune.export.base import Format, Source, formats, save_companions
+from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_step
+from loraprune.export.onnx_session import Session
+from loraprune.tasks import find_task
+from loraprune.verify import check_difference, difference, logits_of, probe_of
+
+NAME = "model.onnx"
+STEPS = 4
+"""tokens that are decoded one by one for verification"""
+LARGEST = 1 << 30
+"""bytes of weights that are kept in the graph's file itself; a protobuf ends at 2 GiB"""
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    """Write the graph, and compare onnxruntime with the model."""
+    path = folder / NAME
+    if find_task(source.config).name == "causal-lm":
+        found = write_step(source.model, path)
+        what = f"prefill of padded rows, {STEPS} greedy steps with the cache"
+    else:
+        found = write_logits(source.model, path)
+        what = "logits of two batches"
+    save_companions(source, folder)
+    return {
+        "verification": {"source_vs_exported": check_difference("model and onnx graph", found, torch.float32)},
+        "verified_by": f"onnxruntime {version('onnxruntime')} on the CPU: {what}",
+        "load": f"onnxruntime.InferenceSession('{NAME}')",
+    }
+
+
+def write_step(model: PreTrainedModel, path: Path) -> float:
+    """Write a causal model with its cache; return the largest difference of logits, in prefill and in decoding."""
+    shapes = cache_shapes(model)
+    layers = [f"{place // 2}.{'value' if place % 2 else 'key'}" for place in range(len(shapes))]
+    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in layers)]
+    outputs = ["logits", *(f"present.{name}" for name in layers)]
+    save_graph(model, trace_step(model, shapes), path, inputs, outputs)
+    return compare_decoding(model, Session(path))
+
+
+def write_logits(model: PreTrainedModel, path: Path) -> float:
+    """Write the logits of any model; return the largest difference on two batches of different sizes."""
+    program, inputs = trace_logits(model)
+    save_graph(model, program, path, list(inputs), ["logits"])
+    session, probe, found = Session(path), dict(probe_of(model)), 0.0
+    for rows in (2, 1):
+        part = {name: tensor[:rows] for name, tensor in inputs.items()}
+        (logits,) = session.run({name: tensor.numpy() for name, tensor in part.items()})
+        found = max(found, difference(logits_of(model, probe | part), torch.from_numpy(logits)))
+    return found
+
+
+def save_graph(
+    model: PreTrainedModel, program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
+    """Translate a traced program and write it, large weights beside it.
+
+    Raises:
+        UnsupportedModelError: if torch.onnx has no translation for something in it.
+    """
+    large = sum(p.numel() * p.element_size() for p in model.parameters()) > LARGEST
+    with quiet_tracing():
+        try:
+            graph = torch.onnx.export(
+                program, (), None, input_names=inputs, output_names=outputs, dynamo=True, verbose=False
+            )
+        except Exception as error:  # a translator fails with nearly anything
+            why = " ".join(str(error).split())[:200]
+            raise UnsupportedModelError(
+                f"{model.config.model_type!r} cannot be written by torch.onnx {torch.__version__} "
+                f"({type(error).__name__}: {why}); --format torch does not translate"
+            ) from None
+        assert graph is not None
+        graph.save(path, external_data=large)
+
+
+def compare_decoding(model: PreTrainedModel, session: Session) -> float:
+    """Return the largest difference of logits between a graph and a model that reads everything anew at each step.
+
+    Of two rows the first is filled up on the left; the tokens are the model's greedy ones.
+    """
+    ids = probe_of(model)["input_ids"][:2, :8]
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    past, new, found = session.empty_cache(2), ids, 0.0
+    for _ in range(1 + STEPS):
+        logits, past = session.step(new.numpy(), mask.numpy(), past)
+        expected = _whole(model, ids, mask)[:, -new.shape[1] :]
+        seen = mask[:, -new.shape[1] :].bool()
+        found = max(found, difference(expected[seen], torch.from_numpy(np.asarray(logits))[seen]))
+        new = expected[:, -1:].argmax(-1)
+        ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
+    return found
+
+
+@torch.inference_mode()
+def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits of all tokens, read without a cache."""
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    logits: Tensor = model.eval()(**given).logits
+    return logits.float()
+
+
+formats.add("onnx", Format(write, needs=("onnx", "onnxscript", "onnxruntime")))

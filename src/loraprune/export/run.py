@@ -1,0 +1,85 @@
+"""The command `export`: check everything, load the model, let its format write and verify it, record what was found.
+
+Knows nothing about how a format is written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from loraprune.errors import Findings
+from loraprune.export import formats
+from loraprune.export.base import Format, Source, check_installed, choose_quantization
+from loraprune.export.card import write_card
+from loraprune.export_options import ExportConfig
+from loraprune.inputs import NEEDS, check_model
+from loraprune.loading import load_config, load_model, resolve
+from loraprune.resume.workspace import new_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written, ready for JSON."""
+
+    values: dict[str, Any]
+
+
+def export(options: ExportConfig) -> Export:
+    """Write a pruned model in another format and check it by loading it.
+
+    Raises:
+        LoraPruneError: for anything wrong with model or options, or a format that cannot hold it; nothing is written then.
+    """
+    entry, quantization, config = check_export(options)
+    with new_folder(Path(options.output), overwrite=options.overwrite) as folder:
+        values = write_format(options, entry, quantization, config, folder)
+    return Export(values | {"output": options.output})
+
+
+def check_export(options: ExportConfig) -> tuple[Format, str, PreTrainedConfig]:
+    """Look at all that is given before a weight is read; return the format, its quantisation, and the model's configuration.
+
+    Raises:
+        LoraPruneError: as `export`.
+    """
+    found = Findings()
+    check_model(options.model, NEEDS["export"], found, trust_remote_code=options.trust_remote_code)
+    with found.check():
+        entry = formats.get(options.format)
+        with found.check():
+            check_installed(options.format, entry)
+        with found.check():
+            quantization = choose_quantization(options.format, entry, options)
+        config = load_config(options.model, trust_remote_code=options.trust_remote_code)
+        entry.check(config, options)
+    found.raise_all()
+    return entry, quantization, config
+
+
+def write_format(
+    options: ExportConfig, entry: Format, quantization: str, config: PreTrainedConfig, folder: Path
+) -> dict[str, Any]:
+    """Write and verify a format in an empty folder, with its export.json and card; return what the former holds."""
+    model = load_model(
+        options.model, device=torch.device("cpu"), dtype=torch.float32, trust_remote_code=options.trust_remote_code
+    )
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    source = Source(options.model, Path(resolve(options.model)), model, dtype, options, quantization)
+    written = entry.write(source, folder)
+    values: dict[str, Any] = {
+        "model": options.model,
+        "format": options.format,
+        "quantization": quantization,
+        "parameters": model.num_parameters(),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+    }
+    values |= written
+    (folder / "export.json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_card(source, values, folder)
+    return values

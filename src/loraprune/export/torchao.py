@@ -1,0 +1,65 @@
+"""`torchao`: 8-bit weights in safetensors, which transformers loads where torchao is installed.
+
+Source: torchao 0.18 and `TorchAoConfig` of transformers. Weights of linear layers have 8 bits and a scale a row; embeddings stay.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TorchAoConfig
+
+from loraprune.errors import NumericsError
+from loraprune.export.base import Format, Source, formats, save_companions
+from loraprune.export.graphs import quiet_tracing
+from loraprune.heads import auto_class, find_head
+from loraprune.verify import check_difference, difference, logits_of, probe_of
+
+ON_A_GPU = (
+    "torchao packs 4-bit weights with kernels of a GPU, so that nothing written here could be checked; on one, load the folder with "
+    "TorchAoConfig(Int4WeightOnlyConfig()). For 4 bits on a CPU use --format gguf --quantization q4_0"
+)
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    """Quantise, save, load again, and compare."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    probe = probe_of(source.model)
+    exact = logits_of(source.model, probe)
+    quantized = _load(
+        source, str(source.folder), dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
+    )
+    rounded = logits_of(quantized, probe)
+    save_companions(source, folder)
+    with quiet_tracing():
+        quantized.save_pretrained(folder)
+    again = logits_of(_load(source, str(folder), dtype="auto"), probe)
+    cost = difference(exact, rounded)
+    if not cost < 1:
+        raise NumericsError(
+            f"--format torchao: 8-bit weights change the logits by {cost:.1e} of the largest; nothing was saved"
+        )
+    return {
+        "verification": {
+            "source_vs_rounded": cost,
+            "rounded_vs_reloaded": check_difference(
+                "8-bit model and its file", difference(rounded, again), source.dtype
+            ),
+        },
+        "verified_by": f"transformers with torchao {version('torchao')} on the CPU",
+        "load": f"{find_head(source.config)}.from_pretrained(folder, device_map=...) of transformers, with torchao installed",
+    }
+
+
+def _load(source: Source, name: str, **options: Any) -> PreTrainedModel:
+    with quiet_tracing():
+        loaded: PreTrainedModel = auto_class(find_head(source.config)).from_pretrained(
+            name, device_map="cpu", use_safetensors=True, trust_remote_code=source.options.trust_remote_code, **options
+        )
+    return loaded
+
+
+formats.add("torchao", Format(write, needs=("torchao",), quantizations=("int8",), elsewhere={"int4": ON_A_GPU}))
