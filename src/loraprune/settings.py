@@ -16,6 +16,8 @@ from loraprune.output import output_problem
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
+KNOWN = "known"
+"""in place of a model: all that the package knows the shapes of"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +27,29 @@ class InspectConfig(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(LoRAPruneConfig, BatchOptions, ModelOptions):
-    """Predict shapes, parameters, file size and training memory from the configuration alone."""
+    """Predict shapes, parameters, file size, memory and FLOPs of training from the configuration alone."""
 
+    model: str = KNOWN
+    """folder, hub id, `demo`, or a well-known model by name, for which nothing is read: llama-7b, llama-13b, llama-30b, llama-65b,
+    llama-3-8b, llama-3-70b; `known` stands for all of these, in one table"""
     dtype: Dtype = "bfloat16"
     """precision of the weights while training"""
+    quantize: Literal["none", "8bit", "4bit", "int8"] = "none"
+    """how the frozen weights are held: in --dtype (none), in 8 or 4 bits by bitsandbytes, or in 8 by torchao (int8)"""
+    accumulate: int = 1
+    """micro-batches in an optimiser step"""
+    teacher: Literal["none", "copy", "cache"] = "none"
+    """as in prune: copy keeps a second model in memory"""
+    gpus: int = 1
+    """GPUs that train together, each on micro-batches of its own; figures are for every one of them"""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """with --gpus: every GPU has the whole model (ddp), or a share of its weights (fsdp)"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         shapes = f"--sparsity {self.sparsity}: shapes and sizes stay those of the dense model; there is nothing to plan"
-        return [*super().problems(), *failed((self.sparsity is None, shapes))]
+        sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
+        return [*super().problems(), *sizes, *failed((self.sparsity is None, shapes))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,98 @@
+"""Saving holds one file's worth beside the model, verifying holds one model: counted, with what would be seen otherwise."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraprune import pipeline
+from loraprune.footprint import LiveBytes
+from loraprune.loading import load_model
+from loraprune.stored import StoredTensors, stored_tensors
+from tests.pipeline.cases import prune_config
+from tests.samples import save_tiny
+from tests.tiny import tiny_model
+
+CPU = torch.device("cpu")
+SHARD = 1_000_000
+
+
+def live() -> LiveBytes:
+    return LiveBytes([], name=lambda _: "tensors")
+
+
+@pytest.fixture(scope="module")
+def wide(inputs: Path) -> Path:
+    """Write a model whose weights outweigh its activations, in 32 bits, into a folder with a tokenizer."""
+    return save_tiny(inputs / "wide", hidden_size=128, intermediate_size=768, num_hidden_layers=4)
+
+
+def test_saving_and_verifying_hold_one_model_and_one_file(
+    inputs: Path, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks: dict[str, int] = {}
+    save, verify = pipeline.save_model, pipeline._verify_saved
+
+    def watched_save(*arguments: Any, **options: Any) -> None:
+        tracemalloc.start()
+        save(*arguments, **options)
+        peaks["save"] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+    def watched_verify(*arguments: Any, **options: Any) -> Any:
+        gc.collect()
+        with live() as seen:
+            result = verify(*arguments, **options)
+        peaks["verify"] = seen.peak
+        return result
+
+    monkeypatch.setattr(pipeline, "save_model", watched_save)
+    monkeypatch.setattr(pipeline, "_verify_saved", watched_verify)
+    config = prune_config(inputs, tmp_path / "out", model=str(wide), ratio=0.2, steps=2, max_shard_size="1MB")
+    pipeline.prune(config)
+    dense = sum(tensor.nbytes for tensor in StoredTensors.of(wide).values())
+    pruned = sum(file.stat().st_size for file in (tmp_path / "out").glob("model-*.safetensors"))
+    assert pruned > 3 * SHARD
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
+    assert peaks["save"] < 1.5 * SHARD
+    assert peaks["verify"] < dense + SHARD
+
+    with live() as two:  # the control: a dense and a saved model together are seen
+        both = [load_model(str(folder), device=CPU, dtype=torch.float32) for folder in (wide, tmp_path / "out")]
+    assert two.peak > dense + pruned / 2
+    assert len(both) == 2
+
+
+def test_one_file_of_a_whole_model_is_seen(wide: Path, tmp_path: Path) -> None:
+    """The control for saving: without a bound on files, as much as the model is in memory once more."""
+    model = load_model(str(wide), device=CPU, dtype=torch.float32)
+    tracemalloc.start()
+    model.save_pretrained(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak > 3 * SHARD
+
+
+@pytest.mark.parametrize("variant", ["llama-tied", "vit", "qwen3_moe"])
+def test_what_is_stored_goes_by_the_names_of_the_model(variant: str, tmp_path: Path) -> None:
+    model = tiny_model(variant)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "spare").mkdir()
+    stored = stored_tensors(model, tmp_path / "model", tmp_path / "spare")
+    for name, tensor in model.named_parameters():
+        assert torch.equal(stored[name], tensor), name
+    assert any((tmp_path / "spare").iterdir()) == (variant != "llama-tied")
+    other = stored.named({"new": next(iter(stored))})
+    assert list(other) == ["new"]
+    assert torch.equal(other["new"], stored[next(iter(stored))])
+
+
+@pytest.mark.parametrize("size", ["5", "GB", "0GB", "-1MB", "1.5GB"])
+def test_sizes_that_are_none_are_refused(inputs: Path, tmp_path: Path, size: str) -> None:
+    with pytest.raises(Exception, match=f"--max-shard-size {size}: a whole number of"):
+        prune_config(inputs, tmp_path / "out", max_shard_size=size)
