@@ -34,6 +34,7 @@ from loraprune.footprint import (
     gpus_needed,
     weight_bytes,
 )
+from loraprune.heads import auto_class
 from loraprune.published import published, published_config
 from loraprune.scoring import make_scorer
 from loraprune.shell import empty_model
@@ -78,9 +79,10 @@ def predicted(
 ) -> Footprint:
     """Return the footprint of the whole model."""
     task = find_task(config)
-    model = empty_model(config, head=task.head)
+    model, groups = empty_model(config, head=task.head), find_groups(config)
+    whole = {group.name: group.units for group in groups}
     inputs = {name: value for name, value in task.probe(config, batch, length).items() if name != "attention_mask"}
-    return footprints(model, find_groups(config), {}, inputs, options=options, setting=setting).dense
+    return footprints(model, groups, whole, inputs, options=options, setting=setting).dense
 
 
 def measured(config: PreTrainedConfig, setting: Setting, options: LoRAPruneConfig, *, batch: int, length: int) -> int:
@@ -99,9 +101,7 @@ def measured(config: PreTrainedConfig, setting: Setting, options: LoRAPruneConfi
 
 def _train(config: PreTrainedConfig, setting: Setting, options: LoRAPruneConfig, *, batch: int, length: int) -> None:
     task = find_task(config)
-    model = empty_model(config, head=task.head).to_empty(device="cpu").to(setting.dtype)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.02)
+    model = auto_class(task.head).from_config(config).to(setting.dtype)
     groups = find_groups(config)
     adapted = attach_lora(
         model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=0

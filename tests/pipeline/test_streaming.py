@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,26 @@ import torch
 from loraprune import pipeline
 from loraprune.footprint import LiveBytes
 from loraprune.loading import load_model
+from loraprune.shell import save_tensors
 from loraprune.stored import StoredTensors, stored_tensors
 from tests.pipeline.cases import prune_config
 from tests.samples import save_tiny
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")
-SHARD = 1_000_000
+SHARD = 500_000
 
 
-def live() -> LiveBytes:
-    return LiveBytes([], name=lambda _: "tensors")
+def watching(*present: torch.Tensor) -> LiveBytes:
+    return LiveBytes(present, name=lambda _: "tensors")
 
 
 @pytest.fixture(scope="module")
 def wide(inputs: Path) -> Path:
-    """Write a model whose weights outweigh its activations, in 32 bits, into a folder with a tokenizer."""
-    return save_tiny(inputs / "wide", hidden_size=128, intermediate_size=768, num_hidden_layers=4)
+    """Write a model in 16 bits whose weights outweigh its activations into a folder with a tokenizer."""
+    folder = save_tiny(inputs / "wide", hidden_size=128, intermediate_size=768, num_hidden_layers=4)
+    load_model(str(folder), device=CPU, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def test_saving_and_verifying_hold_one_model_and_one_file(
@@ -38,44 +40,36 @@ def test_saving_and_verifying_hold_one_model_and_one_file(
     peaks: dict[str, int] = {}
     save, verify = pipeline.save_model, pipeline._verify_saved
 
-    def watched_save(*arguments: Any, **options: Any) -> None:
-        tracemalloc.start()
-        save(*arguments, **options)
-        peaks["save"] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    def watched_save(model: Any, *arguments: Any, **options: Any) -> None:
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        with watching(*model.state_dict().values()) as seen:
+            save(model, *arguments, **options)
+        peaks["save"] = seen.peak
 
     def watched_verify(*arguments: Any, **options: Any) -> Any:
         gc.collect()
-        with live() as seen:
+        with watching() as seen:
             result = verify(*arguments, **options)
         peaks["verify"] = seen.peak
         return result
 
     monkeypatch.setattr(pipeline, "save_model", watched_save)
     monkeypatch.setattr(pipeline, "_verify_saved", watched_verify)
-    config = prune_config(inputs, tmp_path / "out", model=str(wide), ratio=0.2, steps=2, max_shard_size="1MB")
+    config = prune_config(inputs, tmp_path / "out", model=str(wide), ratio=0.2, steps=2, max_shard_size="500KB")
     pipeline.prune(config)
-    dense = sum(tensor.nbytes for tensor in StoredTensors.of(wide).values())
-    pruned = sum(file.stat().st_size for file in (tmp_path / "out").glob("model-*.safetensors"))
-    assert pruned > 3 * SHARD
-    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
-    assert peaks["save"] < 1.5 * SHARD
+    dense = sum(4 * tensor.numel() for tensor in StoredTensors.of(wide).values())  # it is computed with in 32 bits
+    files = [file.stat().st_size for file in (tmp_path / "out").glob("model-*.safetensors")]
+    assert len(files) > 3
+    assert max(files) < 1.1 * SHARD
+    assert peaks["save"] < SHARD
     assert peaks["verify"] < dense + SHARD
 
-    with live() as two:  # the control: a dense and a saved model together are seen
+    with watching() as two:  # the control: a dense and a saved model together are seen
         both = [load_model(str(folder), device=CPU, dtype=torch.float32) for folder in (wide, tmp_path / "out")]
-    assert two.peak > dense + pruned / 2
-    assert len(both) == 2
-
-
-def test_one_file_of_a_whole_model_is_seen(wide: Path, tmp_path: Path) -> None:
-    """The control for saving: without a bound on files, as much as the model is in memory once more."""
-    model = load_model(str(wide), device=CPU, dtype=torch.float32)
-    tracemalloc.start()
-    model.save_pretrained(tmp_path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak > 3 * SHARD
+    assert two.peak > 1.5 * dense
+    with watching(*both[1].state_dict().values()) as copied:  # and so is a cast of all weights at once
+        save_tensors(both[1].config, both[1].state_dict(), tmp_path / "copied", dtype=torch.bfloat16, generation=None)
+    assert copied.peak > 3 * SHARD
 
 
 @pytest.mark.parametrize("variant", ["llama-tied", "vit", "qwen3_moe"])

@@ -10,6 +10,20 @@ from loraprune.footprint.precision import Quantize, bytes_per_weight, dtype_of
 from loraprune.footprint.step import Step, run_step
 
 __all__ = [
-    "GPUS", "Blocks", "Footprint", "Footprints", "LiveBytes", "Quantize", "Setting", "Step", "bytes_per_weight", "dequantised_bytes", "dtype_of",
-    "footprints", "gpus_needed", "on_each_gpu", "run_step", "weight_bytes",
-]  # fmt: skip
+    "GPUS",
+    "Blocks",
+    "Footprint",
+    "Footprints",
+    "LiveBytes",
+    "Quantize",
+    "Setting",
+    "Step",
+    "bytes_per_weight",
+    "dequantised_bytes",
+    "dtype_of",
+    "footprints",
+    "gpus_needed",
+    "on_each_gpu",
+    "run_step",
+    "weight_bytes",
+]

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraprune.adapters import attach_lora, base_model, find_module
+from loraprune.adapters import STACKS, attach_lora, base_model, find_module
 from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import Saliency, criteria
+from loraprune.errors import ConfigError
 from loraprune.footprint.gpus import Blocks
 from loraprune.footprint.precision import Quantize, bytes_per_weight
 from loraprune.footprint.step import run_step
@@ -73,10 +74,16 @@ def footprints(
     model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int], inputs: Inputs, *, options: LoRAPruneConfig,
     setting: Setting,
 ) -> Footprints:  # fmt: skip
-    """Predict a step of a model on the meta device, whole and with so many units of its groups (by name; others stay whole).
+    """Predict a step of a model on the meta device, whole and with so many units of its groups (by name; others stay as they are).
 
     Modifies `model`: it has adapters and is cut afterwards.
+
+    Raises:
+        ConfigError: for experts in float32.
     """
+    stacked = any(span.side in STACKS for group in groups for span in group.spans)
+    if stacked and setting.dtype == torch.float32:
+        raise ConfigError("--dtype float32: experts can be planned in 16 bits only; leave it out for bfloat16")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(setting.dtype)
     with torch.device("meta"), quiet():
@@ -88,10 +95,10 @@ def footprints(
             layer.layerdrop = 0.0
     if setting.checkpointing:
         enable_checkpointing(adapted)
-    dense = _footprint(adapted, groups, inputs, options, setting, teacher=setting.teacher)
-    kept = {group.name: range(counts.get(group.name, group.units)) for group in groups}
+    in_play = [group for group in groups if group.name in counts]
+    dense = _footprint(adapted, in_play, inputs, options, setting, teacher=setting.teacher)
     with torch.device("meta"):
-        smaller = slice_(adapted, groups, kept)
+        smaller = slice_(adapted, in_play, {name: range(count) for name, count in counts.items()})
     return Footprints(dense, _footprint(adapted, smaller, inputs, options, setting, teacher="none"))
 
 
