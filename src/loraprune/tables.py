@@ -198,16 +198,16 @@ def dry_run(result: Description) -> None:
 
 
 def known_models(models: Sequence[dict[str, Any]]) -> None:
-    """Print for well-known models what a step takes and how many GPUs of which size hold it."""
+    """Print for well-known models the GiB of a step on one GPU, and how many GPUs of which size hold it."""
     sizes = list(models[0]["gpus"]["needed"])
     rows = []
     for values in models:
         memory = values["memory_bytes"]
-        shown = [f"{values['parameters'][name] / 1e9:.2f} B" for name in ("dense", "pruned")]
-        shown += [size(memory["dense"]["weights"]), *(size(memory[name]["total"]) for name in ("dense", "pruned"))]
-        rows.append((values["model"], *shown, *(count_of(values["gpus"]["needed"][gib]) for gib in sizes)))
-    head = ("", "parameters", "pruned", "weights", "step", "pruned", *(f"{gib} GB" for gib in sizes))
-    show("training memory of each GPU, and GPUs needed by size", head, rows)
+        parts = (memory["dense"]["weights"], memory["dense"]["total"], memory["pruned"]["total"])
+        needed = [str(values["gpus"]["needed"][gib] or "-") for gib in sizes]
+        rows.append((values["model"], *(f"{part / 2**30:.1f}" for part in parts), *needed))
+    title = f"GiB of a training step; GPUs of {', '.join(sizes)} GB that hold it, several with FSDP; - too small"
+    show(title, ("", "weights", "step", "pruned", *sizes), rows)
 
 
 def count_of(needed: int | None) -> str:

@@ -29,7 +29,7 @@ def watching(*present: torch.Tensor) -> LiveBytes:
 @pytest.fixture(scope="module")
 def wide(inputs: Path) -> Path:
     """Write a model in 16 bits whose weights outweigh its activations into a folder with a tokenizer."""
-    folder = save_tiny(inputs / "wide", hidden_size=128, intermediate_size=768, num_hidden_layers=4)
+    folder = save_tiny(inputs / "wide", hidden_size=128, intermediate_size=768, num_hidden_layers=8)
     load_model(str(folder), device=CPU, dtype=torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -62,7 +62,7 @@ def test_saving_and_verifying_hold_one_model_and_one_file(
     assert len(files) > 3
     assert max(files) < 1.1 * SHARD
     assert peaks["save"] < SHARD
-    assert peaks["verify"] < dense + SHARD
+    assert peaks["verify"] < 1.4 * dense  # one matrix at a time is compared in 64 bits
 
     with watching() as two:  # the control: a dense and a saved model together are seen
         both = [load_model(str(folder), device=CPU, dtype=torch.float32) for folder in (wide, tmp_path / "out")]

@@ -125,7 +125,11 @@ def _loss(
     opinion = ask(teacher, seen) if teacher else _read_opinion(labels, classes) if learns_from_teacher else None
     output = model(**batch, labels=labels)
     loss: Tensor = output.loss
-    return loss + imitation_loss(output.logits, opinion, labels, lambda values, _: values) if opinion else loss
+    return (
+        loss + imitation_loss(output.logits, opinion, labels, lambda values, _: values.flatten(0, -2))
+        if opinion
+        else loss
+    )
 
 
 def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
