@@ -203,7 +203,7 @@ class TrainConfig(ModelOptions, MachineOptions, BatchOptions, WatchOptions):
     """go on from the newest whole checkpoint in OUTPUT.partial, if there is one; the other options must be the same"""
 
     max_shard_size: str = "5GB"
-    """most that a file of the saved weights holds, such as 500MB; while saving, so much is in memory beside the model"""
+    """most that a file of the saved weights holds, such as 500MB"""
 
     least_steps: ClassVar[int] = 1
 

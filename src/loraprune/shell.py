@@ -69,7 +69,7 @@ def save_tensors(
 ) -> None:
     """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`; `head` as in `empty_model`.
 
-    Beside the tensors, one file's worth of them is in memory; those of another dtype are copied, all at once.
+    Tensors of another dtype are copied, all at once.
     """
     config.dtype = dtype
     shell = empty_model(config, head=head)
