@@ -65,6 +65,7 @@ def test_verifying_holds_one_model_and_saving_its_files_at_most(
 
     with watching() as two:  # the control: a dense and a saved model together are seen
         both = [load_model(str(folder), device=CPU, dtype=torch.float32) for folder in (wide, tmp_path / "out")]
+    assert len(both) == 2
     assert two.peak > 1.5 * dense
 
 
