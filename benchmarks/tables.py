@@ -70,6 +70,27 @@ def speed() -> Iterator[str]:
         yield f"| {name} | {ratios['expected_speedup']:.2f}x | {one:.2f}x | {many:.2f}x | {share} |"
 
 
+def footprints() -> Iterator[str]:
+    """Yield what `plan` predicts beside what was measured, and what well-known models need."""
+    if result := read("footprint"):
+        cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
+        yield f"| predicted / measured peak | {' | '.join(cases)} |"
+        yield f"|---|{'---|' * len(cases)}"
+        for shape in dict.fromkeys(row["shape"] for row in result["rows"]):
+            found = {row["case"]: f"{row['ratio']:.3f}" for row in result["rows"] if row["shape"] == shape}
+            yield f"| {shape} | {' | '.join(found.get(case, '-') for case in cases)} |"
+        yield ""
+    if result := read("footprint_known"):
+        sizes = list(result["rows"][0]["needed"])
+        yield f"| model, base | weights | step | {' | '.join(f'{size} GB' for size in sizes)} |"
+        yield f"|---|---|---|{'---|' * len(sizes)}"
+        for row in result["rows"]:
+            base = "bfloat16" if row["quantize"] == "none" else row["quantize"]
+            gib = [f"{size / 2**30:.1f} GiB" for size in (row["parts"]["weights"], row["total"])]
+            needed = [str(count or "-") for count in row["needed"].values()]
+            yield f"| {row['model']}, {base} | {' | '.join([*gib, *needed])} |"
+
+
 def comparisons() -> Iterator[str]:
     """Yield perplexity and gap of every recipe, a table for each results.json of `loraprune compare` kept as GRID_<name>.json."""
     for path in sorted(path for grid in ("bounds", "compare") for path in common.RESULTS.glob(f"{grid}_*.json")):
@@ -155,7 +176,7 @@ def words(values: dict[str, float | None] | None) -> str:
 
 
 def main() -> None:
-    for part in (cost(), scoring(), memory(), speed(), processes(), comparisons(), accuracies()):
+    for part in (cost(), scoring(), memory(), speed(), footprints(), processes(), comparisons(), accuracies()):
         print("\n".join(part), end="\n\n")
 
 

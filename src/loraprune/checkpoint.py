@@ -23,7 +23,7 @@ from loraprune.heads import find_head
 from loraprune.layerwise.register import stock_of
 from loraprune.layerwise.save import save_layerwise
 from loraprune.loading import quiet
-from loraprune.shell import save_tensors
+from loraprune.shell import MAX_SHARD_SIZE, save_tensors
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
@@ -139,6 +139,7 @@ def save_stock(
     groups: Sequence[Group],
     counts: Mapping[str, int],
     dtype: torch.dtype | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Save a sliced, merged `model` under the stock class and configuration that its widths need, without layers that are empty.
 
@@ -154,7 +155,7 @@ def save_stock(
     tensors = numbered_anew(model.state_dict(), counts)
     save_tensors(
         stock, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
-        head=find_head(model.config),
+        head=find_head(model.config), max_shard_size=max_shard_size,
     )  # fmt: skip
 
 
@@ -166,6 +167,7 @@ def save_model(
     groups: Sequence[Group],
     counts: Mapping[str, int],
     dtype: torch.dtype | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Save a sliced, merged `model` as a stock checkpoint where one can hold its widths, else with modelling code.
 
@@ -177,9 +179,11 @@ def save_model(
     others = [group for group in find_groups(config) if group.name not in counts]
     sizes = config_sizes([*groups, *others], {group.name: group.units for group in others} | dict(counts))
     if sizes is not None and stock_config(shallower(config, counts), sizes) is not None:
-        save_stock(model, folder, config=config, groups=groups, counts=counts, dtype=dtype)
+        save_stock(
+            model, folder, config=config, groups=groups, counts=counts, dtype=dtype, max_shard_size=max_shard_size
+        )
     else:
-        save_layerwise(model, folder, config=config, counts=counts, dtype=dtype)
+        save_layerwise(model, folder, config=config, counts=counts, dtype=dtype, max_shard_size=max_shard_size)
 
 
 @torch.no_grad()
@@ -187,3 +191,10 @@ def round_weights_(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every weight the value that it will have when saved in `dtype`; the precision of computation stays."""
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
+
+
+@torch.no_grad()
+def cast_weights_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model the precision of its file, one weight after the other, so that saving it needs no second copy."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

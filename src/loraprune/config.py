@@ -6,6 +6,7 @@ Knows nothing about torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ from loraprune.output import output_problem
 from loraprune.sparsity.pattern import pattern_problems
 
 CriterionName = str
-WITHOUT_EFFECT = ("output", "overwrite", "resume", "save", "html", "log")
+WITHOUT_EFFECT = ("output", "overwrite", "resume", "save", "html", "log", "max_shard_size")
 """options of a run that do not bear on its result"""
 UNIT_OPTIONS = (
     "parameters",
@@ -213,6 +214,9 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
     resume: bool = False
     """go on from the newest whole checkpoint in OUTPUT.partial, if there is one; the other options must be the same"""
 
+    max_shard_size: str = "5GB"
+    """most that a file of the saved weights holds, such as 500MB"""
+
     least_steps: ClassVar[int] = 1
 
     def problems(self) -> list[str]:
@@ -229,6 +233,10 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
             (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
             (self.save is None or self.save >= 0, f"--save {self.save}: 0 or a number of steps is needed"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
+            (
+                re.fullmatch(r"[1-9][0-9]*[KMGT]B", self.max_shard_size) is not None,
+                f"--max-shard-size {self.max_shard_size}: a whole number of KB, MB, GB or TB is needed, such as 5GB",
+            ),
         ]
         absent = None if self.optimizer == "adamw" else missing_quantiser("8bit")
         checks.append((absent is None, f"--optimizer {self.optimizer}: {absent}"))

@@ -7,36 +7,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.adapters import attach_lora
 from loraprune.allocation import Counts, Space
 from loraprune.checkpoint import config_sizes, layer_sizes, stock_config, storable_kinds
-from loraprune.config import LoRAPruneConfig
+from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.depth import gone_layers, shallower
-from loraprune.families import find_groups
+from loraprune.families import find_groups, positions
+from loraprune.footprint import GPUS, Setting, dtype_of, footprints, gpus_needed, on_each_gpu
 from loraprune.groups import Group, layer_of
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.layerwise.register import stock_of
-from loraprune.loading import load_config, quiet
+from loraprune.loading import load_config
 from loraprune.memory import available_memory_bytes
-from loraprune.settings import InspectConfig, PlanConfig
+from loraprune.published import published, published_config
+from loraprune.settings import KNOWN, InspectConfig, PlanConfig
 from loraprune.shell import empty_model
 from loraprune.surgery import check_groups
 from loraprune.target import goal_counts, groups_in_play, make_space, target_ratio
-from loraprune.tasks import Inputs, Task, find_task
+from loraprune.tasks import Task, find_task
 
 LAYERWISE_WORDS = (
     "any widths, also of single layers: loraprune.from_pretrained, or plain transformers with trust_remote_code=True"
 )
 NEVER_PRUNED = ["embeddings", "output head", "norms", "residual stream"]
-ADAM_BYTES = 12
-"""bytes a trained parameter: gradient and two moments in float32"""
+ADAPTERS = ("lora", "gradients", "optimiser")
+"""parts of memory that trained parameters bring with them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def inspect(options: InspectConfig) -> Description:
     Raises:
         UnsupportedModelError: if no family knows it.
     """
-    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
+    config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
     model = empty_model(config, head=find_task(config, options.task).head)
     check_groups(model, groups)
@@ -137,38 +136,71 @@ def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
 
 
 def dry_run(options: PlanConfig) -> Description:
-    """Predict shapes, parameters, file size and training memory of a pruning run.
+    """Predict shapes, parameters, file size, memory and FLOPs of a pruning run; of all well-known models for `known`.
 
     Raises:
         PlanError: if the target cannot be reached.
     """
-    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
-    groups = find_groups(config)
-    model = empty_model(config, head=find_task(config, options.task).head)
-    check_groups(model, groups)
-    in_play = groups_in_play(config, groups, options)
-    space = make_space(model, in_play, options)
-    dense = model.num_parameters()
-    counts = goal_counts(space, options, model_parameters=dense)
-    pruned = dense - space.budget.prunable + space.budget.kept(counts) - _beside_units(model, space, counts)
-    sizes = config_sizes(in_play, counts)
+    if options.model == KNOWN:
+        return Description({"models": [predict(replace(options, model=name)) for name in published()]})
+    return Description(predict(options))
+
+
+def predict(options: PlanConfig) -> dict[str, Any]:
+    """Return what `plan` says about one model."""
+    aim = _aim(options)
+    config, space, counts, dense = aim.config, aim.space, aim.counts, aim.model.num_parameters()
+    pruned = dense - space.budget.prunable + space.budget.kept(counts) - _beside_units(aim.model, space, counts)
+    sizes = config_sizes(space.groups, counts)
     stock = stock_config(shallower(config, counts), sizes) if sizes is not None else None
     if sizes and (gone := gone_layers(counts)):
-        sizes = {"num_hidden_layers": _layers(config, groups) - len(gone)} | sizes
-    bytes_each = 4 if options.dtype in ("float32", "auto") else 2
-    memory = _memory(model, groups, options, find_task(config, options.task), bytes_each=bytes_each)
-    return Description({
+        sizes = {"num_hidden_layers": _layers(config, space.groups) - len(gone)} | sizes
+    bytes_each = dtype_of(options.dtype).itemsize
+    return {
         "model": options.model, "family": config.model_type,
         "ratio_requested": None if options.has_dimensions else target_ratio(space, options, model_parameters=dense),
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
         "kinds": list(space.by_kind()),
-        "shapes": sizes or layer_sizes(in_play, counts),
+        "shapes": sizes or layer_sizes(space.groups, counts),
         "saved_as": stock.model_type if stock else TYPE_PREFIX + stock_of(config).model_type,
         "file_bytes": {"dense": dense * bytes_each, "pruned": pruned * bytes_each},
-        "training_memory_bytes": memory, "machine_memory_bytes": available_memory_bytes(),
-    })  # fmt: skip
+        "machine_memory_bytes": available_memory_bytes(),
+    } | _footprint(aim, options)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """A model without weights and the units it is to keep."""
+
+    config: PreTrainedConfig
+    task: Task
+    model: PreTrainedModel
+    every: tuple[Group, ...]
+    space: Space
+    counts: Counts
+
+
+def _aim(options: PlanConfig | PruneConfig) -> _Aim:
+    config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
+    task, groups = find_task(config, options.task), find_groups(config)
+    model = empty_model(config, head=task.head)
+    check_groups(model, groups)
+    space = make_space(model, groups_in_play(config, groups, options), options)
+    return _Aim(
+        config, task, model, groups, space, goal_counts(space, options, model_parameters=model.num_parameters())
+    )
+
+
+def requested_ratio(options: PruneConfig) -> float:
+    """Return the ratio of prunable parameters that a run is to remove, without weights.
+
+    Raises:
+        PlanError: if it cannot be reached.
+    """
+    aim = _aim(options)
+    return target_ratio(aim.space, options, model_parameters=aim.model.num_parameters())
 
 
 def _beside_units(model: PreTrainedModel, space: Space, counts: Counts) -> int:
@@ -178,53 +210,27 @@ def _beside_units(model: PreTrainedModel, space: Space, counts: Counts) -> int:
     return sum(p.numel() for layer in layers for p in model.get_submodule(layer).parameters()) - owned
 
 
-def _memory(
-    model: PreTrainedModel, groups: tuple[Group, ...], options: PlanConfig, task: Task, *, bytes_each: int
-) -> dict[str, int]:
-    """Estimate the peak of training before anything is cut, in bytes."""
-    weights, config = model.num_parameters() * bytes_each, model.config
-    with torch.device("meta"), quiet():
-        adapted = attach_lora(model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=0)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    adapters = trained * (4 + ADAM_BYTES)
-    if task.unit == "images":
-        kept = options.batch * _saved_numbers(adapted, task.probe(config, 1, 1)) * bytes_each
-        return {"weights": weights, "adapters_and_optimiser": adapters, "activations": kept,
-                "total": weights + adapters + kept}  # fmt: skip
-    tokens = options.batch * options.length
-    per_layer = _activation_numbers(groups, config) * tokens * bytes_each
-    layers = _layers(config, groups)
-    kept = (
-        tokens * config.hidden_size * bytes_each * layers + per_layer if options.checkpointing else per_layer * layers
+def _footprint(aim: _Aim, options: PlanConfig) -> dict[str, Any]:
+    """Return memory and FLOPs of a step, for every GPU, before and after pruning."""
+    setting = Setting(
+        dtype_of(options.dtype), options.quantize, options.checkpointing, options.accumulate, options.teacher
     )
-    logits = tokens * config.vocab_size * (bytes_each + 8)
-    return {"weights": weights, "adapters_and_optimiser": adapters, "activations": kept, "logits": logits,
-            "total": weights + adapters + kept + logits}  # fmt: skip
-
-
-def _saved_numbers(model: nn.Module, inputs: Inputs) -> int:
-    """Return the numbers that a forward pass leaves behind for the backward pass, by running it without memory."""
-    own = {id(parameter) for parameter in model.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            saved[id(tensor)] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.device("meta"):
-        model.train()(**{name: each.to("meta") if isinstance(each, Tensor) else each for name, each in inputs.items()})
-    return sum(tensor.numel() for tensor in saved.values())
-
-
-def _activation_numbers(groups: tuple[Group, ...], config: PreTrainedConfig) -> int:
-    """Return the numbers that one token leaves behind in a layer, on average, for the backward pass.
-
-    The inputs that LoRA keeps for the gradient of A (with dropout: masked copies), what attention keeps (q, k, v, output),
-    the gate, up and product of the FFN, and four copies of the residual stream for norms and additions.
-    """
-    layers = _layers(config, groups)
-    rows = sum(g.units * s.width for g in groups for s in g.spans if s.side == "out")
-    columns = sum(g.units * s.width for g in groups for s in g.spans if s.side == "in")
-    inputs = sum(1 for g in groups for s in g.spans if s.side == "out") * config.hidden_size
-    return (2 * rows + 2 * columns + inputs) // layers + 4 * config.hidden_size
+    length = min(options.length, positions(aim.config) or options.length)
+    both = footprints(
+        aim.model, aim.every, aim.counts, aim.task.probe(aim.config, options.batch, length), options=options, setting=setting
+    )  # fmt: skip
+    dense, pruned = (
+        on_each_gpu(one.parts, one.blocks, trained=one.trained, gpus=options.gpus, sharding=options.sharding)
+        for one in (both.dense, both.pruned)
+    )
+    adapters = sum(dense[name] for name in ADAPTERS)
+    before = {"weights": dense["weights"], "adapters_and_optimiser": adapters}
+    before |= {name: size for name, size in dense.items() if name not in (*before, *ADAPTERS)}
+    return {
+        "training_memory_bytes": before | {"total": sum(dense.values())},
+        "memory_bytes": {"dense": dense | {"total": sum(dense.values())}, "pruned": pruned | {"total": sum(pruned.values())}},
+        "step_flops": {"dense": both.dense.flops * options.accumulate, "pruned": both.pruned.flops * options.accumulate},
+        "gpus": {"count": options.gpus, "sharding": options.sharding, "needed": {
+            str(gib): gpus_needed(both.dense.parts, both.dense.blocks, trained=both.dense.trained, gib=gib) for gib in GPUS
+        }},
+    }  # fmt: skip

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Literal
+from typing import ClassVar, Literal
 
 from loraprune.errors import SECRET, ConfigError, nearest
 
@@ -169,13 +169,15 @@ class AdapterOptions(Options):
 class QuantizeOptions(Options):
     """How the frozen weights are held while training."""
 
+    needs_library: ClassVar[bool] = True
+
     quantize: Quantize = "none"
     """hold the frozen weights that carry LoRA in 8bit (LLM.int8) or 4bit (nf4, scales quantised too) of bitsandbytes, or in int8 of
     torchao, which takes a quarter to an eighth of their memory; the result is saved without (extra `quant`)"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        absent = missing_quantiser(self.quantize)
+        absent = missing_quantiser(self.quantize) if self.needs_library else None
         return [*super().problems(), *failed((absent is None, f"--quantize {self.quantize}: {absent}"))]
 
 

@@ -6,15 +6,18 @@ Plain LoRA fine-tuning is the same job with nothing to remove.
 from __future__ import annotations
 
 import gc
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from loraprune import launch
 from loraprune.adapters import merge_lora
 from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import round_weights_, save_model
+from loraprune.checkpoint import cast_weights_, round_weights_, save_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.depth import numbered_as_before
 from loraprune.fit import fit
@@ -33,6 +36,7 @@ from loraprune.resume.workspace import new_folder
 from loraprune.rounds import prune_in_rounds
 from loraprune.showcase import Showcase
 from loraprune.sparsity.sparsifier import Sparsifier
+from loraprune.stored import stored_tensors
 from loraprune.verify import (
     TOLERANCE,
     UnitSums,
@@ -117,10 +121,16 @@ def _finish(
         rounded=config.quantize == "8bit" and job.device.type == "cuda",
     )  # fmt: skip
     round_weights_(job.model, job.stored)
-    save_model(job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored)
+    promise = Promise(groups, sums, logits_of(job.model, probe), job.model.dtype)
+    cast_weights_(job.model, job.stored)
+    save_model(
+        job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored,
+        max_shard_size=config.max_shard_size,
+    )  # fmt: skip
+    free(job)
     job.data.processor.save_pretrained(folder)
     sparse = pruner if isinstance(pruner, Sparsifier) else None
-    verification = _verify_saved(job, groups, plan, folder, sums, sparse=sparse, show=show)
+    verification = _verify_saved(job, plan, folder, promise, sparse=sparse, show=show)
     pruned = job.task.judge(job.model, job.data, config.batch)
     show.time("pruned", job.model, folder)
     show.write("pruned", job.model)
@@ -138,44 +148,49 @@ def _finish(
     return report
 
 
-def _verify_saved(
-    job: Job,
-    groups: tuple[Group, ...],
-    plan: Plan,
-    folder: Path,
-    sums: UnitSums,
-    *,
-    sparse: Sparsifier | None,
-    show: Showcase,
-) -> Verification:
-    """Compare the model with the masked dense one and with what is loaded from the folder, which replaces it.
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the model was before it was saved."""
 
-    No two models are in the device's memory at any time.
+    groups: tuple[Group, ...]
+    sums: UnitSums
+    merged: Tensor
+    """logits of the probe"""
+    dtype: torch.dtype
+    """precision of computation"""
+
+
+def _verify_saved(
+    job: Job, plan: Plan, folder: Path, promise: Promise, *, sparse: Sparsifier | None, show: Showcase
+) -> Verification:
+    """Compare what the model was with the masked dense one and with what is loaded from the folder, which replaces it.
+
+    No two models are in memory at any time: the dense one is filled from the files, tensor by tensor.
     """
-    dtype = job.model.dtype
-    probe = probe_of(job.model)
-    merged = logits_of(job.model, probe)
-    free(job)
-    dense = job.load_dense(dtype, quantisation=job.quantisation)
-    dequantise_(dense)
-    if sparse:
-        sparse.check_saved(folder, dense)
-    expected = unit_sums(dense, groups, plan=plan, changed=job.config.pruning().changed)
-    check_units(expected, sums, rounded=job.config.quantize == "4bit")
-    # Files may have other names than the model's tensors: transformers keeps those of its older releases.
-    saved, _ = load_with_head(str(folder), job.task.head, device=torch.device("cpu"), dtype=dtype)
-    tensors = numbered_as_before(saved.state_dict(), {name: len(kept) for name, kept in plan.kept.items()})
-    masked = masked_logits(dense, tensors, groups, plan, probe)
-    del tensors
-    del saved
+    dtype, head = promise.dtype, job.task.head
+    saved, _ = load_with_head(str(folder), head, device=job.device, dtype=dtype)
+    probe = probe_of(saved)
+    reloaded = logits_of(saved, probe)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as spare:
+        stored = stored_tensors(saved, folder, Path(spare))
+        del saved
+        gc.collect()
+        dense = job.load_dense(dtype, quantisation=job.quantisation)
+        dequantise_(dense)
+        if sparse:
+            sparse.check_saved(folder, dense)
+        expected = unit_sums(dense, promise.groups, plan=plan, changed=job.config.pruning().changed)
+        check_units(expected, promise.sums, rounded=job.config.quantize == "4bit")
+        counts = {name: len(kept) for name, kept in plan.kept.items()}
+        before = numbered_as_before({name: name for name in stored}, counts)
+        masked = masked_logits(dense, stored.named(before), promise.groups, plan, probe)
     show.time("dense", dense, Path(resolve(job.config.model)))
     del dense
     gc.collect()
-    job.model, _ = load_with_head(str(folder), job.task.head, device=job.device, dtype=dtype)
-    reloaded = logits_of(job.model, probe)
+    job.model, _ = load_with_head(str(folder), head, device=job.device, dtype=dtype)
     return Verification(
-        masked_vs_sliced=check_difference("masked and sliced model", difference(masked, merged), dtype),
-        sliced_vs_reloaded=check_difference("sliced and reloaded model", difference(merged, reloaded), dtype),
+        masked_vs_sliced=check_difference("masked and sliced model", difference(masked, promise.merged), dtype),
+        sliced_vs_reloaded=check_difference("sliced and reloaded model", difference(promise.merged, reloaded), dtype),
         tolerance=TOLERANCE[dtype],
         saved_as=job.model.config.model_type,
     )

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprune.config import WITHOUT_EFFECT, PruneConfig
-from loraprune.describe import dry_run
+from loraprune.describe import requested_ratio
 from loraprune.families import find_groups
 from loraprune.loading import load_config, load_with_head
 from loraprune.machine import choose_device, choose_dtype
@@ -32,7 +33,7 @@ from loraprune.processes import first_alone, joined
 from loraprune.report import Report, report_of_rounds, write_folder
 from loraprune.resume.run import check_options, options_of
 from loraprune.resume.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
-from loraprune.settings import PlanConfig
+from loraprune.stored import stored_tensors
 from loraprune.tasks import tasks
 from loraprune.verify import check_difference, difference, logits_of, masked_logits, probe_of
 
@@ -67,8 +68,7 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder,
     ):
-        planned = PlanConfig(**{f.name: getattr(config, f.name) for f in fields(PlanConfig)})
-        ratio = float(dry_run(planned).values["ratio_requested"])
+        ratio = requested_ratio(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
         reports: list[dict[str, Any]] = []
         for turn, place in enumerate(places):
@@ -152,14 +152,15 @@ def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, values: Map
     probe = probe_of(saved)
     sliced = logits_of(saved, probe)
     decided = {name: getattr(saved.config, name) for name in HEAD_KEYS if hasattr(saved.config, name)}
-    tensors = {name: tensor.cpu() for name, tensor in saved.state_dict().items()}
     dtype = saved.dtype
-    del saved
-    gc.collect()
-    dense, _ = load_with_head(
-        config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code, values=decided,
-        new=task.new, seed=config.seed,
-    )  # fmt: skip
-    groups = [group for group in find_groups(dense.config) if group.name in plan.kept]
-    masked = masked_logits(dense, tensors, groups, plan, probe)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as spare:
+        stored = stored_tensors(saved, folder, Path(spare))
+        del saved
+        gc.collect()
+        dense, _ = load_with_head(
+            config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code, values=decided,
+            new=task.new, seed=config.seed,
+        )  # fmt: skip
+        groups = [group for group in find_groups(dense.config) if group.name in plan.kept]
+        masked = masked_logits(dense, stored, groups, plan, probe)
     return check_difference("masked and sliced model", difference(masked, sliced), dtype)

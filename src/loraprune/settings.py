@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.errors import nearest
-from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, failed
+from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, QuantizeOptions, failed
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
 TIMED_FORMATS = ("onnx", "gguf")
 """formats of `export` for which there is a program to time"""
+KNOWN = "known"
+"""in place of a model: all that the package knows the shapes of"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +28,29 @@ class InspectConfig(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(LoRAPruneConfig, BatchOptions, ModelOptions):
-    """Predict shapes, parameters, file size and training memory from the configuration alone."""
+class PlanConfig(LoRAPruneConfig, QuantizeOptions, BatchOptions, ModelOptions):
+    """Predict shapes, parameters, file size, memory and FLOPs of training from the configuration alone."""
 
+    model: str = KNOWN
+    """folder, hub id, `demo`, or a well-known model by name, for which nothing is read: llama-7b, llama-13b, llama-30b, llama-65b,
+    llama-3-8b, llama-3-70b; `known` stands for all of these, in one table"""
     dtype: Dtype = "bfloat16"
     """precision of the weights while training"""
+    accumulate: int = 1
+    """micro-batches in an optimiser step"""
+    teacher: Literal["none", "copy", "cache"] = "none"
+    """as in prune: copy keeps a second model in memory"""
+    gpus: int = 1
+    """GPUs that train together, each on micro-batches of its own; figures are for every one of them"""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """with --gpus: every GPU has the whole model (ddp), or a share of its weights (fsdp)"""
+    needs_library: ClassVar[bool] = False
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         shapes = f"--sparsity {self.sparsity}: shapes and sizes stay those of the dense model; there is nothing to plan"
-        return [*super().problems(), *failed((self.sparsity is None, shapes))]
+        sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
+        return [*super().problems(), *sizes, *failed((self.sparsity is None, shapes))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ from loraprune.errors import CheckpointError, LoraPruneError
 from loraprune.heads import auto_class, find_head
 from loraprune.loading import quiet
 
+MAX_SHARD_SIZE = "5GB"
+"""most that a file of weights holds"""
+
 
 def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrainedModel:
     """Return the model of a configuration, by default with the head it names, without any memory for its weights.
@@ -62,12 +65,16 @@ def save_tensors(
     dtype: torch.dtype,
     generation: GenerationConfig | None,
     head: str | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
-    """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`; `head` as in `empty_model`."""
+    """Save tensors (by the names of a state dict) as the model of `config`, which gets the `dtype`; `head` as in `empty_model`.
+
+    Tensors of another dtype are copied, all at once.
+    """
     config.dtype = dtype
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: tensor.to(dtype) for name, tensor in tensors.items()})
     if generation is not None:
         shell.generation_config = generation
     with quiet():
-        shell.save_pretrained(folder)
+        shell.save_pretrained(folder, max_shard_size=max_shard_size)

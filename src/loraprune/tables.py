@@ -5,7 +5,6 @@ Knows nothing about how anything was measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,8 +24,6 @@ from loraprune.lineup import Lineup
 from loraprune.measured import PERPLEXITY
 from loraprune.push import Pushed
 from loraprune.report import Report
-
-GIB = 2**30
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True) -> None:
@@ -197,31 +194,53 @@ def inspection(result: Description) -> None:
 
 
 def dry_run(result: Description) -> None:
-    """Print what a run would give."""
+    """Print what a run would give, or the table of well-known models."""
+    if "models" in result.values:
+        known_models(result.values["models"])
+        return
     values = result.values
-    parameters, files, memory = values["parameters"], values["file_bytes"], values["training_memory_bytes"]
+    parameters, files, memory = values["parameters"], values["file_bytes"], values["memory_bytes"]
+    flops, total = values["step_flops"], memory["dense"]["total"]
     rows = [
         ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}", change(parameters["dense"], parameters["pruned"])),
         ("  in prunable groups", f"{parameters['prunable_dense']:,}", f"{parameters['prunable_pruned']:,}",
          change(parameters["prunable_dense"], parameters["prunable_pruned"])),
         ("file", size(files["dense"]), size(files["pruned"]), change(files["dense"], files["pruned"])),
+        ("TFLOPs of a step", f"{flops['dense'] / 1e12:.3g}", f"{flops['pruned'] / 1e12:.3g}", change(flops["dense"], flops["pruned"])),
+    ]  # fmt: skip
+    rows += [
+        ("memory of each GPU" if name == "total" else f"  {name}", size(part), size(memory["pruned"].get(name, 0)),
+         change(part, memory["pruned"].get(name, 0)) if part else "")
+        for name, part in memory["dense"].items()
     ]  # fmt: skip
     show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
     facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
              ("shapes", ", ".join(f"{key} {value}" for key, value in values["shapes"].items())),
-             ("saved as", str(values["saved_as"])),
-             ("training memory", size(memory["total"]) + " (estimate: " + ", ".join(
-                 f"{name.replace('_', ' ')} {size(part)}" for name, part in memory.items() if name != "total") + ")")]  # fmt: skip
+             ("saved as", str(values["saved_as"]))]  # fmt: skip
     for place, available in values["machine_memory_bytes"].items():
         facts.append(
-            (
-                f"this machine, {place}",
-                f"{size(available)}: {'fits' if memory['total'] < available else 'does not fit'}",
-            )
+            (f"this machine, {place}", f"{size(available)}: {'fits' if total < available else 'does not fit'}")
         )
-    gpus = math.ceil(memory["total"] / (80 * GIB))
-    facts.append(("one GPU of 80 GiB", "fits" if gpus == 1 else "does not fit"))
+    facts += [(f"GPUs of {gib} GB", count_of(needed)) for gib, needed in values["gpus"]["needed"].items()]
     show("", ("", "plan"), facts)
+
+
+def known_models(models: Sequence[dict[str, Any]]) -> None:
+    """Print for well-known models the GiB of a step on one GPU, and how many GPUs of which size hold it."""
+    sizes = list(models[0]["gpus"]["needed"])
+    rows = []
+    for values in models:
+        memory = values["memory_bytes"]
+        parts = (memory["dense"]["weights"], memory["dense"]["total"], memory["pruned"]["total"])
+        needed = [str(values["gpus"]["needed"][gib] or "-") for gib in sizes]
+        rows.append((values["model"], *(f"{part / 2**30:.1f}" for part in parts), *needed))
+    title = f"GiB of a training step; GPUs of {', '.join(sizes)} GB that hold it, several with FSDP; - too small"
+    show(title, ("", "weights", "step", "pruned", *sizes), rows)
+
+
+def count_of(needed: int | None) -> str:
+    """Return how many GPUs are needed, in words where no number is."""
+    return "too small" if needed is None else "1" if needed == 1 else f"{needed}, FSDP"
 
 
 def export(result: Export) -> None:

@@ -88,27 +88,24 @@ def check_difference(what: str, value: float, dtype: torch.dtype, *, rounded: bo
 def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Sequence[Group], plan: Plan) -> None:
     """Write the kept weights of a sliced model into their places in the dense one; dropped units stay as they were.
 
-    `sliced` maps names of tensors to the sliced model's tensors. Modifies `dense`.
+    `sliced` maps names of tensors to the sliced model's tensors, each of which is read once. Modifies `dense`.
     """
-    sliced = dict(sliced)
     entries = kept_along(dense, groups, plan)
-    for group in groups:
-        for span in group.spans:
-            if span.side == "norm":
-                name = f"{span.module}.weight"
-                sliced[name] = sliced[name].clone()
-                rescale_norm_(sliced[name], before=len(sliced[name]), after=len(dense.get_parameter(name)))
+    norms = {f"{span.module}.weight" for group in groups for span in group.spans if span.side == "norm"}
     # Tied weights are stored once, and named_parameters names each once; buffers that are not stored follow from the shapes.
     stored = [(name, buffer) for name, buffer in dense.named_buffers() if name in sliced]
     gone = gone_layers({name: len(kept) for name, kept in plan.kept.items()})
     for name, tensor in (*dense.named_parameters(), *stored):
         if layer_path(name) in gone:
             continue
-        cut_dims = entries.get(name, {})
+        values, cut_dims = sliced[name], entries.get(name, {})
+        if name in norms:
+            values = values.to(tensor, copy=True)
+            rescale_norm_(values, before=len(values), after=len(tensor))
         if cut_dims:
-            tensor[_grid(tensor, cut_dims)] = sliced[name].to(tensor)
+            tensor[_grid(tensor, cut_dims)] = values.to(tensor)
         else:
-            tensor.copy_(sliced[name])
+            tensor.copy_(values)
 
 
 def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, list[int]]]:

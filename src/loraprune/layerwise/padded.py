@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.checkpoint import config_sizes, stock_config
+from loraprune.checkpoint import cast_weights_, config_sizes, stock_config
 from loraprune.depth import gone_layers
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families import find_groups
@@ -49,6 +49,7 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     shell = empty_model(config, head=head)
     fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
     fill_dense_(shell, model.state_dict(), groups, plan)
+    cast_weights_(shell, dtype)
     save_tensors(
         config, shell.state_dict(), folder, dtype=dtype, generation=getattr(model, "generation_config", None), head=head
     )

@@ -18,7 +18,7 @@ from loraprune.groups import Group, attribute_values, sides
 from loraprune.heads import find_head
 from loraprune.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
 from loraprune.layerwise.register import register_type, stock_config_class, stock_of
-from loraprune.shell import save_tensors
+from loraprune.shell import MAX_SHARD_SIZE, save_tensors
 
 
 def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def save_layerwise(
     config: PreTrainedConfig,
     counts: Mapping[str, int],
     dtype: torch.dtype | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Save a sliced, merged `model` with the modelling code that its widths need.
 
@@ -84,5 +85,6 @@ def save_layerwise(
     own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
     tensors = model.state_dict()
     save_tensors(
-        own, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None), head=find_head(model.config)
+        own, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
+        head=find_head(model.config), max_shard_size=max_shard_size,
     )  # fmt: skip

@@ -6,7 +6,6 @@ Knows nothing about LoRA, units or scores.
 from __future__ import annotations
 
 from loraprune.quantised.layers import (
-    bytes_a_weight,
     cut_,
     dense_layer,
     kind_of,
@@ -29,7 +28,6 @@ from loraprune.quantised.models import (
 
 __all__ = [
     "Quantisation",
-    "bytes_a_weight",
     "cut_",
     "dense_layer",
     "dequantise_",

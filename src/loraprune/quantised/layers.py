@@ -46,14 +46,6 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
 
 
-def bytes_a_weight(kind: str, *, dense: int) -> float:
-    """Return what a weight takes that is held in a way of `--quantize`, scales of rows left out; `dense` bytes where it is none.
-
-    4bit is the most that it takes: scales are quantised too until the first cut, and float32 for every 64 weights after it.
-    """
-    return {"8bit": 1.0, "int8": 1.0, "4bit": 0.5 + 4 / NF4_BLOCK}.get(kind, float(dense))
-
-
 def kind_of(layer: nn.Module) -> str | None:
     """Return how a layer's weight is quantised, None for a layer of numbers."""
     names = {"Int8Params": "8bit", "Params4bit": "4bit", "Int8Tensor": "int8"}

@@ -1,0 +1,28 @@
+"""What a training step takes, predicted from the configuration alone: memory by what it is for, FLOPs, and which GPUs hold it.
+
+Knows nothing about data or files.
+"""
+
+from loraprune.footprint.gpus import GPUS, Blocks, gpus_needed, on_each_gpu
+from loraprune.footprint.live import LiveBytes
+from loraprune.footprint.parts import Footprint, Footprints, Setting, dequantised_bytes, footprints, weight_bytes
+from loraprune.footprint.precision import bytes_per_weight, dtype_of
+from loraprune.footprint.step import Step, run_step
+
+__all__ = [
+    "GPUS",
+    "Blocks",
+    "Footprint",
+    "Footprints",
+    "LiveBytes",
+    "Setting",
+    "Step",
+    "bytes_per_weight",
+    "dequantised_bytes",
+    "dtype_of",
+    "footprints",
+    "gpus_needed",
+    "on_each_gpu",
+    "run_step",
+    "weight_bytes",
+]
