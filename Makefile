@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test oldest check docs release coverage torture clean
+.PHONY: demo test slow oldest check docs release coverage torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,10 @@ demo: $(VENV)/installed
 	$(BIN)/loraprune demo --output build/demo --overwrite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 # The lower bounds of the libraries, in an environment of their own.
 OLDEST = $(VENV)-oldest

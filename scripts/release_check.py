@@ -29,7 +29,7 @@ SHIPPED = (
 """what is needed at run time and is easily forgotten"""
 SOURCES = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "zensical.toml", "tests/conftest.py",
            "docs/index.md", "configs/criteria.yaml")  # fmt: skip
-EXTRAS = {"docs", "dev", "eval", "metrics", "report", "test"}
+EXTRAS = {"docs", "dev", "eval", "export", "metrics", "quant", "report", "test"}
 WHEEL_BYTES_AT_MOST = 16 << 20
 
 

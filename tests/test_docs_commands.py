@@ -30,7 +30,7 @@ from tests.test_docs import DOCUMENTS, FENCE, ROOT, by_name
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 KINDS = re.compile(r"|text|json|yaml|python( no-run| run-with \w+)?")
-OTHERS = ("vllm", "jupyter", ".venv/bin/ruff", ".ci/run")
+OTHERS = ("vllm", "jupyter", "llama-cli", "llama-quantize", ".venv/bin/ruff", ".ci/run")
 """first words of commands that are not this project's"""
 LEFT_OUT = {"...", "…"}
 PLACEHOLDERS = ["--model=M", "--data=D", "--output=O"]
@@ -90,7 +90,7 @@ def check_extras(text: str) -> None:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: list[Any]) -> Path:
-    """Return a folder to work in, with the ready grids where the documents say; one parser serves all commands."""
+    """Return a folder to work in, with the ready grids where the documents say; one parser serves all uses of a command."""
     monkeypatch.setattr(cli, "build_parser", cached_parser)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -98,8 +98,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: list[Any]) -
 
 
 @cache
-def cached_parser(build: Callable[[], Any] = cli.build_parser) -> Any:
-    return build()
+def cached_parser(wanted: str, build: Callable[[str], Any] = cli.build_parser) -> Any:
+    return build(wanted)
 
 
 def is_absent(option: str, library: str) -> bool:

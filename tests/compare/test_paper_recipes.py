@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from loraprune import cli, prune
-from loraprune.compare.grid import OPTIONS
 from loraprune.config import PruneConfig
 from loraprune.images.benchmarks import BENCHMARKS
 from loraprune.job import load_job
@@ -30,17 +29,14 @@ NAMES = {field.name for field in fields(CompareConfig)}
 MARKS = ("paper", "code", "ours")
 SMALL: dict[str, Any] = {
     "rows": 8, "batch": 4, "accumulate": 1, "length": 32, "rank": 2, "device": "cpu", "dtype": "float32", "html": False,
-    "eval": None, "checkpointing": False, **({"quantize": "none"} if "quantize" in OPTIONS else {}),
+    "eval": None, "checkpointing": False, "quantize": "none",
 }  # fmt: skip
 """what a tiny model on a CPU needs otherwise"""
 
 
 def as_parameter(path: Path) -> Any:
-    cannot = "quantize" not in OPTIONS or find_spec("bitsandbytes") is None
-    skipped = cannot and "quantize:" in path.read_text(encoding="utf-8")
-    return pytest.param(
-        path, id=path.stem, marks=pytest.mark.skipif(skipped, reason="no --quantize, or no bitsandbytes")
-    )
+    skipped = find_spec("bitsandbytes") is None and "quantize:" in path.read_text(encoding="utf-8")
+    return pytest.param(path, id=path.stem, marks=pytest.mark.skipif(skipped, reason="no bitsandbytes"))
 
 
 every_recipe = pytest.mark.parametrize("path", [as_parameter(path) for path in RECIPES])

@@ -16,7 +16,7 @@ from tests.pipeline.cases import read_report
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
     "accelerate": [
         "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--main_process_port", "0",
     ],
@@ -48,7 +48,9 @@ def test_a_launcher_prunes(launcher: str, given: Path, tmp_path: Path) -> None:
 def test_the_launcher_ends_the_others_when_one_is_killed(given: Path, tmp_path: Path) -> None:
     started = launched("torchrun", given, tmp_path / "out", "--steps", "100000", "--save", "2")
     try:
+        deadline = time.monotonic() + 120
         while not list((tmp_path / "out.partial").glob("step-*")):
+            assert time.monotonic() < deadline
             assert started.poll() is None, started.communicate()[1]
             time.sleep(0.2)
         ranks = [child for child in psutil.Process(started.pid).children(recursive=True) if "prune" in child.cmdline()]

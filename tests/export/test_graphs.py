@@ -59,11 +59,20 @@ def test_onnxruntime_decodes_a_uniform_model_with_its_cache(uniform: Path, tmp_p
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["bert", "vit", "t5", "gemma2", "mistral"])
+@pytest.mark.parametrize("variant", ["bert", "vit", "gemma2", "mistral"])
 def test_onnx_of_other_kinds_of_models(variant: str, tmp_path: Path) -> None:
-    """Sliding windows shorter than the text, images, and models with two stacks."""
+    """Sliding windows shorter than the text, and images."""
     tiny_model(variant).save_pretrained(tmp_path / "source")
     assert exported(tmp_path / "source", tmp_path / "out", "onnx")["verification"]["source_vs_exported"] < 1e-5
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_what_onnx_cannot_hold_is_told_in_words(tmp_path: Path) -> None:
+    tiny_model("t5").save_pretrained(tmp_path / "source")
+    with pytest.raises(UnsupportedModelError, match=r"'t5' cannot be written by torch\.onnx"):
+        exported(tmp_path / "source", tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("variant", ["bert", "vit"])

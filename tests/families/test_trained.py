@@ -54,7 +54,7 @@ def test_training_goes_on_after_a_cut_as_if_masked(variant: str) -> None:
         optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=2e-3)
         masks = Masks(trained, groups)
         losses[name] = []
-        for step in range(6):
+        for step in range(8):
             loss = trained(**batch).loss
             loss.backward()
             optimizer.step()

@@ -16,6 +16,7 @@ from loraprune.api import attach_lora
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError, VerificationError
 from loraprune.families import find_groups
+from loraprune.footprint import bytes_per_weight
 from loraprune.heads import auto_class
 from loraprune.kernels import Nf4Blocks
 from loraprune.loading import load_with_head

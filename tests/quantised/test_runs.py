@@ -76,8 +76,8 @@ def test_wrong_scales_do_not_pass(shared: Path, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(layers, "_put", doubled)  # from here on, as loading must be right
         return fit(self, *arguments, **options)
 
-    fit = pipeline._fit
-    monkeypatch.setattr(pipeline, "_fit", start)
+    fit = pipeline.fit
+    monkeypatch.setattr(pipeline, "fit", start)
     with pytest.raises(VerificationError):
         pipeline.prune(stories(shared, tmp_path, quantize="4bit", steps=3))
     assert not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ class Tile:
     b: Float[Tensor, "rows rank"]
     grad_a: Float[Tensor, "rank in_"]
     grad_b: Float[Tensor, "rows rank"]
-    whole_b: Float[Tensor, "out rank"]
+    whole_b: Float[Tensor, "whole rank"]
     """B with the rows of all tiles"""
     scaling: float
     generator: torch.Generator

@@ -57,11 +57,12 @@ class LiveBytes(TorchDispatchMode):
         if func is aten._local_scalar_dense.default and args[0].device.type == "meta":
             return True
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
+        outputs = [each for each in (out if isinstance(out, tuple | list) else (out,)) if isinstance(each, Tensor)]
+        formula = flop_registry.get(func.overloadpacket)
+        if formula and outputs and outputs[0].numel():  # attention's divides by the heads, of which none may be left
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
+        for tensor in outputs:
+            self._note(tensor)
         if self.live.total() > self.peak:
             self.at_peak = dict(self.live)
         return out
