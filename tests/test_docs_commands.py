@@ -70,7 +70,7 @@ def check_command(words: list[str], cwd: Path) -> None:
         if len(arguments) < len(words) - 1:
             given = {word.partition("=")[0] for word in arguments}
             arguments += [option for option in PLACEHOLDERS if option.partition("=")[0] not in given]
-        if "--record" in arguments:
+        if "--record" in arguments or words[1] == "push":  # these need a folder that a run wrote
             folder = cwd / arguments[arguments.index("--model") + 1]
             folder.mkdir(exist_ok=True)
             (folder / "report.json").write_text("{}")
