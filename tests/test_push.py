@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -16,6 +16,8 @@ from loraprune.errors import CheckpointError, ConfigError
 from loraprune.export_options import PushConfig
 from tests.cli.cases import refused
 
+http = importlib.import_module(push.HTTPError.__module__.partition(".")[0])
+"""the library that the hub's client speaks HTTP with"""
 TEXT = (
     "---\nbase_model: org/base\nlicense: unknown\ntags: [loraprune]\n---\n\n# small\n\n" + card.licence_line({}) + "\n"
 )
@@ -71,8 +73,8 @@ def test_an_unknown_licence_is_said_to_be_so(folder: Path, monkeypatch: pytest.M
 
 
 def refusal(status: int) -> HfHubHTTPError:
-    request = httpx.Request("POST", "https://hub")
-    return HfHubHTTPError(f"no, hf_{'a' * 30}", response=httpx.Response(status, request=request))
+    request = http.Request("POST", "https://hub")
+    return HfHubHTTPError(f"no, hf_{'a' * 30}", response=http.Response(status, request=request))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def refusal(status: int) -> HfHubHTTPError:
     [
         (refusal(403), CheckpointError, r"the hub refused \(403\); check the token's rights"),
         (refusal(500), CheckpointError, r"the hub refused \(500\); try again later"),
-        (httpx.ConnectError("no route"), CheckpointError, "cannot be reached .ConnectError."),
+        (http.ConnectError("no route"), CheckpointError, "cannot be reached .ConnectError."),
         (LocalTokenNotFoundError("no"), ConfigError, "nobody is logged in"),
     ],
 )

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from loraprune.card import CARD, UNKNOWN, base_metadata, is_hub_name, join_card, licence_line, split_card
 from loraprune.errors import CheckpointError, ConfigError
 from loraprune.export_options import PushConfig
+
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+"""of the library that the hub's client speaks HTTP with: httpx, or httpx2 since huggingface_hub 2"""
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def _hub_metadata(name: str) -> dict[str, Any]:
     """Return the metadata of a card on the hub; nothing if it has none."""
     try:
         return dict(ModelCard.load(name, ignore_metadata_errors=True).data.to_dict())
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError):
+    except (HfHubHTTPError, HTTPError, OSError, ValueError):
         return {}
 
 
@@ -112,7 +114,7 @@ def clear_hub_errors(repo: str) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         remedy = "check the token's rights and the name" if status in (401, 403, 404) else "try again later"
         raise CheckpointError(f"--repo {repo}: the hub refused ({status}); {remedy}; nothing was uploaded") from None
-    except (OfflineModeIsEnabled, httpx.HTTPError, ConnectionError) as error:
+    except (OfflineModeIsEnabled, HTTPError, ConnectionError) as error:
         why = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else type(error).__name__
         raise CheckpointError(
             f"--repo {repo}: the hub cannot be reached ({why}); push from a machine with a network, nothing was uploaded"
