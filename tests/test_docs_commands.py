@@ -34,7 +34,7 @@ OTHERS = ("vllm", "jupyter", "llama-cli", "llama-quantize", ".venv/bin/ruff", ".
 """first words of commands that are not this project's"""
 LEFT_OUT = {"...", "…"}
 PLACEHOLDERS = ["--model=M", "--data=D", "--output=O"]
-NEEDS = {"--quantize": "bitsandbytes"}
+NEEDS = {"--quantize": "bitsandbytes", "--log": "tensorboard"}
 """options that are refused where a library of an extra is missing"""
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
