@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraprune import launch
 from loraprune.adapters import linear_paths
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
@@ -114,7 +115,7 @@ def _check_target(
     groups = find_groups(described)
     shell = empty_model(described, head=task.head if task else None)
     check_groups(shell, groups)
-    check_quantize("--quantize", config.quantize, groups, choose_device(config.device))
+    check_base(config.quantize, groups, choose_device(config.device))
     if isinstance(config, PruneConfig):
         check_quantize("--teacher", config.teacher, groups, choose_device(config.device))
     if pruning.sparsity:
@@ -123,6 +124,19 @@ def _check_target(
         in_play = groups_in_play(described, groups, pruning)
         check_recovery(in_play, pruning)
         goal_counts(make_space(shell, in_play, pruning), pruning, model_parameters=shell.num_parameters())
+
+
+def check_base(kind: str, groups: Sequence[Group], device: torch.device) -> None:
+    """Refuse a quantised base where it cannot be held.
+
+    Raises:
+        ConfigError: as `check_quantize`, and for FSDP, which would put trained factors on weights of another precision.
+    """
+    if launch.is_sharded() and kind != "none":
+        raise ConfigError(
+            f"--quantize {kind}: FSDP keeps weights in parts, whose codes are not kept; launch without --use_fsdp"
+        )
+    check_quantize("--quantize", kind, groups, device)
 
 
 def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torch.device) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from loraprune import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
+from loraprune.job import check_base
 from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.target import check_recovery
 from tests.distributed.processes import FSDP2, command, run
@@ -74,6 +75,16 @@ def test_what_needs_whole_weights_is_refused_to_fsdp(options: dict[str, Any], mo
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="launch without --use_fsdp"):
         check()
+
+
+def test_a_quantised_base_is_refused_to_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, device = find_groups(tiny_model("llama").config), torch.device("cpu")
+    check_base("8bit", groups, device)
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    check_base("none", groups, device)
+    with pytest.raises(ConfigError, match="launch without --use_fsdp"):
+        check_base("8bit", groups, device)
 
 
 @pytest.mark.parametrize(
