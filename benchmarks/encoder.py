@@ -1,4 +1,4 @@
-"""A BERT, trained here on texts and labelled ones, pruned to 50 % by several criteria over several seeds.
+"""A BERT or ModernBERT, trained here on texts and labelled ones, pruned to 50 % by several criteria over several seeds.
 
     python benchmarks/encoder.py --work build/encoder
 
@@ -20,7 +20,7 @@ from typing import Any
 import accuracy
 import torch
 from common import SHARED
-from transformers import AutoConfig, BertConfig, BertForMaskedLM, BertTokenizer, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from loraprune.loading import load_with_head
@@ -69,12 +69,16 @@ def pretrain(folder: Path, options: argparse.Namespace) -> None:
     """Train a vocabulary, and a masked language model from scratch unless no steps are asked for, on all texts."""
     start, texts = folder.with_name("random"), read_texts(options.texts)
     tokenizer = BertTokenizer().train_new_from_iterator(texts, options.vocabulary_size)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=options.hidden, num_hidden_layers=options.layers,
-        num_attention_heads=options.heads, intermediate_size=4 * options.hidden, max_position_embeddings=512,
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # one segment, and ModernBERT knows no segments
+    wide = 4 if options.family == "bert" else 2.5  # gated: three projections instead of two
+    special = ("pad", "cls", "sep", "bos", "eos")
+    config = AutoConfig.for_model(
+        options.family, vocab_size=len(tokenizer), hidden_size=options.hidden, num_hidden_layers=options.layers,
+        num_attention_heads=options.heads, intermediate_size=int(wide * options.hidden), max_position_embeddings=512,
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in special},
     )  # fmt: skip
     torch.manual_seed(0)
-    model = BertForMaskedLM(config)
+    model = AutoModelForMaskedLM.from_config(config)
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
     if options.pretraining == 0:
@@ -112,6 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary-size", type=int, default=4096)
     parser.add_argument("--data", default=str(data / "glue" / "SST-2"), help="labelled texts")
     parser.add_argument("--eval", help="labelled texts to judge by, where the data have no split for it")
+    parser.add_argument("--family", choices=("bert", "modernbert"), default="bert")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
@@ -140,7 +145,7 @@ def main() -> None:
     shared = {
         name: getattr(options, name) for name in ("data", "eval", "steps", "batch", "length", "lr", "rank", "device")
     }
-    told = ("vocabulary_size", "hidden", "layers", "heads", "pretraining", "pretraining_lr", "tuning", "tuning_lr")
+    told = ("family", "vocabulary_size", "hidden", "layers", "heads", "pretraining", "pretraining_lr", "tuning", "tuning_lr")
     facts = {name: getattr(options, name) for name in told} | {"texts": [path.name for path in options.texts]}
     accuracy.measure(
         options.name, dense, common=shared, pruning={"kinds": options.kinds}, grid=accuracy.grid(options), work=options.work,
