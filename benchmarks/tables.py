@@ -6,11 +6,11 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import common
+import quality
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -91,30 +91,6 @@ def footprints() -> Iterator[str]:
             yield f"| {row['model']}, {base} | {' | '.join([*gib, *needed])} |"
 
 
-def comparisons() -> Iterator[str]:
-    """Yield perplexity and gap of every recipe, a table for each results.json of `loraprune compare` kept as GRID_<name>.json."""
-    for path in sorted(path for grid in ("bounds", "compare") for path in common.RESULTS.glob(f"{grid}_*.json")):
-        result = json.loads(path.read_text())
-        recipes, cells = result["recipes"], result["cells"]
-        steps, lr = (next(cell["options"][name] for cell in cells) for name in ("steps", "lr"))
-        tuned = recipes.get("finetune", {}).get("perplexity")
-        dense = next(cell["perplexity"]["dense"] for cell in cells if "error" not in cell)
-        beside = f", dense + LoRA {words(tuned)}" if tuned else ""
-        yield f"**{path.stem.partition('_')[2]}**: {steps} steps, learning rate {lr}, dense {dense:.2f}{beside}"
-        yield ""
-        pruned = {name: recipe for name, recipe in recipes.items() if recipe["job"] == "prune"}
-        runs = list(dict.fromkeys(name.split(", ")[0] for name in pruned))
-        yield f"| removed | {' | '.join(runs)} |"
-        yield f"|---|{'---|' * len(runs)}"
-        for ratio in dict.fromkeys(name.split(", ")[-1] for name in pruned):
-            found = [pruned.get(f"{run}, {ratio}") for run in runs]
-            percent = f"{100 * float(ratio.removeprefix('ratio ')):.0f} %"
-            yield f"| {percent} | {' | '.join(words(each['perplexity']) if each else '-' for each in found)} |"
-            gaps = [f"{each['relative_gap']:.2f}x" if each and each["relative_gap"] else "-" for each in found]
-            yield f"| gap, of lora's | {' | '.join(gaps)} |"
-        yield ""
-
-
 def processes() -> Iterator[str]:
     """Yield how far two processes are from one with the same rows a step."""
     result = read("processes")
@@ -127,56 +103,17 @@ def processes() -> Iterator[str]:
         yield f"| {row['criterion']}, {row['launch']} | {row['other_units']} of {row['units_kept']} | {apart} |"
 
 
-def accuracies() -> Iterator[str]:
-    """Yield accuracies in per cent and how far Eq 10 is ahead, a table for each result of encoder.py and vision.py."""
-    for path in sorted(common.RESULTS.glob("accuracy_*.json")):
-        result = json.loads(path.read_text())
-        cells, options = list(result["cells"].values()), result["options"]
-        parameters, rows = cells[0]["parameters"], cells[0]["rows"]
-        error = 100 * statistics.mean(cell["standard_error"]["pruned"] for cell in cells)
-        dense = "its head new" if cells[0]["trained_whole"] else f"dense {100 * cells[0]['dense']:.1f} %"
-        trained = 100 * parameters["trainable"] / parameters["dense"]
-        tuned = percent(list(by_seed(cells, "finetune", 0.0).values()))
-        yield (
-            f"**{path.stem.partition('_')[2]}**: {options['steps']} steps, learning rate {options['lr']}, rank {options['rank']} "
-            f"({trained:.1f} % trainable), {dense}, dense + LoRA {tuned} %; {rows} rows, standard error {error:.1f}"
-        )
-        yield ""
-        runs = list(dict.fromkeys(cell["run"] for cell in cells if cell["ratio"]))
-        yield f"| removed | {' | '.join(runs)} |"
-        yield f"|---|{'---|' * len(runs)}"
-        for ratio in sorted({cell["ratio"] for cell in cells if cell["ratio"]}):
-            found = {run: by_seed(cells, run, ratio) for run in runs}
-            yield f"| {100 * ratio:.0f} % | {' | '.join(percent(list(each.values())) for each in found.values())} |"
-            ahead = [
-                [found["lora"][seed] - value for seed, value in each.items() if seed in found["lora"]]
-                for each in found.values()
-            ]
-            yield f"| lora ahead by | {' | '.join('' if not any(each) else percent(each) for each in ahead)} |"
-        yield ""
-
-
-def by_seed(cells: Sequence[Mapping[str, Any]], run: str, ratio: float) -> dict[int, float]:
-    """Return the accuracies of a run."""
-    return {cell["seed"]: cell["pruned"] for cell in cells if cell["run"] == run and cell["ratio"] == ratio}
-
-
-def percent(values: Sequence[float]) -> str:
-    """Return mean and sample deviation in per cent."""
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{round(100 * statistics.mean(values), 1) + 0.0:.1f}{deviation}"  # no minus before a zero
-
-
-def words(values: dict[str, float | None] | None) -> str:
-    """Return mean and deviation of a perplexity."""
-    if not values or values["mean"] is None:
-        return "-"
-    deviation = values["deviation"]
-    return f"{values['mean']:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
-
-
 def main() -> None:
-    for part in (cost(), scoring(), memory(), speed(), footprints(), processes(), comparisons(), accuracies()):
+    for part in (
+        cost(),
+        scoring(),
+        memory(),
+        speed(),
+        footprints(),
+        processes(),
+        quality.grids(),
+        quality.accuracies(),
+    ):
         print("\n".join(part), end="\n\n")
 
 
