@@ -70,14 +70,17 @@ def test_a_stream_with_padding_is_accounted_token_by_token() -> None:
     assert relative(*found) < 1e-5
 
 
-def test_only_blocks_with_a_cut_learn_and_nothing_else_changes() -> None:
+def test_blocks_learn_from_the_first_with_a_cut_on_and_nothing_else_changes() -> None:
     model, untouched = with_lora(tiny_model("llama")), with_lora(tiny_model("llama"))
-    cut(model, steps=5, changed=["model.layers.1.mlp"])
+    cut(model, steps=5, changed=["model.layers.0.mlp"])
     cut(untouched, steps=0)
     before, now = untouched.state_dict(), model.state_dict()
     changed = {name for name, tensor in now.items() if not torch.equal(tensor, before[name])}
-    assert len(changed) == 3
-    assert all("layers.1.mlp" in name and "base_layer.weight" in name for name in changed)
+    mlp, attention = ("gate", "up", "down"), ("q", "k", "v", "o")
+    learned = [("layers.0.mlp", mlp), ("layers.1.self_attn", attention), ("layers.1.mlp", mlp)]
+    assert {name.removeprefix("base_model.model.model.").removesuffix(".base_layer.weight") for name in changed} == {
+        f"{block}.{projection}_proj" for block, projections in learned for projection in projections
+    }
     assert not any(p.requires_grad for name, p in model.named_parameters() if "lora_" not in name)
     assert all(p.grad is None for p in model.parameters())
 

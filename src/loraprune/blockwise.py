@@ -1,4 +1,4 @@
-"""Blockwise recovery: a block that lost units learns, on its own, to give what it gave before.
+"""Blockwise recovery: blocks from the first that lost units on learn, each on its own, to give what they gave before.
 
 Gradient descent runs inside one block at a time, on what the blocks below really send it, towards what its reading projections gave
 before the units went and what is still missing from the residual stream. No gradient passes a block, so a step costs a fraction of one of
@@ -83,9 +83,10 @@ def fit_blocks_(
     steps: int,
     seed: int,
 ) -> None:
-    """Let every block with a group in `changed` learn for `steps` steps to give what `trace` holds; call it after the cut.
+    """Let every block from the first with a group in `changed` on learn for `steps` steps to give what `trace` holds.
 
-    `groups` are the units left. Modifies the frozen weights of these blocks' projections, not their adapters.
+    Blocks that lost nothing learn too, as they can mend what those below lost. Call it after the cut; `groups` are the units left.
+    Modifies the frozen weights of these blocks' projections, not their adapters.
     Source: blockwise local distillation, Bercovich et al., Puzzle (arXiv 2411.19146); that blocks learn on the pruned model's own
     activations and mend the errors of those below is ours.
 
@@ -95,13 +96,12 @@ def fit_blocks_(
     rows = on_device(model, rows)
     streams = {name: TokenStream(present) for name, present in trace.present.items()}
     handles: list[Any] = []
-    count = len(next(iter(rows.values())))
+    count, begun = len(next(iter(rows.values()))), False
     for path, members in blocks_of(groups).items():
-        block = _Block(
-            model, path, members, trace, streams[members[0].stream], scales, count=len(next(iter(rows.values())))
-        )
+        block = _Block(model, path, members, trace, streams[members[0].stream], scales, count=count)
         handles += block.watch()
-        if any(group.name in changed for group in members):
+        begun = begun or any(group.name in changed for group in members)
+        if begun:
             learn = block.learner(steps, torch.Generator().manual_seed(seed))
             handles.append(find_module(model, path).register_forward_pre_hook(learn, with_kwargs=True))
     for group in groups:

@@ -93,8 +93,8 @@ class LoRAPruneConfig(AdapterOptions):
     compensate: bool = False
     """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
     local: int = 0
-    """at each removal, after --compensate: steps in which every block that lost units learns on its own to give what it gave
-    before; units that several layers share are left to --compensate; 0 for none"""
+    """at each removal, after --compensate: steps in which every block, from the first that lost units on, learns on its own to
+    give what it gave before; units that several layers share are left to --compensate; 0 for none"""
     calibration: int = 4096
     """tokens that --compensate and --local look at"""
     history: bool = False
