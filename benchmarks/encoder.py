@@ -145,7 +145,17 @@ def main() -> None:
     shared = {
         name: getattr(options, name) for name in ("data", "eval", "steps", "batch", "length", "lr", "rank", "device")
     }
-    told = ("family", "vocabulary_size", "hidden", "layers", "heads", "pretraining", "pretraining_lr", "tuning", "tuning_lr")
+    told = (
+        "family",
+        "vocabulary_size",
+        "hidden",
+        "layers",
+        "heads",
+        "pretraining",
+        "pretraining_lr",
+        "tuning",
+        "tuning_lr",
+    )
     facts = {name: getattr(options, name) for name in told} | {"texts": [path.name for path in options.texts]}
     accuracy.measure(
         options.name, dense, common=shared, pruning={"kinds": options.kinds}, grid=accuracy.grid(options), work=options.work,
