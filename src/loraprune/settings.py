@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
+from loraprune.compare.grid import CELLS, OPTIONS, Cell, Value, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.errors import nearest
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, QuantizeOptions, failed
@@ -225,9 +225,9 @@ class DemoConfig(Options):
 class CompareConfig(PruneConfig):
     """Compare criteria, ratios, schedules and any other options over several seeds: one table, plots; goes on where it stopped."""
 
-    grid: dict[str, list[Any]] = field(default_factory=dict)
+    grid: dict[str, list[Value]] = field(default_factory=dict)
     """option -> values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}: every combination is a cell"""
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Value]] = field(default_factory=dict)
     """name -> options, such as {paper: {criterion: lora}, best: {criterion: gate}}: each is crossed with the grid"""
     baselines: list[Literal["finetune"]] = field(default_factory=list)
     """finetune: the dense model tuned with the same training options, once a seed; gaps are measured from it"""
