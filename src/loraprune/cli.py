@@ -174,7 +174,8 @@ def run(arguments: Sequence[str]) -> None:
         options = command.options(**values)
     except ConfigError as error:
         # The files are looked at all the same, so that everything wrong is told at once.
-        here = any(lies_here(values.get(name)) for name in ("model", "against", "data", "eval"))
+        given = map(values.get, ("model", "models", "against", "data", "eval"))
+        here = any(lies_here(path) for value in given for path in (value if isinstance(value, list) else [value]))
         raise ConfigError(*error.args, *(call("inputs:local_problems", verb, values) if here else [])) from None
     result = call(command.function, options)
     if not launch.is_first():

@@ -37,10 +37,15 @@ def take_scale_out(optimizer: Any) -> float:
     `optimizer` is accelerate's; call it once a step, and not where the Trainer clips, which does the same.
     """
     scaler = getattr(optimizer, "scaler", None)
-    if scaler is None:
-        return 1.0
-    scaler.unscale_(optimizer.optimizer)
-    return float(scaler.get_scale())
+    if scaler is not None:
+        scaler.unscale_(optimizer.optimizer)
+    return loss_scale(optimizer)
+
+
+def loss_scale(optimizer: Any) -> float:
+    """Return the loss scale of fp16, 1 where there is none; `optimizer` is accelerate's."""
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 class StepGuard(TrainerCallback):
@@ -112,11 +117,8 @@ class StepGuard(TrainerCallback):
     ) -> None:
         """Skip the step if it has to be."""
         optimizer = kwargs.get("optimizer")
-        if args.max_grad_norm:  # the Trainer has taken the scale out when it clipped
-            scaler = getattr(optimizer, "scaler", None)
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        else:
-            scale = take_scale_out(optimizer)
+        # Where the Trainer clips it has taken the scale out.
+        scale = loss_scale(optimizer) if args.max_grad_norm else take_scale_out(optimizer)
         if self.overflowed(kwargs["model"], scale):
             return
         if reason := self.reason(kwargs["model"]):

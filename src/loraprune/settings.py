@@ -13,6 +13,7 @@ from loraprune.compare.grid import CELLS, OPTIONS, Cell, Value, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.errors import nearest
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, QuantizeOptions, failed
+from loraprune.output import unwritable
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
@@ -197,10 +198,12 @@ class CompareModelsConfig(MachineOptions):
             ("repeats", self.repeats, 1),
         )
         output = Path(self.output) if self.output is not None else None
+        why = unwritable(self.output) if self.output is not None else None
         checks = [
             (len(self.models) > 1, f"{len(self.models)} models: name at least two"),
             (not repeated, f"{', '.join(repeated)}: named twice; name each model once"),
             (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
+            (why is None, f"--output {output}: cannot be written ({why}); choose another folder"),
         ]
         return [*super().problems(), *at_least(*least), *failed(*checks)]
 
