@@ -167,6 +167,31 @@ def test_dashboards_hear_loss_ratio_and_perplexity_and_stdout_is_the_result(
     assert ratios[-1] == pytest.approx(read_report(tmp_path / "out")["ratio_reached"])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of what the dashboards themselves import
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_other_dashboards_hear_the_same_without_a_network(
+    name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("TRACKIO_DIR", str(tmp_path))):
+        monkeypatch.setenv(variable, value)
+    dashboard, heard = pytest.importorskip(name), dict[str, float]()
+    send = dashboard.log
+
+    def listen(values: dict[str, float], *arguments: Any, **named: Any) -> None:
+        heard.update(values)
+        send(values, *arguments, **named)
+
+    monkeypatch.setattr(dashboard, "log", listen)
+    pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2, log=name, eval_every=1, html=False))
+    dashboard.finish()
+    report = read_report(tmp_path / "out")
+    assert heard["train/ratio"] == pytest.approx(report["ratio_reached"])
+    assert heard["eval/perplexity"] == pytest.approx(report["perplexity"]["pruned"], rel=1e-4)
+    assert {"train/loss", "train/learning_rate", "eval/loss"} <= set(heard)
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".wandb", ".db")]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

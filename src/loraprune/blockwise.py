@@ -7,6 +7,7 @@ training. Knows nothing about scores.
 
 from __future__ import annotations
 
+import logging
 import math
 import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,6 +26,8 @@ RATE = 0.05
 """largest step of a weight, as a fraction of the RMS of its tensor; docs/log.md compares values"""
 TOKENS = 256
 """tokens that a block sees in a step, in whole rows"""
+
+logger = logging.getLogger(__name__)
 
 
 def check_blocks(groups: Sequence[Group]) -> None:
@@ -150,6 +153,7 @@ class _Block:
         """Return a hook that lets the block learn just before it runs."""
 
         def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            logger.info("%s learns on its own, %d steps", self.path, steps)
             with dense_for_a_while(self.model, linear_paths(self.groups)):
                 descend(module, args, kwargs)
 

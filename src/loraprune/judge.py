@@ -35,7 +35,7 @@ from loraprune.machine import choose_dtype
 from loraprune.measured import Measured, paired_difference
 from loraprune.resume.atomic import replace_text
 from loraprune.settings import BenchmarkConfig, EvaluateConfig, ReportConfig
-from loraprune.tasks import Request, Task, choose_task, same_task
+from loraprune.tasks import Request, Task, choose_task, find_task, same_task
 
 Window: TypeAlias = tuple[str, int]
 """name of the data, and tokens in a row"""
@@ -198,7 +198,14 @@ def with_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
 
 
 def check_engines(options: BenchmarkConfig) -> None:
-    """Raise a ConfigError if what would run a format is not installed."""
+    """Raise a ConfigError for a model that no engine times, or if what would run a format is not installed."""
+    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
+    task = find_task(config).name
+    if task != "causal-lm":
+        raise ConfigError(
+            f"--formats {options.formats}: models that continue a text are timed there, and this {config.model_type!r} is for {task}; "
+            "leave it out"
+        )
     names = [name for name, _ in options.format_names()]
     if "gguf" in names and llamacpp_version() is None:
         raise ConfigError(

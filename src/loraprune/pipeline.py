@@ -6,6 +6,7 @@ Plain LoRA fine-tuning is the same job with nothing to remove.
 from __future__ import annotations
 
 import gc
+import logging
 import tempfile
 import time
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ from loraprune.verify import (
     unit_sums,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def prune(config: PruneConfig) -> Report:
     """Prune a model while fine-tuning it with LoRA, and write a folder that `from_pretrained` loads.
@@ -80,6 +83,10 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
         with together():
             checkpoint = newest_checkpoint(folder.parent, config) if config.resume else None
             job = load_job(config)
+            logger.info(
+                "%s: %s parameters; judged first by %d held-out rows, then trained with %d",
+                config.model, f"{job.dense_parameters:,}", len(job.data.held_out), len(job.data.training),
+            )  # fmt: skip
             dense = job.task.judge(job.model, job.data, config.batch)
         show = Showcase(job.data.held_out, job.data.processor, wanted=config.html and launch.is_first())
         show.write("dense", job.model)

@@ -84,3 +84,14 @@ def test_a_missing_library_names_the_extra(
 )
 def test_benchmark(arguments: list[str], words: list[str], uniform: Path, capfd: pytest.CaptureFixture[str]) -> None:
     refused(["benchmark", "--model", str(uniform), *arguments], capfd, *words)
+
+
+@pytest.mark.parametrize("variant", ["bert", "t5"])
+def test_a_model_that_no_engine_times(variant: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny_model(variant).save_pretrained(tmp_path / "model")
+    refused(
+        ["benchmark", "--model", str(tmp_path / "model"), "--formats", "onnx"],
+        capfd,
+        "--formats onnx",
+        f"this {variant!r} is for",
+    )

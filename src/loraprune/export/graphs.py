@@ -1,6 +1,6 @@
 """A model as a module of tensors alone, which torch.export can trace: its logits, or one step with a key-value cache.
 
-Knows nothing about files.
+Of an encoder-decoder: what the decoder reads of a source, and one step of the target. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
 from loraprune.evaluate import dropout_off
@@ -46,10 +46,8 @@ class Step(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        known = inspect.signature(model.forward).parameters
-        # Named so from transformers 5.24 on; the former name is deprecated there.
-        self.cache_name = "cache" if "cache" in known else "past_key_values"
-        self.reads_positions = "position_ids" in known
+        self.cache_name = cache_name(model)
+        self.reads_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
@@ -59,20 +57,73 @@ class Step(nn.Module):
         Inputs are (batch, new), (batch, past and new), (batch, new), and (batch, heads of the layer, past, size of a head) each.
         """
         # Shapes are no annotations here: while this is traced, sizes are symbols, and a check would pin them.
-        cache: Any = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+        cache: Any = filled(past)
         places = {"position_ids": position_ids} if self.reads_positions else {}
         given = {self.cache_name: cache, "use_cache": True, **places}
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **given).logits
-        return (logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+        return (logits, *in_turn(cache))
+
+
+class Encoding(nn.Module):
+    """What the decoder of an encoder-decoder reads of a source: keys and values of cross-attention, layer by layer."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.cache_name = model, cache_name(model)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Return (batch, heads of the layer, source, size of a head) each; inputs are (batch, source)."""
+        cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        # The decoder makes them of the source alone, whatever token it reads; the rest of its work leaves the graph as nobody asks for it.
+        given = {self.cache_name: cache, "use_cache": True, "decoder_input_ids": torch.zeros_like(input_ids[:, :1])}
+        self.model(input_ids=input_ids, attention_mask=attention_mask, **given)
+        return in_turn(cache.cross_attention_cache)
+
+
+class TargetStep(nn.Module):
+    """The decoder of an encoder-decoder, which reads new tokens of the target beside a cache and an `Encoding`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.cache_name = model, cache_name(model)
+
+    def forward(
+        self, input_ids: Tensor, encoder_attention_mask: Tensor, past: list[Tensor], source: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return logits (batch, new, vocabulary), and keys and values of every layer's self-attention with the new ones behind.
+
+        Inputs are (batch, new), (batch, source), (batch, heads of the layer, past, size of a head) each, and an `Encoding`'s.
+        """
+        cache: Any = EncoderDecoderCache(filled(past), filled(source))
+        # Of the encoder's states nothing but the shape is looked at, as their keys and values are there.
+        size = (-1, -1, self.model.config.hidden_size)
+        states = encoder_attention_mask.unsqueeze(-1).expand(*size).to(past[0])
+        given = {self.cache_name: cache, "use_cache": True, "attention_mask": encoder_attention_mask}
+        logits = self.model(encoder_outputs=(states,), decoder_input_ids=input_ids, **given).logits
+        return (logits, *in_turn(cache.self_attention_cache))
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """Return what a model calls its cache; the former name is deprecated from transformers 5.24 on."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def filled(tensors: Sequence[Tensor]) -> DynamicCache:
+    """Return a cache of keys and values in turn."""
+    return DynamicCache(list(zip(tensors[0::2], tensors[1::2], strict=True)))
+
+
+def in_turn(cache: Any) -> tuple[Tensor, ...]:
+    """Return keys and values of every layer of a cache in turn."""
+    return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
 def cache_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
     """Return (heads, size of a head) of keys and of values, layer by layer."""
     cache: Any = DynamicCache()
-    name = Step(model).cache_name
     with torch.inference_mode(), dropout_off(model):
-        model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, **{name: cache})
-    return [(each.shape[1], each.shape[3]) for layer in cache.layers for each in (layer.keys, layer.values)]
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, **{cache_name(model): cache})
+    return [(each.shape[1], each.shape[3]) for each in in_turn(cache)]
 
 
 def trace_logits(model: PreTrainedModel) -> tuple[ExportedProgram, dict[str, Tensor]]:
@@ -106,7 +157,42 @@ def trace_step(model: PreTrainedModel, shapes: Sequence[tuple[int, int]]) -> Exp
     return _trace(Step(model), (ones[:, :NEW].clone(), ones, places, past), dynamic)
 
 
-def _trace(module: Logits | Step, args: tuple[Any, ...], shapes: Any) -> ExportedProgram:
+def trace_pair(model: PreTrainedModel) -> tuple[ExportedProgram, ExportedProgram, int]:
+    """Trace an encoder-decoder as an `Encoding` and a `TargetStep` with any batch and lengths; return its decoder's layers too.
+
+    Raises:
+        UnsupportedModelError: if torch.export cannot trace the model.
+    """
+    ids = torch.zeros(BATCH, NEW + 1, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    varies, kept = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+    cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    given = {cache_name(model): cache, "use_cache": True, "decoder_input_ids": ids[:, :PAST]}
+    with _plain_attention(model):
+        with torch.inference_mode(), dropout_off(model):
+            model(input_ids=ids, attention_mask=mask, **given)
+        past, source = (
+            [torch.zeros(each.shape) for each in in_turn(part)]
+            for part in (cache.self_attention_cache, cache.cross_attention_cache)
+        )
+        encoder = _trace(Encoding(model), (ids, mask), (varies, varies))
+        shapes = (varies, varies, [kept for _ in past], [kept for _ in source])
+        decoder = _trace(TargetStep(model), (ids[:, :NEW].clone(), mask, past, source), shapes)
+    return encoder, decoder, len(past) // 2
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute attention as products and a softmax: of T5's fused one PyTorch 2.13 writes a view that it then refuses."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _trace(module: Logits | Step | Encoding | TargetStep, args: tuple[Any, ...], shapes: Any) -> ExportedProgram:
     with quiet_tracing(), torch.no_grad(), dropout_off(module):
         try:
             return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)

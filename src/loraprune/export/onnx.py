@@ -1,7 +1,8 @@
-"""`onnx`: one graph for prefill and decoding with a key-value cache, or the logits of a model that writes no text.
+"""`onnx`: one graph for prefill and decoding with a key-value cache; two of an encoder-decoder; the logits of a model that writes no text.
 
 Inputs and outputs have the names that onnxruntime's tools know: `input_ids`, `attention_mask`, `position_ids`,
-`past_key_values.N.key`; `logits`, `present.N.key`. A prefill has a cache of no tokens.
+`past_key_values.N.key`; `logits`, `present.N.key`. A prefill has a cache of no tokens. `encoder_model.onnx` gives the keys and values
+of the source that `decoder_model.onnx` reads as `past_key_values.N.encoder.key` beside its own `past_key_values.N.decoder.key`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from transformers import PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
 from loraprune.export.base import Format, Source, formats, save_companions
-from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_step
-from loraprune.export.onnx_session import Session
+from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_pair, trace_step
+from loraprune.export.onnx_session import PairSession, Session
 from loraprune.tasks import find_task
 from loraprune.verify import check_difference, difference, logits_of, probe_of
 
 NAME = "model.onnx"
+PAIR = ("encoder_model.onnx", "decoder_model.onnx")
 STEPS = 4
 """tokens that are decoded one by one for verification"""
 LARGEST = 1 << 30
@@ -34,18 +36,21 @@ LARGEST = 1 << 30
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write the graph, and compare onnxruntime with the model."""
-    path = folder / NAME
-    if find_task(source.config).name == "causal-lm":
-        found = write_step(source.model, path)
+    task, names = find_task(source.config).name, [NAME]
+    if task == "causal-lm":
+        found = write_step(source.model, folder / NAME)
         what = f"prefill of padded rows, {STEPS} greedy steps with the cache"
+    elif task == "seq2seq":
+        found, names = write_pair(source.model, folder), list(PAIR)
+        what = f"padded sources, {STEPS} greedy steps of the target with the cache"
     else:
-        found = write_logits(source.model, path)
+        found = write_logits(source.model, folder / NAME)
         what = "logits of two batches"
     save_companions(source, folder)
     return {
         "verification": {"source_vs_exported": check_difference("model and onnx graph", found, torch.float32)},
         "verified_by": f"onnxruntime {version('onnxruntime')} on the CPU: {what}",
-        "load": f"onnxruntime.InferenceSession('{NAME}')",
+        "load": ", ".join(f"onnxruntime.InferenceSession('{name}')" for name in names),
     }
 
 
@@ -57,6 +62,20 @@ def write_step(model: PreTrainedModel, path: Path) -> float:
     outputs = ["logits", *(f"present.{name}" for name in layers)]
     save_graph(model, trace_step(model, shapes), path, inputs, outputs)
     return compare_decoding(model, Session(path))
+
+
+def write_pair(model: PreTrainedModel, folder: Path) -> float:
+    """Write an encoder-decoder with its cache; return the largest difference of logits while it decodes."""
+    encoder, decoder, layers = trace_pair(model)
+    own, read = (
+        [f"{place}.{side}.{part}" for place in range(layers) for part in ("key", "value")]
+        for side in ("decoder", "encoder")
+    )
+    first, second = (folder / name for name in PAIR)
+    save_graph(model, encoder, first, ["input_ids", "attention_mask"], [f"present.{name}" for name in read])
+    inputs = ["input_ids", "encoder_attention_mask", *(f"past_key_values.{name}" for name in (*own, *read))]
+    save_graph(model, decoder, second, inputs, ["logits", *(f"present.{name}" for name in own)])
+    return compare_targets(model, PairSession(folder))
 
 
 def write_logits(model: PreTrainedModel, path: Path) -> float:
@@ -111,6 +130,27 @@ def compare_decoding(model: PreTrainedModel, session: Session) -> float:
         found = max(found, difference(expected[seen], torch.from_numpy(np.asarray(logits))[seen]))
         new = expected[:, -1:].argmax(-1)
         ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
+    return found
+
+
+@torch.inference_mode()
+def compare_targets(model: PreTrainedModel, session: PairSession) -> float:
+    """Return the largest difference of logits between two graphs and a model that reads source and target anew at each step.
+
+    Of two sources the second is filled up; targets begin with two given tokens and go on with the model's greedy ones.
+    """
+    probe = probe_of(model)
+    ids, targets = probe["input_ids"][:2, :8], probe["decoder_input_ids"][:2, :2]
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = 0
+    source, past, new, found = session.encode(ids.numpy(), mask.numpy()), session.decoder.empty_cache(2), targets, 0.0
+    for _ in range(1 + STEPS):
+        logits, past = session.step(new.numpy(), mask.numpy(), source, past)
+        given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": targets, "use_cache": False}
+        expected: Tensor = model.eval()(**given).logits.float()[:, -new.shape[1] :]
+        found = max(found, difference(expected, torch.from_numpy(np.asarray(logits))))
+        new = expected[:, -1:].argmax(-1)
+        targets = torch.cat([targets, new], 1)
     return found
 
 

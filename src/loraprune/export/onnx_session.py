@@ -1,4 +1,4 @@
-"""Running an exported graph with onnxruntime: logits, and greedy decoding token by token with the cache.
+"""Running exported graphs with onnxruntime: logits, and greedy decoding token by token with the cache.
 
 Needs onnxruntime and numpy alone; the same lines serve without loraprune.
 """
@@ -24,7 +24,7 @@ class Session:
         settings.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: each.shape for each in self.session.get_inputs()}
-        self.cached = [name for name in self.inputs if name.startswith("past_key_values.")]
+        self.cached = [name for name in self.inputs if name.startswith("past_key_values.") and ".encoder." not in name]
 
     def run(self, inputs: dict[str, Any]) -> list[Any]:
         """Return all outputs; inputs that the graph does not read are left out."""
@@ -54,4 +54,38 @@ class Session:
             tokens = logits[:, -1:].argmax(-1)
             mask = np.concatenate([mask, np.ones_like(tokens)], 1)
             found.append(tokens)
+        return np.concatenate(found, 1)
+
+
+class PairSession:
+    """The two graphs of an encoder-decoder, of `loraprune export --format onnx` too."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        """Open `encoder_model.onnx` and `decoder_model.onnx`; `threads` as of `Session`."""
+        self.encoder = Session(folder / "encoder_model.onnx", threads=threads)
+        self.decoder = Session(folder / "decoder_model.onnx", threads=threads)
+        self.read = [name for name in self.decoder.inputs if ".encoder." in name]
+
+    def encode(self, tokens: Any, mask: Any) -> list[Any]:
+        """Return what the decoder reads of sources (batch, tokens); `mask` is 0 where a row is filled up."""
+        return self.encoder.run({"input_ids": tokens, "attention_mask": mask})
+
+    def step(self, tokens: Any, mask: Any, source: list[Any], past: list[Any]) -> tuple[Any, list[Any]]:
+        """Read new tokens of the target (batch, new) beside a cache; `mask` and `source` are of the source.
+
+        Returns:
+            Logits (batch, new, vocabulary), and the cache with the new tokens.
+        """
+        named = dict(zip([*self.decoder.cached, *self.read], [*past, *source], strict=True))
+        logits, *present = self.decoder.run({"input_ids": tokens, "encoder_attention_mask": mask, **named})
+        return logits, present
+
+    def generate(self, tokens: Any, mask: Any, *, start: int, new_tokens: int) -> Any:
+        """Return the greedy targets (batch, new tokens) of sources; `start` is `decoder_start_token_id` of config.json."""
+        source, past, found = self.encode(tokens, mask), self.decoder.empty_cache(len(tokens)), []
+        new = np.full_like(tokens[:, :1], start)
+        for _ in range(new_tokens):
+            logits, past = self.step(new, mask, source, past)
+            new = logits[:, -1:].argmax(-1)
+            found.append(new)
         return np.concatenate(found, 1)
