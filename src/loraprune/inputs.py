@@ -123,7 +123,7 @@ def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     For options some of which are wrong already: the hub is not asked for anything then.
     """
     found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
-    texts = [text if lies_here(text) else None for text in _listed(values.get("data")) or [None]]
+    texts = [text if lies_here(text) else None for text in _listed(values.get("data"))] or [None]
     held_out = values.get("eval") if lies_here(values.get("eval")) else None
     pairs = [(None, text) if command in JUDGING else (text, held_out) for text in texts]
     # What is pushed may be no checkpoint of transformers.
