@@ -23,9 +23,13 @@ def grids() -> Iterator[str]:
 def comparison(grid: str, model: str, result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a grid has found: recipes below each other, ratios side by side."""
     recipes, options = result["recipes"], [cell["options"] for cell in result["cells"] if cell["job"] == "prune"]
-    tuned = recipes.get("finetune", {}).get("perplexity")
+    tuned = {
+        name.partition(", ")[2]: words(each["perplexity"])
+        for name, each in recipes.items()
+        if each["job"] == "finetune"
+    }
     dense = next(cell["perplexity"]["dense"] for cell in result["cells"] if "error" not in cell)
-    beside = f", dense + LoRA {words(tuned)}" if tuned else ""
+    beside = "".join(f", dense + LoRA {found}{f' ({how})' if how else ''}" for how, found in tuned.items())
     steps, ratios = options[0]["steps"], list(dict.fromkeys(each["ratio"] for each in options))
     shared = f"{steps} steps, learning rate {options[0]['lr']}" if steps else "no step of training"
     yield f"**{grid}, {model}**: {shared}, dense {dense:.2f}{beside}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
+from packaging.version import Version
 from torch import Tensor
 
 from loraprune.data import PairCollator
@@ -71,10 +73,13 @@ ENCODER_DECODERS: dict[str, Variant] = {
     # T5 1.1: a gated FFN, and no scaling before the head.
     "t5-gated": variant("t5", T5 | GATED | {"tie_word_embeddings": False}),
     "mt5": variant("mt5", T5 | GATED),
-    "umt5": variant("umt5", T5 | GATED),
     "bart": variant("bart", BART),
     "mbart": variant("mbart", BART),
     "pegasus": variant("pegasus", BART),
     "marian": variant("marian", BART),
     "m2m_100": variant("m2m_100", BART),
 }
+REFUSED = {"umt5"} if Version(version("transformers")) < Version("5.18") else set()
+"""families that the installed transformers computes wrongly"""
+if not REFUSED:
+    ENCODER_DECODERS["umt5"] = variant("umt5", T5 | GATED)

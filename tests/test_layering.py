@@ -22,6 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("processes",),
     (
         "registry",
+        "complaints",
         "renamed",
         "measured",
         "metrics",
@@ -121,6 +122,7 @@ WITHOUT_TORCH = (
     "sparsity.pattern",
     "allocation",
     "options",
+    "complaints",
     "output",
     "folder",
     "runfile",

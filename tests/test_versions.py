@@ -11,7 +11,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 BOUNDS = dict(re.findall(r'"([a-z0-9-]+)(?:\[\w+\])?>=([\d.]+)', PROJECT))
-NEEDED = re.findall(r'^    "([a-z-]+)', PROJECT.partition("\ndependencies = [")[2].partition("\n]")[0], re.MULTILINE)
+NEEDED = re.findall(r'^    "([a-z0-9-]+)', PROJECT.partition("\ndependencies = [")[2].partition("\n]")[0], re.MULTILINE)
 OLDEST = dict(
     re.findall(r"^([a-z0-9-]+)==([\d.]+)", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.MULTILINE)
 )

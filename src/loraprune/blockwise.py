@@ -1,4 +1,4 @@
-"""Blockwise recovery: blocks from the first that lost units on learn, each on its own, to give what they gave before.
+"""Blockwise recovery: a block that lost units learns, on its own, to give what it gave before.
 
 Gradient descent runs inside one block at a time, on what the blocks below really send it, towards what its reading projections gave
 before the units went and what is still missing from the residual stream. No gradient passes a block, so a step costs a fraction of one of
@@ -24,7 +24,7 @@ from loraprune.groups import Group, consumers, layer_of
 
 RATE = 0.05
 """largest step of a weight, as a fraction of the RMS of its tensor; docs/log.md compares values"""
-TOKENS = 512
+TOKENS = 256
 """tokens that a block sees in a step, in whole rows"""
 
 logger = logging.getLogger(__name__)
@@ -86,10 +86,9 @@ def fit_blocks_(
     steps: int,
     seed: int,
 ) -> None:
-    """Let every block from the first with a group in `changed` on learn for `steps` steps to give what `trace` holds.
+    """Let every block with a group in `changed` learn for `steps` steps to give what `trace` holds; call it after the cut.
 
-    Blocks that lost nothing learn too, as they can mend what those below lost. Call it after the cut; `groups` are the units left.
-    Modifies the frozen weights of these blocks' projections, not their adapters.
+    `groups` are the units left. Modifies the frozen weights of these blocks' projections, not their adapters.
     Source: blockwise local distillation, Bercovich et al., Puzzle (arXiv 2411.19146); that blocks learn on the pruned model's own
     activations and mend the errors of those below is ours.
 
@@ -99,12 +98,13 @@ def fit_blocks_(
     rows = on_device(model, rows)
     streams = {name: TokenStream(present) for name, present in trace.present.items()}
     handles: list[Any] = []
-    count, begun = len(next(iter(rows.values()))), False
+    count = len(next(iter(rows.values())))
     for path, members in blocks_of(groups).items():
-        block = _Block(model, path, members, trace, streams[members[0].stream], scales, count=count)
+        block = _Block(
+            model, path, members, trace, streams[members[0].stream], scales, count=len(next(iter(rows.values())))
+        )
         handles += block.watch()
-        begun = begun or any(group.name in changed for group in members)
-        if begun:
+        if any(group.name in changed for group in members):
             learn = block.learner(steps, torch.Generator().manual_seed(seed))
             handles.append(find_module(model, path).register_forward_pre_hook(learn, with_kwargs=True))
     for group in groups:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,8 +14,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from loraprune import export_options, launch, recipes, settings
+from loraprune.complaints import explain
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, nearest, problems_of
+from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, problems_of
 from loraprune.folder import lies_here
 from loraprune.options import null_problems
 from loraprune.resume.interrupts import Interrupted, handled
@@ -144,30 +144,9 @@ def parse(arguments: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(normal)
     except argparse.ArgumentError as error:
-        raise ConfigError(explain(str(error), arguments[0])) from None
-
-
-def explain(message: str, verb: str) -> str:
-    """Turn the parser's message into one line with the nearest known name."""
-    text = " ".join(message.split())
-    known = [f.name for f in fields(COMMANDS[verb].options)] if verb in COMMANDS else list(COMMANDS)
-    unknown = re.search(
-        r"unrecognized arguments: (?:--)?([\w.-]+)|does not accept option '([^']+)'|invalid choice: '([^']+)'", text
-    )
-    missing = re.search(r"the following arguments are required: (.+)", text)
-    wrong = re.search(r'Parser key "([\w.]+)": (.+)', text)
-    if unknown:
-        word = next(group for group in unknown.groups() if group)
-        what = "command" if verb not in COMMANDS else "option"
-        return f"unknown {what} {word!r}{nearest(word, known)}: see `loraprune {verb if what == 'option' else ''} --help`".replace(
-            "  ", " "
-        )
-    if missing:
-        names = " ".join("--" + name.strip().split(".")[-1] for name in missing[1].split(","))
-        return f"missing {names}: see `loraprune {verb} --help`"
-    if wrong:
-        return f"--{wrong[1].split('.')[-1]}: {wrong[2]}"
-    return text
+        verb = arguments[0]
+        known = [f.name for f in fields(COMMANDS[verb].options)] if verb in COMMANDS else []
+        raise ConfigError(explain(str(error), verb, commands=COMMANDS, options=known)) from None
 
 
 def call(target: str, *arguments: Any) -> Any:
@@ -195,7 +174,8 @@ def run(arguments: Sequence[str]) -> None:
         options = command.options(**values)
     except ConfigError as error:
         # The files are looked at all the same, so that everything wrong is told at once.
-        here = any(lies_here(values.get(name)) for name in ("model", "against", "data", "eval"))
+        given = map(values.get, ("model", "models", "against", "data", "eval"))
+        here = any(lies_here(path) for value in given for path in (value if isinstance(value, list) else [value]))
         raise ConfigError(*error.args, *(call("inputs:local_problems", verb, values) if here else [])) from None
     result = call(command.function, options)
     if not launch.is_first():

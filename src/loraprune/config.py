@@ -42,6 +42,7 @@ UNIT_OPTIONS = (
     "history",
     "compensate",
     "local",
+    "local_all",
     "shrink",
 )
 """options that say which units go or how: they mean nothing where single weights go"""
@@ -93,8 +94,10 @@ class LoRAPruneConfig(AdapterOptions):
     compensate: bool = False
     """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
     local: int = 0
-    """at each removal, after --compensate: steps in which every block, from the first that lost units on, learns on its own to
-    give what it gave before; units that several layers share are left to --compensate; 0 for none"""
+    """at each removal, after --compensate: steps in which every block that lost units learns on its own to give what it gave
+    before; units that several layers share are left to --compensate; 0 for none"""
+    local_all: bool = False
+    """with --local: the blocks above the first that lost units learn too where they lost none, to mend what those below lost"""
     calibration: int = 4096
     """tokens that --compensate and --local look at"""
     history: bool = False
@@ -142,6 +145,7 @@ class LoRAPruneConfig(AdapterOptions):
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
             (self.local >= 0, f"--local {self.local}: 0 or a number of steps is needed, such as 200"),
+            (self.local > 0 or not self.local_all, "--local_all true: no block learns without steps; give --local 200"),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),

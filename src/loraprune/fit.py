@@ -45,7 +45,7 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
     teaching = choose_teacher(asked, job.model, quantisable=job.quantisable)
     run = options_of(job.config) | {
         "model": digest_of_model(job.model), "data": digest_of_rows(rows), "teacher": from_first(teaching),
-        "processes": count(),
+        "processes": count(), "sharded": launch.is_sharded(),
     }  # fmt: skip
     if checkpoint:
         check_same(checkpoint, run)
@@ -63,7 +63,7 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
     guard = callback.guard if callback else StepGuard()
     watch = _watch(job, callback)
     parts = [callback or guard, watch, bar]
-    keeper = Keeper(workspace, run, every=0 if launch.is_sharded() else job.config.save, parts=parts, guard=guard)
+    keeper = Keeper(workspace, run, every=job.config.save, parts=parts, guard=guard)
     if checkpoint:
         if callback:
             callback.prepare(adapted)

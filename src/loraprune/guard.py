@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from loraprune import launch
 from loraprune.errors import NumericsError
-from loraprune.processes import agreed
+from loraprune.processes import agreed, most
 from loraprune.sharding import own_part
 
 IN_A_ROW = 5
@@ -25,6 +25,8 @@ IN_A_ROW = 5
 SHARE = 0.1
 """fraction of a run's steps that may be skipped, if that is more"""
 REMEDY = "lower --lr, check the data, or use --dtype float32"
+NOTHING, OVERFLOW, LOSS = range(3)
+"""what a process finds in a step with a loss scale; of several the last one counts"""
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,15 @@ def take_scale_out(optimizer: Any) -> float:
     `optimizer` is accelerate's; call it once a step, and not where the Trainer clips, which does the same.
     """
     scaler = getattr(optimizer, "scaler", None)
-    if scaler is None:
-        return 1.0
-    scaler.unscale_(optimizer.optimizer)
-    return float(scaler.get_scale())
+    if scaler is not None:
+        scaler.unscale_(optimizer.optimizer)
+    return loss_scale(optimizer)
+
+
+def loss_scale(optimizer: Any) -> float:
+    """Return the loss scale of fp16, 1 where there is none; `optimizer` is accelerate's."""
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 class StepGuard(TrainerCallback):
@@ -69,13 +76,17 @@ class StepGuard(TrainerCallback):
         return f"the loss is {odd[0]}" if odd else "a gradient is NaN or infinite"
 
     def overflowed(self, model: nn.Module, scale: float) -> bool:
-        """Say whether nothing is wrong but a loss scale that was too large: whoever scales skips the step, and lowers it."""
-        if scale <= 1 or not all(bool(torch.isfinite(loss)) for loss in self._losses):
+        """Say whether nothing is wrong but a loss scale that was too large: whoever scales skips the step, and lowers it.
+
+        Processes answer alike: a loss that is no number in one of them is no matter of the scale in any.
+        """
+        if scale <= 1:  # in all processes, as they have the same gradients
             return False
-        found = any(not torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-        if found:
+        is_wrong = not all(bool(torch.isfinite(loss)) for loss in self._losses)
+        found = most(LOSS if is_wrong else OVERFLOW if _has_overflowed(model) else NOTHING)
+        if found == OVERFLOW:
             self._losses.clear()
-        return found
+        return found == OVERFLOW
 
     def accept(self) -> None:
         """Let a step pass."""
@@ -106,11 +117,8 @@ class StepGuard(TrainerCallback):
     ) -> None:
         """Skip the step if it has to be."""
         optimizer = kwargs.get("optimizer")
-        if args.max_grad_norm:  # the Trainer has taken the scale out when it clipped
-            scaler = getattr(optimizer, "scaler", None)
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        else:
-            scale = take_scale_out(optimizer)
+        # Where the Trainer clips it has taken the scale out.
+        scale = loss_scale(optimizer) if args.max_grad_norm else take_scale_out(optimizer)
         if self.overflowed(kwargs["model"], scale):
             return
         if reason := self.reason(kwargs["model"]):
@@ -134,6 +142,11 @@ class StepGuard(TrainerCallback):
     ) -> None:
         """End the run if too many of its last steps were skipped."""
         self.on_step_begin(args, state, control)
+
+
+def _has_overflowed(model: nn.Module) -> bool:
+    gradients = (own_part(p.grad) for p in model.parameters() if p.grad is not None)
+    return any(not torch.isfinite(gradient).all() for gradient in gradients)
 
 
 class GuardedTrainer(Trainer):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from loraprune.data import naming, open_source
 from loraprune.data.files import SUFFIXES
@@ -17,6 +19,7 @@ from loraprune.errors import Findings
 from loraprune.families import find_groups
 from loraprune.folder import check_weights, lies_here
 from loraprune.loading import load_config, resolve
+from loraprune.machine import choose_device
 from loraprune.tasks import Request, choose_task, find_task
 
 TRAINED = ("groups", "data", "weights")
@@ -28,11 +31,14 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "compare": TRAINED,
     "evaluate": ("data", "weights"),
     "benchmark": ("weights",),
+    "compare-models": ("data", "weights"),
     "export": ("groups", "weights"),
 }
 """command -> what it needs of a model besides its configuration; the demo brings its own"""
-MODELS = ("model", "against")
-"""options that name a model"""
+JUDGING = ("evaluate", "compare-models")
+"""commands that train on nothing: their data are held out"""
+MODELS = ("model", "against", "models")
+"""options that name a model, or several"""
 
 
 def check_model(model: str, needs: tuple[str, ...], found: Findings, *, trust_remote_code: bool = False) -> None:
@@ -86,23 +92,51 @@ def _read_texts(name: str, part: str) -> object:
     return None
 
 
+def check_judged(
+    command: str,
+    models: Sequence[str],
+    texts: Sequence[str],
+    *,
+    device: str,
+    task: str | None = None,
+    trust_remote_code: bool = False,
+) -> torch.device:
+    """Look at everything that a command which measures models is given, and return the device.
+
+    Raises:
+        LoraPruneError: with all that is wrong.
+    """
+    found, chosen = Findings(), torch.device("cpu")
+    with found.check():
+        chosen = choose_device(device)
+    for model in models:
+        check_model(model, NEEDS[command], found, trust_remote_code=trust_remote_code)
+        for text in texts:
+            check_data(model, None, text, found, task=task, trust_remote_code=trust_remote_code)
+    found.raise_all()
+    return chosen
+
+
 def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the models and data that options name, as far as they lie on this machine.
 
     For options some of which are wrong already: the hub is not asked for anything then.
     """
     found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
-    given = values.get("data")
-    texts = [text if lies_here(text) else None for text in (given if isinstance(given, list) else [given])]
+    texts = [text if lies_here(text) else None for text in _listed(values.get("data"))] or [None]
     held_out = values.get("eval") if lies_here(values.get("eval")) else None
-    # To evaluate is to train on nothing.
-    pairs = [(None, text) for text in texts] if command == "evaluate" else [(text, held_out) for text in texts]
+    pairs = [(None, text) if command in JUDGING else (text, held_out) for text in texts]
     # What is pushed may be no checkpoint of transformers.
     named = MODELS if command != "push" else ()
-    models = [values[option] for option in named if lies_here(values.get(option))]
+    models = [name for option in named for name in _listed(values.get(option)) if lies_here(name)]
     for model in models:
         check_model(model, needs, found, trust_remote_code=trust)
     for model in (models or [""]) if "data" in needs else []:
         for data, judged in pairs:
             check_data(model, data, judged, found, task=values.get("task"), trust_remote_code=trust)
     return found.problems()
+
+
+def _listed(value: Any) -> list[str]:
+    """Return the words of an option that holds one, several or none."""
+    return value if isinstance(value, list) else [value] if value is not None else []

@@ -20,7 +20,7 @@ from loraprune.adapters import attach_lora
 from loraprune.benchmark import Engine, compare_speed
 from loraprune.benchmark.engines import PROMPT_TOKENS
 from loraprune.data import check_vocabulary
-from loraprune.errors import ConfigError, Findings
+from loraprune.errors import ConfigError
 from loraprune.export.base import check_installed, formats
 from loraprune.export.engines import make_engine
 from loraprune.export.gguf.llamacpp import PACKAGE, llamacpp_version
@@ -29,9 +29,9 @@ from loraprune.families import find_groups, fitting_lengths
 from loraprune.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.html.folder import EVALUATION, read_run
 from loraprune.html.page import NAME, render, write_page, write_plots
-from loraprune.inputs import NEEDS, check_data, check_model
+from loraprune.inputs import check_judged
 from loraprune.loading import load_config, load_model, load_tokenizer, load_with_head, resolve
-from loraprune.machine import choose_device, choose_dtype
+from loraprune.machine import choose_dtype
 from loraprune.measured import Measured, paired_difference
 from loraprune.resume.atomic import replace_text
 from loraprune.settings import BenchmarkConfig, EvaluateConfig, ReportConfig
@@ -233,14 +233,7 @@ def make_engines(options: BenchmarkConfig, room: Path, *, context: int) -> dict[
 
 def _check(command: str, options: EvaluateConfig | BenchmarkConfig) -> tuple[torch.device, list[str]]:
     """Look at everything that is given; return the device and the models, the reference first."""
-    found, device = Findings(), torch.device("cpu")
     names = list(dict.fromkeys(name for name in (options.against, options.model) if name))
-    with found.check():
-        device = choose_device(options.device)
-    for name in names:
-        check_model(name, NEEDS[command], found, trust_remote_code=options.trust_remote_code)
-        if isinstance(options, EvaluateConfig):
-            for text in options.texts():
-                check_data(name, None, text, found, task=options.task, trust_remote_code=options.trust_remote_code)
-    found.raise_all()
-    return device, names
+    texts, task = (options.texts(), options.task) if isinstance(options, EvaluateConfig) else ([], None)
+    trust = options.trust_remote_code
+    return check_judged(command, names, texts, device=options.device, task=task, trust_remote_code=trust), names

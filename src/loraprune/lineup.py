@@ -16,8 +16,9 @@ from loraprune.amounts import milliseconds, size
 from loraprune.benchmark import compare_speed
 from loraprune.errors import ConfigError, UnsupportedModelError
 from loraprune.families import fitting_lengths
+from loraprune.inputs import check_judged
 from loraprune.loading import load_config, load_with_head, resolve
-from loraprune.machine import choose_device, choose_dtype
+from loraprune.machine import choose_dtype
 from loraprune.measured import PERPLEXITY
 from loraprune.plotting import GRID, MARKERS, PALETTE, MissingMatplotlib, new_figure, plain_frame, save, styled
 from loraprune.resume.atomic import replace_text
@@ -44,9 +45,9 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
     Raises:
         LoraPruneError: for anything wrong with models or data; nothing is written then.
     """
-    device = choose_device(options.device)
+    trust, texts = options.trust_remote_code, [options.data] if options.data else []
+    device = check_judged("compare-models", options.models, texts, device=options.device, trust_remote_code=trust)
     dtype = choose_dtype(options.dtype, device)
-    trust = options.trust_remote_code
     configs = {name: load_config(name, trust_remote_code=trust) for name in options.models}
     task = same_task({name: choose_task(config, None, data=options.data) for name, config in configs.items()})
     if task.unit != "tokens":

@@ -27,11 +27,11 @@ def output_problem(output: str, *, overwrite: bool) -> str | None:
             return f"--output {output} exists: choose another folder, or give --overwrite"
         if not is_ours(Path(output)):
             return f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
-    why = _unwritable(output)
+    why = unwritable(output)
     return f"--output {output}: cannot be written ({why}); choose another folder" if why else None
 
 
-def _unwritable(output: str) -> str | None:
+def unwritable(output: str) -> str | None:
     """Return why no folder of this name can be made, as far as that shows before it is tried."""
     try:
         os.lstat(output)

@@ -45,7 +45,7 @@ def joined(command: str, device: str) -> Iterator[None]:
     Raises:
         ConfigError: for a launch that cannot do what it is for.
     """
-    launch.check_launch(command)
+    launch.check_launch(command)  # the command line has done so before torch was loaded; a caller from Python has not
     if not launch.is_launched() or dist.is_initialized():  # a round of several, or a caller who has joined them
         yield
         return

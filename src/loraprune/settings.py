@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from loraprune.compare.grid import CELLS, OPTIONS, Cell, expand
+from loraprune.compare.grid import CELLS, OPTIONS, Cell, Value, expand
 from loraprune.config import LoRAPruneConfig, PruneConfig
 from loraprune.errors import nearest
 from loraprune.options import BatchOptions, Dtype, MachineOptions, ModelOptions, Options, QuantizeOptions, failed
+from loraprune.output import unwritable
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
@@ -197,10 +198,12 @@ class CompareModelsConfig(MachineOptions):
             ("repeats", self.repeats, 1),
         )
         output = Path(self.output) if self.output is not None else None
+        why = unwritable(self.output) if self.output is not None else None
         checks = [
             (len(self.models) > 1, f"{len(self.models)} models: name at least two"),
             (not repeated, f"{', '.join(repeated)}: named twice; name each model once"),
             (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
+            (why is None, f"--output {output}: cannot be written ({why}); choose another folder"),
         ]
         return [*super().problems(), *at_least(*least), *failed(*checks)]
 
@@ -225,9 +228,9 @@ class DemoConfig(Options):
 class CompareConfig(PruneConfig):
     """Compare criteria, ratios, schedules and any other options over several seeds: one table, plots; goes on where it stopped."""
 
-    grid: dict[str, list[Any]] = field(default_factory=dict)
+    grid: dict[str, list[Value]] = field(default_factory=dict)
     """option -> values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}: every combination is a cell"""
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Value]] = field(default_factory=dict)
     """name -> options, such as {paper: {criterion: lora}, best: {criterion: gate}}: each is crossed with the grid"""
     baselines: list[Literal["finetune"]] = field(default_factory=list)
     """finetune: the dense model tuned with the same training options, once a seed; gaps are measured from it"""

@@ -5,12 +5,14 @@ Every process must take part in whatever is done here. Knows nothing about pruni
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -26,6 +28,46 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 def own_part(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tree(tree: Any) -> Any:
+    """Return dicts and lists of tensors and plain values, with the tensors whole."""
+    if isinstance(tree, Mapping):
+        return {key: whole_tree(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [whole_tree(value) for value in tree]
+    return whole_tensor(tree.detach()) if isinstance(tree, Tensor) else tree
+
+
+def parted_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor, which all processes have, in parts if `like` is in parts."""
+    if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def let_load_whole_(model: nn.Module) -> None:
+    """Let `load_state_dict` of a model take whole tensors, also once its parameters are in parts."""
+
+    def part(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        for name, parameter in module.named_parameters():
+            if name in state:
+                state[name] = parted_like(state[name], parameter)
+
+    model.register_load_state_dict_pre_hook(part)
+
+
+def parted_moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the whole state of an optimiser in parts, as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found = {
+        place: {
+            name: parted_like(value, parameters[place]) if torch.is_tensor(value) and value.dim() else value
+            for name, value in moments.items()
+        }
+        for place, moments in state["state"].items()
+    }
+    return {**state, "state": found}
 
 
 @contextmanager

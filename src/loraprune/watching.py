@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.measured import Measured
-from loraprune.sharding import own_part
+from loraprune.sharding import parted_like, whole_tensor
 
 LOSS = {"nll": "loss"}
 """figures that dashboards know by another name, under which they lie beside the training's"""
@@ -89,7 +89,7 @@ class Watch(TrainerCallback):
     def _compare(self, loss: float, model: nn.Module, state: TrainerState, control: TrainerControl) -> None:
         assert self.patience is not None
         if self.kept_step is None or loss < self._least:
-            self._best = {name: own_part(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
+            self._best = {name: whole_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
             self._least, self._worse, self.kept_step = loss, 0, state.global_step
             return
         self._worse += 1
@@ -104,7 +104,7 @@ class Watch(TrainerCallback):
         """Give the model the best adapters; their shapes are the present ones, as nothing is cut after the target."""
         if self._best:
             for name, tensor in changing(model):
-                own_part(tensor.data).copy_(self._best[name])
+                tensor.data.copy_(parted_like(self._best[name], tensor))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of the judgements so far and of the best adapters."""

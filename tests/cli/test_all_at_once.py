@@ -88,6 +88,27 @@ def test_evaluate_looks_at_both_models_and_the_text(
     refused([*arguments, "--batch", "0"], capfd, *words, "--batch 0", root=case.root, lines=4)
 
 
+def test_several_texts_beside_a_wrong_option(
+    wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = f"[{wrong['data']}, {case.root / 'none.txt'}]"
+    words = ("no model.safetensors", "line 2: malformed", "none.txt", "--batch 0")
+    refused(["evaluate", "--model", wrong["model"], "--data", texts, "--batch", "0"], capfd, *words,
+            root=case.root, lines=4)  # fmt: skip
+
+
+def test_compare_models_looks_at_all_models_and_the_text(
+    wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(case.root / "missing")
+    arguments = ["compare-models", wrong["model"], missing, "--data", wrong["data"]]
+    words = ("no model.safetensors", "missing: no such folder", "line 2: malformed")
+    refused(arguments, capfd, *words, root=case.root, lines=3)
+    below = str(case.text / "out")
+    refused([*arguments, "--repeats", "0", "--output", below], capfd, *words, "--repeats 0", "Not a directory",
+            root=case.root, lines=5)  # fmt: skip
+
+
 def test_benchmark_looks_at_both_models(wrong: dict[str, str], case: Case, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["benchmark", "--model", wrong["model"], "--against", str(case.root / "missing")]
     refused(arguments, capfd, "no model.safetensors", "missing: no such folder", root=case.root, lines=2)

@@ -137,6 +137,27 @@ def test_wrong_value_is_named_with_what_is_right(
     refused([*base, f"--{option}", value], capfd, option, words, root=tmp_path, lines=lines)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["prune", "--heads", "many"], "--heads many: a whole number or null is needed"),
+        (["prune", "--lr", "fast"], "--lr fast: a number is needed"),
+        (["prune", "--shrink", "perhaps"], "--shrink perhaps: true or false is needed"),
+        (["prune", "--power", "3"], "--power 3: one of 1, 2 is needed"),
+        (
+            ["prune", "--allocation", "papr"],
+            "--allocation papr (did you mean 'paper'?): one of uniform, balanced, paper, global is needed",
+        ),
+        (["benchmark", "--batches", "3"], "--batches 3: a list, such as [1, 2] is needed"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_in_plain_words(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == f"loraprune: error: {line}\n"
+
+
 def test_all_wrong_values_are_named_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     base = ["prune", "--model", "m", "--data", "d", "--output", "o"]
     wrong = ["--ratio", "2", "--rank", "0", "--batch", "0"]

@@ -83,12 +83,45 @@ def test_everything_wrong_is_told_at_once() -> None:
     message = str(told.value)
     for words in (
         "--jobs 0", "grid.ratoi: unknown option 'ratoi' (did you mean 'ratio'?)", "--ratio 2.0: a fraction",
-        "grid.schedule: ", "square", "--decay 0.5 and grid.decay: say it in one place", "grid.seed 1: it stands there twice",
+        "grid.schedule square: one of", "--decay 0.5 and grid.decay: say it in one place", "grid.seed 1: it stands there twice",
         "grid.heads is empty", "grid.output: every cell has a folder", "runs.a.ratio and grid.ratio",
-        "runs.a.rank: ", "many", "runs.b.lambda: unknown option", "--reference paper",
+        "runs.a.rank many: a whole number", "runs.b.lambda: unknown option", "--reference paper",
     ):  # fmt: skip
         assert words in message
     assert message.count("--ratio 2.0") == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "place"),
+    [
+        ("runs: {a: {sparsity: 2:4}, b: {ratio: 0.5}}", "runs.a.sparsity"),
+        ("grid: {sparsity: [unstructured, 2:4]}", "grid.sparsity"),
+        ("sparsity: 2:4", "sparsity"),
+    ],
+)
+def test_a_pattern_that_yaml_takes_for_a_number_is_told_with_its_place(
+    lines: str, place: str, tmp_path: Path, captured: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file, text in (("wrong.yaml", lines), ("right.yaml", lines.replace("2:4", '"2:4"'))):
+        (tmp_path / file).write_text(f"model: m\ndata: d\noutput: {tmp_path / 'out'}\n{text}\n")
+    assert cli.main(["compare", "--config", str(tmp_path / "wrong.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told == f'loraprune: error: {place}: without quotes YAML reads 2:4 as 124, a number in base 60: write "2:4"\n'
+    )
+    assert cli.main(["compare", "--config", str(tmp_path / "right.yaml")]) == 0
+    assert "2:4" in {c.config.pruning().sparsity for c in captured[0].expand()[0]}
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ConfigError) as told:
+        config(runs={124: {"ratio": 0.5}, "a": {2: 1}}, grid={3: [1], "rank": [[2], "two"]})
+    message = str(told.value)
+    for words in (
+        "runs.124: YAML reads this name as a number", "runs.a.2: unknown option 2", "grid.3: unknown option 3",
+        "grid.rank [2]: a whole number is needed", "grid.rank two: a whole number is needed",
+    ):  # fmt: skip
+        assert words in message
 
 
 def test_a_reference_is_a_label_of_a_cell() -> None:

@@ -5,33 +5,38 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from loraprune import cli
-from tests.distributed.processes import Ended, command, die, during_step, run
+from tests.distributed.processes import FSDP2, Ended, command, die, during_step, run
 from tests.pipeline.cases import read_report
 
 STEPS = 8
+FIGURES = ("evaluations", "kept_step", "steps")
+LAUNCHES: Mapping[str, Mapping[str, str]] = {"DDP": {}, "FSDP2": FSDP2}
 
 
 def prune(given: Path, output: Path, *more: str) -> list[str]:
     return [
         "prune", "--model", str(given / "model"), "--data", str(given / "text.txt"), "--output", str(output), "--steps", str(STEPS),
-        "--batch", "2", "--length", "32", "--lr", "1e-3", "--rank", "4", "--device", "cpu", "--html", "false", "--save", "2", *more,
+        "--batch", "2", "--length", "32", "--lr", "1e-3", "--rank", "4", "--device", "cpu", "--html", "false", "--save", "2",
+        "--eval-every", "1", "--patience", "2", "--cooldown", "0.5", *more,
     ]  # fmt: skip
 
 
-def run_with(arguments: list[str], folder: Path, prepare: Callable[[int], object]) -> Ended:
+def run_with(
+    arguments: list[str], folder: Path, prepare: Callable[[int], object], *, launcher: Mapping[str, str] | None = None
+) -> Ended:
     """Run a command line in two processes that are prepared first."""
 
     def work(rank: int) -> int:
         prepare(rank)
         return cli.main(arguments)
 
-    return run(work, folder)
+    return run(work, folder, launcher=launcher)
 
 
 def digest(output: Path) -> str:
@@ -39,16 +44,19 @@ def digest(output: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return what two processes leave that nobody disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    ended = run(command(prune(given, folder / "out")), folder)
-    assert ended.codes == [0, 0], ended.stderr
-    return folder / "out"
+def undisturbed(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Return what two processes leave that nobody disturbs, by launch."""
+    found = {}
+    for name, launcher in LAUNCHES.items():
+        folder = tmp_path_factory.mktemp(name)
+        ended = run(command(prune(given, folder / "out")), folder, launcher=launcher)
+        assert ended.codes == [0, 0], ended.stderr
+        found[name] = folder / "out"
+    return found
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step_and_both_go_on(
-    given: Path, undisturbed: Path, tmp_path: Path
+    given: Path, undisturbed: Mapping[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
 
@@ -64,21 +72,32 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_both_go_on(
     assert one.codes == [2]
     assert "was made by 2 processes, not 1" in one.stderr[0]
     assert run(command(prune(given, output, "--resume")), tmp_path).codes == [0, 0]
-    assert digest(output) == digest(undisturbed)
+    assert digest(output) == digest(undisturbed["DDP"])
 
 
+@pytest.mark.parametrize("launch", LAUNCHES)
 def test_a_lost_process_ends_the_other_and_leaves_nothing_half_written(
-    given: Path, undisturbed: Path, tmp_path: Path
+    launch: str, given: Path, undisturbed: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    ended = run_with(prune(given, output), tmp_path, lambda rank: during_step(6, die) if rank == 1 else None)
+    output, launcher, again = tmp_path / "out", LAUNCHES[launch], prune(given, tmp_path / "out", "--resume")
+    ended = run_with(
+        prune(given, output), tmp_path, lambda rank: during_step(7, die) if rank == 1 else None,
+        launcher=launcher,
+    )  # fmt: skip
     assert ended.codes == [1, -signal.SIGKILL], ended.stderr
     assert "process 0 of 2 failed" in ended.stderr[0]
     assert not output.exists()
     left = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
-    assert left == ["lock", "step-00000002", "step-00000004"]
-    assert run(command(prune(given, output, "--resume")), tmp_path).codes == [0, 0]
-    assert digest(output) == digest(undisturbed)
+    assert left == ["lock", "step-00000004", "step-00000006"]
+    other = run(command(again), tmp_path, launcher=next(each for each in LAUNCHES.values() if each != launcher))
+    assert other.codes == [2, 2]
+    assert "FSDP, not with" in other.stderr[0]
+    resumed = run(command(again), tmp_path, launcher=launcher)
+    assert resumed.codes == [0, 0], resumed.stderr
+    assert "going on from" in resumed.stderr[0]
+    assert digest(output) == digest(undisturbed[launch])
+    mine, theirs = read_report(output), read_report(undisturbed[launch])
+    assert {name: mine[name] for name in FIGURES} == {name: theirs[name] for name in FIGURES}
 
 
 def test_a_step_without_numbers_in_one_process_is_skipped_in_both(given: Path, tmp_path: Path) -> None:

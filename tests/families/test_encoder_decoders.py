@@ -8,11 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
 
 from loraprune.adapters import find_module
 from loraprune.compensation import Trace, compensate_
 from loraprune.criteria import criteria
-from loraprune.families import find_groups
+from loraprune.errors import UnsupportedModelError
+from loraprune.families import find_groups, t5
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.masking import Masks
 from loraprune.plan import Plan
@@ -144,6 +146,19 @@ def test_each_stack_is_refitted_on_its_own_stream(variant: str) -> None:
 def test_every_variant_of_t5_keeps_how_its_head_scales() -> None:
     assert tiny_config("t5").scale_decoder_outputs
     assert not tiny_config("t5-gated").scale_decoder_outputs
+
+
+@pytest.mark.parametrize(("installed", "refused"), [((5, 17), True), ((5, 18), False)])
+def test_umt5_is_refused_where_its_decoder_sees_later_tokens(
+    installed: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(t5, "transformers_version", lambda: installed)
+    config = CONFIG_MAPPING["umt5"](num_layers=1)
+    if refused:
+        with pytest.raises(UnsupportedModelError, match=r"umt5: .*pip install 'transformers>=5\.18'"):
+            find_groups(config)
+    else:
+        assert len(find_groups(config)) == 5
 
 
 def test_a_plan_names_groups_that_span_layers() -> None:

@@ -17,7 +17,6 @@ from tests.images.conftest import save_classifier, write_images
 from tests.samples import VOCABULARY, byte_tokenizer, jsonl, write_text
 from tests.tasks.cases import reviews, save_bert, write_csv
 
-pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 

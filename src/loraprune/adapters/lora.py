@@ -19,6 +19,7 @@ from loraprune.errors import ConfigError
 from loraprune.groups import Group
 from loraprune.kernels import Weight, weight_rows
 from loraprune.quantised import dense_layer, forget_quantiser, kind_of, stored, write_, zero_
+from loraprune.sharding import whole_tensor
 
 KEPT_WEIGHTS = "kept_weights"
 """name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
@@ -147,9 +148,9 @@ def attach_lora(
 
 
 def lora_weights(model: PeftModel) -> dict[str, Tensor]:
-    """Return the adapter's weights under the names of an adapter_model.safetensors."""
+    """Return the adapter's weights under the names of an adapter_model.safetensors, whole."""
     found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+    return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
 def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeAlias, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from loraprune.complaints import explain_value
 from loraprune.config import WITHOUT_EFFECT, FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, nearest, problems_of
 from loraprune.recipes import recipe
+from loraprune.sparsity.pattern import in_base_60
 
 RUN = "run"
 """the label of a named run, beside those of the options"""
@@ -32,6 +34,8 @@ OURS = ("output", "overwrite", "html")
 """options that the comparison sets for every cell"""
 BASELINES: Mapping[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig}
 
+Value: TypeAlias = str | int | float | bool | None
+"""of an option in a grid or a run. Not `Any`, of which the parser would read a quoted "2:4" as YAML once more"""
 OPTIONS: Mapping[str, Field[Any]] = {field.name: field for field in fields(PruneConfig)}
 
 
@@ -142,6 +146,9 @@ def _good_runs(
 ) -> Iterator[tuple[str | None, dict[str, Any]]]:
     """Yield the usable options of every named run."""
     for run, changes in runs.items():
+        if not isinstance(run, str):
+            problems.append(f"runs.{run}: YAML reads this name as a number or the like; write it in quotes")
+            continue
         good = {}
         changes = dict(changes)
         if RECIPE in changes:
@@ -167,7 +174,7 @@ def _name_problem(place: str, name: str) -> str | None:
     if name in OURS:
         return f"{place}: every cell has a folder of its own below --output, and --html is for all; leave it out here"
     if name not in OPTIONS:
-        return f"{place}: unknown option {name!r}{nearest(name, OPTIONS)}: see `loraprune prune --help`"
+        return f"{place}: unknown option {name!r}{nearest(str(name), OPTIONS)}: see `loraprune prune --help`"
     return None
 
 
@@ -178,10 +185,14 @@ def _typed(place: str, name: str, values: Iterable[Any], problems: list[str]) ->
             problems.append(f"{place}: a value is needed, not null")
             continue
         try:
-            yield _reader(name).parse_object({name: value})[name]
+            typed = _reader(name).parse_object({name: value})[name]
         except argparse.ArgumentError as error:
-            why = " ".join(str(error).split()).partition(": ")[2]
-            problems.append(f"{place}: {why}")
+            problems.append(place + explain_value(str(error)))
+            continue
+        if name == "sparsity" and isinstance(typed, int):
+            problems.append(f"{place}: {in_base_60(typed)}")
+        else:
+            yield typed
 
 
 @cache

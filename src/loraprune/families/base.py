@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from loraprune.errors import UnsupportedModelError
@@ -38,6 +39,11 @@ families: Registry[Family] = Registry(
 SHIFTED_POSITIONS = ("roberta", "xlm-roberta")
 
 GroupFunction: TypeAlias = Callable[[Config], Iterator[Group]]
+
+
+def transformers_version() -> tuple[int, ...]:
+    """Return major and minor version of the installed transformers, which need not be imported for that."""
+    return tuple(int(part) for part in version("transformers").split(".")[:2])
 
 
 def no_stand_in(config: Config) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from loraprune.families.base import Config, register_family
+from loraprune.errors import UnsupportedModelError
+from loraprune.families.base import Config, register_family, transformers_version
 from loraprune.groups import Group, Span, Stream
 
 
@@ -32,6 +33,13 @@ def t5(config: Config) -> Iterator[Group]:
 @register_family("umt5")
 def umt5(config: Config) -> Iterator[Group]:
     """Yield the self-attention, the cross-attention and the FFN group of every block."""
+    if transformers_version() < (
+        5,
+        18,
+    ):  # its attention does not say that it is causal, which counts where no mask is made
+        raise UnsupportedModelError(
+            "umt5: in transformers before 5.18 its decoder sees the tokens that it has to predict; pip install 'transformers>=5.18'"
+        )
     for stack, blocks in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
         for index in range(blocks):
             block = f"{stack}.block.{index}.layer"

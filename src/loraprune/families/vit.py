@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from importlib.metadata import version
 
-from loraprune.families.base import Config, head_size, register_family
+from loraprune.families.base import Config, head_size, register_family, transformers_version
 from loraprune.groups import Group, Span
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -68,7 +67,7 @@ def dinov2(config: Config) -> Iterator[Group]:
     units, size = config.num_attention_heads, head_size(config)
     for index in range(config.num_hidden_layers):
         path = f"dinov2.encoder.layer.{index}"
-        if _transformers() >= (5, 18):
+        if transformers_version() >= (5, 18):
             yield heads([f"{path}.attention"], units, size, sizes=HEADS, residual=False)
         else:  # ViT's layout before transformers 5, which has no `head_dim`
             inner = f"{path}.attention.attention"
@@ -84,7 +83,7 @@ def dinov2_ffn(path: str, config: Config) -> Group:
     if not config.use_swiglu_ffn:
         return ffn(path, width, residual=False)
     width = (int(width * 2 / 3) + 7) // 8 * 8
-    if _transformers() >= (5, 18):
+    if transformers_version() >= (5, 18):
         both = (Span(f"{path}.gate_proj", "out", 1), Span(f"{path}.up_proj", "out", 1))
         return Group(path, "ffn", width, (*both, Span(f"{path}.down_proj", "in", 1)), residual=False)
     fused = (Span(f"{path}.weights_in", "out", 1), Span(f"{path}.weights_in", "out", 1, width))
@@ -125,8 +124,3 @@ def ffn(path: str, units: int, *, sizes: Mapping[str, int | Fraction] | None = N
     """Return the FFN group of a layer with two projections: a unit is one channel."""
     spans = (Span(f"{path}.fc1", "out", 1), Span(f"{path}.fc2", "in", 1))
     return Group(path, "ffn", units, spans, sizes or {}, residual=residual)
-
-
-def _transformers() -> tuple[int, ...]:
-    """Return major and minor version of the installed transformers, which need not be imported for that."""
-    return tuple(int(part) for part in version("transformers").split(".")[:2])

@@ -1,6 +1,6 @@
 """The page itself: figures in words, plots inline, everything else in the template. Autoescaped, as names and texts are anyone's.
 
-The only file that imports jinja2, and only when it renders.
+The only file that fills templates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from loraprune.amounts import change, duration, milliseconds, short, size
-from loraprune.errors import LoraPruneError
 from loraprune.html import figures
 from loraprune.html.folder import Run, read_run
 from loraprune.html.labels import Plot, metric_of
@@ -25,10 +26,6 @@ NAME = "report.html"
 WITHOUT = f"{NAME} was not written: pip install 'loraprune[report]' adds what draws it"
 
 logger = logging.getLogger(__name__)
-
-
-class MissingJinja(LoraPruneError):
-    """The extra that fills templates is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ def write_page(folder: Path) -> None:
     """Write report.html into a run's folder; what goes wrong is said in one line, as the model is worth more than its page."""
     try:
         text = render(read_run(folder))
-    except (MissingMatplotlib, MissingJinja):
+    except MissingMatplotlib:
         logger.warning(WITHOUT)
     except Exception as error:  # hours of training must not be lost to a plot
         logger.warning("%s was not written: %s: %s", NAME, type(error).__name__, " ".join(str(error).split()))
@@ -72,15 +69,10 @@ def render(run: Run) -> str:
     """Return the page of a run as HTML.
 
     Raises:
-        MissingMatplotlib, MissingJinja: if the extra is not installed.
+        MissingMatplotlib: if the extra is not installed.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ModuleNotFoundError:
-        raise MissingJinja(WITHOUT) from None
     with styled():
-        drawn = {plot.name: (plot, Markup(inline_svg(plot.figure))) for plot in _plots(run)}
+        drawn = {plot.name: (plot, inline_svg(plot.figure)) for plot in _plots(run)}
     environment = Environment(
         loader=FileSystemLoader(str(files("loraprune.html"))), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

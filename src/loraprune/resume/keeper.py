@@ -27,6 +27,7 @@ from loraprune.processes import first_alone, gather, most
 from loraprune.resume.files import finish_checkpoint, new_checkpoint, read_tree, write_tree
 from loraprune.resume.interrupts import Interrupted, Pending
 from loraprune.resume.randomness import random_state, set_random_state
+from loraprune.sharding import let_load_whole_, parted_moments, whole_tree
 
 SECONDS = 300
 """between two checkpoints where --save names no steps: whatever a checkpoint costs, it costs little"""
@@ -99,6 +100,7 @@ class Keeper(TrainerCallback):
             self.done = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
             self.origin, self._restored = checkpoint.folder, tree
             self._random = tree["random"][launch.number()]
+            let_load_whole_(model)  # the Trainer reads the adapters once more, when they may be in parts
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"checkpoint {checkpoint.folder}: its state does not fit this model ({error}); delete it to start anew"
@@ -109,7 +111,8 @@ class Keeper(TrainerCallback):
     ) -> None:
         """Go on with the optimiser and the scheduler of a checkpoint."""
         if self._restored:
-            kwargs["optimizer"].load_state_dict(self._restored["optimizer"])
+            optimizer = kwargs["optimizer"]
+            optimizer.load_state_dict(parted_moments(self._restored["optimizer"], optimizer))
             kwargs["lr_scheduler"].load_state_dict(self._restored["scheduler"])
             self._restored = None
 
@@ -159,26 +162,27 @@ class Keeper(TrainerCallback):
         return now - (self._began if is_last else self._last) >= SECONDS
 
     def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> bool:
-        """Let the first process write a checkpoint with the random numbers of all."""
-        random = gather(random_state())
-        written = first_alone(lambda: self._write_alone(state, objects, random))
+        """Let the first process write a checkpoint of what all have: their random numbers, and tensors in parts whole."""
+        tree = whole_tree({
+            "parts": [part.state_dict() for part in self.parts],
+            "buffers": _buffers(objects["model"]),
+            "optimizer": objects["optimizer"].state_dict(),
+            "scheduler": objects["lr_scheduler"].state_dict(),
+            "random": gather(random_state()),
+            "seconds": self.earlier + time.monotonic() - self._began,
+        })  # fmt: skip
+        adapter = lora_weights(objects["model"])
+        written = first_alone(lambda: self._write_alone(state, tree, adapter))
         if written:
             self._last = time.monotonic()
         return written
 
-    def _write_alone(self, state: TrainerState, objects: Mapping[str, Any], random: list[dict[str, Any]]) -> bool:
+    def _write_alone(self, state: TrainerState, tree: Mapping[str, Any], adapter: dict[str, Tensor]) -> bool:
         """Write a checkpoint, or say why there is none: a full disk ends no run that may yet find room for its result."""
         try:
             folder = new_checkpoint(self.workspace, state.global_step)
-            write_tree(folder, {
-                "parts": [part.state_dict() for part in self.parts],
-                "buffers": _buffers(objects["model"]),
-                "optimizer": objects["optimizer"].state_dict(),
-                "scheduler": objects["lr_scheduler"].state_dict(),
-                "random": random,
-                "seconds": self.earlier + time.monotonic() - self._began,
-            })  # fmt: skip
-            save_file(lora_weights(objects["model"]), folder / ADAPTER_WEIGHTS)
+            write_tree(folder, tree)
+            save_file(adapter, folder / ADAPTER_WEIGHTS)
             state.save_to_json(str(folder / TRAINER_STATE))
             finish_checkpoint(folder, {"step": state.global_step, "run": dict(self.run)})
         except (OSError, SafetensorError) as error:

@@ -71,10 +71,11 @@ def check_options(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path)
 
 
 def check_same(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
-    """Compare the digests of model and data, and the number of processes.
+    """Compare the digests of model and data, and how many processes there are and what each holds.
 
     Raises:
-        ConfigError: if there were more or fewer processes: each would see other rows.
+        ConfigError: if there were more or fewer processes, as each would see other rows; or if the model was in parts and is
+            whole now, or the other way round: one is masked, the other cut.
         CheckpointError: if the model's weights are others than before.
         DataError: if the rows to train on are.
     """
@@ -82,6 +83,12 @@ def check_same(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--resume: {checkpoint.folder} was made by {checkpoint.run['processes']} processes, not {run['processes']}; launch as "
             "many, or start anew with --overwrite instead of --resume"
+        )
+    if checkpoint.run["sharded"] != run["sharded"]:
+        then, now = ("with" if each["sharded"] else "without" for each in (checkpoint.run, run))
+        raise ConfigError(
+            f"--resume: {checkpoint.folder} was made {then} FSDP, not {now} it; launch as before, or start anew with --overwrite "
+            "instead of --resume"
         )
     if checkpoint.run["model"] != run["model"]:
         raise CheckpointError(

@@ -60,10 +60,16 @@ def parse_pattern(text: str) -> Pattern:
     return Pattern(kept, block)
 
 
+def in_base_60(number: int) -> str:
+    """Say which pattern YAML took for a number, and how to write it."""
+    text = f"{number // 60}:{number % 60}"
+    return f'without quotes YAML reads {text} as {number}, a number in base 60: write "{text}"'
+
+
 def pattern_problems(text: str | int, ratio: float, *, default: float) -> list[str]:
     """Return what is wrong with a pattern beside a `--ratio`; the default ratio is taken for none given."""
     if isinstance(text, int):
-        return [f'sparsity: {text} is how YAML reads {text // 60}:{text % 60}, in base 60: write "N:M" in quotes']
+        return [f"sparsity: {in_base_60(text)}"]
     try:
         pattern = parse_pattern(text)
     except ConfigError as error:
