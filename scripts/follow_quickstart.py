@@ -35,7 +35,7 @@ def follow(kind: str, code: str, folder: Path, wheel: Path) -> str:
         code = PACKAGE.sub(rf'"{wheel}\1"', code)
         words = ["bash", "-ec", f"[ ! -e env ] || source env/bin/activate\n{code}"]
     else:
-        words = ["env/bin/python", "-c", code]
+        words = [str(folder / "env" / "bin" / "python"), "-c", code]
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(words, cwd=folder, env=clean, stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)
@@ -51,7 +51,7 @@ def answer(printed: str) -> str:
 
 def main() -> None:
     """Follow the page."""
-    wheel, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    wheel, folder = (Path(word).resolve() for word in sys.argv[1:3])
     folder.mkdir(parents=True)
     printed = [(kind, follow(kind, code, folder, wheel)) for kind, code in steps(PAGE.read_text(encoding="utf-8"))]
     answers = [answer(text) for kind, text in printed if kind == "python"]
