@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test slow oldest check docs release coverage torture clean
+.PHONY: demo test slow oldest check docs release quickstart coverage torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ docs: $(VENV)/installed
 
 release: $(VENV)/installed
 	$(BIN)/python scripts/release_check.py
+
+# The quick start, word for word, in an environment of its own; builds llama.cpp.
+quickstart: $(VENV)/installed
+	rm -rf build/quickstart
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/quickstart/dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python scripts/follow_quickstart.py build/quickstart/dist/*.whl build/quickstart/desk
 
 coverage: $(VENV)/installed
 	$(BIN)/python -m benchmarks.core_coverage

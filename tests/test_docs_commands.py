@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from loraprune import cli
 from loraprune.compare.grid import OPTIONS
 from loraprune.criteria import criteria
+from tests.export.cases import exported, save_pruned_tiny
 from tests.images.conftest import save_classifier
 from tests.samples import byte_tokenizer, save_tiny
 from tests.tasks.cases import word_tokenizer
@@ -30,7 +32,7 @@ from tests.test_docs import DOCUMENTS, FENCE, ROOT, by_name
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 KINDS = re.compile(r"|text|json|yaml|python( no-run| run-with \w+)?")
-OTHERS = ("vllm", "jupyter", "llama-cli", "llama-quantize", ".venv/bin/ruff", ".ci/run")
+OTHERS = ("python3", "source", "vllm", "jupyter", "llama-cli", "llama-quantize", ".venv/bin/ruff", ".ci/run")
 """first words of commands that are not this project's"""
 LEFT_OUT = {"...", "…"}
 PLACEHOLDERS = ["--model=M", "--data=D", "--output=O"]
@@ -154,10 +156,29 @@ def save_labels(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def save_layerwise(folder: Path) -> None:
+    save_pruned_tiny(folder, layerwise=True)
+
+
+def save_exported(folder: Path) -> None:
+    """Write a folder, and beside it what `export` makes of it, but for formats whose libraries are missing."""
+    save_pruned_tiny(folder)
+    for name, output, library in (
+        ("onnx", "small-onnx", "onnxruntime"),
+        ("torch", "small-pt2", "torch"),
+        ("gguf", "small-gguf", "gguf"),
+    ):
+        if find_spec(library):
+            exported(folder, folder.with_name(output), name)
+
+
 RESULTS: dict[str, Callable[[Path], Any]] = {
-    "small": save_tiny, "chat": save_chat, "images": save_classifier, "labels": save_labels,
+    "small": save_tiny, "chat": save_chat, "images": save_classifier, "labels": save_labels, "layerwise": save_layerwise,
+    "exported": save_exported,
 }  # fmt: skip
 """what `run-with` names -> how the folder `small` is made"""
+ENGINES = {"onnx_session": "onnxruntime", "llama_cpp": "llama_cpp"}
+"""words in a block -> the library without which it cannot run"""
 LOADING = [
     pytest.param(kind.split()[-1], code, id=f"{by_name(path)}-{place}")
     for path in DOCUMENTS
@@ -166,12 +187,33 @@ LOADING = [
 ]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes a result once and returns the folder around it."""
+
+    @cache
+    def make(result: str) -> Path:
+        root = tmp_path_factory.mktemp(result)
+        RESULTS[result](root / "small")
+        return root
+
+    return make
+
+
 @pytest.mark.parametrize(("result", "code"), LOADING)
 def test_a_block_that_loads_a_result_runs(
-    result: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    result: str,
+    code: str,
+    made: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    RESULTS[result](tmp_path / "small")
-    monkeypatch.chdir(tmp_path)
+    for word, library in ENGINES.items():
+        if word in code:
+            pytest.importorskip(library)
+    shutil.copytree(made(result), tmp_path / "desk")
+    monkeypatch.chdir(tmp_path / "desk")
     exec(compile(code, result, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
 

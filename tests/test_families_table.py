@@ -1,4 +1,4 @@
-"""The README's table of families says what the code does."""
+"""The tables of families, in full in docs/models.md and short in the README, say what the code does."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 
 from loraprune.checkpoint import storable_kinds
 from loraprune.families import find_groups
-from tests.encoders import ENCODERS
 from tests.tiny import EVERY, VARIANTS, model_type, tiny_config
-from tests.vision import VISION
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-ROWS = {
-    name: (stock, code) for name, stock, code in re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", README, re.MULTILINE)
-}
-SHARED_ROWS = {
-    name: (stock, code)
-    for names, stock, code in re.findall(r"^\| (`[^|]+) \| (?:[^|]+ \| )??([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
-    for name in re.findall(r"`([\w-]+)`", names)
-}
-"""of encoders, and of images, where a column of units stands before"""
+ROOT = Path(__file__).resolve().parents[1]
+README, PAGE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/models.md"))
+ROWS = {name: (stock, code) for name, stock, code in re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)}
+
+
+def shared_rows(text: str) -> dict[str, str]:
+    """Return what the table says of each name in a row; on the page of images a column of units stands before."""
+    rows = re.findall(r"^\| (`[^|]+) \| (?:[^|]+ \| )??([^|]+) \| [^|]+ \|$", text, re.MULTILINE)
+    return {name: stock for names, stock in rows for name in re.findall(r"`([\w-]+)`", names)}
+
+
+SHORT, FULL = shared_rows(README), shared_rows(PAGE)
 WORDS = {
     "heads": ("attention",),
     "channels": ("ffn", "expert_ffn"),
@@ -44,9 +44,12 @@ def test_the_table_says_which_kinds_load_with_no_flag(name: str) -> None:
     assert ("–" in code) == (present <= storable and name not in ("gemma2", "gemma3_text", "phi"))
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(model_type(variant) for variant in ENCODERS | VISION))
-def test_rows_of_several_families_say_whether_heads_and_channels_load_with_no_flag(name: str) -> None:
-    stock, _ = SHARED_ROWS[name]
+@pytest.mark.parametrize("rows", [SHORT, FULL], ids=["README", "page"])
+@pytest.mark.parametrize("name", dict.fromkeys(model_type(variant) for variant in EVERY))
+def test_rows_of_several_families_say_whether_heads_and_channels_load_with_no_flag(
+    name: str, rows: dict[str, str]
+) -> None:
+    stock = rows[name]
     variants = [variant for variant in EVERY if model_type(variant) == name]
     found = {
         kind for variant in variants for kind in storable_kinds(tiny_config(variant), find_groups(tiny_config(variant)))
@@ -55,4 +58,5 @@ def test_rows_of_several_families_say_whether_heads_and_channels_load_with_no_fl
         assert stock == "both in proportion, stage by stage"
         return
     assert bool(re.search("heads|both", stock)) == ("attention" in found)
-    assert bool(re.search("channels|FFN|both", stock)) == ("ffn" in found)
+    assert bool(re.search("channels|FFN|both", stock)) == bool(found & {"ffn", "expert_ffn"})
+    assert bool(re.search(r"experts(,|$)", stock.replace("of experts", ""))) == ("expert" in found)

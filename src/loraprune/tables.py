@@ -133,7 +133,10 @@ def comparison(result: Speed) -> None:
             lambda row: size(row["file_bytes"]),
             lambda ratio: 1 / ratio["file_bytes"] if ratio["file_bytes"] else None,
         ),
+        line("weights in memory", _weights, lambda ratio: 1 / ratio["weight_bytes"]),
     ]
+    if any(models[name]["peak_memory_bytes"] for name in names):
+        rows.append(line("peak memory", _peak, lambda ratio: None))
     for batch in models[names[0]]["prefill_seconds"]:
         rows.append(
             line(
@@ -145,6 +148,14 @@ def comparison(result: Speed) -> None:
     if any(models[name]["decode_tokens_per_second"] for name in names):
         rows.append(line("tokens a second", _rate, lambda ratio: ratio["decode_speedup"]))
     show("size and speed; below: times smaller or faster than the first", ["", *names], rows)
+
+
+def _weights(row: Mapping[str, Any]) -> str | None:
+    return size(row["weight_bytes"]) if row["engine"] == "transformers" else None
+
+
+def _peak(row: Mapping[str, Any]) -> str | None:
+    return size(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else None
 
 
 def _prefill(batch: str, row: Mapping[str, Any]) -> str | None:
