@@ -55,6 +55,18 @@ def memory() -> Iterator[str]:
         yield f"| {name} | {run['training_bytes'] / 2**20:.0f} | {plain} | {vanilla} |"
 
 
+def saving() -> Iterator[str]:
+    """Yield what every stage of a run holds in CPU memory."""
+    result = read("saving")
+    if not result:
+        return
+    yield "| stage | private, MiB | mapped files, MiB |"
+    yield "|---|---|---|"
+    for stage, peak in result["peaks"].items():
+        yield f"| {stage} | {peak['private'] / 2**20:.0f} | {peak['mapped'] / 2**20:.0f} |"
+    yield f"| sizes | {', '.join(f'{name} {size / 2**20:.0f}' for name, size in result['bytes'].items())} | |"
+
+
 def speed() -> Iterator[str]:
     """Yield how much faster pruned models are, and how much of the promise of their MACs that is."""
     result = read("speed")
@@ -108,6 +120,7 @@ def main() -> None:
         cost(),
         scoring(),
         memory(),
+        saving(),
         speed(),
         footprints(),
         processes(),

@@ -210,6 +210,9 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
     optimizer: Literal["adamw", "adamw-8bit", "paged", "paged-8bit"] = "adamw"
     """AdamW; with moments in 8-bit blocks; in memory that moves from GPU to CPU where it gets short (paged); or both. All but the
     first are bitsandbytes' (extra `quant`), and their state cannot be cut: they need --shrink false"""
+    compile: bool = False
+    """let torch.compile make one graph of the step: a minute or more at the start, faster steps afterwards on GPUs. Shapes must stay,
+    so it needs --shrink false; one process, a criterion without hooks such as lora, and a base that is not quantised"""
     overwrite: bool = False
     """replace the output folder if a run wrote it"""
     save: int | None = None
@@ -242,6 +245,10 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
                 f"--max-shard-size {self.max_shard_size}: a whole number of KB, MB, GB or TB is needed, such as 5GB",
             ),
         ]
+        checks.append((
+            not self.compile or self.quantize == "none",
+            f"--compile true --quantize {self.quantize}: the quantiser's kernels are no part of a graph; leave one of the two out",
+        ))  # fmt: skip
         absent = None if self.optimizer == "adamw" else missing_quantiser("8bit")
         checks.append((absent is None, f"--optimizer {self.optimizer}: {absent}"))
         problem = output_problem(self.output, overwrite=self.overwrite)
@@ -278,6 +285,10 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
         checks = [
             wrong,
             (absent is None, f"--teacher 8bit: {absent}"),
+            (
+                not self.compile or not self.shrink or self.sparsity is not None,
+                "--compile true: a graph holds for the shapes it was made of, and removals change them; give --shrink false too",
+            ),
             (
                 self.optimizer == "adamw" or not self.shrink or self.sparsity is not None,
                 f"--optimizer {self.optimizer}: its state cannot be cut with the model; give --shrink false too, or use adamw",

@@ -16,14 +16,14 @@ from transformers.utils.import_utils import is_accelerate_available
 from loraprune import launch
 from loraprune.adapters import linear_paths
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.criteria import criteria
+from loraprune.criteria import Saliency, criteria
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
 from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
 from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.loading import load_config, load_with_head
-from loraprune.machine import check_training, choose_device, choose_dtype
+from loraprune.machine import check_compile, check_training, choose_device, choose_dtype
 from loraprune.options import QUANTISERS, missing_quantiser
 from loraprune.quantised import Quantisation
 from loraprune.shell import empty_model
@@ -91,6 +91,14 @@ def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
         criteria.get(config.pruning().criterion)
     with found.check():
         check_training(config.dtype, config.optimizer, choose_device(config.device))
+    if config.compile:
+        with found.check():
+            check_compile(choose_device(config.device))
+            if not isinstance(criteria.get(config.pruning().criterion), Saliency):
+                raise ConfigError(
+                    f"--compile true --criterion {config.pruning().criterion}: it scores by hooks, which break a graph; use lora, or "
+                    "leave --compile out"
+                )
     check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors:
         check_data(config.model, config.data, config.eval, found, task=config.task, trust_remote_code=trust)

@@ -5,11 +5,14 @@ Knows nothing about models.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from loraprune import launch
 from loraprune.errors import ConfigError
 
 
@@ -51,6 +54,20 @@ def check_training(dtype: str, optimizer: str, device: torch.device) -> None:
     if optimizer.startswith("paged") and device.type != "cuda":
         raise ConfigError(
             f"--optimizer {optimizer}: it moves its state out of a CUDA device; use --optimizer adamw here"
+        )
+
+
+def check_compile(device: torch.device) -> None:
+    """Refuse to compile a step where that cannot be done.
+
+    Raises:
+        ConfigError: for several processes, and for a CPU without a C++ compiler.
+    """
+    if launch.count() > 1:
+        raise ConfigError(f"--compile true: {launch.count()} processes wrap the model; launch one, or leave it out")
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ConfigError(
+            "--compile true: torch.compile needs a C++ compiler such as g++ on a CPU, and there is none; leave it out"
         )
 
 

@@ -128,6 +128,7 @@ def training_arguments(
     return TrainingArguments(
         **chosen,
         fp16=config.dtype == "float16",
+        torch_compile=config.compile,
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=config.batch,
