@@ -32,6 +32,7 @@ from loraprune.footprint import (
     dequantised_bytes,
     footprints,
     gpus_needed,
+    undivided_bytes,
     weight_bytes,
 )
 from loraprune.heads import auto_class
@@ -148,14 +149,15 @@ def known(*, batch: int, length: int) -> list[dict[str, Any]]:
         both = footprints(
             model, groups, half, task.probe(config, batch, length), options=LoRAPruneConfig(), setting=setting
         )
-        full = empty_model(config, head=task.head).to(setting.dtype)
+        full = empty_model(config, head=task.head).to(setting.dtype).requires_grad_(False)
         parts = dict(both.dense.parts)
         for quantize in ("none", "8bit", "4bit"):
             held = replace(setting, quantize=quantize)
             sizes = parts | {"weights": weight_bytes(full, held)}
             sizes["activations"] += 0 if quantize == "none" else dequantised_bytes(full, held)
-            scale = sizes["weights"] / parts["weights"]
-            blocks = Blocks(round(both.dense.blocks.largest * scale), both.dense.blocks.outside)
+            blocks = both.dense.blocks
+            if quantize != "none":  # what is left of a layer are its norms
+                blocks = Blocks(0, blocks.outside, undivided_bytes(full, held))
             needed = {str(gib): gpus_needed(sizes, blocks, trained=both.dense.trained, gib=gib) for gib in GPUS}
             rows.append({"model": name, "quantize": quantize, "parts": sizes, "total": sum(sizes.values()), "needed": needed,
                          "flops": {"dense": both.dense.flops, "half": both.pruned.flops}})  # fmt: skip

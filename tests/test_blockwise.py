@@ -162,3 +162,22 @@ def test_shrinking_and_masked_runs_end_with_the_same_model(tmp_path: Path) -> No
         found.append((callback.pruner.plan.kept, logits(model, IDS)))
     assert found[0][0] == found[1][0]
     assert relative(found[0][1], found[1][1]) < 1e-3
+
+
+def test_learning_enlarges_what_rounding_makes_of_the_adapters() -> None:
+    """Adam takes steps of one size however small a gradient is, so that its last bit decides their direction.
+
+    Hence --local in two processes, whose averaged gradients are rounded otherwise than those of one, may choose other units.
+    """
+    found: dict[int, list[Tensor]] = {0: [], 60: []}
+    for steps, given in found.items():
+        for rounding in (0.0, 1e-6):
+            model, draw = with_lora(tiny_model("llama")), torch.Generator().manual_seed(0)
+            for name, weight in model.named_parameters():
+                if "lora_" in name:
+                    weight.data *= 1 + rounding * torch.randn(weight.shape, generator=draw)
+            cut(model, steps=steps)
+            given.append(logits(model, IDS))
+    apart = {steps: relative(*given) for steps, given in found.items()}
+    assert 0 < apart[0] < 1e-5
+    assert apart[60] > 10 * apart[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def test_a_quantised_base_is_smaller_by_its_linear_layers_alone() -> None:
     )
     model = tiny_model("llama")
     linear = sum(w.numel() for name, w in model.named_parameters() if "_proj" in name)
+    blocks = predict("llama", dtype=torch.bfloat16, quantize="4bit").dense.blocks
+    assert blocks.undivided == round(linear * bytes_per_weight("4bit", torch.bfloat16, columns=64))
+    assert small == blocks.undivided + blocks.outside + 2 * blocks.largest
     assert dense - small == round(linear * (2 - bytes_per_weight("4bit", torch.bfloat16, columns=64)))
 
 
@@ -109,6 +113,8 @@ def test_ddp_repeats_and_fsdp_shares_out() -> None:
     fsdp = on_each_gpu(PARTS, BLOCKS, trained=8, gpus=4, sharding="fsdp")
     assert fsdp == {"weights": 200, "lora": 2, "gradients": 2, "optimiser": 4, "activations": 100, "logits": 50,
                     "communication": 200}  # fmt: skip
+    whole = on_each_gpu(PARTS, replace(BLOCKS, undivided=600), trained=8, gpus=4, sharding="fsdp")
+    assert whole == fsdp | {"weights": 650}
     gib = {name: size << 30 for name, size in PARTS.items()}
     blocks = Blocks(largest=2 << 30, outside=4 << 30)
     assert [gpus_needed(gib, blocks, trained=8 << 30, gib=size) for size in (100, 400, 2000)] == [None, 4, 1]

@@ -100,7 +100,7 @@ def _whole(job: Job, parts: PeftModel, callback: LoRAPruneCallback | None) -> Pe
     trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(parts)}
     dtype = job.model.dtype
     free(job)
-    job.model = job.load_dense(dtype)
+    job.model = job.load_dense(dtype, quantisation=job.quantisation)
     adapted = _attach(job)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])

@@ -6,7 +6,7 @@ Knows nothing about pruning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -150,9 +150,13 @@ def _has_overflowed(model: nn.Module) -> bool:
 
 
 class GuardedTrainer(Trainer):
-    """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps."""
+    """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps.
 
-    def __init__(self, *arguments: Any, guard: StepGuard, **options: Any) -> None:
+    With FSDP2 every process holds the modules `undivided` whole.
+    """
+
+    def __init__(self, *arguments: Any, guard: StepGuard, undivided: Sequence[nn.Module] = (), **options: Any) -> None:
+        self._undivided = list(undivided)
         super().__init__(*arguments, **options)
         self._guard = guard
         self._last = torch.zeros((), device=self.args.device)
@@ -160,12 +164,14 @@ class GuardedTrainer(Trainer):
         self._wrapped: list[nn.Parameter] = []
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let FSDP2 work on CPUs too, where accelerate leaves what its launcher asks for aside."""
+        """Let FSDP2 work on CPUs too, where accelerate leaves what its launcher asks for aside, and part what can be parted."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if launch.is_sharded() and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
             self.is_fsdp_enabled = True
+        if self._undivided and self.is_fsdp_enabled:
+            state.fsdp_plugin.ignored_modules = self._undivided
 
     def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""

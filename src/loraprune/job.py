@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.import_utils import is_accelerate_available
 
 from loraprune import launch
 from loraprune.adapters import linear_paths
@@ -30,6 +31,9 @@ from loraprune.sparsity.sparsifier import check_sparsity
 from loraprune.surgery import check_groups
 from loraprune.target import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.tasks import Prepared, Request, Task, choose_task
+
+LEAVES_WHOLE = "1.11"
+"""the first accelerate whose `ignored_modules` counts with FSDP2"""
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +134,12 @@ def check_base(kind: str, groups: Sequence[Group], device: torch.device) -> None
     """Refuse a quantised base where it cannot be held.
 
     Raises:
-        ConfigError: as `check_quantize`, and for FSDP, which would put trained factors on weights of another precision.
+        ConfigError: as `check_quantize`, and for FSDP by an accelerate that can leave no layer whole.
     """
-    if launch.is_sharded() and kind != "none":
+    if launch.is_sharded() and kind != "none" and not is_accelerate_available(LEAVES_WHOLE):
         raise ConfigError(
-            f"--quantize {kind}: FSDP keeps weights in parts, whose codes are not kept; launch without --use_fsdp"
+            f"--quantize {kind}: with FSDP every process holds quantised layers whole, which this accelerate cannot leave so; "
+            f"install accelerate {LEAVES_WHOLE} or newer, or launch without --use_fsdp"
         )
     check_quantize("--quantize", kind, groups, device)
 

@@ -27,11 +27,12 @@ from transformers import (
 )
 
 from loraprune import launch
-from loraprune.adapters import base_model
+from loraprune.adapters import base_layer, base_model
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
 from loraprune.guard import GuardedTrainer
 from loraprune.machine import tf32_products
+from loraprune.quantised import quantised_layers
 from loraprune.renamed import recompute_activations
 from loraprune.resume.interrupts import kept
 from loraprune.resume.keeper import Keeper
@@ -183,6 +184,7 @@ def train(
             "data_collator": NumberedCollator(collator) if teacher else collator,
             "callbacks": [*callbacks, keeper],
             "guard": keeper.guard,
+            "undivided": [base_layer(layer) for layer in quantised_layers(model).values()],
         }
         if teacher:
             assert isinstance(config, PruneConfig)

@@ -5,7 +5,15 @@ Knows nothing about data or files.
 
 from loraprune.footprint.gpus import GPUS, Blocks, gpus_needed, on_each_gpu
 from loraprune.footprint.live import LiveBytes
-from loraprune.footprint.parts import Footprint, Footprints, Setting, dequantised_bytes, footprints, weight_bytes
+from loraprune.footprint.parts import (
+    Footprint,
+    Footprints,
+    Setting,
+    dequantised_bytes,
+    footprints,
+    undivided_bytes,
+    weight_bytes,
+)
 from loraprune.footprint.precision import bytes_per_weight, dtype_of
 from loraprune.footprint.step import Step, run_step
 
@@ -24,5 +32,6 @@ __all__ = [
     "gpus_needed",
     "on_each_gpu",
     "run_step",
+    "undivided_bytes",
     "weight_bytes",
 ]

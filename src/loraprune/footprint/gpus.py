@@ -29,6 +29,8 @@ class Blocks:
     """of the layer that has most"""
     outside: int
     """of embeddings, head and norms, which are in no layer"""
+    undivided: int = 0
+    """of quantised layers, which FSDP leaves whole in every process"""
 
 
 def on_each_gpu(
@@ -37,13 +39,15 @@ def on_each_gpu(
     """Return what every one of some GPUs holds, each with a micro-batch of its own; `trained` are bytes of trained parameters.
 
     DDP repeats everything and keeps the gradients once more, in the buckets that it sends. FSDP shares out all that belongs to
-    parameters and gathers one layer while the next is on its way, and what lies outside of layers for the whole step.
+    parameters, but for quantised ones, and gathers one layer while the next is on its way, and what lies outside of layers for the
+    whole step.
     """
     if gpus == 1:
         return dict(parts)
     if sharding == "ddp":
         return {**parts, "communication": trained}
     shared = {name: -(-size // gpus) if name in SHARDED else size for name, size in parts.items()}
+    shared["weights"] = blocks.undivided + -(-(parts["weights"] - blocks.undivided) // gpus)
     return {**shared, "communication": 2 * blocks.largest + blocks.outside}
 
 

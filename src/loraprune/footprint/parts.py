@@ -128,8 +128,10 @@ def _footprint(
         still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)
         parts["compensation"] = max(0, still + refit_bytes(model, groups, options.calibration) - sum(parts.values()))
     layers = [base_model(model).get_submodule(path) for path in {layer_of(group) for group in groups} if path]
-    inside = [weight_bytes(layer, setting) for layer in layers]
-    return Footprint(parts, Blocks(max(inside, default=0), weights - sum(inside)), trained, step.flops)
+    whole = undivided_bytes(model, setting)
+    inside = [weight_bytes(layer, setting) - undivided_bytes(layer, setting) for layer in layers]
+    blocks = Blocks(max(inside, default=0), weights - whole - sum(inside), whole)
+    return Footprint(parts, blocks, trained, step.flops)
 
 
 def quantised(model: nn.Module) -> list[nn.Linear]:
@@ -148,6 +150,14 @@ def dequantised_bytes(model: nn.Module, setting: Setting) -> int:
     if setting.quantize == "none":
         return 0
     return max(layer.weight.numel() for layer in quantised(model)) * setting.dtype.itemsize
+
+
+def undivided_bytes(model: nn.Module, setting: Setting) -> int:
+    """Return the bytes of the weights that are quantised, which FSDP leaves whole."""
+    layers = quantised(model) if setting.quantize != "none" else []
+    return round(sum(
+        layer.weight.numel() * bytes_per_weight(setting.quantize, setting.dtype, columns=layer.in_features) for layer in layers
+    ))  # fmt: skip
 
 
 def weight_bytes(model: nn.Module, setting: Setting) -> int:
