@@ -6,24 +6,15 @@ python benchmarks/tables.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import common
 import quality
 
 
-def read(name: str) -> dict[str, Any] | None:
-    """Return a result, if it has been taken."""
-    path = common.RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def cost() -> Iterator[str]:
+def cost(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what pruning costs beside plain LoRA fine-tuning."""
-    result = read("training_cost")
-    if not result:
-        return
     yield "| against plain LoRA fine-tuning, same steps and data | wall time | peak memory |"
     yield "|---|---|---|"
     for name, ratios in result["against_finetune"].items():
@@ -31,11 +22,8 @@ def cost() -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def scoring() -> Iterator[str]:
+def scoring(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what scoring takes of a step."""
-    result = read("scoring_cost")
-    if not result:
-        return
     yield "| scoring, share of an optimiser step | accumulation 1 | accumulation 8 |"
     yield "|---|---|---|"
     for criterion in dict.fromkeys(row["criterion"] for row in result["rows"]):
@@ -43,11 +31,8 @@ def scoring() -> Iterator[str]:
         yield f"| {criterion} | {' | '.join(cells)} |"
 
 
-def memory() -> Iterator[str]:
+def memory(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a training step takes of memory, libraries left out."""
-    result = read("memory")
-    if not result:
-        return
     yield "| peak memory of training | MiB | of plain LoRA | of the vanilla criterion |"
     yield "|---|---|---|---|"
     for name, run in result["runs"].items():
@@ -55,11 +40,8 @@ def memory() -> Iterator[str]:
         yield f"| {name} | {run['training_bytes'] / 2**20:.0f} | {plain} | {vanilla} |"
 
 
-def saving() -> Iterator[str]:
+def saving(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what every stage of a run holds in CPU memory."""
-    result = read("saving")
-    if not result:
-        return
     yield "| stage | private, MiB | mapped files, MiB |"
     yield "|---|---|---|"
     for stage, peak in result["peaks"].items():
@@ -67,11 +49,8 @@ def saving() -> Iterator[str]:
     yield f"| sizes | {', '.join(f'{name} {size / 2**20:.0f}' for name, size in result['bytes'].items())} | |"
 
 
-def speed() -> Iterator[str]:
+def speed(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield how much faster pruned models are, and how much of the promise of their MACs that is."""
-    result = read("speed")
-    if not result:
-        return
     yield "| pruned against dense | MACs promise | batch 1 | batch 16 | of the promise |"
     yield "|---|---|---|---|---|"
     for name, ratios in result["comparison"]["ratios"].items():
@@ -82,32 +61,30 @@ def speed() -> Iterator[str]:
         yield f"| {name} | {ratios['expected_speedup']:.2f}x | {one:.2f}x | {many:.2f}x | {share} |"
 
 
-def footprints() -> Iterator[str]:
-    """Yield what `plan` predicts beside what was measured, and what well-known models need."""
-    if result := read("footprint"):
-        cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
-        yield f"| predicted / measured peak | {' | '.join(cases)} |"
-        yield f"|---|{'---|' * len(cases)}"
-        for shape in dict.fromkeys(row["shape"] for row in result["rows"]):
-            found = {row["case"]: f"{row['ratio']:.3f}" for row in result["rows"] if row["shape"] == shape}
-            yield f"| {shape} | {' | '.join(found.get(case, '-') for case in cases)} |"
-        yield ""
-    if result := read("footprint_known"):
-        sizes = list(result["rows"][0]["needed"])
-        yield f"| model, base | weights | step | {' | '.join(f'{size} GB' for size in sizes)} |"
-        yield f"|---|---|---|{'---|' * len(sizes)}"
-        for row in result["rows"]:
-            base = "bfloat16" if row["quantize"] == "none" else row["quantize"]
-            gib = [f"{size / 2**30:.1f} GiB" for size in (row["parts"]["weights"], row["total"])]
-            needed = [str(count or "-") for count in row["needed"].values()]
-            yield f"| {row['model']}, {base} | {' | '.join([*gib, *needed])} |"
+def predicted(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what `plan` predicts beside what was measured."""
+    cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
+    yield f"| predicted / measured peak | {' | '.join(cases)} |"
+    yield f"|---|{'---|' * len(cases)}"
+    for shape in dict.fromkeys(row["shape"] for row in result["rows"]):
+        found = {row["case"]: f"{row['ratio']:.3f}" for row in result["rows"] if row["shape"] == shape}
+        yield f"| {shape} | {' | '.join(found.get(case, '-') for case in cases)} |"
 
 
-def processes() -> Iterator[str]:
+def known(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what well-known models need."""
+    sizes = list(result["rows"][0]["needed"])
+    yield f"| model, base | weights | step | {' | '.join(f'{size} GB' for size in sizes)} |"
+    yield f"|---|---|---|{'---|' * len(sizes)}"
+    for row in result["rows"]:
+        base = "bfloat16" if row["quantize"] == "none" else row["quantize"]
+        gib = [f"{size / 2**30:.1f} GiB" for size in (row["parts"]["weights"], row["total"])]
+        needed = [str(count or "-") for count in row["needed"].values()]
+        yield f"| {row['model']}, {base} | {' | '.join([*gib, *needed])} |"
+
+
+def processes(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield how far two processes are from one with the same rows a step."""
-    result = read("processes")
-    if not result:
-        return
     yield f"| two processes against one, {result['model']}, {result['steps']} steps | other units | largest difference of a weight |"
     yield "|---|---|---|"
     for row in result["rows"]:
@@ -115,18 +92,25 @@ def processes() -> Iterator[str]:
         yield f"| {row['criterion']}, {row['launch']} | {row['other_units']} of {row['units_kept']} | {apart} |"
 
 
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+    "training_cost": cost,
+    "scoring_cost": scoring,
+    "memory": memory,
+    "saving": saving,
+    "speed": speed,
+    "footprint": predicted,
+    "footprint_known": known,
+    "processes": processes,
+}
+"""name of a result -> the lines of its table"""
+
+
 def main() -> None:
-    for part in (
-        cost(),
-        scoring(),
-        memory(),
-        saving(),
-        speed(),
-        footprints(),
-        processes(),
-        quality.grids(),
-        quality.accuracies(),
-    ):
+    for name, table in TABLES.items():
+        path = common.RESULTS / f"{name}.json"
+        if path.exists():
+            print("\n".join(table(json.loads(path.read_text()))), end="\n\n")
+    for part in (quality.grids(), quality.accuracies()):
         print("\n".join(part), end="\n\n")
 
 

@@ -195,9 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings(
-        "ignore", "Found .* Params4bit"
-    )  # accelerate leaves out of FSDP2 what it is told to leave out
+    # Accelerate tells of what it leaves out of FSDP2 as it is asked to.
+    warnings.filterwarnings("ignore", "Found .* Params4bit")
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments
     try:
         with handled():

@@ -171,7 +171,8 @@ class Pruner:
         if self.config.local:
             changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
             if self.config.local_all:
-                changed = list(plan.kept)[list(plan.kept).index(changed[0]) :]
+                names = list(plan.kept)
+                changed = names[names.index(changed[0]) :]
             fit_blocks_(
                 self.model,
                 self.present,

@@ -22,12 +22,11 @@ from transformers import PreTrainedModel
 from loraprune.errors import UnsupportedModelError
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_pair, trace_step
-from loraprune.export.onnx_session import PairSession, Session
+from loraprune.export.onnx_session import PAIR, PairSession, Session
 from loraprune.tasks import find_task
 from loraprune.verify import check_difference, difference, logits_of, probe_of
 
 NAME = "model.onnx"
-PAIR = ("encoder_model.onnx", "decoder_model.onnx")
 STEPS = 4
 """tokens that are decoded one by one for verification"""
 LARGEST = 1 << 30

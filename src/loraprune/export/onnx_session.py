@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+PAIR = ("encoder_model.onnx", "decoder_model.onnx")
+"""graphs of an encoder-decoder"""
+
 
 class Session:
     """A graph of `loraprune export --format onnx` on a CPU."""
@@ -62,8 +65,7 @@ class PairSession:
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         """Open `encoder_model.onnx` and `decoder_model.onnx`; `threads` as of `Session`."""
-        self.encoder = Session(folder / "encoder_model.onnx", threads=threads)
-        self.decoder = Session(folder / "decoder_model.onnx", threads=threads)
+        self.encoder, self.decoder = (Session(folder / name, threads=threads) for name in PAIR)
         self.read = [name for name in self.decoder.inputs if ".encoder." in name]
 
     def encode(self, tokens: Any, mask: Any) -> list[Any]:

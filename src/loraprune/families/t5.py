@@ -33,10 +33,8 @@ def t5(config: Config) -> Iterator[Group]:
 @register_family("umt5")
 def umt5(config: Config) -> Iterator[Group]:
     """Yield the self-attention, the cross-attention and the FFN group of every block."""
-    if transformers_version() < (
-        5,
-        18,
-    ):  # its attention does not say that it is causal, which counts where no mask is made
+    # Its attention does not say there that it is causal, which counts where no mask is made.
+    if transformers_version() < (5, 18):
         raise UnsupportedModelError(
             "umt5: in transformers before 5.18 its decoder sees the tokens that it has to predict; pip install 'transformers>=5.18'"
         )
