@@ -21,7 +21,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from loraprune.adapters import attach_lora
-from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import criteria
 from loraprune.families import find_groups
 from loraprune.footprint import (
@@ -36,6 +35,7 @@ from loraprune.footprint import (
     weight_bytes,
 )
 from loraprune.heads import auto_class
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.published import published, published_config
 from loraprune.scoring import make_scorer
 from loraprune.shell import empty_model

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.allocation.uniform import uniform_counts
 from loraprune.benchmark import compare_speed
-from loraprune.config import LoRAPruneConfig
 from loraprune.families import find_groups
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.surgery import slice_
 from loraprune.target import make_space
 

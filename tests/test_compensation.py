@@ -50,6 +50,24 @@ def test_the_refit_is_ridge_regression_in_float64(with_bias: bool) -> None:
     assert left.norm() < error.norm()  # the control: leaving the weights alone
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trace_too_large_for_memory_is_the_same_from_files(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = adapted().to(dtype), tokens(19)
+    mask = torch.ones_like(ids)
+    mask[3, 2:] = 0  # parts of unequal length
+    groups = find_groups(model.config)
+    held = Trace(model, groups, rows(ids, mask)).outputs
+    monkeypatch.setattr("loraprune.spool.IN_MEMORY", sum(each.nbytes for each in held.values()) - 1)
+    filed = Trace(model, groups, rows(ids, mask)).outputs
+    assert filed.keys() == held.keys()
+    for path, outputs in held.items():
+        assert torch.equal(filed[path], outputs), path
+        assert filed[path].data_ptr() % 4096 == 0, "not mapped: a control that the file was used"
+        assert not torch.equal(filed[path][:16], filed[path][-16:])
+
+
 def test_activations_that_are_no_numbers_are_refused() -> None:
     z = torch.full((3, 4), torch.nan)
     with pytest.raises(NumericsError, match=r"'w': an activation is NaN"):

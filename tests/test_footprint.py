@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from loraprune import cli
-from loraprune.config import LoRAPruneConfig
 from loraprune.describe import dry_run
 from loraprune.families import find_groups
 from loraprune.footprint import GPUS, Blocks, LiveBytes, Setting, bytes_per_weight, footprints, gpus_needed, on_each_gpu
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.published import published, published_config
 from loraprune.settings import PlanConfig
 from loraprune.shell import empty_model

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraprune.api import attach_lora, save_pruned
     from loraprune.callback import LoRAPruneCallback
-    from loraprune.config import FinetuneConfig, LoRAPruneConfig, PruneConfig
+    from loraprune.config import FinetuneConfig, PruneConfig
     from loraprune.criteria import register_activation, register_gate, register_gradient, register_saliency
     from loraprune.families import register_family
     from loraprune.groups import Group, Span
     from loraprune.loading import from_pretrained
     from loraprune.pipeline import finetune, prune
     from loraprune.plan import Plan
+    from loraprune.pruning import LoRAPruneConfig
 
 _HOMES = {
     "FinetuneConfig": "config",

@@ -18,10 +18,10 @@ from loraprune import adapters
 from loraprune.adapters import merge_lora
 from loraprune.callback import LoRAPruneCallback
 from loraprune.checkpoint import save_model
-from loraprune.config import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.loading import load_model
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.quantised import prepare_
 from loraprune.resume.workspace import new_folder
 from loraprune.sparsity.sparsifier import Sparsifier

@@ -163,7 +163,7 @@ class _Block:
             masters = [weight.detach().float().clone() for weight in weights]
             optimiser = torch.optim.Adam([
                 {"params": [master], "lr": RATE * self.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
-            ])  # fmt: skip
+            ], fused=True)  # fmt: skip
             decay = torch.optim.lr_scheduler.LambdaLR(
                 optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
             )
@@ -205,7 +205,7 @@ class _Block:
             missing = self.stream.missing[tokens] if isinstance(self.stream.missing, Tensor) else 0.0
             for group, path, output in self._given:
                 mine = output.flatten(0, -2)[(places >= 0).flatten()].float()
-                former = self.trace.outputs[path].to(mine)[tokens]
+                former = self.trace.outputs[path][tokens.cpu()].to(mine)
                 goal = former + missing if group.residual else former
                 loss = loss + (goal - mine).square().mean() / former.square().mean().clamp_min(1e-12)
                 missing = goal - mine if group.residual else missing

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune import launch
-from loraprune.config import LoRAPruneConfig
-from loraprune.distillation import LABELS, ROW
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.guard import StepGuard, take_scale_out
 from loraprune.processes import agreed, are_joined, count
 from loraprune.pruner import Pruner
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.schedule import Schedule
 from loraprune.sparsity.sparsifier import Sparsifier
+from loraprune.teachers import LABELS, ROW
 
 FOREIGN = ("bitsandbytes.", "torchao.")
 """optimisers whose moments lie in blocks, or in pages of their own"""

@@ -14,6 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from loraprune import export_options, launch, recipes, settings
+from loraprune.compare.settings import CompareConfig
 from loraprune.complaints import explain
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError, hide_secrets, problems_of
@@ -39,18 +40,20 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "inspect": Command(settings.InspectConfig, "describe:inspect", "tables:inspection"),
-    "plan": Command(settings.PlanConfig, "describe:dry_run", "tables:dry_run"),
-    "prune": Command(PruneConfig, "pipeline:prune", "tables:report"),
-    "finetune": Command(FinetuneConfig, "pipeline:finetune", "tables:report"),
-    "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables:evaluation"),
-    "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables:comparison"),
-    "report": Command(settings.ReportConfig, "judge:redraw", "tables:drawn"),
-    "export": Command(export_options.ExportConfig, "export.run:export", "tables:export"),
-    "push": Command(export_options.PushConfig, "push:push", "tables:pushed"),
-    "compare": Command(settings.CompareConfig, "compare.run:compare", "tables:compared"),
-    "compare-models": Command(settings.CompareModelsConfig, "lineup:compare_models", "tables:lined_up", words="models"),
-    "demo": Command(settings.DemoConfig, "demo.run:demo", "tables:demo"),
+    "inspect": Command(settings.InspectConfig, "describe:inspect", "tables.shapes:inspection"),
+    "plan": Command(settings.PlanConfig, "describe:dry_run", "tables.shapes:dry_run"),
+    "prune": Command(PruneConfig, "pipeline:prune", "tables.results:report"),
+    "finetune": Command(FinetuneConfig, "pipeline:finetune", "tables.results:report"),
+    "evaluate": Command(settings.EvaluateConfig, "judge:evaluate", "tables.results:evaluation"),
+    "benchmark": Command(settings.BenchmarkConfig, "judge:benchmark", "tables.results:comparison"),
+    "report": Command(settings.ReportConfig, "judge:redraw", "tables.results:drawn"),
+    "export": Command(export_options.ExportConfig, "export.run:export", "tables.results:export"),
+    "push": Command(export_options.PushConfig, "push:push", "tables.results:pushed"),
+    "compare": Command(CompareConfig, "compare.run:compare", "tables.results:compared"),
+    "compare-models": Command(
+        settings.CompareModelsConfig, "lineup:compare_models", "tables.results:lined_up", words="models"
+    ),
+    "demo": Command(settings.DemoConfig, "demo.run:demo", "tables.results:demo"),
 }
 
 

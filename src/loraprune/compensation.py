@@ -8,6 +8,7 @@ time. Knows nothing about scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from loraprune.adapters import backbone, find_module, no_cache, projection
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluate import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
+from loraprune.spool import Spool
 
 ROWS_AT_A_TIME = 8
 """rows that a trace is taken of in one pass"""
@@ -44,35 +46,38 @@ def on_device(model: nn.Module, rows: Rows) -> Rows:
 
 
 class Trace:
-    """What every reading projection gives for some rows, kept on the CPU: it is as large as a model's activations."""
+    """What every reading projection gives for some rows: as large as a model's activations, so in files where that is much."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
         rows = on_device(model, rows)
         self.present = present_tokens(rows)
-        parts: dict[str, list[Tensor]] = {span.module: [] for group in groups for span in consumers(group)}
-        for start in range(0, len(next(iter(rows.values()))), ROWS_AT_A_TIME):
+        streams = {span.module: group.stream for group in groups for span in consumers(group)}
+        count, spool = len(next(iter(rows.values()))), None
+        for start in range(0, count, ROWS_AT_A_TIME):
             some = {name: values[start : start + ROWS_AT_A_TIME] for name, values in rows.items()}
-            there, calls = present_tokens(some), len(parts[next(iter(parts))]) + 1
-            run(model, some, [
-                find_module(model, span.module).register_forward_hook(_keeper(parts[span.module], there[group.stream]))
-                for group in groups
-                for span in consumers(group)
-            ])  # fmt: skip
-            if shared := [path for path, kept in parts.items() if len(kept) > calls]:
-                raise ConfigError(
-                    f"--compensate, --local: {shared[0]!r} is used by several layers, each of which would need weights of its own: "
-                    "leave them out"
-                )
-        self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = {
-            path: torch.cat(kept) for path, kept in parts.items()
-        }
+            given = _outputs(model, streams, some)
+            if spool is None:
+                spool = Spool(sum(part.nbytes for part in given.values()) * math.ceil(count / ROWS_AT_A_TIME))
+            for path, part in given.items():
+                spool.add(path, part)
+        self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = spool.tensors() if spool else {}
 
 
-def _keeper(kept: list[Tensor], present: Tensor | slice) -> Callable[[nn.Module, Any, Tensor], None]:
-    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-        kept.append(output.flatten(0, -2)[present].cpu())
+def _outputs(model: nn.Module, streams: Mapping[str, Stream], rows: Rows) -> dict[str, Float[Tensor, "tokens hidden"]]:
+    """Return what each projection gives for the tokens of its stream."""
+    present = present_tokens(rows)
+    given: dict[str, list[Tensor]] = {path: [] for path in streams}
 
-    return keep
+    def keeper(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _, __, output: given[path].append(output.flatten(0, -2)[present[streams[path]]].cpu())
+
+    run(model, rows, [find_module(model, path).register_forward_hook(keeper(path)) for path in streams])
+    if shared := [path for path, parts in given.items() if len(parts) > 1]:
+        raise ConfigError(
+            f"--compensate, --local: {shared[0]!r} is used by several layers, each of which would need weights of its own: "
+            "leave them out"
+        )
+    return {path: parts[0] for path, parts in given.items()}
 
 
 def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.allocation import Counts, Space
 from loraprune.checkpoint import config_sizes, layer_sizes, stock_config, storable_kinds
-from loraprune.config import LoRAPruneConfig, PruneConfig
+from loraprune.config import PruneConfig
 from loraprune.depth import gone_layers, shallower
 from loraprune.families import find_groups, positions
 from loraprune.footprint import GPUS, Setting, dtype_of, footprints, gpus_needed, on_each_gpu
@@ -23,6 +23,7 @@ from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.layerwise.register import stock_of
 from loraprune.loading import load_config
 from loraprune.memory import available_memory_bytes
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.published import published, published_config
 from loraprune.settings import KNOWN, InspectConfig, PlanConfig
 from loraprune.shell import empty_model

@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraprune.options import ModelOptions, Options, failed
+from loraprune.options import ModelOptions, Options, at_least, failed
 from loraprune.output import OUR_FILES, output_problem
-from loraprune.settings import at_least
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """a name on the hub"""

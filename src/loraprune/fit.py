@@ -16,7 +16,6 @@ from loraprune import launch
 from loraprune.adapters import attach_lora, base_model
 from loraprune.callback import LoRAPruneCallback
 from loraprune.config import PruneConfig
-from loraprune.distillation import choose_teacher, make_teacher
 from loraprune.guard import StepGuard
 from loraprune.job import Job, free
 from loraprune.measured import Measured
@@ -29,6 +28,7 @@ from loraprune.resume.keeper import Checkpoint, Keeper
 from loraprune.resume.run import check_same, digest_of_model, digest_of_rows, options_of
 from loraprune.resume.workspace import forget_checkpoints
 from loraprune.sharding import callable_inside, is_sharded, whole_tensor
+from loraprune.teachers import choose_teacher, make_teacher
 from loraprune.train import TrainingBar, train
 from loraprune.watching import Watch, changing
 

@@ -207,3 +207,8 @@ def raise_all(problems: list[str]) -> None:
     """Raise one ConfigError that lists every problem."""
     if problems:
         raise ConfigError(*problems)
+
+
+def at_least(*values: tuple[str, int, int]) -> list[str]:
+    """Return a message for every (option, value, least) whose value is too small."""
+    return [f"--{name} {value}: at least {least} is needed" for name, value, least in values if value < least]

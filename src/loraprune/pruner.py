@@ -16,7 +16,6 @@ from loraprune.adapters import base_layer, config_of, count_parameters, find_mod
 from loraprune.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.blockwise import fit_blocks_, weight_scales
 from loraprune.compensation import Rows, Trace, compensate_
-from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import criteria
 from loraprune.errors import NumericsError
 from loraprune.families import find_groups
@@ -25,6 +24,7 @@ from loraprune.importance import RunningScores, read_scores
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.processes import are_joined, from_first, take_from_first_, together
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.quantised import kind_of, restore_, stored_parameters
 from loraprune.scoring import make_scorer
 from loraprune.sharding import is_sharded

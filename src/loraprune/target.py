@@ -20,7 +20,6 @@ from loraprune.allocation import ALLOCATIONS, Scores, Space, Storable, exact_cou
 from loraprune.blockwise import check_blocks
 from loraprune.checkpoint import storable_counts, storable_kinds
 from loraprune.compensation import check_compensation
-from loraprune.config import LoRAPruneConfig, parse_count
 from loraprune.criteria import criteria
 from loraprune.depth import check_layers
 from loraprune.errors import ConfigError, PlanError, nearest
@@ -28,6 +27,7 @@ from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group, consumers
 from loraprune.importance import read_scores
 from loraprune.plan import Budget
+from loraprune.pruning import LoRAPruneConfig, parse_count
 from loraprune.scoring import can_score
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from transformers import (
 from loraprune import launch
 from loraprune.adapters import base_layer, base_model
 from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, Teacher
+from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows
 from loraprune.guard import GuardedTrainer
 from loraprune.machine import tf32_products
 from loraprune.quantised import quantised_layers
@@ -37,6 +37,7 @@ from loraprune.renamed import recompute_activations
 from loraprune.resume.interrupts import kept
 from loraprune.resume.keeper import Keeper
 from loraprune.tasks import Prepared, Task
+from loraprune.teachers import Teacher
 from loraprune.watching import Watch, dashboards
 
 OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8bit": "paged_adamw_8bit"}

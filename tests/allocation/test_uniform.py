@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from loraprune.allocation import Space, exact_counts, towards
 from loraprune.allocation.exact import widths_left
 from loraprune.allocation.uniform import uniform_counts
-from loraprune.config import LoRAPruneConfig
 from loraprune.errors import PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Budget
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.target import goal_counts, make_space
 from tests.tiny import tiny_model
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from loraprune import cli, pruner
 from loraprune.allocation import Space
 from loraprune.api import save_pruned
-from loraprune.config import LoRAPruneConfig
 from loraprune.families import find_groups
 from loraprune.loading import from_pretrained
+from loraprune.pruning import LoRAPruneConfig
 from tests import training
 from tests.cli.cases import Case, refused, run
 from tests.samples import tiny_llama

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from loraprune import cli
+from loraprune.compare.settings import CompareConfig
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError
-from loraprune.settings import CompareConfig
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 

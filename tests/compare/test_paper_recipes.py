@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from loraprune import cli, prune
+from loraprune.compare.settings import CompareConfig
 from loraprune.config import PruneConfig
 from loraprune.images.benchmarks import BENCHMARKS
 from loraprune.job import load_job
 from loraprune.pruner import Pruner
-from loraprune.settings import CompareConfig
 from loraprune.sparsity.sparsifier import Sparsifier
 from tests.images.conftest import save_classifier, write_images
 from tests.samples import jsonl, save_tiny, sentences

@@ -19,10 +19,10 @@ from loraprune import cli, plotting
 from loraprune.compare import plots, run
 from loraprune.compare.grid import CELLS, Cell
 from loraprune.compare.run import KEPT, compare
+from loraprune.compare.settings import CompareConfig
 from loraprune.compare.summary import PENDING
 from loraprune.config import as_dict
 from loraprune.errors import ConfigError
-from loraprune.settings import CompareConfig
 from tests.compare.conftest import Make
 
 GRID = {"criterion": ["magnitude", "lora"], "seed": [0, 1]}

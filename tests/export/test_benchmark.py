@@ -9,7 +9,7 @@ import pytest
 
 from loraprune import evaluate, judge
 from loraprune.settings import BenchmarkConfig
-from loraprune.tables import comparison
+from loraprune.tables.results import comparison
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from loraprune.adapters import find_module
 from loraprune.checkpoint import storable_kinds
 from loraprune.compensation import Trace, compensate_
-from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups, positions
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.scoring import make_scorer
 from tests.encoders import ENCODERS
 from tests.tiny import EVERY, tiny_config, tiny_model, with_lora

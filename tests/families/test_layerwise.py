@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 from loraprune.adapters import merge_lora
 from loraprune.checkpoint import round_weights_, storable_kinds
-from loraprune.config import LoRAPruneConfig
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families import find_groups
 from loraprune.layerwise import modeling_loraprune
@@ -26,6 +25,7 @@ from loraprune.layerwise.padded import write_padded
 from loraprune.loading import from_pretrained
 from loraprune.masking import Masks
 from loraprune.plan import Plan
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.renamed import recompute_activations
 from loraprune.surgery import check_groups, slice_
 from loraprune.target import groups_in_play

@@ -13,12 +13,12 @@ from torch import nn
 
 from loraprune import pipeline
 from loraprune.adapters import linear_paths
-from loraprune.config import LoRAPruneConfig
 from loraprune.errors import CheckpointError, ConfigError, VerificationError
 from loraprune.families import find_groups
 from loraprune.groups import Group, Side
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.verify import UnitSums
 from tests.pipeline.cases import (
     prune_config,

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loraprune.compare import plots
 from loraprune.compare.grid import CELLS, Cell
+from loraprune.compare.settings import CompareConfig
 from loraprune.compare.summary import PENDING, Comparison, entry, markdown, summarise
 from loraprune.config import PruneConfig, as_dict
 from loraprune.criteria import criteria
@@ -35,7 +36,6 @@ from loraprune.inputs import NEEDS, check_data, check_model
 from loraprune.machine import choose_device
 from loraprune.plotting import MissingMatplotlib
 from loraprune.resume.atomic import replace_text
-from loraprune.settings import CompareConfig
 
 KEPT = (
     "report.json", "run.yaml", "plan.json", "scores.safetensors", "scores_history.safetensors", "machine.json", "report.html",

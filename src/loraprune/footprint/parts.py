@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraprune.adapters import STACKS, attach_lora, base_model, find_module
-from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import Saliency, criteria
 from loraprune.errors import ConfigError
 from loraprune.footprint.gpus import Blocks
@@ -23,6 +22,7 @@ from loraprune.footprint.step import run_step
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.loading import quiet
 from loraprune.options import Quantize
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.scoring import make_scorer
 from loraprune.surgery import slice_
 from loraprune.tasks import Inputs

@@ -17,9 +17,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from loraprune.adapters import base_model
-from loraprune.distillation import TOP, Opinion, ask, imitation_loss
+from loraprune.distillation import imitation_loss
 from loraprune.footprint.live import LiveBytes
 from loraprune.tasks import Inputs
+from loraprune.teachers import TOP, Opinion, ask
 
 aten: Any = torch.ops.aten
 META = torch.device("meta")

@@ -26,13 +26,13 @@ from loraprune.adapters import (
     projection,
     zero_weights_,
 )
-from loraprune.config import LoRAPruneConfig
 from loraprune.criteria import Saliency, criteria
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Plan
 from loraprune.processes import take_from_first_
+from loraprune.pruning import LoRAPruneConfig
 from loraprune.scoring.elementwise import tiles
 from loraprune.scoring.saliency import saliency_rows
 from loraprune.sparsity.masks import mask_weight
