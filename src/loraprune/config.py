@@ -165,8 +165,9 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
         )
 
     def pruning(self) -> LoRAPruneConfig:
-        """Return the part that the callback needs."""
-        return LoRAPruneConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAPruneConfig)})
+        """Return the part that the callback needs; without training no step is left for tuning, and the whole pass scores."""
+        options = {f.name: getattr(self, f.name) for f in fields(LoRAPruneConfig)}
+        return LoRAPruneConfig(**options | ({"cooldown": 0.0} if self.steps == 0 else {}))
 
 
 def as_dict(config: TrainConfig | LoRAPruneConfig) -> dict[str, Any]:
