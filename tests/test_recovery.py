@@ -91,7 +91,15 @@ def test_without_training_the_weights_that_stay_are_the_dense_ones(
     criterion: str, inputs: Path, tmp_path: Path
 ) -> None:
     report = run(
-        inputs, tmp_path / "out", steps=0, criterion=criterion, schedule="oneshot", rows=8, batch=2, cooldown=0.9
+        inputs,
+        tmp_path / "out",
+        steps=0,
+        criterion=criterion,
+        schedule="oneshot",
+        rows=8,
+        batch=2,
+        warmup=0.0,
+        cooldown=0.9,
     )
     assert report["steps"] == 0
     assert [removal["step"] for removal in report["removals"]] == [4], "after the whole pass, whatever --cooldown says"
