@@ -32,7 +32,7 @@ class Spool:
             if name not in self._files:
                 self._files[name] = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
             self._files[name].write(part.view(torch.uint8).numpy().tobytes())
-            part = part[:0]  # its shape and type are still to be known
+            part = part.new_empty(0, *part.shape[1:])  # a slice of it would hold all of its memory
         self._parts.setdefault(name, []).append(part)
 
     def tensors(self) -> dict[str, Shaped[Tensor, "all *rest"]]:
