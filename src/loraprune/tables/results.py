@@ -85,7 +85,8 @@ def evaluation(result: Evaluation) -> None:
     if "tasks" in result.values:
         names = heads(result.values)
         columns = ["task", "metric", "rows", *names, *["difference"] * (len(names) > 1)]
-        show("accuracy, per cent ± standard error; differences are paired", columns, list(task_rows(result.values)))
+        title = "accuracy, per cent ± standard error" + "; differences are paired" * (len(names) > 1)
+        show(title, columns, list(task_rows(result.values)))
 
 
 def _plus_minus(measured: Mapping[str, Any]) -> str:
