@@ -44,6 +44,21 @@ def comparison(grid: str, model: str, result: Mapping[str, Any]) -> Iterator[str
     yield ""
 
 
+def saved_scores() -> Iterator[str]:
+    """Yield perplexities at a second ratio by the scores of a run to a first one, a table for each result of saved_scores.py."""
+    for path in sorted(common.RESULTS.glob("saved_scores_*.json")):
+        result = json.loads(path.read_text())
+        options, found = result["options"], result["perplexity"]
+        first, second = (f"{100 * options[name]:.0f} %" for name in ("first", "second"))
+        yield f"**saved scores, {result['model']}**: {options['steps']} steps, learning rate {options['lr']}, pruned to {second}"
+        yield ""
+        yield f"| scores of | a run to {second} | a run to {first} | chance |"
+        yield "|---|---|---|---|"
+        for criterion, each in found.items():
+            yield f"| {criterion} | {' | '.join(words(each[name]) for name in ('own', 'saved', 'random'))} |"
+        yield ""
+
+
 def gap(recipe: Mapping[str, Any]) -> str:
     """Return a gap in nats, and as a multiple of the reference's."""
     if not recipe["gap"]:
