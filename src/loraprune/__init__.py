@@ -24,7 +24,7 @@ _HOMES = {
     "FinetuneConfig": "config",
     "Group": "groups",
     "LoRAPruneCallback": "callback",
-    "LoRAPruneConfig": "config",
+    "LoRAPruneConfig": "pruning",
     "Plan": "plan",
     "PruneConfig": "config",
     "Span": "groups",
