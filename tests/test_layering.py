@@ -235,9 +235,7 @@ def test_only_adapters_sees_the_inside_of_peft() -> None:
 
 
 def test_only_plotting_sees_matplotlib_and_only_when_it_draws() -> None:
-    users = {
-        home(name) for name, tree in MODULES.items() for target in imported(tree) if target.startswith("matplotlib")
-    }
+    users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("matplotlib")}
     assert users == {"plotting"}
     assert (
         python(

@@ -26,8 +26,8 @@ class Spool:
         self._open = ExitStack()
 
     def add(self, name: str, part: Shaped[Tensor, "some *rest"]) -> None:
-        """Append a part to the tensor of this name."""
-        part = part.cpu().contiguous()
+        """Append a part, which lies in CPU memory, to the tensor of this name."""
+        part = part.contiguous()
         if self.in_files:
             if name not in self._files:
                 self._files[name] = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it

@@ -162,15 +162,11 @@ def undivided_bytes(model: nn.Module, setting: Setting) -> int:
 
 def weight_bytes(model: nn.Module, setting: Setting) -> int:
     """Return the bytes of everything in a model that is not trained."""
-    coded = (
-        {id(layer.weight): layer.weight.shape[1] for layer in quantised(model)} if setting.quantize != "none" else {}
+    coded = {id(layer.weight) for layer in quantised(model)} if setting.quantize != "none" else set()
+    plain = [weight for weight in model.parameters() if not weight.requires_grad and id(weight) not in coded]
+    return undivided_bytes(model, setting) + sum(
+        each.numel() * each.element_size() for each in (*plain, *model.buffers())
     )
-    size = float(sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()))
-    for weight in (p for p in model.parameters() if not p.requires_grad):
-        columns = coded.get(id(weight))
-        each = bytes_per_weight(setting.quantize, setting.dtype, columns=columns) if columns else weight.element_size()
-        size += weight.numel() * each
-    return round(size)
 
 
 def refit_bytes(model: nn.Module, groups: Sequence[Group], tokens: int) -> int:
