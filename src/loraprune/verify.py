@@ -146,13 +146,13 @@ def unit_sums(
     for group in groups:
         for place, span in enumerate(s for s in group.spans if s.side in FROZEN and s.side not in changed):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
-            tensor = cut.values().double()
+            tensor = cut.values()
             for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
                 tensor = (
                     tensor if dim == cut.dim else tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
                 )
             rows = tensor.movedim(cut.dim, 0).flatten(1)
-            rows = rows[span.offset : span.offset + group.units * span.width]
+            rows = rows[span.offset : span.offset + group.units * span.width].double()
             owned = (rows @ _mixtures(rows)).view(group.units, span.width, MIXTURES).sum(1)
             chosen = owned[list(plan.kept[group.name])] if plan else owned
             sums[group.name, replace(span, offset=place)] = chosen.cpu()
