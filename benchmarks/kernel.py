@@ -127,14 +127,17 @@ def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[
     return row
 
 
-CANDIDATES = tuple(
-    (bm, bn, warps, stages, resident)
-    for (bm, bn, warps), stages, resident in itertools.product(
-        ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8)), (1, 2, 3, 4), (1, 2, 3, 4)
-    )
-    if resident * bm * bn // (32 * warps) <= 128 + 64 * (stages == 1)
-)
-"""what --sweep tries"""
+DENSE = [(64, 64, 4, stages, resident) for stages, resident in itertools.product((2, 3, 4), (3, 4))] + [
+    *((64, 128, 4, stages, resident) for stages, resident in itertools.product((1, 2, 3), (2, 3))),
+    *((128, 128, 8, stages, 1) for stages in (2, 3)),
+]
+CANDIDATES: dict[str, list[tuple[int, ...]]] = {
+    "bfloat16": DENSE,
+    "float32": [(64, 64, 4, 2, 3), (64, 64, 4, 3, 2), (64, 64, 4, 3, 3), (64, 64, 4, 4, 2), (64, 128, 4, 2, 1), (64, 128, 4, 2, 2)],
+    "int8": DENSE,
+    "nf4": [(64, 64, 4, 1, resident) for resident in (2, 3, 4, 6)] + [(64, 128, 4, 1, resident) for resident in (1, 2, 3)],
+}  # fmt: skip
+"""what --sweep tries: rows and columns of a tile, warps, stages, and programs a multiprocessor"""
 
 
 def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> float | None:
@@ -159,7 +162,7 @@ def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, 
 
 def sweep(form: str, *, rank: int) -> list[dict[str, Any]]:
     """Return times of other block sizes on the first shape, fastest first; they are compiled in many processes before."""
-    jobs = [(form, rank, choice, sides) for choice in CANDIDATES for sides in ((True, False), (False, True))]
+    jobs = [(form, rank, choice, sides) for choice in CANDIDATES[form] for sides in ((True, False), (False, True))]
     with ProcessPoolExecutor(12, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(candidate, *zip(*jobs, strict=True)))
     found = [(candidate(*job), job) for job in jobs]
