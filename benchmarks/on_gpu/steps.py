@@ -7,6 +7,7 @@ work in the backward pass: what they cost is the step against plain LoRA's, and 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -177,7 +178,8 @@ def run(chosen: Chosen) -> Iterator[dict[str, Any]]:
     result = {"definition": __doc__, "shape": shape, "length": length, "rows": rows, "failed": failed}
     foreseen: dict[tuple[Any, ...], Future[dict[str, int]]] = {}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1 if chosen.tiny else WORKERS, mp_context=spawn) as pool:
+    # They work without memory, and must not take any of the device that is measured.
+    with ProcessPoolExecutor(1 if chosen.tiny else WORKERS, spawn, os.putenv, ("CUDA_VISIBLE_DEVICES", "")) as pool:
         for case in CASES:
             for variant in case.variants:
                 if variant != VANILLA:  # `plan` knows no such criterion
