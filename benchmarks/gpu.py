@@ -166,7 +166,7 @@ def write_metadata(folder: Path) -> None:
 
 def run_all(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     """Run parts, and return the names of those that failed."""
-    timed = [name for name in names if PARTS[name].timed or options.tiny]
+    timed = [name for name in names if PARTS[name].timed]
     others = [name for name in names if name not in timed]
     failed, running = [], {}
     options.output.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def run_all(names: Sequence[str], options: argparse.Namespace) -> list[str]:
         turns = [*([name] for name in timed), *([others] if others else [])]
         try:
             for place, turn in enumerate(turns):
-                ahead = [] if options.tiny else turns[place + 1 : place + 2]
+                ahead = turns[place + 1 : place + 2]
                 for name in (each for group in (turn, *ahead) for each in group):
                     if name not in running:
                         running[name] = Running(name, options, Path(folder))

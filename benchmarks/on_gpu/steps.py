@@ -200,4 +200,4 @@ def run(chosen: Chosen) -> Iterator[dict[str, Any]]:
         compare(rows)
         yield result
     if failed:
-        raise SystemExit("\n".join(failed.values()))
+        raise SystemExit("; ".join(f"{case}: {text.splitlines()[-1]}" for case, text in failed.items()))
