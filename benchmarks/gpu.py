@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
 from on_gpu.tables import TABLES
 
 HERE = Path(__file__).resolve().parent
@@ -104,7 +105,6 @@ class Running:
         self._out: TextIO = self.log.open("w")
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self._out, stderr=subprocess.STDOUT, env=environment, text=True,
-            start_new_session=True,
         )  # fmt: skip
         self.began = 0.0
 
@@ -135,8 +135,12 @@ class Running:
         return not code
 
     def kill(self) -> None:
-        """End it and everything that it started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """End it and everything that it started, also what a launcher put into a session of its own."""
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self.process.pid)
+            for process in (*own.children(recursive=True), own):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.process.wait()
 
     def _show(self, result: dict[str, Any]) -> None:
