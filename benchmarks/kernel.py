@@ -140,8 +140,8 @@ CANDIDATES: dict[str, list[tuple[int, ...]]] = {
 """what --sweep tries: rows and columns of a tile, warps, stages, and programs a multiprocessor"""
 
 
-def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> float | None:
-    """Return the time of one choice of sizes on the first shape, None where the device has too little room for it."""
+def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> tuple[float, float] | None:
+    """Return the time of one choice of sizes on the first shape and of its kernel alone, None where there is no room for it."""
     from loraprune.kernels.eq10 import Blocks, launch
 
     device = torch.device("cuda")
@@ -151,10 +151,12 @@ def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, 
     bm, bn, warps, stages, resident = choice
     sizes = Blocks(bm=bm, bn=bn, warps=warps, stages=stages, programs=132 * resident)
     rows, columns = sides
+
+    def call() -> None:
+        launch(weight, factors, power=2, rows=rows, columns=columns, sizes=sizes)
+
     try:
-        return seconds(
-            lambda: launch(weight, factors, power=2, rows=rows, columns=columns, sizes=sizes), flush=flush, repeats=10
-        )
+        return seconds(call, flush=flush, repeats=10), own_seconds(call, "_eq10", flush=flush, repeats=5)
     except Exception as error:  # out of shared memory or registers: Triton has an error of its own for each
         print(f"{form} {choice} {sides}: {type(error).__name__}")
         return None
@@ -167,7 +169,13 @@ def sweep(form: str, *, rank: int) -> list[dict[str, Any]]:
         list(pool.map(candidate, *zip(*jobs, strict=True)))
     found = [(candidate(*job), job) for job in jobs]
     rows = [
-        {"form": form, "side": "rows" if sides[0] else "columns", "sizes": choice, "seconds": took}
+        {
+            "form": form,
+            "side": "rows" if sides[0] else "columns",
+            "sizes": choice,
+            "seconds": took[0],
+            "kernel_seconds": took[1],
+        }
         for took, (_, _, choice, sides) in found
         if took is not None
     ]

@@ -20,7 +20,6 @@ twice as long to read and get three TF32 products a product, which is exact to a
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import dataclass
 from typing import no_type_check
 
@@ -80,7 +79,7 @@ def launch(
     column_parts = torch.empty((chunks, in_) if columns else (0,), dtype=torch.float32, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         _eq10[(across, chunks)](
-            stored, scales, _levels(device), *(tensor.contiguous() for tensor in factors.tensors()), row_parts,
+            stored, scales, nf4_levels(device), *(tensor.contiguous() for tensor in factors.tensors()), row_parts,
             column_parts, out, in_, *strides, float(factors.scaling), tiles, FORM=form, POWER=power, ROWS=rows, COLUMNS=columns,
             EXACT=exact, PIECE=tl.bfloat16 if device.type == "cuda" else tl.float32,
             RANK=rank, K=k, BM=sizes.bm, BN=sizes.bn, STAGES=sizes.stages,
@@ -96,9 +95,6 @@ def _stored(weight: Weight) -> tuple[str, Tensor, Tensor, tuple[int, ...]]:
     if isinstance(weight, Nf4Blocks):
         return "nf4", weight.packed, weight.absmax, (weight.width, 1)
     return "dense", weight, weight, weight.stride()
-
-
-_levels = functools.cache(nf4_levels)
 
 
 @triton.jit
