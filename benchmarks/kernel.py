@@ -5,9 +5,8 @@
 Bandwidth: bytes of the stored weight over the median time of a whole call (kernel and final sums), which reads each once. Its measure
 is a copy of the same tensor on the same device: bytes read plus bytes written over its median time. `share_of_copy` is the
 first over the second. Both are recorded as a CUDA graph and replayed, so that it is the device's time and not Python's;
-before every run the second-level cache is overwritten. `kernel_share` is the kernel's own time without the sums against the
-copy's own, by PyTorch's profiler. `against_tiled` is the time of the tiles of PyTorch over that of the kernel, on the same
-weight in the same process. --sweep also times other sizes of tiles.
+before every run the second-level cache is overwritten. `against_tiled` is the time of the tiles of PyTorch over that of the kernel,
+on the same weight in the same process. --sweep also times other sizes of tiles.
 """
 
 from __future__ import annotations
@@ -89,17 +88,6 @@ def seconds(function: Callable[[], object], *, flush: Tensor, repeats: int = 30)
     return statistics.median(start.elapsed_time(stop) for start, stop in pairs) / 1e3
 
 
-def own_seconds(function: Callable[[], object], name: str, *, flush: Tensor, repeats: int = 10) -> float:
-    """Return the mean time of one kernel of a call, by its name, with a cold cache."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(repeats):
-            flush.zero_()
-            function()
-        torch.cuda.synchronize()
-    found = [event for event in profile.key_averages() if name in event.key]
-    return sum(event.self_device_time_total for event in found) / sum(event.count for event in found) / 1e6
-
-
 def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[str, Any]:
     """Return errors, bandwidths and times of one weight, for each side that a group may want of it."""
     weight, exact, size = random_weight(form, out, in_, flush.device)
@@ -111,18 +99,17 @@ def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[
     row: dict[str, Any] = {"form": form, "out": out, "in": in_, "rank": rank, "bytes": size, "worst_error": error}
     copied = 2 * stored.nbytes
     row["copy_bytes_per_second"] = copied / seconds(lambda: target.copy_(stored), flush=flush)
-    own_copy = copied / own_seconds(lambda: target.copy_(stored), "Memcpy", flush=flush)
     for name, sides in (("rows", (True, False)), ("columns", (False, True)), ("both", (True, True))):
         wanted = dict(zip(("rows", "columns"), sides, strict=True))
 
         def fused(wanted: dict[str, bool] = wanted) -> None:
             eq10_sums(weight, factors, power=2, **wanted)
 
-        took, own = seconds(fused, flush=flush), own_seconds(fused, "_eq10", flush=flush)
+        took = seconds(fused, flush=flush)
         tiled = seconds(lambda wanted=wanted: eq10_tiles(weight, factors, power=2, **wanted), flush=flush, repeats=5)
         row[name] = {
             "seconds": took, "bytes_per_second": size / took, "share_of_copy": size / took / row["copy_bytes_per_second"],
-            "kernel_share": size / own / own_copy, "against_tiled": tiled / took,
+            "against_tiled": tiled / took,
         }  # fmt: skip
     return row
 
@@ -140,8 +127,8 @@ CANDIDATES: dict[str, list[tuple[int, ...]]] = {
 """what --sweep tries: rows and columns of a tile, warps, stages, and programs a multiprocessor"""
 
 
-def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> tuple[float, float] | None:
-    """Return the time of one choice of sizes on the first shape and of its kernel alone, None where there is no room for it."""
+def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> float | None:
+    """Return the time of one choice of sizes on the first shape, None where there is no room for it."""
     from loraprune.kernels.eq10 import Blocks, launch
 
     device = torch.device("cuda")
@@ -156,7 +143,7 @@ def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, 
         launch(weight, factors, power=2, rows=rows, columns=columns, sizes=sizes)
 
     try:
-        return seconds(call, flush=flush, repeats=10), own_seconds(call, "_eq10", flush=flush, repeats=5)
+        return seconds(call, flush=flush, repeats=10)
     except Exception as error:  # out of shared memory or registers: Triton has an error of its own for each
         print(f"{form} {choice} {sides}: {type(error).__name__}")
         return None

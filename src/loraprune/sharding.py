@@ -15,9 +15,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Say whether this process holds a part of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Say whether processes hold parts of a model's parameters."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(map(is_part, model.parameters()))
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:

@@ -70,11 +70,11 @@ def launch(
     device, rank = factors.a.device, factors.a.shape[0]
     form, stored, scales, strides = _stored(weight)
     exact = stored.dtype == torch.float32 and rank <= EXACT_RANK
-    k = max(16, triton.next_power_of_2(2 * rank))  # tensor units multiply no fewer
+    k = max(16, 1 << (2 * rank - 1).bit_length())  # tensor units multiply no fewer
     sizes = sizes or blocks(form, k, exact=exact, columns=columns)
-    across, down = triton.cdiv(in_, sizes.bn), triton.cdiv(out, sizes.bm)
-    tiles = triton.cdiv(down, max(1, sizes.programs // across))
-    chunks = triton.cdiv(down, tiles)
+    across, down = -(-in_ // sizes.bn), -(-out // sizes.bm)  # triton.cdiv takes longer than the kernel's launch
+    tiles = -(-down // max(1, sizes.programs // across))
+    chunks = -(-down // tiles)
     row_parts = torch.empty((across, out) if rows else (0,), dtype=torch.float32, device=device)
     column_parts = torch.empty((chunks, in_) if columns else (0,), dtype=torch.float32, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

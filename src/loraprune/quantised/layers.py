@@ -6,6 +6,7 @@ What a layer holds is read as one of the forms of `loraprune.kernels`, and cut a
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -40,8 +41,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@functools.cache
 def library(name: str) -> Any:
-    """Import a module of an optional library."""
+    """Import a module of an optional library; once, as keeping it quiet empties the caches of all loggers."""
     with _quiet():
         return importlib.import_module(name)
 

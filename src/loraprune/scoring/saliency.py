@@ -6,7 +6,6 @@ Knows nothing about averaging or plans.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from loraprune.groups import Group, Side
 from loraprune.kernels import weight_rows
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
-from loraprune.sharding import is_sharded, whole
+from loraprune.sharding import is_part, whole
 
 
 class SaliencyScorer:
@@ -38,20 +37,24 @@ class SaliencyScorer:
     @torch.no_grad()
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the power-transformed saliencies, summed over the weights that each unit owns."""
-        scores, parted = {}, is_sharded(self.model)
+        scores = {}
         for group in self.groups:
-            sums = {path: self._sums(group, path, parted=parted) for path in linear_paths([group])}
+            sums = {path: self._sums(group, path) for path in linear_paths([group])}
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         return to_cpu(scores)
 
-    def _sums(self, group: Group, path: str, *, parted: bool) -> dict[Side, Tensor]:
+    def _sums(self, group: Group, path: str) -> dict[Side, Tensor]:
         module = self._modules[path]
-        with whole(module) if parted else nullcontext():
-            return saliency_sums(
-                self.criterion, projection_of(module, path), self.generator,
-                power=self.power, wanted=wanted_sides(group, path),
-            )  # fmt: skip
+        proj = projection_of(module, path)
+        if not is_part(proj.lora_a):
+            return self._reduce(group, proj)
+        with whole(module):
+            return self._reduce(group, projection_of(module, path))
+
+    def _reduce(self, group: Group, proj: Projection) -> dict[Side, Tensor]:
+        wanted = wanted_sides(group, proj.path)
+        return saliency_sums(self.criterion, proj, self.generator, power=self.power, wanted=wanted)
 
     def forget(self) -> None:
         """Do nothing: gradients are looked at where they are."""
