@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.fuzz import run as fuzz
-from benchmarks.fuzz.inputs import KINDS
+from benchmarks.fuzz.inputs import KINDS, arguments
 
 from loraprune import cli
 
@@ -73,3 +73,7 @@ def test_what_is_lost_is_noticed(
     good.mkdir()
     fuzz.make_good(good)
     assert why in fuzz.try_case(good, 0, seed=0, seconds=0.5).lost
+
+
+def test_every_command_is_tried() -> None:
+    assert all(arguments(command, Path("good")) for command in cli.COMMANDS)

@@ -153,6 +153,7 @@ def arguments(command: str, root: Path, *, model: str = "model", data: str = "te
         | {"models": f"[{root / model},{root / model}/.]", "data": str(root / data), "length": "16"}
         | {"repeats": "1", "tokens": "2", "device": "cpu"},
         "report": given,
+        "push": given | {"repo": "org/name"},
         "demo": output | {"steps": "-1"},
     }[command]  # fmt: skip
 
