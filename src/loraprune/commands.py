@@ -189,11 +189,14 @@ def _pieces(option: list[str]) -> list[tuple[str, list[str]]]:
     return [(name, option)]
 
 
+def _needed(verb: str) -> list[str]:
+    """Return the options that a command cannot do without."""
+    return [one.name for one in fields(COMMANDS[verb].options) if one.default is one.default_factory is MISSING]
+
+
 def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[str]:
     """Return everything that is wrong with a command line, of which the parser tells the first only: each option is read alone."""
-    needed = [
-        one.name for one in fields(COMMANDS[verb].options) if one.default is MISSING and one.default_factory is MISSING
-    ]
+    needed = _needed(verb)
     command = [verb, *(f"--{name}=[]" for name in needed)]
     files, found, right, given = Findings(), [], set(), set()
     pieces: list[tuple[str, list[str]]] = []
@@ -223,7 +226,7 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
     options = COMMANDS[verb].options
     empty = null_problems(options, values)
     skipped = {*unknown, *empty}
-    filled = {one.name: "" for one in fields(options) if one.name in skipped and one.default is MISSING}
+    filled = {name: "" for name in _needed(verb) if name in skipped}
     try:
         options(**(_without(values, skipped) | filled))
     except ConfigError as error:

@@ -136,6 +136,9 @@ def test_compare_looks_at_the_inputs_of_all_cells(
     options = flags(wrong | {"output": str(case.root / "new")})
     words = ("no model.safetensors", "line 2: malformed", "did you mean 'magnitude'")
     refused(["compare", "--config", str(grid), *options], capfd, *words, root=case.root, lines=3)
+    grid.write_text("grid: null\nruns: null\n")
+    refused(["compare", "--config", str(grid), *options], capfd, *words[:2], "--grid null", "--runs null", root=case.root,
+            lines=4)  # fmt: skip
     grid.write_text("grid: {ratio: [0.2, 5]}\n")
     refused(["compare", "--config", str(grid), *options], capfd, *words[:2], "--ratio 5", root=case.root, lines=3)
 
