@@ -6,7 +6,8 @@ import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ SHAPE = {
 """a Llama of 26M parameters, over 90 % of them in its blocks"""
 
 
+LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "triton", "bitsandbytes")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that are installed, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def machine() -> dict[str, Any]:
     """Return hardware and versions."""
     return {
@@ -30,15 +43,14 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {n: version(n) for n in ("loraprune", "torch", "transformers", "peft")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
 
 
-def write(name: str, values: Mapping[str, Any]) -> None:
+def write(name: str, values: Mapping[str, Any], *, folder: Path = RESULTS) -> None:
     """Write a result beside the others and print where."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **values}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
 

@@ -1,31 +1,31 @@
 """Is the fused Eq 10 bound by memory, and is it right? On a CUDA device; a minute.
 
-    python benchmarks/kernel.py [--sweep]
+    python benchmarks/kernel.py [--sweep FORM ...]
 
 Bandwidth: bytes of the stored weight over the median time of a whole call (kernel and final sums), which reads each once. Its measure
 is a copy of the same tensor on the same device: bytes read plus bytes written over its median time. `share_of_copy` is the
-first over the second. Before every run the second-level cache is overwritten. `against_tiled` is the time of the tiles
-of PyTorch over that of the kernel, on the same weight in the same process. --sweep also times other sizes of tiles.
+first over the second. Both are recorded as a CUDA graph and replayed, so that it is the device's time and not Python's;
+before every run the second-level cache is overwritten. `kernel_share` is the kernel's own time without the sums against the
+copy's own, by PyTorch's profiler. `against_tiled` is the time of the tiles of PyTorch over that of the kernel, on the same
+weight in the same process. --sweep also times other sizes of tiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
+import multiprocessing
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import common
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from loraprune.adapters import Projection
-from loraprune.criteria import criteria
-from loraprune.kernels import Factors, Int8Rows, Nf4Blocks, Weight, eq10_sums
+from loraprune.kernels import Factors, Int8Rows, Nf4Blocks, Weight, eq10_sums, eq10_tiles
 from loraprune.kernels.forms import NF4_BLOCK, nf4_levels
-from loraprune.scoring.saliency import saliency_sums
 
 SHAPES = ((11008, 4096), (4096, 11008), (4096, 4096))
 """gate_proj and up_proj, down_proj, and the attention projections of a 7B Llama"""
@@ -74,30 +74,30 @@ def worst_error(weight: Weight, exact: Tensor, factors: Factors) -> float:
 
 def seconds(function: Callable[[], object], *, flush: Tensor, repeats: int = 30) -> float:
     """Return the median time of a call on the device, with a cold cache."""
-    for _ in range(3):
+    function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         function()
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start, stop in pairs:
-        flush.zero_()  # also keeps the device busy while the host prepares the call
+        flush.zero_()  # also keeps the device busy while the host prepares the replay
         start.record()
-        function()
+        graph.replay()
         stop.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(stop) for start, stop in pairs) / 1e3
 
 
-def tiled_seconds(weight: Tensor, factors: Factors, sides: dict[str, bool], flush: Tensor) -> float:
-    """Return the time of the scorer's tiles of PyTorch, which is what runs where the kernel cannot."""
-    layer = nn.Linear(1, 1, bias=False)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
-    a.grad, b.grad = factors.grad_a, factors.grad_b
-    tiled = dataclasses.replace(criteria.get("lora"), fused=None)
-    generator = torch.Generator()
-    proj = Projection("layer", layer, a, b, factors.scaling)
-    wanted: Any = {side for side, name in (("out", "rows"), ("in", "columns")) if sides[name]}
-    with torch.no_grad():
-        return seconds(lambda: saliency_sums(tiled, proj, generator, power=2, wanted=wanted), flush=flush, repeats=5)
+def own_seconds(function: Callable[[], object], name: str, *, flush: Tensor, repeats: int = 10) -> float:
+    """Return the mean time of one kernel of a call, by its name, with a cold cache."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            flush.zero_()
+            function()
+        torch.cuda.synchronize()
+    found = [event for event in profile.key_averages() if name in event.key]
+    return sum(event.self_device_time_total for event in found) / sum(event.count for event in found) / 1e6
 
 
 def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[str, Any]:
@@ -109,38 +109,76 @@ def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[
     stored = weight if isinstance(weight, Tensor) else weight.codes if isinstance(weight, Int8Rows) else weight.packed
     target = torch.empty_like(stored)
     row: dict[str, Any] = {"form": form, "out": out, "in": in_, "rank": rank, "bytes": size, "worst_error": error}
-    row["copy_bytes_per_second"] = 2 * stored.nbytes / seconds(lambda: target.copy_(stored), flush=flush)
+    copied = 2 * stored.nbytes
+    row["copy_bytes_per_second"] = copied / seconds(lambda: target.copy_(stored), flush=flush)
+    own_copy = copied / own_seconds(lambda: target.copy_(stored), "Memcpy", flush=flush)
     for name, sides in (("rows", (True, False)), ("columns", (False, True)), ("both", (True, True))):
         wanted = dict(zip(("rows", "columns"), sides, strict=True))
-        took = seconds(lambda wanted=wanted: eq10_sums(weight, factors, power=2, **wanted), flush=flush)
-        row[name] = {"seconds": took, "bytes_per_second": size / took,
-                     "share_of_copy": size / took / row["copy_bytes_per_second"]}  # fmt: skip
-        if isinstance(weight, Tensor):
-            row[name]["against_tiled"] = tiled_seconds(weight, factors, wanted, flush) / took
+
+        def fused(wanted: dict[str, bool] = wanted) -> None:
+            eq10_sums(weight, factors, power=2, **wanted)
+
+        took, own = seconds(fused, flush=flush), own_seconds(fused, "_eq10", flush=flush)
+        tiled = seconds(lambda wanted=wanted: eq10_tiles(weight, factors, power=2, **wanted), flush=flush, repeats=5)
+        row[name] = {
+            "seconds": took, "bytes_per_second": size / took, "share_of_copy": size / took / row["copy_bytes_per_second"],
+            "kernel_share": size / own / own_copy, "against_tiled": tiled / took,
+        }  # fmt: skip
     return row
 
 
-def sweep(form: str, *, rank: int, flush: Tensor) -> list[dict[str, Any]]:
-    """Return times of other block sizes on the first shape, fastest first."""
+DENSE = [(64, 64, 4, stages, resident) for stages, resident in itertools.product((2, 3, 4), (3, 4))] + [
+    *((64, 128, 4, stages, resident) for stages, resident in itertools.product((1, 2, 3), (2, 3))),
+    *((128, 128, 8, stages, 1) for stages in (2, 3)),
+]
+CANDIDATES: dict[str, list[tuple[int, ...]]] = {
+    "bfloat16": DENSE,
+    "float32": [(64, 64, 4, 2, 3), (64, 64, 4, 3, 2), (64, 64, 4, 3, 3), (64, 64, 4, 4, 2), (64, 128, 4, 2, 1), (64, 128, 4, 2, 2)],
+    "int8": DENSE,
+    "nf4": [(64, 64, 4, 1, resident) for resident in (2, 3, 4, 6)] + [(64, 128, 4, 1, resident) for resident in (1, 2, 3)],
+}  # fmt: skip
+"""what --sweep tries: rows and columns of a tile, warps, stages, and programs a multiprocessor"""
+
+
+def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> tuple[float, float] | None:
+    """Return the time of one choice of sizes on the first shape and of its kernel alone, None where there is no room for it."""
     from loraprune.kernels.eq10 import Blocks, launch
 
-    out, in_ = SHAPES[0]
-    weight, _, size = random_weight(form, out, in_, flush.device)
-    factors = random_factors(out, in_, rank, flush.device)
-    rows = []
-    for (bm, bn, warps), stages, resident in itertools.product(
-        ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (64, 32, 4)), (2, 3, 4), (2, 3, 4, 8)
-    ):
-        sizes = Blocks(bm=bm, bn=bn, warps=warps, stages=stages, programs=132 * resident)
-        for rows_, columns in ((True, False), (False, True)):
-            took = seconds(
-                lambda sizes=sizes, rows_=rows_, columns=columns: launch(
-                    weight, factors, power=2, rows=rows_, columns=columns, sizes=sizes
-                ),
-                flush=flush, repeats=10,
-            )  # fmt: skip
-            rows.append({"form": form, "side": "rows" if rows_ else "columns", **dataclasses.asdict(sizes),
-                         "seconds": took, "bytes_per_second": size / took})  # fmt: skip
+    device = torch.device("cuda")
+    flush = torch.empty(1 << 28, dtype=torch.int8, device=device)
+    weight, _, _ = random_weight(form, *SHAPES[0], device)
+    factors = random_factors(*SHAPES[0], rank, device)
+    bm, bn, warps, stages, resident = choice
+    sizes = Blocks(bm=bm, bn=bn, warps=warps, stages=stages, programs=132 * resident)
+    rows, columns = sides
+
+    def call() -> None:
+        launch(weight, factors, power=2, rows=rows, columns=columns, sizes=sizes)
+
+    try:
+        return seconds(call, flush=flush, repeats=10), own_seconds(call, "_eq10", flush=flush, repeats=5)
+    except Exception as error:  # out of shared memory or registers: Triton has an error of its own for each
+        print(f"{form} {choice} {sides}: {type(error).__name__}")
+        return None
+
+
+def sweep(form: str, *, rank: int) -> list[dict[str, Any]]:
+    """Return times of other block sizes on the first shape, fastest first; they are compiled in many processes before."""
+    jobs = [(form, rank, choice, sides) for choice in CANDIDATES[form] for sides in ((True, False), (False, True))]
+    with ProcessPoolExecutor(12, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(candidate, *zip(*jobs, strict=True)))
+    found = [(candidate(*job), job) for job in jobs]
+    rows = [
+        {
+            "form": form,
+            "side": "rows" if sides[0] else "columns",
+            "sizes": choice,
+            "seconds": took[0],
+            "kernel_seconds": took[1],
+        }
+        for took, (_, _, choice, sides) in found
+        if took is not None
+    ]
     return sorted(rows, key=lambda row: row["seconds"])
 
 
@@ -150,12 +188,12 @@ def run(device: torch.device, *, rank: int = 8, swept: tuple[str, ...] = ()) -> 
     flush = torch.empty(1 << 28, dtype=torch.int8, device=device)
     rows = [measure(form, out, in_, rank=rank, flush=flush) for form in FORMS for out, in_ in SHAPES]
     return {
-        "definition": "bytes of the stored weight / median time of a call; copy: bytes read and written / median time",
+        "definition": "bytes of the stored weight / median time of a replayed call; copy: bytes read and written / median time",
         "rank": rank,
         "correct": all(row["worst_error"] < LIMIT[row["form"]] for row in rows),
         "limits": LIMIT,
         "rows": rows,
-        "sweep": [row for form in swept for row in sweep(form, rank=rank, flush=flush)[:12]],
+        "sweep": [row for form in swept for row in sweep(form, rank=rank)],
     }
 
 

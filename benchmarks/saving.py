@@ -5,7 +5,7 @@
 A random Llama that is stored in bfloat16 and computed in float32 loses half of its units without training. Private memory is what
 a process holds; mapped are pages of files, which safetensors maps to read them, and which the system takes back when it needs them:
 resident memory, as `top` and VmHWM count it, is the sum. Both are read every few milliseconds, above what the process had before
-the model was loaded.
+the model was loaded and after a tiny one was pruned, so that libraries that are imported on the way do not count as the model's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 9, "num_attention_heads": 16,
     "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
 }  # fmt: skip
+TINY: dict[str, Any] = SHAPE | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 SHARD = "20MB"
 STAGES = {"loading": "load_job", "training": "fit", "merging": "merge_lora", "rounding": "round_weights_", "casting": "cast_weights_",
           "saving": "save_model", "verifying": "_verify_saved"}  # fmt: skip
@@ -55,8 +61,8 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         self.before = held()
         while not self._done.wait(0.003):
-            if self._stage:
-                now, peak = held(), self.peaks[self._stage]
+            if stage := self._stage:  # read once: the other thread may end the stage meanwhile
+                now, peak = held(), self.peaks[stage]
                 for kind, size in now.items():
                     peak[kind] = max(peak[kind], size - self.before[kind])
 
@@ -77,32 +83,40 @@ class Watcher(threading.Thread):
         self.join()
 
 
-def make(folder: Path) -> int:
+def make(folder: Path, shape: dict[str, Any]) -> int:
     """Write a random model in bfloat16 with a tokenizer and a text, and return its parameters."""
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16)
     model.save_pretrained(folder / "model", max_shard_size=SHARD)
     byte_tokenizer().save_pretrained(folder / "model")
     write_text(folder / "text.txt", 40)
     return int(model.num_parameters())
 
 
+def prune(folder: Path) -> dict[str, Any]:
+    """Take half of a folder's model away without training, and return the report."""
+    return pipeline.prune(PruneConfig(
+        model=str(folder / "model"), data=str(folder / "text.txt"), output=str(folder / "out"), ratio=0.5, steps=0, rows=4,
+        batch=2, length=16, device="cpu", html=False, max_shard_size=SHARD,
+    )).values  # fmt: skip
+
+
 def main() -> None:
     if sys.platform != "linux":
         sys.exit("reads /proc, which only Linux has")
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: freed tensors go back to the system at once
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: freed tensors go back to the system at once
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        parameters = make(folder)
+        tiny, folder = Path(name) / "tiny", Path(name) / "large"
+        tiny.mkdir(), folder.mkdir()
+        make(tiny, TINY)
+        parameters = make(folder, SHAPE)
+        prune(tiny)
         gc.collect()
         watcher = Watcher()
         for stage, function in STAGES.items():
             setattr(pipeline, function, watcher.stage(stage, getattr(pipeline, function)))
         watcher.start()
-        report = pipeline.prune(PruneConfig(
-            model=str(folder / "model"), data=str(folder / "text.txt"), output=str(folder / "out"), ratio=0.5, steps=0, rows=4,
-            batch=2, length=16, device="cpu", html=False, max_shard_size=SHARD,
-        )).values  # fmt: skip
+        report = prune(folder)
         watcher.end()
         largest = max(path.stat().st_size for path in (folder / "out").glob("*.safetensors"))
     sizes = {"dense, computed with": 4 * parameters, "dense, stored": 2 * parameters,

@@ -11,6 +11,7 @@ from typing import Any
 
 import common
 import quality
+from on_gpu.tables import TABLES as GPU_TABLES
 
 
 def cost(result: Mapping[str, Any]) -> Iterator[str]:
@@ -101,6 +102,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "footprint": predicted,
     "footprint_known": known,
     "processes": processes,
+    **GPU_TABLES,
 }
 """name of a result -> the lines of its table"""
 

@@ -152,7 +152,7 @@ class _Refit:
         self.projection, self.group, self.state, self.former = projection(model, span.module), group, state, before
         size = self.projection.shape[1]
         self.stays = torch.zeros(size, dtype=torch.bool, device=self.projection.lora_a.device)
-        self.stays[kept_entries(size, [span], group.units, kept)] = True
+        self.stays[torch.from_numpy(kept_entries(size, [span], group.units, kept))] = True
 
     def _goal(self, like: Tensor) -> Tensor:
         former = self.former.to(like)

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Int
+
 Side = Literal[
     "out", "in", "norm", "scale", "table", "layer_norm", "head", "router", "stack", "expert_out", "expert_in"
 ]
@@ -80,13 +83,15 @@ class Group:
         return replace(self, units=units, spans=tuple(replace(s, offset=s.offset - before(s)) for s in self.spans))
 
 
-def kept_entries(size: int, spans: Iterable[Span], units: int, kept: Sequence[int]) -> list[int]:
-    """Return the entries of a dimension of `size` that stay when only the units in `kept` stay."""
-    dropped = set(range(units)) - set(kept)
-    gone = {
-        span.offset + unit * span.width + entry for span in spans for unit in dropped for entry in range(span.width)
-    }
-    return [entry for entry in range(size) if entry not in gone]
+def kept_entries(size: int, spans: Iterable[Span], units: int, kept: Sequence[int]) -> Int[np.ndarray, " left"]:
+    """Return the entries of a dimension of `size` that stay when only the units in `kept` stay, in ascending order."""
+    stays = np.ones(size, dtype=bool)
+    dropped = np.ones(units, dtype=bool)
+    dropped[np.asarray(kept, dtype=np.int64)] = False
+    for span in spans:
+        owned = stays[span.offset : span.offset + units * span.width].reshape(units, span.width)
+        owned[dropped] = False  # a view
+    return np.flatnonzero(stays)
 
 
 def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:

@@ -96,8 +96,8 @@ def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
             check_compile(choose_device(config.device))
             if not isinstance(criteria.get(config.pruning().criterion), Saliency):
                 raise ConfigError(
-                    f"--compile true --criterion {config.pruning().criterion}: it scores by hooks, which break a graph; use lora, or "
-                    "leave --compile out"
+                    f"--compile true --criterion {config.pruning().criterion}: it scores by hooks, each a graph of its own, more "
+                    "than torch.compile keeps; use lora, or leave --compile out"
                 )
     check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.groups import Group, layer_path
 
@@ -34,7 +36,7 @@ class Plan:
             units = self.units[name]
             if not kept and not self._is_layer_gone(name):
                 raise PlanError(f"group {name!r} keeps no unit: keep at least one")
-            if list(kept) != sorted(set(kept)) or not set(kept) <= set(range(units)):
+            if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < units):
                 raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
 
     def _is_layer_gone(self, name: str) -> bool:
@@ -51,11 +53,12 @@ class Plan:
         """Return where the units that `smaller` keeps stand among the units kept here."""
         found = {}
         for name, kept in self.kept.items():
-            place = {unit: position for position, unit in enumerate(kept)}
-            missing = [unit for unit in smaller.kept[name] if unit not in place]
-            if missing:
+            here, wanted = (np.asarray(units, dtype=np.int64) for units in (kept, smaller.kept[name]))
+            places = np.searchsorted(here, wanted)
+            missing = wanted[~np.isin(wanted, here, assume_unique=True)]
+            if len(missing):
                 raise PlanError(f"group {name!r}: unit {missing[0]} was removed before and cannot come back")
-            found[name] = [place[unit] for unit in smaller.kept[name]]
+            found[name] = places.tolist()
         return found
 
     def then(self, later: Plan) -> Plan:

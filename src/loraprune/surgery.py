@@ -47,7 +47,7 @@ def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer:
         for cut in cuts(module, side):
             size = cut.size
             entries = kept_entries(size, spans, group.units, kept)
-            index = torch.tensor(entries, dtype=torch.long, device=cut.tensor.device)
+            index = torch.from_numpy(entries).to(cut.tensor.device)
             _cut(cut, index, optimizer)
             if side == "norm":
                 rescale_norm_(cut.tensor, before=size, after=len(entries))

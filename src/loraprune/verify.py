@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -108,21 +108,21 @@ def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Se
             tensor.copy_(values)
 
 
-def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, list[int]]]:
+def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, Int[Tensor, " left"]]]:
     """Return for every frozen tensor that the plan cuts, dimension by dimension, the entries that stay."""
-    entries: dict[str, dict[int, list[int]]] = {}
+    entries: dict[str, dict[int, Int[Tensor, " left"]]] = {}
     for group in groups:
         for (path, side), spans in sides(group).items():
             for cut in cuts(base_layer(find_module(model, path)), side):
                 size = cut.size
                 dims = entries.setdefault(f"{path}.{cut.name}", {})
-                dims[cut.dim] = kept_entries(size, spans, group.units, plan.kept[group.name])
+                dims[cut.dim] = torch.from_numpy(kept_entries(size, spans, group.units, plan.kept[group.name]))
     return entries
 
 
-def _grid(tensor: Tensor, kept: Mapping[int, Sequence[int]]) -> tuple[Tensor, ...]:
+def _grid(tensor: Tensor, kept: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
     """Return an index of the entries that stay along every dimension, which broadcast against each other."""
-    every = [torch.tensor(kept.get(dim, range(size)), device=tensor.device) for dim, size in enumerate(tensor.shape)]
+    every = [kept.get(dim, torch.arange(size)).to(tensor.device) for dim, size in enumerate(tensor.shape)]
     return torch.meshgrid(*every, indexing="ij")
 
 
@@ -146,13 +146,11 @@ def unit_sums(
     for group in groups:
         for place, span in enumerate(s for s in group.spans if s.side in FROZEN and s.side not in changed):
             cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
-            tensor = cut.values().double()
+            tensor = cut.values()
             for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
-                tensor = (
-                    tensor if dim == cut.dim else tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
-                )
+                tensor = tensor if dim == cut.dim else tensor.index_select(dim, kept.to(tensor.device))
             rows = tensor.movedim(cut.dim, 0).flatten(1)
-            rows = rows[span.offset : span.offset + group.units * span.width]
+            rows = rows[span.offset : span.offset + group.units * span.width].double()
             owned = (rows @ _mixtures(rows)).view(group.units, span.width, MIXTURES).sum(1)
             chosen = owned[list(plan.kept[group.name])] if plan else owned
             sums[group.name, replace(span, offset=place)] = chosen.cpu()

@@ -45,7 +45,7 @@ def oracle_slice_(model: Any, groups: tuple[Group, ...], plan: Plan, variant: st
             if layer.out_features < group.units * span.width:
                 continue  # it went with another one
             kept = kept_entries(layer.out_features, [span], group.units, plan.kept[group.name])
-            gone = sorted(set(range(layer.out_features)) - set(kept))
+            gone = sorted(set(range(layer.out_features)) - set(kept.tolist()))
             traced = Logits(model, variant)
             graph = tp.DependencyGraph().build_dependency(traced, example_inputs=traced.example)
             graph.get_pruning_group(layer, tp.prune_linear_out_channels, idxs=gone).prune()

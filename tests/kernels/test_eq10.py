@@ -62,7 +62,7 @@ def test_every_term_of_equation_9_is_in_the_sums(form: str, left_out: int) -> No
         assert error(sums, wanted) > 0.01
 
 
-@pytest.mark.parametrize("rank", [16, 17, 33, 64, 100, MAX_RANK])
+@pytest.mark.parametrize("rank", [16, 17, 33, MAX_RANK])
 @pytest.mark.parametrize("form", ["float32", "bfloat16"])
 def test_high_ranks_keep_the_precision(form: str, rank: int) -> None:
     weight, exact = stored(form, 10 * torch.randn(70, 66, device=DEVICE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from tests.tiny import EVERY, logits, relative, tiny_config, tiny_model, token_i
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
-KINDS = ("8bit", "4bit", "int8")
+TORCHAO = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+KINDS = ("8bit", "4bit", pytest.param("int8", marks=TORCHAO))
 VARIANTS = ("llama", "qwen2", "gpt2")
 """grouped queries; with biases; weights stored the other way round"""
 

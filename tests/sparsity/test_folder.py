@@ -87,6 +87,7 @@ def test_a_trainer_of_ones_own_saves_what_it_trained(tmp_path: Path) -> None:
         assert ((weight.reshape(len(weight), -1, 8) != 0).sum(-1) == 4).all()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor is in prototype stage")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_saved_projection_runs_in_the_gpus_sparse_format(dtype: torch.dtype, tmp_path: Path) -> None:

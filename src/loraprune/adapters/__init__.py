@@ -16,6 +16,7 @@ from loraprune.adapters.lora import (
     lora_weights,
     merge_lora,
     projection,
+    projection_of,
     zero_weights_,
 )
 from loraprune.adapters.modules import (
@@ -60,6 +61,7 @@ __all__ = [
     "merge_lora",
     "no_cache",
     "projection",
+    "projection_of",
     "read_columns",
     "set_features",
     "zero_weights_",

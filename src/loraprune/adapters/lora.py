@@ -91,7 +91,11 @@ def projection(model: nn.Module, path: str) -> Projection:
     Raises:
         ConfigError: if it carries no LoRA, or a variant that pruning does not support.
     """
-    module = find_module(model, path)
+    return projection_of(find_module(model, path), path)
+
+
+def projection_of(module: nn.Module, path: str) -> Projection:
+    """Return the adapted projection that a module is; `path` names it in errors, which are those of `projection`."""
     if not isinstance(module, LoraLayer) or ADAPTER not in module.lora_A:
         raise ConfigError(f"no LoRA on {path!r}: attach it with loraprune.attach_lora(model, config)")
     if module.use_dora.get(ADAPTER):

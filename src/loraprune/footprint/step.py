@@ -1,7 +1,7 @@
 """One training step without memory: forward, loss and backward of a model on the meta device, counting tensors and FLOPs.
 
-What it finds is exact for the operations that PyTorch carries out; attention is taken to be fused, as
-`scaled_dot_product_attention` is on GPUs: no matrix of all pairs of tokens is kept.
+What it finds is exact for the operations that PyTorch carries out; attention and dropout are taken to be fused, as they are on
+GPUs: no matrix of all pairs of tokens is kept, and of dropout one byte a number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import DefaultDeviceType
 
 from loraprune.adapters import base_model
 from loraprune.distillation import imitation_loss
@@ -41,10 +42,11 @@ class Step:
         return sum(self.peak.values())
 
 
-class FusedAttention(TorchFunctionMode):
-    """Lets attention keep what fused kernels keep: queries, keys, values, output and one number a row.
+class FusedKernels(TorchFunctionMode):
+    """Lets attention keep what fused kernels keep, queries, keys, values, output and one number a row, and dropout its mask.
 
-    PyTorch's CPU has no fused kernel for dropout or a mask that learns (`cpu`); its GPUs have.
+    PyTorch's CPU has no fused kernel for attention with dropout or a mask that learns, and keeps dropout's factors in the precision of
+    what is multiplied (`cpu`); on GPUs `at::dropout` is `native_dropout`, whose mask is of booleans.
     """
 
     def __init__(self, *, cpu: bool) -> None:
@@ -57,7 +59,15 @@ class FusedAttention(TorchFunctionMode):
         """Carry out a function of torch."""
         if func is functional.scaled_dot_product_attention:
             return self._attend(*args, **(kwargs or {}))
+        if func is functional.dropout and not self.cpu:
+            return self._drop(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _drop(self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or inplace or not 0 < p < 1:
+            return functional.dropout(values, p, training, inplace)
+        left: Tensor = torch.native_dropout(values, p, True)[0]
+        return left
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
@@ -106,7 +116,7 @@ def run_step(
         )
 
     live = LiveBytes([*model.parameters(), *model.buffers(), *(teacher.parameters() if teacher else ())], name=name)
-    with META, _gradients_of(model, live), FusedAttention(cpu=cpu), live:
+    with META, _checkpointing_without_gpu(), _gradients_of(model, live), FusedKernels(cpu=cpu), live:
         for _ in range(min(micro_batches, 2)):
             loss = _loss(model, batch, labels, classes, teacher=teacher, learns_from_teacher=learns_from_teacher)
             # An edge instead of a tensor: modes stay in force where the backward pass computes a block once more.
@@ -147,6 +157,17 @@ def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
 def _read_opinion(labels: Tensor, classes: int) -> Opinion:
     shape = (*labels.shape, min(TOP, classes - 1))
     return Opinion(torch.empty(shape), torch.empty(shape, dtype=torch.long))
+
+
+@contextmanager
+def _checkpointing_without_gpu() -> Iterator[None]:
+    """Let checkpointing keep a CPU's random state: for tensors on no device it asks CUDA, which may be built in and not there."""
+    before = DefaultDeviceType.get_device_type()
+    DefaultDeviceType.set_device_type("cpu")
+    try:
+        yield
+    finally:
+        DefaultDeviceType.set_device_type(before)
 
 
 @contextmanager

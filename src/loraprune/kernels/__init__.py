@@ -21,7 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
-MAX_RANK = 128
+MAX_RANK = 64
 """the slices of B and A that a tile needs stay on the chip up to here"""
 MAX_ENTRIES = 2**31 - 1
 """the kernel counts in 32 bits"""

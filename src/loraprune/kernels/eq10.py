@@ -1,7 +1,8 @@
 """Eq 10 reduced to row and column sums in one read of the weight (Triton).
 
-A program owns BN columns and walks down tiles tiles of BM rows. A tile's two products, the gradient estimate and s B A, are formed
-in registers from slices of the factors; their product's power is reduced at once. Nothing of size out x in is written.
+A program owns BN columns and walks down tiles tiles of BM rows. A tile's two products, the gradient estimate
+[B dB] [dA; A - dA] and s B A, are formed in registers from slices of the factors; their product's power is reduced at once.
+Nothing of size out x in is written.
 
 Deterministic: a program writes its sums to a place of its own, which are then added in a fixed order; no atomics, and block sizes
 that depend on shapes and formats alone, not on a search by the clock.
@@ -10,15 +11,15 @@ What the arithmetic needs. An H100 reads 3 TB/s, in bfloat16 6.5 weights a cycle
 128 instructions a cycle: 20 a weight. At rank 8 the products take 24 multiply-adds a weight: on the vector units alone they would
 be the bottleneck, so they go to the tensor units, where single products are too coarse: TF32 and BF16 round an entry of B or
 of its gradient by up to 2^-11 and 2^-9, once for a whole row, and a row's score would be wrong by as much. Therefore each
-factor is split into two BF16 numbers (2^-17 is left) and three products of the pieces are added, 9 a tile in all: 14 weights a cycle,
-twice what memory delivers. BF16 has float32's exponents, so gradients of 1e-20 need no scaling. Weights of 32 bits take
+factor is split into two BF16 numbers (2^-17 is left) and three products of the pieces are added, six a tile in all: 21 weights a
+cycle, three times what memory delivers. Up to rank 8 the estimate's two factors side by side fill the depth of 16 that a tensor unit
+multiplies anyway. BF16 has float32's exponents, so gradients of 1e-20 need no scaling. Weights of 32 bits take
 twice as long to read and get three TF32 products a product, which is exact to about 2^-21.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import dataclass
 from typing import no_type_check
 
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from loraprune.kernels.forms import Factors, Int8Rows, Nf4Blocks, Weight, nf4_levels
 
-EXACT_RANK = 64
+EXACT_RANK = 32
 """three TF32 products need twice the room of the BF16 pieces; 32-bit weights of a higher rank make do with these"""
 
 
@@ -47,15 +48,18 @@ class Blocks:
 
 
 def blocks(form: str, k: int, *, exact: bool, columns: bool) -> Blocks:
-    """Return the sizes for a format and a padded rank.
+    """Return the sizes for a format and a padded depth, twice the rank.
 
-    They keep a program within 99 KiB of shared memory (what the smallest of the devices has) and, up to rank 32, within its registers;
+    They keep a program within 99 KiB of shared memory (what the smallest of the devices has) and, up to rank 16, within its registers;
     a multiprocessor then holds the programs that are counted here, as the compiler's figures for an H100 say.
     """
     if k * (2 if exact else 1) > 32:
         return Blocks(bm=64, bn=32, warps=4, stages=1, programs=132 * 2)
-    resident = 2 if exact or form == "nf4" else 3 if columns else 4
-    return Blocks(bm=64, bn=64, warps=4, stages=3, programs=132 * resident)
+    if exact:
+        return Blocks(bm=64, bn=64, warps=4, stages=3, programs=132 * 3)
+    if form == "nf4":  # stages would copy every look-up of a level to shared memory on its own
+        return Blocks(bm=64, bn=64, warps=4, stages=1, programs=132 * (3 if columns else 4))
+    return Blocks(bm=64, bn=128, warps=4, stages=3, programs=132 * (2 if columns else 3))
 
 
 def launch(
@@ -66,7 +70,7 @@ def launch(
     device, rank = factors.a.device, factors.a.shape[0]
     form, stored, scales, strides = _stored(weight)
     exact = stored.dtype == torch.float32 and rank <= EXACT_RANK
-    k = max(16, triton.next_power_of_2(rank))  # tensor units multiply no fewer
+    k = max(16, triton.next_power_of_2(2 * rank))  # tensor units multiply no fewer
     sizes = sizes or blocks(form, k, exact=exact, columns=columns)
     across, down = triton.cdiv(in_, sizes.bn), triton.cdiv(out, sizes.bm)
     tiles = triton.cdiv(down, max(1, sizes.programs // across))
@@ -75,7 +79,7 @@ def launch(
     column_parts = torch.empty((chunks, in_) if columns else (0,), dtype=torch.float32, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         _eq10[(across, chunks)](
-            stored, scales, _levels(device), *(tensor.contiguous() for tensor in factors.tensors()), row_parts,
+            stored, scales, nf4_levels(device), *(tensor.contiguous() for tensor in factors.tensors()), row_parts,
             column_parts, out, in_, *strides, float(factors.scaling), tiles, FORM=form, POWER=power, ROWS=rows, COLUMNS=columns,
             EXACT=exact, PIECE=tl.bfloat16 if device.type == "cuda" else tl.float32,
             RANK=rank, K=k, BM=sizes.bm, BN=sizes.bn, STAGES=sizes.stages,
@@ -91,9 +95,6 @@ def _stored(weight: Weight) -> tuple[str, Tensor, Tensor, tuple[int, ...]]:
     if isinstance(weight, Nf4Blocks):
         return "nf4", weight.packed, weight.absmax, (weight.width, 1)
     return "dense", weight, weight, weight.stride()
-
-
-_levels = functools.cache(nf4_levels)
 
 
 @triton.jit
@@ -152,22 +153,24 @@ def _eq10(
     block, chunk = tl.program_id(0), tl.program_id(1)
     k = tl.arange(0, K)
     j = block * BN + tl.arange(0, BN)
+    first, second = k < RANK, (k >= RANK) & (k < 2 * RANK)
+    first_q = first[:, None] & (j < columns)[None, :]
+    second_q = second[:, None] & (j < columns)[None, :]
     at_q = k[:, None] * columns + j[None, :]
-    inside_q = (k < RANK)[:, None] & (j < columns)[None, :]
-    q_a = tl.load(a + at_q, mask=inside_q, other=0.0).to(tl.float32)
-    q_grad = tl.load(grad_a + at_q, mask=inside_q, other=0.0).to(tl.float32)
-    q_rest, q_scaled = q_a - q_grad, q_a * scaling
+    at_second = (k - RANK)[:, None] * columns + j[None, :]
+    q_merged = tl.load(a + at_q, mask=first_q, other=0.0).to(tl.float32) * scaling
+    q_estimate = tl.load(grad_a + at_q, mask=first_q, other=0.0).to(tl.float32)
+    q_estimate += tl.load(a + at_second, mask=second_q, other=0.0).to(tl.float32)
+    q_estimate -= tl.load(grad_a + at_second, mask=second_q, other=0.0).to(tl.float32)
     column_sums = tl.zeros((BM, BN), tl.float32)
     for tile in tl.range(0, tl.minimum(tiles, tl.cdiv(rows, BM) - chunk * tiles), num_stages=STAGES):
         i = (chunk * tiles + tile) * BM + tl.arange(0, BM)
         at_p = i[:, None] * RANK + k[None, :]
-        inside_p = (i < rows)[:, None] & (k < RANK)[None, :]
-        p_b = tl.load(b + at_p, mask=inside_p, other=0.0).to(tl.float32)
-        p_grad = tl.load(grad_b + at_p, mask=inside_p, other=0.0).to(tl.float32)
+        p = tl.load(b + at_p, mask=(i < rows)[:, None] & first[None, :], other=0.0).to(tl.float32)
+        p += tl.load(grad_b + at_p - RANK, mask=(i < rows)[:, None] & second[None, :], other=0.0).to(tl.float32)
         w = _weight(weight, scales, code, i, block * BN, rows, columns, stride_row, stride_column, FORM, BM, BN)
-        w = _dot(p_b, q_scaled, w, EXACT, PIECE)
-        estimate = _dot(p_b, q_grad, tl.zeros((BM, BN), tl.float32), EXACT, PIECE)
-        estimate = _dot(p_grad, q_rest, estimate, EXACT, PIECE)
+        w = _dot(p, q_merged, w, EXACT, PIECE)
+        estimate = _dot(p, q_estimate, tl.zeros((BM, BN), tl.float32), EXACT, PIECE)
         saliency = estimate * w
         saliency = saliency * saliency if POWER == 2 else tl.abs(saliency)
         if ROWS:

@@ -5,6 +5,7 @@ Quantised weights are cut here where nothing is lost by it, without the library 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -140,6 +141,7 @@ class Factors:
         return self.a, self.b, self.grad_a, self.grad_b
 
 
+@functools.cache
 def nf4_levels(device: torch.device) -> Float[Tensor, "16"]:
-    """Return the 16 levels of NF4 on a device."""
+    """Return the 16 levels of NF4 on a device, to be read only."""
     return torch.tensor(NF4_LEVELS, device=device)

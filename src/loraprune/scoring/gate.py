@@ -18,7 +18,7 @@ from loraprune.groups import Group, readers
 from loraprune.processes import add_up, count
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import to_cpu
-from loraprune.scoring.hooks import Hooks
+from loraprune.scoring.hooks import Hooks, told
 
 
 class GateScorer(Hooks):
@@ -52,14 +52,12 @@ class GateScorer(Hooks):
             # In evaluation, in the first pass of gradient checkpointing, and where a block learns on its own.
             if not (args[0].requires_grad and module.training):
                 return None
-            z = args[0].view_as(args[0])  # the gradient of this reader alone: others may read the same tensor
             call = self._calls
-            values = z.detach()  # a hook that held z itself would be a cycle and keep the graph with its old shapes
-            z.register_hook(
-                lambda grad: self._gather(
-                    name, path, channels_last(module, values), channels_last(module, grad), call=call
-                )
-            )
+
+            def tell(z: Tensor, grad: Tensor) -> None:
+                self._gather(name, path, channels_last(module, z), channels_last(module, grad), call=call)
+
+            z = told(args[0], args[0], tell)  # the gradient of this reader alone: others may read the same tensor
             return (z, *args[1:])
 
         self.before(module, on_forward)

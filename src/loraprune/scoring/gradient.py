@@ -19,7 +19,7 @@ from loraprune.groups import Group, Side
 from loraprune.processes import add_up, count
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
-from loraprune.scoring.hooks import Hooks
+from loraprune.scoring.hooks import Hooks, told
 
 
 class GradientScorer(Hooks):
@@ -42,10 +42,10 @@ class GradientScorer(Hooks):
                 self._watch(find_module(model, path), group.name, path)
 
     def _watch(self, module: nn.Module, name: str, path: str) -> None:
-        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad and module.training:
-                x = args[0].detach()
-                output.register_hook(lambda grad: self._gather(name, module, path, x, grad))
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if not (output.requires_grad and module.training):
+                return None
+            return told(output, args[0], lambda x, grad: self._gather(name, module, path, x, grad))
 
         self.after(module, on_forward)
 

@@ -5,10 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loraprune.groups import Group
+
+
+class _Told(torch.autograd.Function):
+    """Hands a tensor on as it is; the backward pass tells a function its gradient and another tensor, saved as autograd saves."""
+
+    @staticmethod
+    def forward(ctx: Any, passed: Tensor, saved: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(saved)
+        ctx.tell = tell
+        return passed.view_as(passed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (saved,) = ctx.saved_tensors
+        ctx.tell(saved.detach(), grads[0])
+        return grads[0], None, None
+
+
+def told(passed: Tensor, saved: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
+    """Return `passed`, for the model to go on with: its backward pass calls `tell` with `saved` and the gradient of `passed`.
+
+    A hook on the gradient would hold what it closes over until the whole backward pass is done, in gradient checkpointing the
+    activations of all layers; what autograd saves is let go, or made again, layer by layer.
+    """
+    handed_on: Tensor = _Told.apply(passed, saved, tell)
+    return handed_on
 
 
 class Hooks:

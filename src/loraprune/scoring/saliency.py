@@ -6,6 +6,7 @@ Knows nothing about averaging or plans.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import Projection, find_module, linear_paths, projection
+from loraprune.adapters import Projection, find_module, linear_paths, projection_of
 from loraprune.criteria import Saliency, Tile
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
 from loraprune.kernels import weight_rows
 from loraprune.scoring.base import Kept
 from loraprune.scoring.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
-from loraprune.sharding import whole
+from loraprune.sharding import is_sharded, whole
 
 
 class SaliencyScorer:
@@ -32,21 +33,23 @@ class SaliencyScorer:
         self.criterion, self.model, self.groups = criterion, model, tuple(groups)
         self.power, self.normalize = power, normalize
         self.generator = torch.Generator().manual_seed(seed)
+        self._modules = {path: find_module(model, path) for path in linear_paths(groups)}
 
     @torch.no_grad()
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the power-transformed saliencies, summed over the weights that each unit owns."""
-        scores = {}
+        scores, parted = {}, is_sharded(self.model)
         for group in self.groups:
-            sums = {path: self._sums(group, path) for path in linear_paths([group])}
+            sums = {path: self._sums(group, path, parted=parted) for path in linear_paths([group])}
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         return to_cpu(scores)
 
-    def _sums(self, group: Group, path: str) -> dict[Side, Tensor]:
-        with whole(find_module(self.model, path)):
+    def _sums(self, group: Group, path: str, *, parted: bool) -> dict[Side, Tensor]:
+        module = self._modules[path]
+        with whole(module) if parted else nullcontext():
             return saliency_sums(
-                self.criterion, projection(self.model, path), self.generator,
+                self.criterion, projection_of(module, path), self.generator,
                 power=self.power, wanted=wanted_sides(group, path),
             )  # fmt: skip
 
