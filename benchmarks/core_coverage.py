@@ -15,15 +15,17 @@ from typing import Any
 from benchmarks.common import write
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("groups", "surgery", "importance", "allocation", "schedule", "checkpoint", "plan", "masking")
+CORE = ("groups", "surgery", "importance", "allocation", "schedule", "checkpoint", "plan", "masking", "resume")
 MASKED = "families/test_contract.py::test_the_sliced_model_computes_what_the_masked_one_does"
 TESTS = (
     "test_groups.py", "test_surgery.py", "test_importance.py", "allocation/test_uniform.py", "allocation/test_balanced.py",
-    "allocation/test_layerwise.py", "test_schedule.py", "test_plan.py", "test_checkpoint.py", "test_kinds.py", "families/test_channels.py",
-    "criteria/test_experts.py", "families/test_contract.py::test_a_span_that_does_not_fit_is_refused",
+    "allocation/test_layerwise.py", "depth/test_choice.py", "test_schedule.py", "test_plan.py", "test_checkpoint.py", "test_kinds.py",
+    "families/test_channels.py", "criteria/test_experts.py", "families/test_contract.py::test_a_span_that_does_not_fit_is_refused",
     *(f"{MASKED}[uneven-plain-{variant}]" for variant in ("phi3", "mixtral", "convnext")),
+    "resume/test_folders.py", "resume/test_interrupts.py", "resume/test_state.py", "pipeline/test_resume.py",
+    "pipeline/test_resume_faults.py",
 )  # fmt: skip
-"""without whole runs and the properties of allocations, which take many minutes under coverage"""
+"""without whole runs, but for those that are resumed, and the properties of allocations, which take many minutes under coverage"""
 LIMIT = 95.0
 
 

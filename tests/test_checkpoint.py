@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from loraprune.checkpoint import (
+    cast_weights_,
     config_sizes,
     layer_sizes,
     round_weights_,
+    save_model,
     save_stock,
     stock_config,
     storable_counts,
 )
 from loraprune.errors import CheckpointError, PlanError
 from loraprune.families import find_groups
+from loraprune.loading import from_pretrained
 from loraprune.output import output_problem
+from loraprune.plan import Plan
 from loraprune.resume.workspace import new_folder
+from loraprune.surgery import slice_
 from tests.samples import tiny_llama
-from tests.tiny import uneven_plan
+from tests.tiny import uneven_plan, uniform_plan
 
 
 def test_equal_counts_have_config_keys_and_unequal_ones_do_not() -> None:
@@ -60,6 +68,26 @@ def test_rounded_weights_are_what_the_file_will_hold() -> None:
     round_weights_(model, torch.bfloat16)
     assert torch.equal(model.weight, before.bfloat16().float())
     assert not torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("plan_of", [uniform_plan, uneven_plan])
+def test_a_stock_class_holds_equal_widths_and_code_of_its_own_others(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    model = tiny_llama()
+    dense, groups = copy.deepcopy(model.config), find_groups(model.config)
+    plan = plan_of(groups, 1, 24) if plan_of is uniform_plan else plan_of(groups)
+    slice_(model, groups, plan.kept)
+    cast_weights_(model, torch.bfloat16)
+    counts = {name: len(kept) for name, kept in plan.kept.items()}
+    save_model(model, tmp_path, config=dense, groups=groups, counts=counts)
+    stock = plan_of is uniform_plan
+    assert (json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama") is stock
+    assert bool(list(tmp_path.glob("*.py"))) is not stock
+    loaded = from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    ids = torch.arange(6)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprune import cli
+from loraprune import cli, commands
 from loraprune.config import PruneConfig, as_dict
 from loraprune.errors import ConfigError
 from loraprune.schedule import ScheduleName
@@ -39,7 +39,7 @@ def test_options_survive_run_yaml_on_their_way_through_the_command_line(changes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.yaml"
         file.write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
-        parsed = cli.parse(["prune", "--config", str(file)]).prune.as_dict()
+        parsed = commands.parse(["prune", "--config", str(file)])[1].as_dict()
     again = PruneConfig(**{field.name: parsed[field.name] for field in fields(PruneConfig)})
     assert again == config
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from loraprune import cli
+from loraprune import commands
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.criteria import criteria
 from loraprune.families import families, find_groups
@@ -132,7 +132,7 @@ def test_files_exist(path: Path) -> None:
 
 @every_document
 def test_options_exist(path: Path) -> None:
-    known = {field.name for command in cli.COMMANDS.values() for field in fields(command.options)}
+    known = {field.name for command in commands.COMMANDS.values() for field in fields(command.options)}
     known |= {"config", "recipe", "json", "debug", "help"}
     used = {
         option.replace("-", "_")

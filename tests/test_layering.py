@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from loraprune import cli
+from loraprune import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
 
 # A module imports only from levels above its own line. A package stands for all its files.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "amounts", "layerwise.modeling_loraprune"),
+    ("errors", "names", "amounts", "layerwise.modeling_loraprune"),
     ("launch", "sharding"),
     ("processes",),
     (
@@ -101,6 +101,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("rounds", "fit"),
     ("api", "pipeline"),
     ("demo.run", "tables"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -116,6 +117,7 @@ FREE = (
 
 WITHOUT_TORCH = (
     "errors",
+    "names",
     "registry",
     "groups",
     "families",
@@ -138,6 +140,7 @@ WITHOUT_TORCH = (
     "settings",
     "export_options",
     "resume.interrupts",
+    "commands",
     "cli",
 )
 PRINTING = {"cli", "tables"}
@@ -218,9 +221,9 @@ def test_an_import_that_points_up_or_sideways_is_seen(name: str, line: str) -> N
     assert len(upward(name, ast.parse(line))) == 1
 
 
-@pytest.mark.parametrize("verb", cli.COMMANDS)
+@pytest.mark.parametrize("verb", commands.COMMANDS)
 def test_what_the_command_line_calls_by_name_stands_below_it(verb: str) -> None:
-    command = cli.COMMANDS[verb]
+    command = commands.COMMANDS[verb]
     for target in (command.function, command.show):
         module, function = target.split(":")
         assert level_of(str(home(module))) < level_of("cli")
@@ -270,8 +273,8 @@ HEAVY = "[name for name in ('torch', 'transformers', 'peft', 'datasets', 'accele
     [
         "import loraprune",
         "\n".join(f"import loraprune.{name}" for name in WITHOUT_TORCH),
-        "from loraprune.cli import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
-        "from loraprune.cli import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
+        "from loraprune.commands import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
+        "from loraprune.commands import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
         "import loraprune\nassert loraprune.LoRAPruneConfig().ratio == 0.5\nassert loraprune.Span('q', 'out', 1).offset == 0",
     ],
 )
@@ -287,5 +290,5 @@ def test_the_command_answers_help_on_stdout() -> None:
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in cli.COMMANDS)
+    assert all(verb in done.stdout for verb in commands.COMMANDS)
     assert not [line for line in done.stderr.splitlines() if line.rpartition("|")[2].strip() == "torch"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraprune import cli, lineup
+from loraprune import cli, commands, lineup
 from loraprune.errors import ConfigError
 from loraprune.settings import CompareModelsConfig
 from tests.cli.cases import refused
@@ -65,19 +65,19 @@ def test_every_model_is_in_the_legend_of_the_plot(root: Path) -> None:
 
 
 def test_words_before_the_options_are_the_models() -> None:
-    assert cli.name_words(["compare-models", "A", "B", "--data", "D"]) == [
+    assert commands.name_words(["compare-models", "A", "B", "--data", "D"]) == [
         "compare-models",
         '--models=["A", "B"]',
         "--data",
         "D",
     ]
-    assert cli.name_words(["prune", "--model", "M"]) == ["prune", "--model", "M"]
-    assert cli.name_words(["compare-models", "--models", "[A]"]) == ["compare-models", "--models", "[A]"]
+    assert commands.name_words(["prune", "--model", "M"]) == ["prune", "--model", "M"]
+    assert commands.name_words(["compare-models", "--models", "[A]"]) == ["compare-models", "--models", "[A]"]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"models": ["a"]}, "1 models: name at least two"), ({"models": ["a", "b", "a"]}, "a: named twice"),
+    [({"models": ["a"]}, "--models names 1: at least two are needed"), ({"models": ["a", "b", "a"]}, "a: named twice"),
      ({"models": ["a", "b"], "length": 1}, "--length 1"), ({"models": ["a", "b"], "repeats": 0}, "--repeats 0")],
 )  # fmt: skip
 def test_wrong_options_are_refused(changes: dict[str, Any], words: str) -> None:

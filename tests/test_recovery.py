@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraprune import cli, describe, from_pretrained, pipeline, recipes
+from loraprune import cli, commands, describe, from_pretrained, pipeline, recipes
 from loraprune.config import PruneConfig
 from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
@@ -174,4 +174,4 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown recipe 'bets' \(did you mean 'best'\?\)"):
         recipes.path("bets")
     with pytest.raises(ConfigError, match="unknown recipe"):
-        cli.parse(["prune", "--model", "m", "--data", "d", "--output", "o", "--recipe", "bets"])
+        commands.parse(["prune", "--model", "m", "--data", "d", "--output", "o", "--recipe", "bets"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loraprune import LoRAPruneCallback
 from loraprune.adapters import merge_lora
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.errors import ConfigError, GroupMismatchError, NumericsError
 from loraprune.families import find_groups
 from loraprune.plan import Plan
 from loraprune.pruner import Pruner
-from loraprune.surgery import check_groups, slice_
+from loraprune.surgery import check_groups, renew_trained_, slice_
 from loraprune.train import enable_checkpointing
 from tests.tiny import tiny_model, tokens, uneven_plan, uniform_plan, with_lora
 from tests.training import adapted, arguments, config, fit, prune
@@ -126,6 +127,45 @@ def test_optimiser_state_keeps_the_entries_of_the_units_that_stay() -> None:
         assert optimizer.state[parameter]["step"] == 2
 
 
+def test_new_parameters_after_a_cut_train_as_the_old_ones_would() -> None:
+    ends = []
+    for renewed in (False, True):
+        torch.manual_seed(0)
+        model = with_lora(tiny_model("llama"))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for step in range(3):
+            model(input_ids=tokens(), labels=tokens()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 1:
+                slice_(
+                    model,
+                    find_groups(tiny_model("llama").config),
+                    {"model.layers.1.mlp": [0, 5, 95]},
+                    optimizer=optimizer,
+                )
+                old = {name: p for name, p in model.named_parameters() if p.requires_grad}
+                if renewed:
+                    renew_trained_(model, optimizer)
+                new = {name: p for name, p in model.named_parameters() if p.requires_grad}
+                assert all((new[name] is old[name]) is not renewed for name in old)
+        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in new.values()}
+        assert set(map(id, optimizer.state)) == set(map(id, new.values()))
+        ends.append(new)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_groups_that_share_entries_or_name_no_layer_are_refused() -> None:
+    model = tiny_model("llama")
+    first, *others = find_groups(model.config)
+    twin = dataclasses.replace(first, name="twin")
+    with pytest.raises(GroupMismatchError, match=r"groups .*twin.* own the same entries"):
+        check_groups(model, (first, twin, *others))
+    spans = (dataclasses.replace(first.spans[0], module="model.layers.0.mlp.act_fn"), *first.spans[1:])
+    with pytest.raises(GroupMismatchError, match="no layer that can be cut"):
+        check_groups(model, (dataclasses.replace(first, spans=spans),))
+
+
 def test_accumulating_eight_rows_prunes_as_one_batch_of_eight(tmp_path: Path) -> None:
     for criterion in ("lora", "gate"):
         found = []
@@ -214,11 +254,32 @@ def test_the_pruned_weights_are_rows_of_the_dense_ones(shrink: bool, tmp_path: P
         assert torch.equal(sliced[f"model.layers.1.mlp.{name}.base_layer.weight"], expected)
 
 
+def scores_of(pruner: Pruner, value: float) -> dict[str, torch.Tensor]:
+    """Return scores that are the same for all units, where they are not told apart by a last one."""
+    return {name: torch.full((count,), value, dtype=torch.float64) for name, count in pruner.plan.units.items()}
+
+
 def test_units_without_any_score_are_not_removed() -> None:
     settings = config()
     pruner = Pruner(adapted(settings), settings)
     with pytest.raises(NumericsError, match="nothing tells them apart"):
         pruner.remove(1.0)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
+@pytest.mark.parametrize("value", [0.0, 1.5, 1e-300])
+def test_units_that_all_score_the_same_are_not_removed(value: float, allocation: Any) -> None:
+    settings = config(allocation=allocation)
+    pruner = Pruner(adapted(settings), settings)
+    pruner.scores.update(scores_of(pruner, value), pruner.plan)
+    before = pruner.plan
+    with pytest.raises(NumericsError, match=r"all units of '.*' score .*nothing tells them apart"):
+        pruner.remove(1.0)
+    assert pruner.plan == before
+    told = {name: values + torch.arange(len(values)) for name, values in scores_of(pruner, value).items()}
+    pruner.scores.update(told, pruner.plan)
+    pruner.remove(1.0)  # the control
+    assert pruner.plan != before
 
 
 def test_a_model_without_lora_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +89,19 @@ def command(given: Path, output: Path, options: list[str]) -> list[str]:
 def digests(output: Path) -> dict[str, str]:
     """Return the digests of what must be the same twice."""
     return {n: hashlib.sha256((output / n).read_bytes()).hexdigest() for n in RESULTS if (output / n).is_file()}
+
+
+def damage(checkpoint: Path, draw: random.Random) -> str:
+    """Cut, alter or remove a file of a checkpoint, and return what was done."""
+    victim = draw.choice(sorted(checkpoint.iterdir()))
+    data = bytearray(victim.read_bytes())
+    how = draw.choice(("cut", "flip", "gone"))
+    if how == "flip":
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    victim.write_bytes(data[: draw.randrange(len(data))] if how == "cut" else data)
+    if how == "gone":
+        victim.unlink()
+    return f"{victim.name} {how}"
 
 
 def tree(folder: Path) -> dict[str, str]:

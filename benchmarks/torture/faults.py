@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.torture import children
-from benchmarks.torture.cases import Row, command, digests, inputs, tree
+from benchmarks.torture.cases import Row, command, damage, digests, inputs, tree
 
 from loraprune.guard import GuardedTrainer
 from loraprune.resume import keeper
@@ -67,17 +67,10 @@ class Place:
         step = self.draw.randint(2, 11)
         self._run(self.command, prepare=lambda: stop_after(step))
         newest = sorted(self.partial.glob("step-*"))[-1]
-        victim = self.draw.choice(sorted(newest.iterdir()))
-        data = bytearray(victim.read_bytes())
-        how = self.draw.choice(("cut", "flip", "gone"))
-        if how == "flip":
-            data[self.draw.randrange(len(data))] ^= 1 << self.draw.randrange(8)
-        victim.write_bytes(data[: self.draw.randrange(len(data))] if how == "cut" else data)
-        if how == "gone":
-            victim.unlink()
+        what = damage(newest, self.draw)
         ended = self._run([*self.command, "--resume"])
-        named = [] if f"{newest} is passed by" in ended.stderr else [f"{victim.name} {how}: not told"]
-        return named + self._same(f"{victim.name} {how}")
+        named = [] if f"{newest} is passed by" in ended.stderr else [f"{what}: not told"]
+        return named + self._same(what)
 
     def signalled(self) -> list[str]:
         """Send a signal while it trains: exit code 130 or 143, and what was there before stays."""

@@ -63,17 +63,17 @@ class Victim:
             how = self._moment(kind)
             where += f" {how}"
             ended = children.run(arguments if turn == 0 else [*arguments, "--resume"], self.folder / "log", **how)
-            if ended.code == 0:
-                break
             kills += ended.code == -signal.SIGKILL
-            if ended.code != -signal.SIGKILL:
+            if ended.code not in (0, -signal.SIGKILL):
                 losses.append(f"ended with {ended.code}: {ended.stderr[-300:]}")
             if self.output.exists() and digests(self.output) != self.expected:
                 if not overwrite or tree(self.output) != tree(self.old):
                     losses.append("something half-written stands where the result belongs")
             elif overwrite and not self.output.exists():
                 losses.append("what stood there before is gone")
-        if not self.output.exists() or (overwrite and (self.output / "notes.txt").exists()):
+            if self._is_done():  # killed behind the last act that matters: there is nothing to resume
+                break
+        if not self._is_done():
             ended = children.run([*arguments, "--resume"], self.folder / "log")
             if ended.code != 0:
                 losses.append(f"the resumed run ended with {ended.code}: {ended.stderr[-300:]}")
@@ -82,6 +82,10 @@ class Victim:
         if digests(self.output) != self.expected:
             losses.append("other bytes than those of an uninterrupted run")
         return kills, [f"{loss} (killed at{where})" for loss in losses]
+
+    def _is_done(self) -> bool:
+        """Say whether a new result stands there."""
+        return self.output.exists() and not (self.output / "notes.txt").exists()
 
     def _moment(self, kind: str) -> dict[str, Trap | tuple[int, float]]:
         if kind == "any moment":

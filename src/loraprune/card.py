@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from huggingface_hub import try_to_load_from_cache
 
-from loraprune.folder import lies_here
 from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.names import OURS, lies_here
 from loraprune.tasks import tasks
 
 CARD = "README.md"
@@ -30,8 +30,6 @@ PIPELINES = {
     "image-classification": "image-classification",
 }
 """task -> pipeline_tag of the hub"""
-OURS = frozenset({"demo", "stdlib"})
-"""names of models and texts that come with the package"""
 
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Its messages are read by their form, and what has another form is passed on as i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from loraprune.errors import nearest
 
@@ -36,11 +36,15 @@ def explain(message: str, verb: str, *, commands: Collection[str], options: Coll
         what, known, page = ("option", options, f"{verb} --help") if options else ("command", commands, "--help")
         return f"unknown {what} {word!r}{nearest(word, known)}: see `loraprune {page}`"
     if missing:
-        names = " ".join("--" + name.strip().split(".")[-1] for name in missing[1].split(","))
-        return f"missing {names}: see `loraprune {verb} --help`"
+        return missing_options([name.strip().split(".")[-1] for name in missing[1].split(",")], verb)
     if wrong:
         return f"--{wrong[1].split('.')[-1]}{explain_value(text)}"
     return text
+
+
+def missing_options(names: Sequence[str], verb: str) -> str:
+    """Return the line about options that a command cannot do without."""
+    return f"missing {' '.join('--' + name for name in names)}: see `loraprune {verb} --help`"
 
 
 def explain_value(message: str) -> str:
@@ -57,3 +61,15 @@ def explain_value(message: str) -> str:
     kinds = [f"one of {', '.join(choices)}"] if len(choices) > 1 else choices
     kinds += sorted((WORDS.get(name, name) for name in re.findall(r"<class '(\w+)'>", types)), key="null".__eq__)
     return f" {value}{nearest(value, choices)}: {' or '.join(kinds)} is needed"
+
+
+def split_words(words: Sequence[str]) -> list[list[str]]:
+    """Return the words of each option together, and each word that belongs to none."""
+    groups: list[list[str]] = []
+    for word in words:
+        waits = bool(groups) and groups[-1][0].startswith("--") and "=" not in groups[-1][0] and len(groups[-1]) == 1
+        if waits and not word.startswith("--"):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups

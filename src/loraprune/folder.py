@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,11 +24,6 @@ LARGEST_JSON = 1 << 24
 """bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
 LAYERS = 10_000
 """more than any model has: only a damaged configuration names so many"""
-
-
-def lies_here(name: str | None) -> bool:
-    """Say whether a name given as a model or text is a path of this machine, and no id of the hub."""
-    return name is not None and (name.startswith((".", "/", "~")) or os.path.exists(name))
 
 
 def check_folder(folder: Path, *, option: str = "--model") -> None:

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 from loraprune.data import naming, open_source
-from loraprune.data.files import SUFFIXES
-from loraprune.errors import Findings
+from loraprune.errors import SECRET, Findings
 from loraprune.families import find_groups
-from loraprune.folder import check_weights, lies_here
+from loraprune.folder import check_weights
+from loraprune.images.benchmarks import find_benchmark
 from loraprune.loading import load_config, resolve
 from loraprune.machine import choose_device
+from loraprune.names import SUFFIXES, needs_no_hub
+from loraprune.published import published_config
+from loraprune.settings import KNOWN
 from loraprune.tasks import Request, choose_task, find_task
 
 TRAINED = ("groups", "data", "weights")
@@ -35,6 +38,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "export": ("groups", "weights"),
 }
 """command -> what it needs of a model besides its configuration; the demo brings its own"""
+DESCRIBING = ("inspect", "plan")
+"""commands that know the shapes of published models without their files"""
 JUDGING = ("evaluate", "compare-models")
 """commands that train on nothing: their data are held out"""
 MODELS = ("model", "against", "models")
@@ -85,9 +90,10 @@ def check_data(
 
 
 def _read_texts(name: str, part: str) -> object:
-    """Read a source that is surely one of texts."""
+    """Read a source that is surely one of texts, or leads nowhere."""
     folders = glob.glob(os.path.join(glob.escape(name), "*", ""))
-    if Path(name).suffix.lower() in SUFFIXES or (os.path.isdir(name) and not folders):
+    nowhere = needs_no_hub(name) and not os.path.exists(os.path.expanduser(name)) and not find_benchmark(name)
+    if nowhere or Path(name).suffix.lower() in SUFFIXES or (os.path.isdir(name) and not folders):
         return open_source(name).read(part)
     return None
 
@@ -118,17 +124,19 @@ def check_judged(
 
 
 def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the models and data that options name, as far as they lie on this machine.
+    """Return what is wrong with the models and data that options name, as far as that shows without the hub.
 
     For options some of which are wrong already: the hub is not asked for anything then.
     """
     found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
-    texts = [text if lies_here(text) else None for text in _listed(values.get("data"))] or [None]
-    held_out = values.get("eval") if lies_here(values.get("eval")) else None
+    texts: Sequence[str | None] = _visible(values.get("data")) or [None]
+    held_out = next(iter(_visible(values.get("eval"))), None)
     pairs = [(None, text) if command in JUDGING else (text, held_out) for text in texts]
     # What is pushed may be no checkpoint of transformers.
     named = MODELS if command != "push" else ()
-    models = [name for option in named for name in _listed(values.get(option)) if lies_here(name)]
+    models = [name for option in named for name in _visible(values.get(option))]
+    if command in DESCRIBING:
+        models = [name for name in models if name != KNOWN and published_config(name) is None]
     for model in models:
         check_model(model, needs, found, trust_remote_code=trust)
     for model in (models or [""]) if "data" in needs else []:
@@ -137,6 +145,7 @@ def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     return found.problems()
 
 
-def _listed(value: Any) -> list[str]:
-    """Return the words of an option that holds one, several or none."""
-    return value if isinstance(value, list) else [value] if value is not None else []
+def _visible(value: str | list[str] | None) -> list[str]:
+    """Return what can be looked at without the hub of an option that names one, several or none; what holds a token is told already."""
+    names = value if isinstance(value, list) else [value]
+    return [name for name in names if name and needs_no_hub(name) and not SECRET.search(name)]

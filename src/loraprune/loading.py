@@ -30,9 +30,9 @@ from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.folder import check_folder, check_weights
 from loraprune.heads import auto_class, find_head, start_anew
 from loraprune.layerwise.register import register_type
+from loraprune.names import DEMO, may_be_on_hub
 from loraprune.quantised import Quantisation, loading_options, prepare_, stored_parameters
 
-DEMO = "demo"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
 DESCRIBED_AT_MOST = 4
@@ -68,7 +68,7 @@ def resolve(model: str) -> str:
         check_folder(Path(model))
     elif os.path.isfile(model):
         raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
+    elif not may_be_on_hub(model):
         raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
     return model
 

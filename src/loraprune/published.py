@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from loraprune.folder import lies_here
+from loraprune.names import lies_here
 
 
 @cache

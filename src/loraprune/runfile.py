@@ -19,11 +19,11 @@ CLASSES = frozenset({"class_path", "init_args", "dict_kwargs"})
 """keys by which the parser finds and imports Python code"""
 
 
-def check_config_file(name: str) -> None:
-    """Check that a file holds plain YAML: a mapping of a sensible size, without anything that would be run.
+def one_by_one(name: str) -> list[tuple[str, str]]:
+    """Return every key of a file with a YAML text that says it alone.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if it does not hold plain YAML: a mapping of a sensible size, without anything that would be run.
     """
     try:
         if not os.path.isfile(name):
@@ -38,10 +38,11 @@ def check_config_file(name: str) -> None:
             raise ConfigError(
                 f"--config {name}: its aliases stand for over {LARGEST:,} values; write out what is needed"
             )
-        yaml.safe_load(text)  # refuses tags that name Python objects
+        values = yaml.safe_load(text)  # refuses tags that name Python objects
         found = next((key for key in _keys(node, set()) if key in CLASSES), None)
         if found:
             raise ConfigError(f"--config {name}: {found!r} would name Python code to run; only plain values are read")
+        return [(str(key), yaml.safe_dump({key: value}, default_flow_style=True)) for key, value in values.items()]
     except OSError as error:
         raise ConfigError(f"--config {name}: cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:

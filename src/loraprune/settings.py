@@ -208,7 +208,7 @@ class CompareModelsConfig(MachineOptions):
         output = Path(self.output) if self.output is not None else None
         why = unwritable(self.output) if self.output is not None else None
         checks = [
-            (len(self.models) > 1, f"{len(self.models)} models: name at least two"),
+            (len(self.models) > 1, f"--models names {len(self.models)}: at least two are needed"),
             (not repeated, f"{', '.join(repeated)}: named twice; name each model once"),
             (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
             (why is None, f"--output {output}: cannot be written ({why}); choose another folder"),

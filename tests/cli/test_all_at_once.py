@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from loraprune import job, judge
 from loraprune.compare import run
@@ -135,8 +136,57 @@ def test_compare_looks_at_the_inputs_of_all_cells(
     options = flags(wrong | {"output": str(case.root / "new")})
     words = ("no model.safetensors", "line 2: malformed", "did you mean 'magnitude'")
     refused(["compare", "--config", str(grid), *options], capfd, *words, root=case.root, lines=3)
+    grid.write_text("grid: null\nruns: null\n")
+    refused(["compare", "--config", str(grid), *options], capfd, *words[:2], "--grid null", "--runs null", root=case.root,
+            lines=4)  # fmt: skip
     grid.write_text("grid: {ratio: [0.2, 5]}\n")
     refused(["compare", "--config", str(grid), *options], capfd, *words[:2], "--ratio 5", root=case.root, lines=3)
+
+
+def test_what_the_parser_refuses_beside_everything_else(
+    wrong: dict[str, str], case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = ["--steps", "many", "--rnk", "4", "--lr", "-1", "--shrink", "perhaps", "word"]
+    words = ("--steps many", "'rnk' (did you mean 'rank'?)", "--lr -1", "--shrink perhaps", "'word'")
+    inputs = ("no model.safetensors", "line 2: malformed")
+    refused(["prune", *flags(wrong), *bad[:-1]], capfd, *words[:-1], *inputs, "--output", root=case.root, lines=7)
+    two = ["--model", wrong["model"], "--data", wrong["data"]]
+    refused(["prune", *two, *bad[:-3], "word"], capfd, *words[:3], words[4], *inputs, "missing --output", root=case.root,
+            lines=7)  # fmt: skip
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({"steps": "many", "rnk": 4, "lr": -1, "shrink": "perhaps", "seed": None} | wrong))
+    refused(["prune", "--config", str(file), "--warmup", "7"], capfd, *words[:-1], *inputs, "--output", "--warmup 7",
+            "--seed null", root=case.root, lines=10)  # fmt: skip
+    gone = ["--config", str(tmp_path / "gone.yaml"), "--recipe", "bets", "--batch", "0"]
+    refused(["prune", *gone], capfd, "gone.yaml: no such file", "did you mean 'best'", "--batch 0", lines=3)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_names_that_lead_nowhere_beside_a_wrong_option(
+    offline: bool,
+    case: Case,
+    no_network: list[object],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    good, new = str(case.model), str(case.root / "new")
+    for data in ("nowhere.txt", "a/b/nowhere", "./nowhere"):
+        words = ("--rank 0", f"'{data}': no such file or folder", "'none.json'", "a/b/c: no such folder")
+        options = ["--data", data, "--eval", "none.json", "--rank", "0", "--output", new]
+        refused(["prune", "--model", good, *options], capfd, *words[:3], root=case.root, lines=3)
+        refused(["prune", "--model", "a/b/c", *options], capfd, *words, root=case.root, lines=4)
+    # What the hub may have is told where it is switched off, and not asked for where it is not.
+    options = ["--model", "nobody/nothing", "--data", "nobody/none", "--batch", "0"]
+    told = refused(["evaluate", *options], capfd, "--batch 0", root=case.root, lines=3 if offline else 1)
+    assert offline == ("--model nobody/nothing" in told) == ("--data 'nobody/none'" in told)
+    assert no_network == []
+
+
+def test_names_that_need_no_files_beside_a_wrong_option(capfd: pytest.CaptureFixture[str]) -> None:
+    for model in ("llama-7b", "known"):
+        refused(["plan", "--model", model, "--ratio", "7"], capfd, "--ratio 7")
+    refused(["prune", "--model", "demo", "--data", "stdlib", "--output", "new", "--rank", "0"], capfd, "--rank 0")
 
 
 def test_the_demo(case: Case, capfd: pytest.CaptureFixture[str]) -> None:

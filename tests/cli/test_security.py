@@ -159,24 +159,6 @@ def test_a_token_is_never_told_or_written(
     assert secret not in json.dumps(report)
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Let every connection fail, and return where to."""
-    asked: list[object] = []
-
-    def connect(_: socket.socket, address: object) -> None:
-        asked.append(address)
-        raise OSError("no network in this test")
-
-    def look_up(host: object, *_: object, **__: object) -> None:
-        asked.append(host)
-        raise OSError("no network in this test")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    return asked
-
-
 def test_offline_nothing_is_asked_of_the_network(
     case: Case, no_network: list[object], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ def test_a_pattern_that_yaml_takes_for_a_number_is_told_with_its_place(
     lines: str, place: str, tmp_path: Path, captured: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for file, text in (("wrong.yaml", lines), ("right.yaml", lines.replace("2:4", '"2:4"'))):
-        (tmp_path / file).write_text(f"model: m\ndata: d\noutput: {tmp_path / 'out'}\n{text}\n")
+        (tmp_path / file).write_text(f"model: demo\ndata: stdlib\noutput: {tmp_path / 'out'}\n{text}\n")
     assert cli.main(["compare", "--config", str(tmp_path / "wrong.yaml")]) == 2
     told = capsys.readouterr().err
     assert (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loraprune import cli, prune
+from loraprune import commands, prune
 from loraprune.compare.settings import CompareConfig
 from loraprune.config import PruneConfig
 from loraprune.images.benchmarks import BENCHMARKS
@@ -45,7 +45,7 @@ every_recipe = pytest.mark.parametrize("path", [as_parameter(path) for path in R
 @cache
 def cells_of(path: Path) -> list[PruneConfig]:
     """Return the pruning cells of a recipe, read as the command line does it; it must build them without a complaint."""
-    values = cli.parse(["compare", "--config", str(path)]).compare.as_dict()
+    values = commands.parse(["compare", "--config", str(path)])[1].as_dict()
     options = CompareConfig(**{name: value for name, value in values.items() if name in NAMES})
     assert options.output == f"build/paper/{path.stem}"
     return [cell.config for cell in options.expand()[0] if isinstance(cell.config, PruneConfig)]

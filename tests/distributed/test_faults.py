@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from loraprune import cli
+from loraprune.resume import keeper
 from tests.distributed.processes import FSDP2, Ended, command, die, during_step, run
 from tests.pipeline.cases import read_report
 
@@ -98,6 +99,33 @@ def test_a_lost_process_ends_the_other_and_leaves_nothing_half_written(
     assert digest(output) == digest(undisturbed[launch])
     mine, theirs = read_report(output), read_report(undisturbed[launch])
     assert {name: mine[name] for name in FIGURES} == {name: theirs[name] for name in FIGURES}
+
+
+def test_of_checkpoints_of_parts_an_unfinished_and_a_torn_one_are_passed_by(
+    given: Path, undisturbed: Mapping[str, Path], tmp_path: Path
+) -> None:
+    def die_before_step_6_is_sealed(rank: int) -> None:
+        real = keeper.finish_checkpoint
+
+        def dying(folder: Path, about: dict[str, object]) -> Path:
+            if about["step"] == 6:
+                die()
+            return real(folder, about)
+
+        if rank == 0:
+            keeper.finish_checkpoint = dying
+
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    ended = run_with(prune(given, output), tmp_path, die_before_step_6_is_sealed, launcher=FSDP2)
+    assert ended.codes == [-signal.SIGKILL, 1], ended.stderr
+    assert not output.exists()
+    weights = partial / "step-00000004" / keeper.ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    resumed = run(command(prune(given, output, "--resume")), tmp_path, launcher=FSDP2)
+    assert resumed.codes == [0, 0], resumed.stderr
+    assert f"{weights.parent} is passed by" in resumed.stderr[0]
+    assert "step-00000002" in resumed.stderr[0]
+    assert digest(output) == digest(undisturbed["FSDP2"])
 
 
 def test_a_step_without_numbers_in_one_process_is_skipped_in_both(given: Path, tmp_path: Path) -> None:

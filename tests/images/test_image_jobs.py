@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from loraprune import cli
 from loraprune.data import draw_rows
+from loraprune.guard import GuardedTrainer
 from loraprune.loading import load_config, load_with_head
 from loraprune.renamed import pillow_processor
 from loraprune.tasks import Request, find_task
@@ -139,6 +140,34 @@ def test_a_processor_that_is_missing_or_makes_another_size_is_told(
     (model / "preprocessor_config.json").unlink()
     assert cli.main(arguments) == 2
     assert "save the image processor beside the model" in capsys.readouterr().err
+
+
+def test_images_that_vanish_while_training_end_it_in_one_line_and_it_goes_on_when_they_are_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = save_classifier(tmp_path / "model"), write_images(tmp_path / "data", each=8)
+    options = ["--steps", "6", "--save", "1", "--lr", "1e-3"]
+    run(tmp_path / "whole", model, data, *options)
+    real = GuardedTrainer.compute_loss
+
+    def vanishing(self: GuardedTrainer, *arguments: Any, **others: Any) -> Any:
+        if self.state.global_step == 3:
+            data.rename(tmp_path / "away")
+        return real(self, *arguments, **others)
+
+    monkeypatch.setattr(GuardedTrainer, "compute_loss", vanishing)
+    capsys.readouterr()
+    arguments = ["prune", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out"), "--batch", "8"]
+    assert cli.main([*arguments, "--device", "cpu", "--html", "false", *options]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("loraprune: error: ")
+    assert "No such file or directory" in told
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(GuardedTrainer, "compute_loss", real)
+    (tmp_path / "away").rename(data)
+    run(tmp_path / "out", model, data, *options, "--resume")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.skipif(not REAL_MODEL.is_dir() or not REAL_DATA.is_dir(), reason=f"no {REAL_MODEL} or no {REAL_DATA}")

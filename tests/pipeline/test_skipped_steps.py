@@ -69,6 +69,25 @@ def test_a_skipped_step_changes_neither_weights_nor_scores(
     assert all(3 < point["loss"] < 7 for point in report["curve"])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(
+    value: float, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GuardedTrainer.compute_loss
+
+    def poisoned(self: GuardedTrainer, *arguments: Any, **options: Any) -> Tensor:
+        loss: Tensor = real(self, *arguments, **options)
+        if self.state.global_step == 2 and loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * value)
+        return loss
+
+    monkeypatch.setattr(GuardedTrainer, "compute_loss", poisoned)
+    pipeline.prune(prune_config(inputs, tmp_path / "out", steps=6))
+    report = read_report(tmp_path / "out")
+    assert report["skipped_steps"] == [{"step": 3, "reason": "a gradient is NaN or infinite"}]
+    assert all(3 < point["loss"] < 7 for point in report["curve"])
+
+
 def test_a_score_that_is_no_number_skips_the_step(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

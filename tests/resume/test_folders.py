@@ -46,6 +46,19 @@ def test_a_folder_takes_the_place_of_another(swaps: bool, tmp_path: Path, monkey
     assert (other / "report.json").read_text() == "2"
 
 
+@pytest.mark.parametrize("swaps", [True, False], ids=["swap", "two renames"])
+def test_a_swap_that_fails_leaves_both_folders_as_they_were(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(atomic.sys, "platform", "darwin")
+    other = make(tmp_path / "other", "2")
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "none", other)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert (other / "report.json").read_text() == "2"
+
+
 def test_a_former_folder_gets_its_name_back(tmp_path: Path) -> None:
     output = tmp_path / "out"
     workspace_of(output).mkdir()
@@ -105,6 +118,8 @@ def test_whatever_happens_to_one_byte_or_the_length_of_a_sealed_file_is_seen(dat
     "text", ["", "{", "[]", '{"files": 3}', '{"files": {"a": {}}}', '{"files": {"../a": {"bytes": 1, "sha256": "x"}}}']
 )
 def test_a_manifest_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is missing"):
+        read_sealed(tmp_path)
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ValueError):
         read_sealed(tmp_path)

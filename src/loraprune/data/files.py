@@ -20,7 +20,6 @@ from datasets.utils import logging as datasets_logging
 
 from loraprune.errors import DataError
 
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
 """columns of what is read and what is written: translation, and how data sets of summaries name them"""
 LABELLED = (

@@ -6,7 +6,6 @@ Knows nothing about tokens. Nothing is read before a split is asked for, except 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from typing import NamedTuple
 import datasets
 from huggingface_hub import HfApi
 
-from loraprune.data.files import SUFFIXES, Table, as_table, read_table, read_text, reason
+from loraprune.data.files import Table, as_table, read_table, read_text, reason
 from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
 from loraprune.demo.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
+from loraprune.names import STDLIB, SUFFIXES, may_be_on_hub
 
-STDLIB = "stdlib"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
 HUB_SECONDS = 10
 
@@ -70,8 +68,7 @@ def open_source(name: str) -> Source:
             return Source(splits, frozenset(file.resolve() for file in glue.values()))
         files = data_files(path)
         return Source({"all": partial(_read_files, name, files)}, frozenset(file.resolve() for file in files))
-    looks_local = path.suffix.lower() in SUFFIXES or os.sep in name[:1] + name[-1:] or name.startswith((".", "~"))
-    if looks_local or not HUB_ID.fullmatch(name):
+    if not may_be_on_hub(name):
         raise DataError(f"{name!r}: no such file or folder{_nearest_file(path)}: check the path")
     return _open_hub(name)
 

@@ -11,7 +11,8 @@ from loraprune import recipes
 from loraprune.benchmark import compare_speed
 from loraprune.completions import complete
 from loraprune.config import PruneConfig
-from loraprune.loading import DEMO, load_model, load_tokenizer, resolve
+from loraprune.loading import load_model, load_tokenizer, resolve
+from loraprune.names import DEMO, STDLIB
 from loraprune.pipeline import prune
 from loraprune.report import Report
 from loraprune.settings import DemoConfig
@@ -22,7 +23,7 @@ PROMPT = 'def read(self, size=-1):\n    """Read up to size bytes'
 def recipe(options: DemoConfig) -> PruneConfig:
     """Return the run that the demo does: the recommended recipe with a learning rate for so small a model."""
     return PruneConfig(
-        model=DEMO, data="stdlib", output=options.output, overwrite=options.overwrite, ratio=options.ratio,
+        model=DEMO, data=STDLIB, output=options.output, overwrite=options.overwrite, ratio=options.ratio,
         steps=options.steps, seed=options.seed, batch=8, length=256, lr=3e-3, device="cpu", **recipes.recipe("best"),
     )  # fmt: skip
 

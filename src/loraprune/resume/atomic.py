@@ -40,15 +40,6 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes whose room on the disk is sure: a mapped file that finds none ends the process."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the manifest of a folder: `about` and the checksums of its files."""
     files = {

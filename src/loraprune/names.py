@@ -1,0 +1,36 @@
+"""What a name given as a model or as data can lead to, as far as that shows without asking anybody.
+
+Knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from huggingface_hub import constants
+
+DEMO = "demo"
+STDLIB = "stdlib"
+OURS = frozenset({DEMO, STDLIB})
+"""names of models and texts that come with the package"""
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+"""of data files; a name that ends so is taken for one"""
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def lies_here(name: str | None) -> bool:
+    """Say whether a name is a path of this machine, and no id of the hub."""
+    return name is not None and (name.startswith((".", "/", "~")) or os.path.exists(name))
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Say whether a name that leads nowhere on this machine can be an id of the hub."""
+    return not lies_here(name) and not name.lower().endswith(SUFFIXES) and bool(HUB_ID.fullmatch(name))
+
+
+def needs_no_hub(name: str | None) -> bool:
+    """Say whether what a name leads to, or that it leads nowhere, shows without the hub; what is ours needs no look."""
+    if not name or (name in OURS and not lies_here(name)):
+        return False
+    return bool(constants.HF_HUB_OFFLINE) or not may_be_on_hub(name)
