@@ -11,30 +11,22 @@ would say. Predicted: the same shapes on the meta device.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import common
 import torch
+from on_gpu.shapes import quantise_
 from torch.profiler import ProfilerActivity, profile
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from loraprune.adapters import attach_lora
 from loraprune.criteria import criteria
 from loraprune.families import find_groups
-from loraprune.footprint import (
-    GPUS,
-    Blocks,
-    Footprint,
-    Setting,
-    dequantised_bytes,
-    footprints,
-    gpus_needed,
-    undivided_bytes,
-    weight_bytes,
-)
+from loraprune.footprint import GPUS, Footprint, Setting, footprints, gpus_needed
 from loraprune.heads import auto_class
+from loraprune.options import Quantize
 from loraprune.pruning import LoRAPruneConfig
 from loraprune.published import published, published_config
 from loraprune.scoring import make_scorer
@@ -43,6 +35,7 @@ from loraprune.tasks import find_task
 from loraprune.train import enable_checkpointing
 
 STEP = "measured step"
+KINDS: tuple[Quantize, ...] = ("none", "8bit", "4bit")
 WIDE = {
     "hidden_size": 256,
     "num_attention_heads": 8,
@@ -64,6 +57,13 @@ CASES: dict[str, dict[str, Any]] = {
     "float32, batch 8": {"batch": 8},
     "float32, gate": {"criterion": "gate"},
 }
+QUANTISED: dict[str, dict[str, Any]] = {
+    "8bit": {"dtype": torch.bfloat16, "quantize": "8bit"},
+    "8bit, checkpointing": {"dtype": torch.bfloat16, "quantize": "8bit", "checkpointing": True},
+    "4bit": {"dtype": torch.bfloat16, "quantize": "4bit"},
+    "4bit, checkpointing": {"dtype": torch.bfloat16, "quantize": "4bit", "checkpointing": True},
+}
+"""of the Llama alone"""
 
 
 def config_of(shape: str) -> PreTrainedConfig:
@@ -104,6 +104,8 @@ def _train(config: PreTrainedConfig, setting: Setting, options: LoRAPruneConfig,
     task = find_task(config)
     model = auto_class(task.head).from_config(config).to(setting.dtype)
     groups = find_groups(config)
+    if setting.quantize != "none":
+        quantise_(model, groups, setting.quantize)
     adapted = attach_lora(
         model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=0
     ).train()
@@ -129,7 +131,10 @@ def _train(config: PreTrainedConfig, setting: Setting, options: LoRAPruneConfig,
 def compare(shape: str, case: Mapping[str, Any], *, length: int) -> dict[str, Any]:
     """Return both figures of one case."""
     config, batch = config_of(shape), case.get("batch", 4)
-    setting = Setting(case.get("dtype", torch.float32), checkpointing=case.get("checkpointing", False), cpu=True)
+    setting = Setting(
+        case.get("dtype", torch.float32), quantize=case.get("quantize", "none"),
+        checkpointing=case.get("checkpointing", False), cpu=True,
+    )  # fmt: skip
     options = LoRAPruneConfig(criterion=case.get("criterion", "lora"))
     foreseen = predicted(config, setting, options, batch=batch, length=length)
     found = measured(config, setting, options, batch=batch, length=length)
@@ -140,28 +145,20 @@ def compare(shape: str, case: Mapping[str, Any], *, length: int) -> dict[str, An
 def known(*, batch: int, length: int) -> list[dict[str, Any]]:
     """Return what a step of every well-known model takes with checkpointing, by how the frozen weights are held."""
     rows = []
-    for name in published():
+    for name, quantize in itertools.product(published(), KINDS):
         config = published_config(name)
         assert config is not None
-        task, groups, setting = find_task(config), find_groups(config), Setting(torch.bfloat16, checkpointing=True)
-        model = empty_model(config, head=task.head)
-        half = {group.name: group.units // 2 for group in groups}
+        task, groups = find_task(config), find_groups(config)
+        setting = Setting(torch.bfloat16, quantize=quantize, checkpointing=True)
         both = footprints(
-            model, groups, half, task.probe(config, batch, length), options=LoRAPruneConfig(), setting=setting
-        )
-        full = empty_model(config, head=task.head).to(setting.dtype).requires_grad_(False)
-        parts = dict(both.dense.parts)
-        for quantize in ("none", "8bit", "4bit"):
-            held = replace(setting, quantize=quantize)
-            sizes = parts | {"weights": weight_bytes(full, held)}
-            sizes["activations"] += 0 if quantize == "none" else dequantised_bytes(full, held)
-            blocks = both.dense.blocks
-            if quantize != "none":  # what is left of a layer are its norms
-                blocks = Blocks(0, blocks.outside, undivided_bytes(full, held))
-            needed = {str(gib): gpus_needed(sizes, blocks, trained=both.dense.trained, gib=gib) for gib in GPUS}
-            rows.append({"model": name, "quantize": quantize, "parts": sizes, "total": sum(sizes.values()), "needed": needed,
-                         "flops": {"dense": both.dense.flops, "half": both.pruned.flops}})  # fmt: skip
-            print(f"{name}, {quantize}: {rows[-1]['total'] / 2**30:.1f} GiB", flush=True)
+            empty_model(config, head=task.head), groups, {group.name: group.units // 2 for group in groups},
+            task.probe(config, batch, length), options=LoRAPruneConfig(), setting=setting,
+        )  # fmt: skip
+        dense = both.dense
+        needed = {str(gib): gpus_needed(dense.parts, dense.blocks, trained=dense.trained, gib=gib) for gib in GPUS}
+        rows.append({"model": name, "quantize": quantize, "parts": dict(dense.parts), "total": dense.total, "needed": needed,
+                     "flops": {"dense": dense.flops, "half": both.pruned.flops}})  # fmt: skip
+        print(f"{name}, {quantize}: {rows[-1]['total'] / 2**30:.1f} GiB", flush=True)
     return rows
 
 
@@ -177,7 +174,7 @@ def main() -> None:
         return
     rows = []
     for shape in options.shapes:
-        for name, case in CASES.items():
+        for name, case in (CASES | QUANTISED if shape == "llama" else CASES).items():
             rows.append({"case": name, **compare(shape, case, length=options.length)})
             print(f"{shape}, {name}: {rows[-1]['ratio']:.3f} of what was measured", flush=True)
     common.write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,20 @@ import torch
 from loraprune import cli
 from loraprune.describe import dry_run
 from loraprune.families import find_groups
-from loraprune.footprint import GPUS, Blocks, LiveBytes, Setting, bytes_per_weight, footprints, gpus_needed, on_each_gpu
+from loraprune.footprint import (
+    GPUS,
+    Blocks,
+    LiveBytes,
+    Setting,
+    bytes_per_weight,
+    footprints,
+    gpus_needed,
+    on_each_gpu,
+    parts,
+)
 from loraprune.pruning import LoRAPruneConfig
 from loraprune.published import published, published_config
+from loraprune.scoring import gate
 from loraprune.settings import PlanConfig
 from loraprune.shell import empty_model
 from loraprune.tasks import find_task
@@ -40,6 +52,35 @@ def test_the_prediction_is_within_a_tenth_of_what_is_allocated(case: str) -> Non
     assert found["ratio"] == pytest.approx(1, abs=0.1)
     # The control: what is saved for the backward pass is more than the tolerance.
     assert (found["predicted"] - found["parts"]["activations"]) / found["measured"] < 0.8
+
+
+@pytest.mark.parametrize("case", ["8bit, checkpointing", "4bit, checkpointing"])
+def test_the_prediction_holds_for_quantised_bases(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    found = benchmark.compare("llama", benchmark.QUANTISED[case], length=64)
+    assert found["ratio"] == pytest.approx(1, abs=0.1)
+    if "8bit" in case:  # the control: without the inputs that its layers hold it is too little
+        monkeypatch.setattr(parts, "inputs_held", lambda layers: nullcontext())
+        bare = benchmark.compare("llama", benchmark.QUANTISED[case], length=64)
+        assert bare["ratio"] < 0.9
+
+
+def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(torch.float32, checkpointing=True, cpu=True)
+
+    def measured(criterion: str) -> int:
+        options = LoRAPruneConfig(criterion=criterion)
+        return benchmark.measured(benchmark.config_of("llama"), setting, options, batch=4, length=64)
+
+    def closed_over(passed: torch.Tensor, saved: torch.Tensor, tell: Any) -> torch.Tensor:
+        values, handed_on = saved.detach(), passed.view_as(passed)
+        handed_on.register_hook(lambda grad: tell(values, grad))
+        return handed_on
+
+    lora = measured("lora")
+    assert measured("gate") < 1.02 * lora
+    monkeypatch.setattr(gate, "told", closed_over)
+    assert measured("gate") > 1.1 * lora
 
 
 def predict(variant: str, **values: Any) -> Any:

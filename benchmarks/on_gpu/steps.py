@@ -57,6 +57,11 @@ CASES = (
 )
 
 
+def see_no_device() -> None:
+    """Leave the device that is measured alone: predicting takes no memory, but a context on it would."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def predict(shape: str, case: Case, variant: str, length: int) -> dict[str, int]:
     """Return what `loraprune plan` says that a step takes, by part."""
     setting = Setting(torch.bfloat16, quantize=case.base, checkpointing=case.checkpointing)
@@ -174,8 +179,7 @@ def run(chosen: Chosen) -> Iterator[dict[str, Any]]:
     result = {"definition": __doc__, "shape": shape, "length": length, "rows": rows, "failed": failed}
     foreseen: dict[tuple[Any, ...], Future[dict[str, int]]] = {}
     spawn = multiprocessing.get_context("spawn")
-    # They work without memory, and must not take any of the device that is measured.
-    with ProcessPoolExecutor(1 if chosen.tiny else WORKERS, spawn, os.putenv, ("CUDA_VISIBLE_DEVICES", "")) as pool:
+    with ProcessPoolExecutor(1 if chosen.tiny else WORKERS, spawn, see_no_device) as pool:
         for case in CASES:
             for variant in case.variants:
                 if variant != VANILLA:  # `plan` knows no such criterion

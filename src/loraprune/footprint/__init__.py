@@ -9,10 +9,7 @@ from loraprune.footprint.parts import (
     Footprint,
     Footprints,
     Setting,
-    dequantised_bytes,
     footprints,
-    undivided_bytes,
-    weight_bytes,
 )
 from loraprune.footprint.precision import bytes_per_weight, dtype_of
 from loraprune.footprint.step import Step, run_step
@@ -26,12 +23,9 @@ __all__ = [
     "Setting",
     "Step",
     "bytes_per_weight",
-    "dequantised_bytes",
     "dtype_of",
     "footprints",
     "gpus_needed",
     "on_each_gpu",
     "run_step",
-    "undivided_bytes",
-    "weight_bytes",
 ]

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import DefaultDeviceType
 
 from loraprune.adapters import base_model
 from loraprune.distillation import imitation_loss
@@ -116,7 +115,7 @@ def run_step(
         )
 
     live = LiveBytes([*model.parameters(), *model.buffers(), *(teacher.parameters() if teacher else ())], name=name)
-    with META, _checkpointing_without_gpu(), _gradients_of(model, live), FusedKernels(cpu=cpu), live:
+    with META, _gradients_of(model, live), FusedKernels(cpu=cpu), live:
         for _ in range(min(micro_batches, 2)):
             loss = _loss(model, batch, labels, classes, teacher=teacher, learns_from_teacher=learns_from_teacher)
             # An edge instead of a tensor: modes stay in force where the backward pass computes a block once more.
@@ -157,17 +156,6 @@ def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
 def _read_opinion(labels: Tensor, classes: int) -> Opinion:
     shape = (*labels.shape, min(TOP, classes - 1))
     return Opinion(torch.empty(shape), torch.empty(shape, dtype=torch.long))
-
-
-@contextmanager
-def _checkpointing_without_gpu() -> Iterator[None]:
-    """Let checkpointing keep a CPU's random state: for tensors on no device it asks CUDA, which may be built in and not there."""
-    before = DefaultDeviceType.get_device_type()
-    DefaultDeviceType.set_device_type("cpu")
-    try:
-        yield
-    finally:
-        DefaultDeviceType.set_device_type(before)
 
 
 @contextmanager
