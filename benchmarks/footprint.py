@@ -21,7 +21,7 @@ from on_gpu.shapes import quantise_
 from torch.profiler import ProfilerActivity, profile
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from loraprune.adapters import attach_lora
+from loraprune.api import attach_lora
 from loraprune.criteria import criteria
 from loraprune.families import find_groups
 from loraprune.footprint import GPUS, Footprint, Setting, footprints, gpus_needed
@@ -106,9 +106,7 @@ def _train(config: PreTrainedConfig, setting: Setting, options: LoRAPruneConfig,
     groups = find_groups(config)
     if setting.quantize != "none":
         quantise_(model, groups, setting.quantize)
-    adapted = attach_lora(
-        model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=0
-    ).train()
+    adapted = attach_lora(model, options).train()
     if setting.checkpointing:
         enable_checkpointing(adapted)
     scorer = make_scorer(criteria.get(options.criterion), adapted, groups, power=2, normalize=False, seed=0)

@@ -17,7 +17,6 @@ from loraprune.adapters import STACKS, attach_lora, base_model, find_module
 from loraprune.criteria import Saliency, criteria
 from loraprune.errors import ConfigError
 from loraprune.footprint.gpus import Blocks
-from loraprune.footprint.held import inputs_held
 from loraprune.footprint.precision import bytes_per_weight
 from loraprune.footprint.step import run_step
 from loraprune.groups import Group, consumers, layer_of
@@ -98,11 +97,10 @@ def footprints(
     if setting.checkpointing:
         enable_checkpointing(adapted)
     in_play = [group for group in groups if group.name in counts]
-    with inputs_held(quantised(adapted) if setting.quantize == "8bit" else ()):
-        dense = _footprint(adapted, in_play, inputs, options, setting, teacher=setting.teacher)
-        with torch.device("meta"):
-            smaller = slice_(adapted, in_play, {name: range(count) for name, count in counts.items()})
-        return Footprints(dense, _footprint(adapted, smaller, inputs, options, setting, teacher="none"))
+    dense = _footprint(adapted, in_play, inputs, options, setting, teacher=setting.teacher)
+    with torch.device("meta"):
+        smaller = slice_(adapted, in_play, {name: range(count) for name, count in counts.items()})
+    return Footprints(dense, _footprint(adapted, smaller, inputs, options, setting, teacher="none"))
 
 
 def _footprint(
