@@ -15,16 +15,22 @@ OUR_FILES = ("report.json", "plan.json", "export.json")
 
 def is_ours(folder: Path) -> bool:
     """Say whether a folder may be replaced: it is empty, or a run wrote it."""
-    return folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).is_file() for name in OUR_FILES))
+    return folder.is_dir() and (not any(folder.iterdir()) or holds_result(folder))
 
 
-def output_problem(output: str, *, overwrite: bool) -> str | None:
-    """Return what is wrong with a folder to write, in one sentence."""
+def holds_result(folder: Path) -> bool:
+    """Say whether a run has ended with this folder."""
+    return any((folder / name).is_file() for name in OUR_FILES)
+
+
+def output_problem(output: str, *, overwrite: bool, resume: bool = False) -> str | None:
+    """Return what is wrong with a folder to write, or to go on writing, in one sentence."""
     if not output:
         return "--output is empty: name a folder to write"
     if os.path.exists(output):
         if not overwrite:
-            return f"--output {output} exists: choose another folder, or give --overwrite"
+            ended = " (its run has ended, nothing is left to resume)" if resume and holds_result(Path(output)) else ""
+            return f"--output {output} exists{ended}: choose another folder, or give --overwrite"
         if not is_ours(Path(output)):
             return f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
     why = unwritable(output)

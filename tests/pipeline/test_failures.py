@@ -36,6 +36,16 @@ def test_existing_output_is_refused(inputs: Path, tmp_path: Path) -> None:
         prune_config(inputs, tmp_path / "out")
 
 
+def test_a_run_that_has_ended_has_nothing_to_resume(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for ended in (False, True):
+        if ended:
+            (tmp_path / "out" / "report.json").write_text("{}")
+        with pytest.raises(ConfigError) as refused:
+            prune_config(inputs, tmp_path / "out", resume=True)
+        assert ("its run has ended, nothing is left to resume" in str(refused.value)) is ended
+
+
 def test_output_that_appears_meanwhile_is_refused_too(inputs: Path, tmp_path: Path) -> None:
     config = prune_config(inputs, tmp_path / "out")
     (tmp_path / "out").mkdir()

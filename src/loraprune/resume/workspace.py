@@ -61,7 +61,7 @@ def _new_folder(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path
     output = output.absolute()
     workspace = workspace_of(output)
     _recover(output)
-    problem = output_problem(str(output), overwrite=overwrite)
+    problem = output_problem(str(output), overwrite=overwrite, resume=resume)
     if problem:
         raise CheckpointError(problem)
     if not (overwrite or resume) and _checkpoints(workspace):
