@@ -156,13 +156,7 @@ def sweep(form: str, *, rank: int) -> list[dict[str, Any]]:
         list(pool.map(candidate, *zip(*jobs, strict=True)))
     found = [(candidate(*job), job) for job in jobs]
     rows = [
-        {
-            "form": form,
-            "side": "rows" if sides[0] else "columns",
-            "sizes": choice,
-            "seconds": took[0],
-            "kernel_seconds": took[1],
-        }
+        {"form": form, "side": "rows" if sides[0] else "columns", "sizes": choice, "seconds": took}
         for took, (_, _, choice, sides) in found
         if took is not None
     ]
