@@ -16,6 +16,7 @@ from typing import Any
 
 import common
 import footprint
+import memory
 import torch
 from torch import nn
 
@@ -69,15 +70,6 @@ def predict(shape: str, case: Case, variant: str, length: int) -> dict[str, int]
     return dict(footprint.predicted(config_of(shape), setting, options, batch=case.batch, length=length).parts)
 
 
-def score_vanilla(model: nn.Module) -> None:
-    """Reduce (dL/dW * W)^2 of Eq 3 to rows and columns, from the gradients that autograd has kept."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "base_layer" in name and parameter.grad is not None:
-                saliency = (parameter.grad * parameter).square()
-                saliency.sum(0), saliency.sum(1)
-
-
 class Stepper:
     """Training steps of one variant."""
 
@@ -101,7 +93,7 @@ class Stepper:
         if self.scorer is not None:
             self.scorer.collect()
         elif self.variant == VANILLA:
-            score_vanilla(self.model)
+            memory.vanilla_scores(self.model)
         scored = synchronised(device)
         self.optimiser.step()
         self.model.zero_grad(set_to_none=True)

@@ -18,7 +18,7 @@ from loraprune.compare.settings import CompareConfig
 from loraprune.complaints import explain, missing_options, split_words
 from loraprune.config import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, Findings
-from loraprune.names import needs_no_hub
+from loraprune.names import without_hub
 from loraprune.options import Options, null_problems
 from loraprune.runfile import one_by_one
 
@@ -237,8 +237,7 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
 
 def _wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with models and data that values name: looked at all the same, so that everything wrong is told at once."""
-    named = map(values.get, ("model", "models", "against", "data", "eval"))
-    if any(needs_no_hub(path) for value in named for path in (value if isinstance(value, list) else [value])):
+    if any(without_hub(values.get(name)) for name in ("model", "models", "against", "data", "eval")):
         from loraprune.inputs import local_problems
 
         return local_problems(verb, values)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraprune.options import ModelOptions, Options, at_least, failed
-from loraprune.output import OUR_FILES, output_problem
+from loraprune.output import holds_result, output_problem
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """a name on the hub"""
@@ -55,6 +55,5 @@ class PushConfig(Options):
         """Return one sentence for every option that is wrong."""
         shape = f"--repo {self.repo}: write it as org/name, of letters, digits, '-', '_' and '.'"
         ours = f"--model {self.model}: it is no folder that loraprune wrote; name one with report.json or export.json"
-        folder = Path(self.model)
-        written = folder.is_dir() and any((folder / name).is_file() for name in OUR_FILES)
+        written = holds_result(Path(self.model))
         return [*super().problems(), *failed((bool(REPOSITORY.fullmatch(self.repo)), shape), (written, ours))]

@@ -20,7 +20,7 @@ from loraprune.folder import check_weights
 from loraprune.images.benchmarks import find_benchmark
 from loraprune.loading import load_config, resolve
 from loraprune.machine import choose_device
-from loraprune.names import SUFFIXES, needs_no_hub
+from loraprune.names import SUFFIXES, needs_no_hub, without_hub
 from loraprune.published import published_config
 from loraprune.settings import KNOWN
 from loraprune.tasks import Request, choose_task, find_task
@@ -146,6 +146,5 @@ def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _visible(value: str | list[str] | None) -> list[str]:
-    """Return what can be looked at without the hub of an option that names one, several or none; what holds a token is told already."""
-    names = value if isinstance(value, list) else [value]
-    return [name for name in names if name and needs_no_hub(name) and not SECRET.search(name)]
+    """Return what can be looked at without the hub of an option; what holds a token is told already."""
+    return [name for name in without_hub(value) if not SECRET.search(name)]

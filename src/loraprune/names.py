@@ -34,3 +34,9 @@ def needs_no_hub(name: str | None) -> bool:
     if not name or (name in OURS and not lies_here(name)):
         return False
     return bool(constants.HF_HUB_OFFLINE) or not may_be_on_hub(name)
+
+
+def without_hub(value: str | list[str] | None) -> list[str]:
+    """Return what can be looked at without the hub of an option that names one, several or none."""
+    names = value if isinstance(value, list) else [value]
+    return [name for name in names if name and needs_no_hub(name)]

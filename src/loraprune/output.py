@@ -19,7 +19,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def holds_result(folder: Path) -> bool:
-    """Say whether a run has ended with this folder."""
+    """Say whether a command has ended with this folder."""
     return any((folder / name).is_file() for name in OUR_FILES)
 
 

@@ -5,12 +5,7 @@ Knows nothing about data or files.
 
 from loraprune.footprint.gpus import GPUS, Blocks, gpus_needed, on_each_gpu
 from loraprune.footprint.live import LiveBytes
-from loraprune.footprint.parts import (
-    Footprint,
-    Footprints,
-    Setting,
-    footprints,
-)
+from loraprune.footprint.parts import Footprint, Footprints, Setting, footprints
 from loraprune.footprint.precision import bytes_per_weight, dtype_of
 from loraprune.footprint.step import Step, run_step
 

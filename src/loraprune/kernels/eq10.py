@@ -72,7 +72,7 @@ def launch(
     exact = stored.dtype == torch.float32 and rank <= EXACT_RANK
     k = max(16, 1 << (2 * rank - 1).bit_length())  # tensor units multiply no fewer
     sizes = sizes or blocks(form, k, exact=exact, columns=columns)
-    across, down = -(-in_ // sizes.bn), -(-out // sizes.bm)  # triton.cdiv takes longer than the kernel's launch
+    across, down = -(-in_ // sizes.bn), -(-out // sizes.bm)  # outside of a kernel triton.cdiv takes microseconds
     tiles = -(-down // max(1, sizes.programs // across))
     chunks = -(-down // tiles)
     row_parts = torch.empty((across, out) if rows else (0,), dtype=torch.float32, device=device)
