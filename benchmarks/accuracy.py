@@ -14,8 +14,8 @@ from typing import Any
 
 from common import RESULTS, machine
 
-from loraprune import recipes
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.config import recipes
+from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
 BASELINE = "finetune"

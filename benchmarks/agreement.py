@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from loraprune import plotting
-from loraprune.adapters import attach_lora, find_module, is_transposed, projection
-from loraprune.compare.correlation import spearman
-from loraprune.config import FinetuneConfig
-from loraprune.criteria import criteria
+from loraprune.commands.compare.correlation import spearman
+from loraprune.config.training import FinetuneConfig
 from loraprune.groups import Group
-from loraprune.guard import StepGuard
-from loraprune.job import load_job
-from loraprune.resume.keeper import Keeper
+from loraprune.models.adapters import attach_lora, find_module, is_transposed, projection
+from loraprune.reporting import plotting
 from loraprune.scoring import make_scorer
-from loraprune.train import train
+from loraprune.scoring.criteria import criteria
+from loraprune.training.guard import StepGuard
+from loraprune.training.resume.keeper import Keeper
+from loraprune.training.setup import load_job
+from loraprune.training.trainer import train
 
 PARTS = {"out": "rows", "in": "columns"}
 

@@ -23,9 +23,9 @@ from common import SHARED
 from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from loraprune.loading import load_with_head
-from loraprune.machine import choose_device
-from loraprune.tasks import Prepared, Request, tasks
+from loraprune.evaluation.tasks import Prepared, Request, tasks
+from loraprune.models.loading import load_with_head
+from loraprune.runtime.device import choose_device
 
 TEXTS = ("text/imdb/labelled-8000.jsonl",)
 """film reviews, which the sentences of SST-2 come from too"""

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from loraprune.checkpoint import save_model
+from loraprune.config.export import ExportConfig
 from loraprune.export.gguf.llamacpp import LlamaCpp, llamacpp_version
 from loraprune.export.onnx_session import Session
 from loraprune.export.run import export
-from loraprune.export_options import ExportConfig
 from loraprune.families import find_groups
 from loraprune.groups import consumers
-from loraprune.loading import from_pretrained, load_tokenizer
+from loraprune.models.loading import from_pretrained, load_tokenizer
+from loraprune.models.saving import save_model
 from loraprune.plan import Plan
-from loraprune.surgery import slice_
+from loraprune.pruning.surgery import slice_
 
 FORMATS = ("gguf:f32", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "onnx", "torch", "torchao:int8", "safetensors:bf16")
 PROMPT, NEW = "Once upon a time there was a little", 48

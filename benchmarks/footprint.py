@@ -22,17 +22,17 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from loraprune.api import attach_lora
-from loraprune.criteria import criteria
+from loraprune.config.base import Quantize
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.evaluation.tasks import find_task
 from loraprune.families import find_groups
-from loraprune.footprint import GPUS, Footprint, Setting, footprints, gpus_needed
-from loraprune.heads import auto_class
-from loraprune.options import Quantize
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.published import published, published_config
+from loraprune.models.auto_classes import auto_class
+from loraprune.models.empty import empty_model
+from loraprune.models.known_shapes import published, published_config
 from loraprune.scoring import make_scorer
-from loraprune.shell import empty_model
-from loraprune.tasks import find_task
-from loraprune.train import enable_checkpointing
+from loraprune.scoring.criteria import criteria
+from loraprune.training.footprint import GPUS, Footprint, Setting, footprints, gpus_needed
+from loraprune.training.trainer import enable_checkpointing
 
 STEP = "measured step"
 KINDS: tuple[Quantize, ...] = ("none", "8bit", "4bit")

@@ -23,8 +23,8 @@ import common
 import torch
 from torch import Tensor
 
-from loraprune.kernels import Factors, Int8Rows, Nf4Blocks, Weight, eq10_sums, eq10_tiles
-from loraprune.kernels.forms import NF4_BLOCK, nf4_levels
+from loraprune.models.quantised.forms import NF4_BLOCK, Factors, Int8Rows, Nf4Blocks, Weight, nf4_levels
+from loraprune.scoring.kernels import eq10_sums, eq10_tiles
 
 SHAPES = ((11008, 4096), (4096, 11008), (4096, 4096))
 """gate_proj and up_proj, down_proj, and the attention projections of a 7B Llama"""
@@ -129,7 +129,7 @@ CANDIDATES: dict[str, list[tuple[int, ...]]] = {
 
 def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, bool]) -> float | None:
     """Return the time of one choice of sizes on the first shape, None where there is no room for it."""
-    from loraprune.kernels.eq10 import Blocks, launch
+    from loraprune.scoring.kernels.eq10 import Blocks, launch
 
     device = torch.device("cuda")
     flush = torch.empty(1 << 28, dtype=torch.int8, device=device)

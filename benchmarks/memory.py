@@ -25,14 +25,14 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.adapters import Projection, attach_lora, linear_paths
-from loraprune.criteria import criteria
 from loraprune.families import find_groups
-from loraprune.loading import load_with_head
-from loraprune.memory import peak_memory_bytes, reset_peak_memory
-from loraprune.quantised import Quantisation
+from loraprune.models.adapters import Projection, attach_lora, linear_paths
+from loraprune.models.loading import load_with_head
+from loraprune.models.quantised import Quantisation
+from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.scoring import make_scorer
-from loraprune.scoring.saliency import saliency_sums
+from loraprune.scoring.criteria import criteria
+from loraprune.scoring.scorers.saliency import saliency_sums
 
 SHAPE = {
     "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16,

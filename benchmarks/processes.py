@@ -20,7 +20,7 @@ from tests.distributed.processes import FSDP2, run
 
 from loraprune import cli
 from loraprune.plan import Plan
-from loraprune.scoring import gate
+from loraprune.scoring.scorers import gate
 
 LAUNCHES: Mapping[str, Mapping[str, str]] = {"DDP": {}, "FSDP2": FSDP2}
 CRITERIA = ("lora", "gate")

@@ -17,7 +17,7 @@ from typing import Any
 
 import common
 
-from loraprune.config import PruneConfig
+from loraprune.config.training import PruneConfig
 from loraprune.pipeline import prune
 
 OPTIONS = ("model", "data", "eval", "steps", "batch", "length", "lr")

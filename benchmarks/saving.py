@@ -25,7 +25,7 @@ from tests.samples import VOCABULARY, byte_tokenizer, write_text
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune import pipeline
-from loraprune.config import PruneConfig
+from loraprune.config.training import PruneConfig
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 9, "num_attention_heads": 16,

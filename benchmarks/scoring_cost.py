@@ -17,10 +17,10 @@ import torch
 from common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.adapters import attach_lora
-from loraprune.criteria import criteria
 from loraprune.families import find_groups
+from loraprune.models.adapters import attach_lora
 from loraprune.scoring import make_scorer
+from loraprune.scoring.criteria import criteria
 
 
 def share(criterion: str, *, accumulate: int, batch: int, length: int, repeats: int) -> dict[str, Any]:

@@ -15,12 +15,12 @@ import torch
 from common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.allocation.uniform import uniform_counts
-from loraprune.benchmark import compare_speed
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.evaluation.benchmark import compare_speed
 from loraprune.families import find_groups
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.surgery import slice_
-from loraprune.target import make_space
+from loraprune.pruning.allocation.uniform import uniform_counts
+from loraprune.pruning.surgery import slice_
+from loraprune.pruning.target import make_space
 
 
 def main() -> None:

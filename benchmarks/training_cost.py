@@ -19,7 +19,7 @@ import common
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loraprune.demo.stdlib import stdlib_texts
+from loraprune.data.stdlib import stdlib_texts
 
 SHAPE = {
     "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 12,

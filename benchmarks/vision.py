@@ -20,7 +20,7 @@ import torch
 from common import SHARED
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from loraprune.images import ImageRows, collate, load_images, load_processor
+from loraprune.data.images import ImageRows, collate, load_images, load_processor
 
 IMAGES, VIT = SHARED / "data" / "images", SHARED / "models" / "vit-cifar10-546k"
 WORK = Path("build") / "vision"

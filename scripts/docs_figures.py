@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.loading import load_config
-from loraprune.plotting import GRID, INK, PALETTE, inline_svg, new_figure, plain_frame, styled
-from loraprune.schedule import Schedule
+from loraprune.models.loading import load_config
+from loraprune.pruning.schedule import Schedule
+from loraprune.reporting.plotting import GRID, INK, PALETTE, inline_svg, new_figure, plain_frame, styled
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures"
 PALE = "#b8bec6"

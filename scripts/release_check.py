@@ -23,8 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = (
-    "py.typed", "demo/model/model.safetensors", "demo/model/tokenizer.json", "html/report.html.j2", "recipes/paper.yaml",
-    "recipes/best.yaml", "recipes/layerwise.yaml", "layerwise/modeling_loraprune.py",
+    "py.typed", "models/demo/model.safetensors", "models/demo/tokenizer.json", "models/known_shapes.yaml",
+    "models/layerwise/modeling_loraprune.py", "reporting/html/report.html.j2", "config/recipes/paper.yaml",
+    "config/recipes/best.yaml", "config/recipes/layerwise.yaml",
 )  # fmt: skip
 """what is needed at run time and is easily forgotten"""
 SOURCES = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "zensical.toml", "tests/conftest.py",

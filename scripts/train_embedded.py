@@ -2,7 +2,7 @@
 
     python scripts/train_embedded.py --work build/embedded --prepare
     python scripts/train_embedded.py --work build/embedded --steps 5000      # where the tokens lie; a GPU is used if there
-    python scripts/train_embedded.py --work build/embedded --finish src/loraprune/demo/model
+    python scripts/train_embedded.py --work build/embedded --finish src/loraprune/models/demo
 
 Constant learning rate after a warm-up, then a linear decay over the last 40 % of the steps; hidden matrices by Muon,
 the rest by AdamW. Resumes from the newest checkpoint in --work. The curve is written to --work/curve.jsonl.
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loraprune.demo.stdlib import stdlib_texts
+from loraprune.data.stdlib import stdlib_texts
 
 VOCABULARY, LENGTH, DECAY = 4096, 256, 0.4
 BOS, EOS = "<s>", "</s>"

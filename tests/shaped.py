@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-HOT = frozenset({"loraprune.adapters"})
+HOT = frozenset({"loraprune.models.adapters"})
 """left out: its small functions, few of which see a tensor, are called so often that checking them took a fifth of the suite's time;
 what it gives to criteria is checked where they take it"""
 

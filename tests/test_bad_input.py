@@ -11,7 +11,8 @@ import pytest
 from benchmarks.fuzz import run as fuzz
 from benchmarks.fuzz.inputs import KINDS, arguments
 
-from loraprune import cli, commands
+from loraprune import cli
+from loraprune.commands import parser
 
 ROUND = len(KINDS) + 1
 """cases after which every kind of input has had its turn"""
@@ -76,4 +77,4 @@ def test_what_is_lost_is_noticed(
 
 
 def test_every_command_is_tried() -> None:
-    assert all(arguments(command, Path("good")) for command in commands.COMMANDS)
+    assert all(arguments(command, Path("good")) for command in parser.COMMANDS)

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, ViTConfig, ViTModel
 
-from loraprune import evaluate
-from loraprune.benchmark import Comparison, compare_speed, count_macs
-from loraprune.benchmark import compare as timing
-from loraprune.benchmark.engines import PROMPT_TOKENS
 from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError
-from loraprune.evaluate import Call, Spread
+from loraprune.evaluation import perplexity as evaluate
+from loraprune.evaluation.benchmark import Comparison, compare_speed, count_macs
+from loraprune.evaluation.benchmark import compare as timing
+from loraprune.evaluation.benchmark.engines import PROMPT_TOKENS
+from loraprune.evaluation.perplexity import Call, Spread
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 32, 2, 4, 2, 8, 61
 

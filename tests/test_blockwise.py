@@ -10,14 +10,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from loraprune.blockwise import blocks_of, check_blocks, fit_blocks_, weight_scales
-from loraprune.compensation import Trace
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group, layer_of
 from loraprune.plan import Plan
-from loraprune.pruner import Pruner
-from loraprune.surgery import slice_
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.recovery.blockwise import blocks_of, check_blocks, fit_blocks_, weight_scales
+from loraprune.pruning.recovery.compensation import Trace
+from loraprune.pruning.surgery import slice_
 from tests.tiny import choose, logits, relative, tiny_config, tiny_model, tokens, with_lora
 from tests.training import config, prune
 

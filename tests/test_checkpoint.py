@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraprune.checkpoint import (
+from loraprune.errors import CheckpointError, PlanError
+from loraprune.families import find_groups
+from loraprune.models.loading import from_pretrained
+from loraprune.models.saving import (
     cast_weights_,
     config_sizes,
     layer_sizes,
@@ -20,13 +23,10 @@ from loraprune.checkpoint import (
     stock_config,
     storable_counts,
 )
-from loraprune.errors import CheckpointError, PlanError
-from loraprune.families import find_groups
-from loraprune.loading import from_pretrained
-from loraprune.output import output_problem
 from loraprune.plan import Plan
-from loraprune.resume.workspace import new_folder
-from loraprune.surgery import slice_
+from loraprune.pruning.surgery import slice_
+from loraprune.runtime.output import output_problem
+from loraprune.runtime.workspace import new_folder
 from tests.samples import tiny_llama
 from tests.tiny import uneven_plan, uniform_plan
 

@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from loraprune.adapters import projection
-from loraprune.callback import CalibrationRows
-from loraprune.compensation import DAMPING, Trace, compensate_, refit
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
-from loraprune.masking import Masks
-from loraprune.surgery import slice_
+from loraprune.models.adapters import projection
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.recovery.compensation import DAMPING, Trace, compensate_, refit
+from loraprune.pruning.surgery import slice_
+from loraprune.training.callback import CalibrationRows
 from tests.tiny import choose, logits, relative, tiny_model, tokens, with_lora
 from tests.training import config, prune
 
@@ -59,7 +59,7 @@ def test_a_trace_too_large_for_memory_is_the_same_from_files(
     mask[3, 2:] = 0  # parts of unequal length
     groups = find_groups(model.config)
     held = Trace(model, groups, rows(ids, mask)).outputs
-    monkeypatch.setattr("loraprune.spool.IN_MEMORY", sum(each.nbytes for each in held.values()) - 1)
+    monkeypatch.setattr("loraprune.pruning.recovery.spool.IN_MEMORY", sum(each.nbytes for each in held.values()) - 1)
     filed = Trace(model, groups, rows(ids, mask)).outputs
     assert filed.keys() == held.keys()
     for path, outputs in held.items():

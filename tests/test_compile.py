@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraprune import machine, pipeline
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune import pipeline
+from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError
+from loraprune.runtime import device
 from tests.pipeline.cases import SHORT
 from tests.samples import save_inputs
 
@@ -66,11 +67,11 @@ def test_what_changes_shapes_or_has_kernels_of_its_own_is_not_compiled(changes: 
 def test_several_processes_and_a_missing_compiler_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PruneConfig(**of_inputs(save_inputs(tmp_path), tmp_path / "out", compile=True, shrink=False))
     with monkeypatch.context() as patch:
-        patch.setattr(machine.shutil, "which", lambda name: None)
+        patch.setattr(device.shutil, "which", lambda name: None)
         with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
             pipeline.prune(config)
     with pytest.raises(ConfigError, match="--compile true --criterion gate: it scores by hooks"):
         pipeline.prune(replace(config, criterion="gate"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="--compile true: 2 processes"):
-        machine.check_compile(torch.device("cpu"))
+        device.check_compile(torch.device("cpu"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loraprune.completions import NEW_TOKENS, PROMPT_TOKENS, complete, decode, draw_prompts
 from loraprune.data import Row, TokenRows
+from loraprune.evaluation.completions import NEW_TOKENS, PROMPT_TOKENS, complete, decode, draw_prompts
 from tests.samples import byte_tokenizer, tiny_llama
 
 BOS, EOS = 0, 1

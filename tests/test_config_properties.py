@@ -12,10 +12,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraprune import cli, commands
-from loraprune.config import PruneConfig, as_dict
+from loraprune import cli
+from loraprune.commands import parser
+from loraprune.config.training import PruneConfig, as_dict
 from loraprune.errors import ConfigError
-from loraprune.schedule import ScheduleName
+from loraprune.pruning.schedule import ScheduleName
 
 NAMED = st.text("abcé _-:#'\"{}[]&*!|>%@`1\n", min_size=1, max_size=12).filter(str.strip)
 FRACTION = st.floats(0, 0.45)
@@ -39,7 +40,7 @@ def test_options_survive_run_yaml_on_their_way_through_the_command_line(changes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.yaml"
         file.write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
-        parsed = commands.parse(["prune", "--config", str(file)])[1].as_dict()
+        parsed = parser.parse(["prune", "--config", str(file)])[1].as_dict()
     again = PruneConfig(**{field.name: parsed[field.name] for field in fields(PruneConfig)})
     assert again == config
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from loraprune.adapters import linear_paths
 from loraprune.data import Collator
-from loraprune.distillation import DistillingTrainer, NumberedCollator, NumberedRows, imitation_loss
+from loraprune.evaluation.tasks.causal_lm import predictions
 from loraprune.families import find_groups
-from loraprune.guard import StepGuard
-from loraprune.tasks.causal_lm import predictions
-from loraprune.teachers import CachedTeacher, CopyTeacher, Opinion, ask, choose_teacher
+from loraprune.models.adapters import linear_paths
+from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows, imitation_loss
+from loraprune.training.guard import StepGuard
+from loraprune.training.teachers import CachedTeacher, CopyTeacher, Opinion, ask, choose_teacher
 from tests.samples import byte_tokenizer, documents, tiny_llama
 from tests.training import arguments
 
@@ -80,10 +80,10 @@ def test_the_choice_of_teacher_follows_memory(monkeypatch: pytest.MonkeyPatch) -
     assert choose_teacher("auto", model) == "copy"
     layers = linear_paths(find_groups(model.config))
     taken = sum(p.numel() * p.element_size() for p in model.parameters())
-    monkeypatch.setattr("loraprune.teachers.free_memory_bytes", lambda _: 3 * (taken - 1))
+    monkeypatch.setattr("loraprune.training.teachers.free_memory_bytes", lambda _: 3 * (taken - 1))
     assert choose_teacher("auto", model, quantisable=layers) == "8bit"
     assert choose_teacher("auto", model) == "cache"
-    monkeypatch.setattr("loraprune.teachers.free_memory_bytes", lambda _: 1000)
+    monkeypatch.setattr("loraprune.training.teachers.free_memory_bytes", lambda _: 1000)
     assert choose_teacher("auto", model, quantisable=layers) == "cache"
     assert choose_teacher("copy", model) == "copy"
 

@@ -14,17 +14,17 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from loraprune import commands
-from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.criteria import criteria
+from loraprune.commands import parser
+from loraprune.config.training import FinetuneConfig, PruneConfig
+from loraprune.evaluation.measurement import Measured
+from loraprune.evaluation.tasks import tasks
 from loraprune.families import families, find_groups
-from loraprune.measured import Measured
 from loraprune.plan import Plan
-from loraprune.pruner import Pruner
-from loraprune.report import Quality, Report, Training, make_report, write_folder
-from loraprune.schedule import Schedule
-from loraprune.tasks import tasks
-from loraprune.verify import Verification
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.schedule import Schedule
+from loraprune.pruning.verify import Verification
+from loraprune.reporting.report import Quality, Report, Training, make_report, write_folder
+from loraprune.scoring.criteria import criteria
 from tests.tiny import tiny_model, with_lora
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,7 +132,7 @@ def test_files_exist(path: Path) -> None:
 
 @every_document
 def test_options_exist(path: Path) -> None:
-    known = {field.name for command in commands.COMMANDS.values() for field in fields(command.options)}
+    known = {field.name for command in parser.COMMANDS.values() for field in fields(command.options)}
     known |= {"config", "recipe", "json", "debug", "help"}
     used = {
         option.replace("-", "_")

@@ -21,9 +21,10 @@ import pytest
 import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
-from loraprune import cli, commands
-from loraprune.compare.grid import OPTIONS
-from loraprune.criteria import criteria
+from loraprune import cli
+from loraprune.commands import parser
+from loraprune.commands.compare.grid import OPTIONS
+from loraprune.scoring.criteria import criteria
 from tests.export.cases import exported, save_pruned_tiny
 from tests.images.conftest import save_classifier
 from tests.samples import byte_tokenizer, save_tiny
@@ -93,14 +94,14 @@ def check_extras(text: str) -> None:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: list[Any]) -> Path:
     """Return a folder to work in, with the ready grids where the documents say; one parser serves all uses of a command."""
-    monkeypatch.setattr(commands, "build_parser", cached_parser)
+    monkeypatch.setattr(parser, "build_parser", cached_parser)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     return tmp_path
 
 
 @cache
-def cached_parser(wanted: str, build: Callable[[str], Any] = commands.build_parser) -> Any:
+def cached_parser(wanted: str, build: Callable[[str], Any] = parser.build_parser) -> Any:
     return build(wanted)
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from loraprune import evaluate
 from loraprune.data import Row, TokenRows
 from loraprune.errors import ConfigError, DataError, NumericsError
-from loraprune.evaluate import evaluation_mode, perplexity, time_in_turns, token_nll
+from loraprune.evaluation import perplexity as evaluate
+from loraprune.evaluation.perplexity import evaluation_mode, perplexity, time_in_turns, token_nll
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 61

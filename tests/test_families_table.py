@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loraprune.checkpoint import storable_kinds
 from loraprune.families import find_groups
+from loraprune.models.saving import storable_kinds
 from tests.tiny import EVERY, VARIANTS, model_type, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]

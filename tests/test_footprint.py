@@ -12,9 +12,16 @@ import pytest
 import torch
 
 from loraprune import cli
-from loraprune.describe import dry_run
+from loraprune.commands.inspect import dry_run
+from loraprune.config.commands import PlanConfig
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.evaluation.tasks import find_task
 from loraprune.families import find_groups
-from loraprune.footprint import (
+from loraprune.models.empty import empty_model
+from loraprune.models.known_shapes import published, published_config
+from loraprune.models.quantised import models
+from loraprune.scoring.scorers import gate
+from loraprune.training.footprint import (
     GPUS,
     Blocks,
     LiveBytes,
@@ -24,13 +31,6 @@ from loraprune.footprint import (
     gpus_needed,
     on_each_gpu,
 )
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.published import published, published_config
-from loraprune.quantised import models
-from loraprune.scoring import gate
-from loraprune.settings import PlanConfig
-from loraprune.shell import empty_model
-from loraprune.tasks import find_task
 from tests.tiny import tiny_config, tiny_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -205,8 +205,8 @@ def test_the_table_has_every_known_model(monkeypatch: pytest.MonkeyPatch, capfd:
             "num_attention_heads": 8,
         }
     }
-    monkeypatch.setattr("loraprune.describe.published", lambda: small)
-    monkeypatch.setattr("loraprune.published.published", lambda: small)
+    monkeypatch.setattr("loraprune.commands.inspect.published", lambda: small)
+    monkeypatch.setattr("loraprune.models.known_shapes.published", lambda: small)
     assert [one["model"] for one in dry_run(PlanConfig(length=16)).values["models"]] == ["tiny-a"]
     assert cli.main(["plan", "--length", "16"]) == 0
     out = capfd.readouterr().out

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from loraprune import cli, settings
+from loraprune import cli
+from loraprune.config.commands import ZERO_SHOT, EvaluateConfig
 from loraprune.errors import ConfigError, DataError
-from loraprune.settings import EvaluateConfig
 from tests.cli.cases import refused
 from tests.html.runs import write_run
 from tests.samples import byte_tokenizer, save_tiny, tiny_llama, write_text
 
 pytest.importorskip("lm_eval")
-from loraprune.harness import Answered, answer, open_tasks, side_by_side
+from loraprune.evaluation.harness import Answered, answer, open_tasks, side_by_side
 
 PIQA = [
     {"goal": f"goal {n}", "sol1": "a " * (n % 3 + 1) + "x", "sol2": "b " * (n % 5 + 1) + "yy", "label": n % 2}
@@ -126,7 +126,7 @@ def test_without_files_and_without_a_hub_the_message_says_what_to_do() -> None:
 
 
 def test_zero_shot_stands_for_the_seven_tasks_of_the_paper() -> None:
-    assert EvaluateConfig(model="m", tasks="zero-shot").task_names() == list(settings.ZERO_SHOT)
+    assert EvaluateConfig(model="m", tasks="zero-shot").task_names() == list(ZERO_SHOT)
     assert EvaluateConfig(model="m", tasks="piqa,zero-shot").task_names()[0] == "piqa"
 
 
@@ -142,8 +142,8 @@ def test_wrong_options_are_refused(changes: dict[str, Any], words: str) -> None:
 
 def test_the_real_files_are_read_as_the_stock_tasks_do(shared: Path) -> None:
     folder = shared / "data" / "zero_shot"
-    tasks = open_tasks(list(settings.ZERO_SHOT), str(folder))
+    tasks = open_tasks(list(ZERO_SHOT), str(folder))
     found = answer(
         tasks, tiny_llama(max_position_embeddings=256), byte_tokenizer(), batch=8, length=256, limit=2, shots=0
     )
-    assert {name: len(of.right) for name, of in found.items()} == dict.fromkeys(settings.ZERO_SHOT, 2)
+    assert {name: len(of.right) for name, of in found.items()} == dict.fromkeys(ZERO_SHOT, 2)

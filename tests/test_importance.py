@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.importance import RunningScores, read_scores
 from loraprune.plan import Plan
+from loraprune.scoring.average import RunningScores, read_scores
 
 
 def scores_of(*values: float) -> dict[str, torch.Tensor]:

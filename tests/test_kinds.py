@@ -14,14 +14,14 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 import loraprune
 from loraprune import LoRAPruneConfig
-from loraprune.checkpoint import save_model
-from loraprune.describe import dry_run, inspect
+from loraprune.commands.inspect import dry_run, inspect
+from loraprune.config.commands import InspectConfig, PlanConfig
 from loraprune.errors import ConfigError, PlanError, UnsupportedModelError
 from loraprune.families import find_groups
-from loraprune.pruner import Pruner
-from loraprune.settings import InspectConfig, PlanConfig
-from loraprune.surgery import slice_
-from loraprune.target import groups_in_play
+from loraprune.models.saving import save_model
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.surgery import slice_
+from loraprune.pruning.target import groups_in_play
 from tests.tiny import logits, tiny_config, tiny_model, tokens, uneven_plan, with_lora
 
 
@@ -94,7 +94,7 @@ def test_inspect_says_which_formats_a_model_can_have(variant: str, words: str, t
 def test_a_run_says_what_stays_whole_and_what_needs_code(
     variant: str, options: dict[str, str], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="loraprune.target"):
+    with caplog.at_level(logging.INFO, logger="loraprune.pruning.target"):
         Pruner(with_lora(tiny_model(variant)), LoRAPruneConfig(**options))  # type: ignore[arg-type]
     assert (words in caplog.text) if words else not caplog.text
 

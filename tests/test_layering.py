@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraprune import commands
+from loraprune.commands import parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -212,8 +212,8 @@ def test_imports_point_down(name: str) -> None:
     [
         ("groups", "from loraprune.plan import Plan"),
         ("masking", "from loraprune import surgery"),
-        ("families.llama", "import loraprune.adapters"),
-        ("criteria.lora", "def late():\n    from loraprune.pruner import Pruner"),
+        ("families.llama", "import loraprune.models.adapters"),
+        ("criteria.lora", "def late():\n    from loraprune.pruning.pruner import Pruner"),
         ("pruner", "from loraprune import LoRAPruneConfig"),
     ],
 )
@@ -221,9 +221,9 @@ def test_an_import_that_points_up_or_sideways_is_seen(name: str, line: str) -> N
     assert len(upward(name, ast.parse(line))) == 1
 
 
-@pytest.mark.parametrize("verb", commands.COMMANDS)
+@pytest.mark.parametrize("verb", parser.COMMANDS)
 def test_what_the_command_line_calls_by_name_stands_below_it(verb: str) -> None:
-    command = commands.COMMANDS[verb]
+    command = parser.COMMANDS[verb]
     for target in (command.function, command.show):
         module, function = target.split(":")
         assert level_of(str(home(module))) < level_of("cli")
@@ -242,7 +242,7 @@ def test_only_plotting_sees_matplotlib_and_only_when_it_draws() -> None:
     assert users == {"plotting"}
     assert (
         python(
-            "import sys, loraprune.compare.plots, loraprune.plotting; assert 'matplotlib' not in sys.modules"
+            "import sys, loraprune.commands.compare.plots, loraprune.reporting.plotting; assert 'matplotlib' not in sys.modules"
         ).returncode
         == 0
     )
@@ -273,8 +273,8 @@ HEAVY = "[name for name in ('torch', 'transformers', 'peft', 'datasets', 'accele
     [
         "import loraprune",
         "\n".join(f"import loraprune.{name}" for name in WITHOUT_TORCH),
-        "from loraprune.commands import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
-        "from loraprune.commands import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
+        "from loraprune.commands.parser import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
+        "from loraprune.commands.parser import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
         "import loraprune\nassert loraprune.LoRAPruneConfig().ratio == 0.5\nassert loraprune.Span('q', 'out', 1).offset == 0",
     ],
 )
@@ -290,5 +290,5 @@ def test_the_command_answers_help_on_stdout() -> None:
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in commands.COMMANDS)
+    assert all(verb in done.stdout for verb in parser.COMMANDS)
     assert not [line for line in done.stderr.splitlines() if line.rpartition("|")[2].strip() == "torch"]

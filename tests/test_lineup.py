@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from loraprune import cli, commands, lineup
+from loraprune import cli
+from loraprune.commands import compare_models, parser
+from loraprune.config.commands import CompareModelsConfig
 from loraprune.errors import ConfigError
-from loraprune.settings import CompareModelsConfig
 from tests.cli.cases import refused
 from tests.samples import save_tiny, tiny_llama, write_text
 
@@ -42,7 +43,9 @@ def test_three_models_stand_in_one_table(root: Path, tmp_path: Path, capsys: pyt
     assert values["speed"]["protocol"]["order"] == "in turns"
     assert len({values["perplexity"][name]["perplexity"] for name in names}) == 3
     table = (tmp_path / "out" / "table.md").read_text()
-    assert [line.count("|") - line.count("\\|") for line in table.splitlines()[:5]] == [len(lineup.COLUMNS) + 1] * 5
+    assert [line.count("|") - line.count("\\|") for line in table.splitlines()[:5]] == [
+        len(compare_models.COLUMNS) + 1
+    ] * 5
     assert (tmp_path / "out" / "plots" / "models.png").stat().st_size > 5000
     assert "<svg" in (tmp_path / "out" / "plots" / "models.svg").read_text()
 
@@ -57,7 +60,7 @@ def test_without_data_and_output_the_table_is_printed(root: Path, capsys: pytest
 def test_every_model_is_in_the_legend_of_the_plot(root: Path) -> None:
     row = {"parameters": 5, "prefill_seconds": {"1": {"median": 0.1}}}
     names = ["_small", "$x_1$", "long/" * 20]
-    figure = lineup.plot(
+    figure = compare_models.plot(
         {"names": names, "metric": "perplexity", "perplexity": {}, "speed": {"rows": dict.fromkeys(names, row)}}
     )
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -65,14 +68,14 @@ def test_every_model_is_in_the_legend_of_the_plot(root: Path) -> None:
 
 
 def test_words_before_the_options_are_the_models() -> None:
-    assert commands.name_words(["compare-models", "A", "B", "--data", "D"]) == [
+    assert parser.name_words(["compare-models", "A", "B", "--data", "D"]) == [
         "compare-models",
         '--models=["A", "B"]',
         "--data",
         "D",
     ]
-    assert commands.name_words(["prune", "--model", "M"]) == ["prune", "--model", "M"]
-    assert commands.name_words(["compare-models", "--models", "[A]"]) == ["compare-models", "--models", "[A]"]
+    assert parser.name_words(["prune", "--model", "M"]) == ["prune", "--model", "M"]
+    assert parser.name_words(["compare-models", "--models", "[A]"]) == ["compare-models", "--models", "[A]"]
 
 
 @pytest.mark.parametrize(

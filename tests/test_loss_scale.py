@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import PrinterCallback, Trainer
 
-from loraprune import LoRAPruneCallback, callback
-from loraprune.adapters import merge_lora
+from loraprune import LoRAPruneCallback
+from loraprune.models.adapters import merge_lora
+from loraprune.training import callback
 from tests.training import Rows, adapted, arguments, config
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loraprune.errors import ConfigError
-from loraprune.metrics import METRICS, standard_error
+from loraprune.evaluation.metrics import METRICS, standard_error
 
 pytest.importorskip("sklearn")
 PREDICTED, LABELS = np.array([1.0, 1, 0, 0, 1, 0]), np.array([1.0, 0, 0, 0, 1, 1])

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from loraprune import card, push
-from loraprune.card import metadata, split_card
+from loraprune.config.export import PushConfig
 from loraprune.errors import CheckpointError, ConfigError
-from loraprune.export_options import PushConfig
+from loraprune.export import push
+from loraprune.reporting import card
+from loraprune.reporting.card import metadata, split_card
 from tests.cli.cases import refused
 
 http = importlib.import_module(push.HTTPError.__module__.partition(".")[0])

@@ -10,16 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraprune import cli, commands, describe, from_pretrained, pipeline, recipes
-from loraprune.config import PruneConfig
-from loraprune.criteria import criteria
+from loraprune import cli, from_pretrained, pipeline
+from loraprune.commands import inspect as describe
+from loraprune.commands import parser
+from loraprune.config import recipes
+from loraprune.config.commands import PlanConfig
+from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError
-from loraprune.settings import PlanConfig
+from loraprune.scoring.criteria import criteria
 from tests.samples import save_tiny, write_text
 from tests.tiny import relative
 
 SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu", "ratio": 0.5}
-CRITERIA = sorted(set(criteria.names()) & {path.stem for path in Path(pipeline.__file__).parent.glob("criteria/*.py")})
+CRITERIA = sorted(set(criteria.names()) & {path.stem for path in Path(pipeline.__file__).parent.glob("scoring/criteria/*.py")})
 
 
 @pytest.fixture(scope="module")
@@ -174,4 +177,4 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown recipe 'bets' \(did you mean 'best'\?\)"):
         recipes.path("bets")
     with pytest.raises(ConfigError, match="unknown recipe"):
-        commands.parse(["prune", "--model", "m", "--data", "d", "--output", "o", "--recipe", "bets"])
+        parser.parse(["prune", "--model", "m", "--data", "d", "--output", "o", "--recipe", "bets"])

@@ -13,10 +13,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import loraprune
 from loraprune import pipeline, rounds
-from loraprune.config import PruneConfig
+from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError, DataError, PlanError, VerificationError
 from loraprune.plan import Plan
-from loraprune.report import Report
+from loraprune.reporting.report import Report
 from tests.pipeline.cases import SHORT, check_loads_anywhere, count, one_step, prune_config, read_report
 from tests.pipeline.test_resume import Stopped, results, stop_after
 from tests.samples import byte_tokenizer, save_tiny, write_text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.schedule import EVENTS_AT_LEAST, INTERVAL, Schedule, ScheduleName
+from loraprune.pruning.schedule import EVENTS_AT_LEAST, INTERVAL, Schedule, ScheduleName
 
 NAMES = get_args(ScheduleName)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from loraprune.masking import norm_left
+from loraprune.pruning.masking import norm_left
 
 
 def test_a_tensor_of_another_shape_is_refused() -> None:

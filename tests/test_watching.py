@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from loraprune import cli, options, pipeline
-from loraprune.config import FinetuneConfig
+from loraprune import cli, pipeline
+from loraprune.config import base
+from loraprune.config.training import FinetuneConfig
 from loraprune.errors import ConfigError
-from loraprune.evaluate import Perplexity
-from loraprune.measured import PERPLEXITY, Measured
-from loraprune.tasks import causal_lm
-from loraprune.watching import Watch
+from loraprune.evaluation.measurement import PERPLEXITY, Measured
+from loraprune.evaluation.perplexity import Perplexity
+from loraprune.evaluation.tasks import causal_lm
+from loraprune.training.watch import Watch
 from tests.pipeline.cases import SHORT, prune_config, read_report
 from tests.samples import save_inputs
 
@@ -207,7 +208,7 @@ def test_wrong_options_are_refused(changes: dict[str, Any], words: str, tmp_path
 
 
 def test_a_dashboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(ConfigError, match="--log wandb: it is not installed; pip install wandb"):
         FinetuneConfig(model="m", data="d", output=str(tmp_path / "out"), log="wandb")

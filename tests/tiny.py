@@ -14,10 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from loraprune.adapters import attach_lora
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.heads import auto_class
+from loraprune.models.adapters import attach_lora
+from loraprune.models.auto_classes import auto_class
 from loraprune.plan import Plan
 from tests.encoder_decoders import ENCODER_DECODERS
 from tests.encoders import ENCODERS

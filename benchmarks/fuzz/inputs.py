@@ -26,7 +26,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from loraprune import commands
+from loraprune.commands import parser
 from loraprune.families import find_groups
 from loraprune.plan import Plan
 
@@ -163,10 +163,10 @@ def spoil(root: Path, number: int, draw: random.Random) -> tuple[str, str, str, 
     names = [*KINDS, "options"]
     kind = names[number % len(names)]
     if kind == "options":
-        command = draw.choice(list(commands.COMMANDS))
+        command = draw.choice(list(parser.COMMANDS))
         options = arguments(command, root)
         known = [
-            field for field in commands.COMMANDS[command].options.__dataclass_fields__ if field not in ("model", "data")
+            field for field in parser.COMMANDS[command].options.__dataclass_fields__ if field not in ("model", "data")
         ]
         chosen = {draw.choice(known): str(draw.choice(ODD_VALUES)) for _ in range(draw.choice([1, 1, 2, 3]))}
         for name in set(chosen) & {"output", "eval", "against"}:  # stay below the folder that is watched

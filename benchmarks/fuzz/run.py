@@ -24,7 +24,7 @@ import psutil
 from benchmarks.fuzz.inputs import make_good, spoil
 
 from loraprune import cli
-from loraprune.compare import run as compare_run
+from loraprune.commands.compare import run as compare_run
 
 SECONDS = 60
 """limit of a case; one that is refused takes less than one, a run that ends well a few"""

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from loraprune.api import attach_lora
-from loraprune.pruner import Pruner
-from loraprune.pruning import LoRAPruneConfig
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.pruning.pruner import Pruner
 from on_gpu.shapes import Chosen, build, config_of, synchronised
 
 LAYERS = 8

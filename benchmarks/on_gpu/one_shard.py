@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from loraprune import cli, launch
+from loraprune import cli
+from loraprune.runtime import launch
 
 if __name__ == "__main__":
     os.environ[launch.RAM_EFFICIENT] = "false"

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from loraprune.criteria import criteria
-from loraprune.recipes import recipe
+from loraprune.config.recipes import recipe
+from loraprune.scoring.criteria import criteria
 from on_gpu.pretraining import HELD_OUT, LARGE, TINY, TRAINING, make_model
 from on_gpu.shapes import Chosen
 
@@ -30,7 +30,7 @@ def warm_up() -> None:
 
 def run_one(name: str, options: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
     """Prune or fine-tune with some options, and return what came of it."""
-    from loraprune.config import FinetuneConfig, PruneConfig
+    from loraprune.config.training import FinetuneConfig, PruneConfig
     from loraprune.pipeline import finetune, prune
 
     shared = {**paths, "html": False, "save": 0}

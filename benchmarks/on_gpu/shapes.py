@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.adapters import linear_paths
 from loraprune.groups import Group
+from loraprune.models.adapters import linear_paths
 
 SHAPES: dict[str, dict[str, int]] = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

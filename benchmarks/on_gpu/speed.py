@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from loraprune.allocation.uniform import uniform_counts
-from loraprune.benchmark import compare_speed
-from loraprune.evaluate import Call, time_in_turns
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.evaluation.benchmark import compare_speed
+from loraprune.evaluation.perplexity import Call, time_in_turns
 from loraprune.families import find_groups
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.surgery import slice_
-from loraprune.target import make_space
+from loraprune.pruning.allocation.uniform import uniform_counts
+from loraprune.pruning.surgery import slice_
+from loraprune.pruning.target import make_space
 from on_gpu.shapes import Chosen, build, config_of
 
 BATCHES = (1, 8)

@@ -20,16 +20,16 @@ import memory
 import torch
 from torch import nn
 
-from loraprune.adapters import linear_paths, projection
 from loraprune.api import attach_lora
-from loraprune.criteria import criteria
+from loraprune.config.base import Quantize
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.families import find_groups
-from loraprune.footprint import Setting
-from loraprune.memory import peak_memory_bytes, reset_peak_memory
-from loraprune.options import Quantize
-from loraprune.pruning import LoRAPruneConfig
+from loraprune.models.adapters import linear_paths, projection
+from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.scoring import Scorer, make_scorer
-from loraprune.train import enable_checkpointing
+from loraprune.scoring.criteria import criteria
+from loraprune.training.footprint import Setting
+from loraprune.training.trainer import enable_checkpointing
 from on_gpu.shapes import Chosen, build, config_of, let_go, quantise_, synchronised
 
 SCORED = ("plain LoRA", "lora", "gate", "gradient")

@@ -26,9 +26,9 @@ from transformers import (
 
 from loraprune import LoRAPruneCallback, LoRAPruneConfig
 from loraprune.api import attach_lora
-from loraprune.config import PruneConfig
-from loraprune.memory import peak_memory_bytes, reset_peak_memory
-from loraprune.recipes import recipe
+from loraprune.config.recipes import recipe
+from loraprune.config.training import PruneConfig
+from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from on_gpu.shapes import Chosen, build, config_of, let_go, synchronised
 
 CHANGED = {"local": 20, "calibration": 4096}

@@ -13,8 +13,8 @@ import torch
 from benchmarks.torture import children
 from benchmarks.torture.cases import Row, command, damage, digests, inputs, tree
 
-from loraprune.guard import GuardedTrainer
-from loraprune.resume import keeper
+from loraprune.training.guard import GuardedTrainer
+from loraprune.training.resume import keeper
 
 ROUNDS = 6
 PLAIN = ["--save", "1"]

@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraprune.api import attach_lora, save_pruned
-    from loraprune.callback import LoRAPruneCallback
-    from loraprune.config import FinetuneConfig, PruneConfig
-    from loraprune.criteria import register_activation, register_gate, register_gradient, register_saliency
+    from loraprune.config.pruning import LoRAPruneConfig
+    from loraprune.config.training import FinetuneConfig, PruneConfig
     from loraprune.families import register_family
     from loraprune.groups import Group, Span
-    from loraprune.loading import from_pretrained
+    from loraprune.models.loading import from_pretrained
     from loraprune.pipeline import finetune, prune
     from loraprune.plan import Plan
-    from loraprune.pruning import LoRAPruneConfig
+    from loraprune.scoring.criteria import register_activation, register_gate, register_gradient, register_saliency
+    from loraprune.training.callback import LoRAPruneCallback
 
 _HOMES = {
-    "FinetuneConfig": "config",
+    "FinetuneConfig": "config.training",
     "Group": "groups",
-    "LoRAPruneCallback": "callback",
-    "LoRAPruneConfig": "pruning",
+    "LoRAPruneCallback": "training.callback",
+    "LoRAPruneConfig": "config.pruning",
     "Plan": "plan",
-    "PruneConfig": "config",
+    "PruneConfig": "config.training",
     "Span": "groups",
     "attach_lora": "api",
     "finetune": "pipeline",
-    "from_pretrained": "loading",
+    "from_pretrained": "models.loading",
     "prune": "pipeline",
-    "register_activation": "criteria",
+    "register_activation": "scoring.criteria",
     "register_family": "families",
-    "register_gate": "criteria",
-    "register_gradient": "criteria",
-    "register_saliency": "criteria",
+    "register_gate": "scoring.criteria",
+    "register_gradient": "scoring.criteria",
+    "register_saliency": "scoring.criteria",
     "save_pruned": "api",
 }
 

@@ -14,19 +14,19 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loraprune import adapters
-from loraprune.adapters import merge_lora
-from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import save_model
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.loading import load_model
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.quantised import prepare_
-from loraprune.resume.workspace import new_folder
-from loraprune.sparsity.sparsifier import Sparsifier
-from loraprune.surgery import check_groups
-from loraprune.verify import check_difference, difference, logits_of, probe_of
+from loraprune.models import adapters
+from loraprune.models.adapters import merge_lora
+from loraprune.models.loading import load_model
+from loraprune.models.quantised import prepare_
+from loraprune.models.saving import save_model
+from loraprune.pruning.sparsity.sparsifier import Sparsifier
+from loraprune.pruning.surgery import check_groups
+from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.runtime.workspace import new_folder
+from loraprune.training.callback import LoRAPruneCallback
 
 
 def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:

@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loraprune import launch
-from loraprune.commands import COMMANDS, USAGE, make_options, parse
+from loraprune.commands.parser import COMMANDS, USAGE, make_options, parse
 from loraprune.errors import LoraPruneError, VerificationError, hide_secrets, problems_of
-from loraprune.resume.interrupts import Interrupted, handled
+from loraprune.runtime import launch
+from loraprune.runtime.interrupts import Interrupted, handled
 
 LONGEST = 2000
 """characters of a message; a value that is quoted in it may be a whole file"""

@@ -15,30 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraprune import launch
-from loraprune.adapters import merge_lora
-from loraprune.callback import LoRAPruneCallback
-from loraprune.checkpoint import cast_weights_, round_weights_, save_model
-from loraprune.config import FinetuneConfig, PruneConfig
-from loraprune.depth import numbered_as_before
-from loraprune.fit import fit
+from loraprune.config.training import FinetuneConfig, PruneConfig
+from loraprune.evaluation.measurement import Measured
+from loraprune.evaluation.samples import Showcase
+from loraprune.families.depth import numbered_as_before
 from loraprune.groups import Group
-from loraprune.html.page import write_page
-from loraprune.job import Job, free, load_job
-from loraprune.loading import load_with_head, resolve
-from loraprune.measured import Measured
+from loraprune.models.adapters import merge_lora
+from loraprune.models.loading import load_with_head, resolve
+from loraprune.models.quantised import dequantise_
+from loraprune.models.saving import cast_weights_, round_weights_, save_model
+from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
-from loraprune.processes import first_alone, joined, together
-from loraprune.pruner import Pruner
-from loraprune.quantised import dequantise_
-from loraprune.report import Quality, Report, Training, make_report, write_folder
-from loraprune.resume.run import newest_checkpoint
-from loraprune.resume.workspace import new_folder
-from loraprune.rounds import prune_in_rounds
-from loraprune.showcase import Showcase
-from loraprune.sparsity.sparsifier import Sparsifier
-from loraprune.stored import stored_tensors
-from loraprune.verify import (
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.sparsity.sparsifier import Sparsifier
+from loraprune.pruning.verify import (
     TOLERANCE,
     UnitSums,
     Verification,
@@ -50,6 +40,16 @@ from loraprune.verify import (
     probe_of,
     unit_sums,
 )
+from loraprune.reporting.html.page import write_page
+from loraprune.reporting.report import Quality, Report, Training, make_report, write_folder
+from loraprune.rounds import prune_in_rounds
+from loraprune.runtime import launch
+from loraprune.runtime.processes import first_alone, joined, together
+from loraprune.runtime.workspace import new_folder
+from loraprune.training.callback import LoRAPruneCallback
+from loraprune.training.fit import fit
+from loraprune.training.resume.run import newest_checkpoint
+from loraprune.training.setup import Job, free, load_job
 
 logger = logging.getLogger(__name__)
 

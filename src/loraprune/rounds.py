@@ -23,19 +23,19 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.config import WITHOUT_EFFECT, PruneConfig
-from loraprune.describe import requested_ratio
+from loraprune.commands.inspect import requested_ratio
+from loraprune.config.training import WITHOUT_EFFECT, PruneConfig
+from loraprune.evaluation.tasks import tasks
 from loraprune.families import find_groups
-from loraprune.loading import load_config, load_with_head
-from loraprune.machine import choose_device, choose_dtype
+from loraprune.models.loading import load_config, load_with_head
+from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
-from loraprune.processes import first_alone, joined
-from loraprune.report import Report, report_of_rounds, write_folder
-from loraprune.resume.run import check_options, options_of
-from loraprune.resume.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
-from loraprune.stored import stored_tensors
-from loraprune.tasks import tasks
-from loraprune.verify import check_difference, difference, logits_of, masked_logits, probe_of
+from loraprune.pruning.verify import check_difference, difference, logits_of, masked_logits, probe_of
+from loraprune.reporting.report import Report, report_of_rounds, write_folder
+from loraprune.runtime.device import choose_device, choose_dtype
+from loraprune.runtime.processes import first_alone, joined
+from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
+from loraprune.training.resume.run import check_options, options_of
 
 RANK_FACTOR, LR_FACTOR = 0.5, 0.5
 """what rank and learning rate are multiplied by from round to round; chosen here, not measured yet"""

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from loraprune.allocation import Scores, Space
-from loraprune.allocation.balanced import balanced_counts
 from loraprune.errors import PlanError
 from loraprune.groups import Group
 from loraprune.plan import Budget
+from loraprune.pruning.allocation import Scores, Space
+from loraprune.pruning.allocation.balanced import balanced_counts
 
 LAYERS, HEADS, CHANNELS = 3, 8, 64
 

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from loraprune.allocation.paper import paper_counts
-from loraprune.allocation.ranked import ranked_counts
 from loraprune.errors import PlanError
+from loraprune.pruning.allocation.paper import paper_counts
+from loraprune.pruning.allocation.ranked import ranked_counts
 from tests.allocation.test_balanced import CHANNELS, HEADS, scored, space
 
 

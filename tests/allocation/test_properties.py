@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from loraprune.allocation import ALLOCATIONS, Scores, Space, towards
-from loraprune.allocation.ranked import FLOOR
 from loraprune.errors import PlanError
+from loraprune.pruning.allocation import ALLOCATIONS, Scores, Space, towards
+from loraprune.pruning.allocation.ranked import FLOOR
 from tests.allocation.test_uniform import decoders, space
 
 NAMES = sorted(ALLOCATIONS)

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loraprune.allocation import Space, exact_counts, towards
-from loraprune.allocation.exact import widths_left
-from loraprune.allocation.uniform import uniform_counts
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.plan import Budget
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.target import goal_counts, make_space
+from loraprune.pruning.allocation import Space, exact_counts, towards
+from loraprune.pruning.allocation.exact import widths_left
+from loraprune.pruning.allocation.uniform import uniform_counts
+from loraprune.pruning.target import goal_counts, make_space
 from tests.tiny import tiny_model
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from loraprune.checkpoint import save_model
 from loraprune.families import find_groups
+from loraprune.models.saving import save_model
 from loraprune.plan import Plan
-from loraprune.surgery import slice_
+from loraprune.pruning.surgery import slice_
 from tests.cli.cases import KEPT, Case
 from tests.samples import byte_tokenizer, save_tiny, tiny_llama, write_text
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from loraprune import job, judge
-from loraprune.compare import run
+from loraprune.commands import evaluate as judge
+from loraprune.commands.compare import run
 from loraprune.export import run as export
+from loraprune.training import setup
 from tests.cli.cases import Case, refused
 from tests.images.conftest import save_classifier, write_images
 from tests.tasks.cases import save_bert
@@ -41,7 +42,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (judge, "load_model"),
         (judge, "load_with_head"),
-        (job, "load_with_head"),
+        (setup, "load_with_head"),
         (export, "load_model"),
     ):
         monkeypatch.setattr(module, name, no_weights)

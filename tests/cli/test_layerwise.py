@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loraprune import cli, pruner
-from loraprune.allocation import Space
+from loraprune import cli
 from loraprune.api import save_pruned
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.families import find_groups
-from loraprune.loading import from_pretrained
-from loraprune.pruning import LoRAPruneConfig
+from loraprune.models.loading import from_pretrained
+from loraprune.pruning import pruner
+from loraprune.pruning.allocation import Space
 from tests import training
 from tests.cli.cases import Case, refused, run
 from tests.samples import tiny_llama

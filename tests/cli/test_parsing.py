@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraprune import cli
-from loraprune.config import PruneConfig
+from loraprune.config.training import PruneConfig
 from loraprune.errors import DataError, VerificationError
 from tests.cli.cases import COMMANDS, Case, python, refused
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraprune.compare.settings import CompareConfig
+from loraprune.commands.compare.settings import CompareConfig
 from tests.samples import save_tiny, write_text
 
 Make = Callable[..., CompareConfig]

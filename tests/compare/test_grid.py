@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from loraprune import cli
-from loraprune.compare.settings import CompareConfig
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.commands.compare.settings import CompareConfig
+from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))

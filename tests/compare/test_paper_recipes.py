@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from loraprune import commands, prune
-from loraprune.compare.settings import CompareConfig
-from loraprune.config import PruneConfig
-from loraprune.images.benchmarks import BENCHMARKS
-from loraprune.job import load_job
-from loraprune.pruner import Pruner
-from loraprune.sparsity.sparsifier import Sparsifier
+from loraprune import prune
+from loraprune.commands import parser
+from loraprune.commands.compare.settings import CompareConfig
+from loraprune.config.training import PruneConfig
+from loraprune.data.images.benchmarks import BENCHMARKS
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.sparsity.sparsifier import Sparsifier
+from loraprune.training.setup import load_job
 from tests.images.conftest import save_classifier, write_images
 from tests.samples import jsonl, save_tiny, sentences
 from tests.tasks.cases import reviews, save_bert, write_csv
@@ -45,7 +46,7 @@ every_recipe = pytest.mark.parametrize("path", [as_parameter(path) for path in R
 @cache
 def cells_of(path: Path) -> list[PruneConfig]:
     """Return the pruning cells of a recipe, read as the command line does it; it must build them without a complaint."""
-    values = commands.parse(["compare", "--config", str(path)])[1].as_dict()
+    values = parser.parse(["compare", "--config", str(path)])[1].as_dict()
     options = CompareConfig(**{name: value for name, value in values.items() if name in NAMES})
     assert options.output == f"build/paper/{path.stem}"
     return [cell.config for cell in options.expand()[0] if isinstance(cell.config, PruneConfig)]

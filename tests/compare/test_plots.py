@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraprune.compare import plots
+from loraprune.commands.compare import plots
 
 
 def entry(name: str, ratio: float, **more: Any) -> dict[str, Any]:

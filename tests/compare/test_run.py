@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import yaml
 
-from loraprune import cli, plotting
-from loraprune.compare import plots, run
-from loraprune.compare.grid import CELLS, Cell
-from loraprune.compare.run import KEPT, compare
-from loraprune.compare.settings import CompareConfig
-from loraprune.compare.summary import PENDING
-from loraprune.config import as_dict
+from loraprune import cli
+from loraprune.commands.compare import plots, run
+from loraprune.commands.compare.grid import CELLS, Cell
+from loraprune.commands.compare.run import KEPT, compare
+from loraprune.commands.compare.settings import CompareConfig
+from loraprune.commands.compare.summary import PENDING
+from loraprune.config.training import as_dict
 from loraprune.errors import ConfigError
+from loraprune.reporting import plotting
 from tests.compare.conftest import Make
 
 GRID = {"criterion": ["magnitude", "lora"], "seed": [0, 1]}

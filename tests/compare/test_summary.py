@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.compare.correlation import ranks, spearman
-from loraprune.compare.summary import COLUMNS, COST, PENDING, QUALITY, failures, markdown, rows, spread, summarise
+from loraprune.commands.compare.correlation import ranks, spearman
+from loraprune.commands.compare.summary import (
+    COLUMNS,
+    COST,
+    PENDING,
+    QUALITY,
+    failures,
+    markdown,
+    rows,
+    spread,
+    summarise,
+)
 
 
 def entry(recipe: str, seed: int, perplexity: float | None, *, seconds: float = 1.0, **labels: str) -> dict[str, Any]:

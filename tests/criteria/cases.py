@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from loraprune.adapters import projection
-from loraprune.criteria import criteria
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.models.adapters import projection
 from loraprune.scoring import Scorer, make_scorer
+from loraprune.scoring.criteria import criteria
 from tests.tiny import tiny_model, with_lora
 
 VARIANTS = ("llama", "llama-mha", "phi3", "olmo2")

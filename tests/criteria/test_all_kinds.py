@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
-from loraprune.masking import Masks
-from loraprune.surgery import slice_
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.surgery import slice_
+from loraprune.scoring.criteria import criteria
 from tests.criteria.cases import (
     backward,
     build,

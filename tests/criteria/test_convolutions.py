@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from loraprune.adapters import base_layer, find_module, linear_paths, projection
 from loraprune.families import find_groups
 from loraprune.groups import Group, readers
+from loraprune.models.adapters import base_layer, find_module, linear_paths, projection
 from tests.criteria.cases import scorer_of
 from tests.tiny import tiny_config, tiny_model, with_lora
 from tests.vision import image_batch

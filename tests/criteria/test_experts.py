@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from loraprune import LoRAPruneConfig
-from loraprune.criteria import criteria
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.masking import Masks
-from loraprune.pruner import Pruner
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.target import groups_in_play
 from loraprune.scoring import make_scorer
-from loraprune.target import groups_in_play
+from loraprune.scoring.criteria import criteria
 from tests.tiny import tiny_config, tiny_model, tokens, with_lora
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]

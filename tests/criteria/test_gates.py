@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module
 from loraprune.errors import ConfigError
 from loraprune.groups import Group
-from loraprune.masking import Masks
+from loraprune.models.adapters import find_module
+from loraprune.pruning.masking import Masks
 from tests.criteria.cases import (
     backward,
     build,

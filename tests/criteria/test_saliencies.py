@@ -10,12 +10,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from loraprune.adapters import linear_paths, projection
-from loraprune.criteria import criteria
 from loraprune.groups import Group
-from loraprune.kernels import tiles
-from loraprune.scoring import elementwise as elementwise_tiles
+from loraprune.models.adapters import linear_paths, projection
 from loraprune.scoring import make_scorer
+from loraprune.scoring.criteria import criteria
+from loraprune.scoring.kernels import tiles
+from loraprune.scoring.scorers import elementwise as elementwise_tiles
 from tests.criteria.cases import (
     SALIENCIES,
     backward,

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from loraprune.allocation import Scores, Space, towards
-from loraprune.allocation.balanced import balanced_counts
-from loraprune.depth import gone_layers
 from loraprune.errors import PlanError
+from loraprune.families.depth import gone_layers
 from loraprune.groups import Group
 from loraprune.plan import Budget, Plan
+from loraprune.pruning.allocation import Scores, Space, towards
+from loraprune.pruning.allocation.balanced import balanced_counts
 
 LAYERS, HEADS, CHANNELS = 4, 8, 64
 

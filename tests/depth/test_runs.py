@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loraprune import pipeline
-from loraprune.depth import gone_layers, numbered_as_before
-from loraprune.describe import dry_run
+from loraprune.commands.inspect import dry_run
+from loraprune.config.commands import PlanConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError
+from loraprune.export.padding import write_padded
 from loraprune.families import find_groups
-from loraprune.layerwise.padded import write_padded
-from loraprune.loading import load_config, load_model
+from loraprune.families.depth import gone_layers, numbered_as_before
+from loraprune.models.empty import empty_model
+from loraprune.models.loading import load_config, load_model
 from loraprune.plan import Plan
-from loraprune.settings import PlanConfig
-from loraprune.shell import empty_model
-from loraprune.verify import check_units, difference, logits_of, masked_logits, probe_of, unit_sums
+from loraprune.pruning.verify import check_units, difference, logits_of, masked_logits, probe_of, unit_sums
 from tests.pipeline.cases import check_loads_anywhere, count, one_step, prune_config, read_report
 from tests.samples import byte_tokenizer, save_tiny, write_text
 from tests.tiny import COMMON, VARIANTS, model_type

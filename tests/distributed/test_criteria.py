@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer
 
 from loraprune import LoRAPruneCallback
-from loraprune.guard import GuardedTrainer
-from loraprune.processes import joined
-from loraprune.scoring import activation, experts, gate, gradient
+from loraprune.runtime.processes import joined
+from loraprune.scoring.scorers import activation, experts, gate, gradient
+from loraprune.training.guard import GuardedTrainer
 from tests.distributed.processes import run
 from tests.training import Rows, adapted, arguments, config, fit
 

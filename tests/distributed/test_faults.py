@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loraprune import cli
-from loraprune.resume import keeper
+from loraprune.training.resume import keeper
 from tests.distributed.processes import FSDP2, Ended, command, die, during_step, run
 from tests.pipeline.cases import read_report
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from loraprune.guard import StepGuard
-from loraprune.processes import gather, joined
+from loraprune.runtime.processes import gather, joined
+from loraprune.training.guard import StepGuard
 from tests.distributed.processes import run
 
 STEPS = {

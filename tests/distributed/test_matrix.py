@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from loraprune import LoRAPruneConfig, job
+from loraprune import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.job import check_base
-from loraprune.sparsity.sparsifier import check_sparsity
-from loraprune.target import check_recovery
+from loraprune.pruning.sparsity.sparsifier import check_sparsity
+from loraprune.pruning.target import check_recovery
+from loraprune.training import setup
+from loraprune.training.setup import check_base
 from tests.distributed.processes import FSDP2, command, run
 from tests.pipeline.cases import read_report
 from tests.tiny import tiny_model
@@ -96,7 +97,7 @@ def test_what_needs_whole_weights_is_refused_to_fsdp(options: dict[str, Any], mo
 
 def test_a_quantised_base_needs_an_accelerate_that_leaves_layers_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     groups, device = find_groups(tiny_model("llama").config), torch.device("cpu")
-    monkeypatch.setattr(job, "LEAVES_WHOLE", "1000")
+    monkeypatch.setattr(setup, "LEAVES_WHOLE", "1000")
     check_base("8bit", groups, device)
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)

@@ -9,11 +9,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from loraprune.checkpoint import save_model
+from loraprune.config.export import ExportConfig
 from loraprune.export.run import export
-from loraprune.export_options import ExportConfig
 from loraprune.families import find_groups
-from loraprune.surgery import slice_
+from loraprune.models.saving import save_model
+from loraprune.pruning.surgery import slice_
 from tests.samples import VOCABULARY, byte_tokenizer
 from tests.tiny import tiny_model, uneven_plan, uniform_plan
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loraprune import evaluate, judge
-from loraprune.settings import BenchmarkConfig
-from loraprune.tables.results import comparison
+from loraprune.commands import evaluate as judge
+from loraprune.commands.tables.results import comparison
+from loraprune.config.commands import BenchmarkConfig
+from loraprune.evaluation import perplexity as evaluate
 
 
 @pytest.fixture(autouse=True)

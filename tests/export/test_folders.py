@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loraprune.card import split_card
 from loraprune.errors import CheckpointError
 from loraprune.export import serving
-from loraprune.loading import from_pretrained
+from loraprune.models.loading import from_pretrained
+from loraprune.reporting.card import split_card
 from tests.export.cases import exported
 from tests.tiny import logits, relative
 

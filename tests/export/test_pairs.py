@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraprune.export.graphs import Encoding, TargetStep
 from loraprune.export.onnx_session import PairSession
-from loraprune.loading import from_pretrained
+from loraprune.models.loading import from_pretrained
 from tests.encoder_decoders import pair_inputs
 from tests.export.cases import exported
 from tests.tiny import tiny_model

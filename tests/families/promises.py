@@ -13,11 +13,11 @@ from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraprune.checkpoint import save_stock, storable_counts
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.masking import Masks
+from loraprune.models.saving import save_stock, storable_counts
 from loraprune.plan import Plan
+from loraprune.pruning.masking import Masks
 from tests.tiny import EVERY, FFN, HEADS, output, tiny_config, tiny_model, uniform_plan, with_lora
 
 SAME = 2e-5

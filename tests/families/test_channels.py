@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from loraprune import from_pretrained
-from loraprune.adapters import find_module
-from loraprune.allocation import ALLOCATIONS, Space, reach
-from loraprune.checkpoint import save_model, storable_counts
 from loraprune.errors import PlanError
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.masking import Masks, norm_left
-from loraprune.surgery import slice_
-from loraprune.target import measure_budget
-from loraprune.verify import fill_dense_
+from loraprune.models.adapters import find_module
+from loraprune.models.saving import save_model, storable_counts
+from loraprune.pruning.allocation import ALLOCATIONS, Space, reach
+from loraprune.pruning.masking import Masks, norm_left
+from loraprune.pruning.surgery import slice_
+from loraprune.pruning.target import measure_budget
+from loraprune.pruning.verify import fill_dense_
 from tests.tiny import output, relative, tiny_config, tiny_model, uneven_plan, uniform_plan, with_lora
 from tests.vision import VISION, image_batch
 

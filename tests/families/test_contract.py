@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from loraprune.adapters import ADAPTER, base_layer, cuts, features, find_module, linear_paths
 from loraprune.errors import GroupMismatchError
 from loraprune.families import families, find_groups
 from loraprune.groups import Span, consumers
+from loraprune.models.adapters import ADAPTER, base_layer, cuts, features, find_module, linear_paths
 from loraprune.plan import Plan
-from loraprune.surgery import check_groups, slice_
-from loraprune.target import measure_budget
+from loraprune.pruning.surgery import check_groups, slice_
+from loraprune.pruning.target import measure_budget
 from tests.encoder_decoders import REFUSED
 from tests.families.promises import SAME, build, every_variant, masked
 from tests.tiny import EVERY, HEAD, model_type, output, relative, tiny_config, tiny_model, uneven_plan, uniform_plan

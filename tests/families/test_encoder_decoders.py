@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
-from loraprune.adapters import find_module
-from loraprune.compensation import Trace, compensate_
-from loraprune.criteria import criteria
 from loraprune.errors import UnsupportedModelError
 from loraprune.families import find_groups, t5
 from loraprune.groups import Group, consumers, layer_of
-from loraprune.masking import Masks
+from loraprune.models.adapters import find_module
 from loraprune.plan import Plan
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.recovery.compensation import Trace, compensate_
+from loraprune.pruning.surgery import slice_
 from loraprune.scoring import make_scorer
-from loraprune.surgery import slice_
+from loraprune.scoring.criteria import criteria
 from tests.encoder_decoders import ENCODER_DECODERS, pair_batch
 from tests.tiny import choose, output, relative, tiny_config, tiny_model, with_lora
 

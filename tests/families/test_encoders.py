@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loraprune.adapters import find_module
-from loraprune.checkpoint import storable_kinds
-from loraprune.compensation import Trace, compensate_
-from loraprune.criteria import criteria
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups, positions
-from loraprune.pruning import LoRAPruneConfig
+from loraprune.models.adapters import find_module
+from loraprune.models.saving import storable_kinds
+from loraprune.pruning.recovery.compensation import Trace, compensate_
 from loraprune.scoring import make_scorer
+from loraprune.scoring.criteria import criteria
 from tests.encoders import ENCODERS
 from tests.tiny import EVERY, tiny_config, tiny_model, with_lora
 

@@ -16,19 +16,19 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from loraprune.adapters import merge_lora
-from loraprune.checkpoint import round_weights_, storable_kinds
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import CheckpointError, PlanError
+from loraprune.export.padding import write_padded
 from loraprune.families import find_groups
-from loraprune.layerwise import modeling_loraprune
-from loraprune.layerwise.padded import write_padded
-from loraprune.loading import from_pretrained
-from loraprune.masking import Masks
+from loraprune.models.adapters import merge_lora
+from loraprune.models.compat import recompute_activations
+from loraprune.models.layerwise import modeling_loraprune
+from loraprune.models.loading import from_pretrained
+from loraprune.models.saving import round_weights_, storable_kinds
 from loraprune.plan import Plan
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.renamed import recompute_activations
-from loraprune.surgery import check_groups, slice_
-from loraprune.target import groups_in_play
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.surgery import check_groups, slice_
+from loraprune.pruning.target import groups_in_play
 from tests.families.uneven import LAYERS, SAME, cut, every_variant, groups_of, save
 from tests.tiny import (
     VARIANTS,

@@ -15,7 +15,7 @@ from torch import nn
 from loraprune.families import find_groups
 from loraprune.groups import Group, kept_entries
 from loraprune.plan import Plan
-from loraprune.surgery import slice_
+from loraprune.pruning.surgery import slice_
 from tests.tiny import EVERY, choose, output, relative, tiny_model, uneven_plan
 
 tp = pytest.importorskip("torch_pruning", reason="the oracle needs the extra `test`: torch-pruning")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loraprune.adapters import cuts
 from loraprune.errors import CheckpointError, PlanError, VerificationError
+from loraprune.export import padding as module
+from loraprune.export.padding import write_padded
 from loraprune.groups import consumers
-from loraprune.layerwise import padded as module
-from loraprune.layerwise.padded import write_padded
-from loraprune.loading import from_pretrained
+from loraprune.models.adapters import cuts
+from loraprune.models.loading import from_pretrained
 from loraprune.plan import Plan
-from loraprune.surgery import slice_
+from loraprune.pruning.surgery import slice_
 from tests.families.uneven import LAYERS, SAME, cut, every_variant, groups_of, save
 from tests.tiny import logits, relative, tiny_config, tiny_model, tokens, uneven_plan, uniform_plan
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from loraprune.adapters import cuts, find_module, merge_lora
-from loraprune.checkpoint import storable_counts, storable_kinds
 from loraprune.families import find_groups
 from loraprune.groups import consumers
-from loraprune.heads import auto_class
-from loraprune.surgery import slice_
-from loraprune.verify import masked_logits
+from loraprune.models.adapters import cuts, find_module, merge_lora
+from loraprune.models.auto_classes import auto_class
+from loraprune.models.saving import storable_counts, storable_kinds
+from loraprune.pruning.surgery import slice_
+from loraprune.pruning.verify import masked_logits
 from tests.families.promises import SAME, STORABLE, build, every_variant, masked, save, storable, storable_plan
 from tests.tiny import EVERY, VARIANTS, model_type, output, relative, tiny_config, tiny_model, uniform_plan
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraprune.masking import Masks
-from loraprune.surgery import slice_
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.surgery import slice_
 from tests.families.promises import SAME, build, every_variant
 from tests.tiny import EVERY, relative, tokens, uneven_plan, uniform_plan
 

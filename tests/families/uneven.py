@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from loraprune.checkpoint import save_model
 from loraprune.families import find_groups
 from loraprune.groups import Group
+from loraprune.models.saving import save_model
 from loraprune.plan import Plan
-from loraprune.surgery import slice_
+from loraprune.pruning.surgery import slice_
 from tests.tiny import VARIANTS, tiny_config, tiny_model
 
 SAME = 2e-5

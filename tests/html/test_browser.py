@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from loraprune.html.folder import read_run
-from loraprune.html.page import render
+from loraprune.reporting.html.folder import read_run
+from loraprune.reporting.html.page import render
 from tests.html.runs import write_run
 
 pytest.importorskip("matplotlib")

@@ -13,9 +13,9 @@ import pytest
 
 from loraprune import cli
 from loraprune.errors import CheckpointError, LoraPruneError
-from loraprune.html import page
-from loraprune.html.folder import parts, read_run
-from loraprune.html.page import NAME, render, write_page
+from loraprune.reporting.html import page
+from loraprune.reporting.html.folder import parts, read_run
+from loraprune.reporting.html.page import NAME, render, write_page
 from tests.html.runs import HOSTILE, write_run
 
 pytest.importorskip("matplotlib")

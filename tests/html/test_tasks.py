@@ -12,7 +12,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 from loraprune import pipeline
-from loraprune.config import PruneConfig
+from loraprune.config.training import PruneConfig
 from tests.images.conftest import save_classifier, write_images
 from tests.samples import VOCABULARY, byte_tokenizer, jsonl, write_text
 from tests.tasks.cases import reviews, save_bert, write_csv

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraprune.renamed import pillow_processor
+from loraprune.models.compat import pillow_processor
 from tests.tiny import tiny_model
 from tests.vision import SIZE
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForImageClassification
 
 from loraprune import cli
 from loraprune.data import draw_rows
-from loraprune.guard import GuardedTrainer
-from loraprune.loading import load_config, load_with_head
-from loraprune.renamed import pillow_processor
-from loraprune.tasks import Request, find_task
+from loraprune.evaluation.tasks import Request, find_task
+from loraprune.models.compat import pillow_processor
+from loraprune.models.loading import load_config, load_with_head
+from loraprune.training.guard import GuardedTrainer
 from tests.images.conftest import CLASSES, save_classifier, write_images
 from tests.vision import images
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loraprune.data.images import LabelledImages, check_images, load_images, sources
+from loraprune.data.images.benchmarks import BENCHMARKS, find_benchmark
+from loraprune.data.images.rows import decode
 from loraprune.errors import DataError
-from loraprune.images import LabelledImages, check_images, load_images, sources
-from loraprune.images.benchmarks import BENCHMARKS, find_benchmark
-from loraprune.images.rows import decode
 from tests.images.conftest import CLASSES, write_images
 
 

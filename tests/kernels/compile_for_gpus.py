@@ -13,7 +13,7 @@ from triton import language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from loraprune.kernels import eq10
+from loraprune.scoring.kernels import eq10
 
 TYPES = {"dense": "*bf16", "exact": "*fp32", "int8": "*i8", "nf4": "*u8"}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraprune.kernels import Factors, Int8Rows, Nf4Blocks
-from loraprune.kernels.forms import NF4_BLOCK, NF4_LEVELS
+from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Factors, Int8Rows, Nf4Blocks
 
 FORMS = ("float32", "bfloat16", "float16", "int8", "nf4")
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from loraprune import kernels
-from loraprune.adapters import Projection
-from loraprune.criteria import Saliency, criteria
 from loraprune.groups import Side
-from loraprune.kernels import MAX_RANK, Factors, Nf4Blocks, eq10_fits, eq10_sums, eq10_tiles, tiles
-from loraprune.kernels.forms import NF4_BLOCK, NF4_LEVELS
-from loraprune.scoring.saliency import saliency_sums
+from loraprune.models.adapters import Projection
+from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Factors, Nf4Blocks
+from loraprune.scoring import kernels
+from loraprune.scoring.criteria import Saliency, criteria
+from loraprune.scoring.kernels import MAX_RANK, eq10_fits, eq10_sums, eq10_tiles, tiles
+from loraprune.scoring.scorers.saliency import saliency_sums
 from tests.kernels.stored import FORMS, expected, random_factors, stored, to_int8, to_nf4
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
@@ -97,7 +97,7 @@ def test_the_same_input_gives_the_same_bits(form: str) -> None:
 
 def test_many_tiles_for_every_program_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """One program for each column block goes down all tiles of rows, the last of them ragged."""
-    from loraprune.kernels import eq10
+    from loraprune.scoring.kernels import eq10
 
     sizes = eq10.Blocks(bm=16, bn=32, warps=4, stages=2, programs=1)
     monkeypatch.setattr(eq10, "blocks", lambda *_, **__: sizes)
@@ -195,8 +195,8 @@ def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPat
             return saliency_sums(criterion, proj, torch.Generator(), power=2, wanted=wanted)
 
     slow = sums(dataclasses.replace(criterion, fused=None), {"out", "in"})
-    monkeypatch.setattr("loraprune.criteria.lora.eq10_fits", lambda *_: True)
-    monkeypatch.setattr("loraprune.criteria.lora.eq10_tiles", None)
+    monkeypatch.setattr("loraprune.scoring.criteria.lora.eq10_fits", lambda *_: True)
+    monkeypatch.setattr("loraprune.scoring.criteria.lora.eq10_tiles", None)
     fast = dataclasses.replace(criterion, function=lambda tile: pytest.fail("the elementwise form was used"))
     for side in ("out", "in"):
         torch.testing.assert_close(sums(fast, {side})[side], slow[side], rtol=1e-5, atol=0)

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from loraprune.config import PruneConfig
+from loraprune.config.training import PruneConfig
 from tests.pipeline.stranger import load_and_generate
 
 SHORT: dict[str, Any] = {"steps": 10, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu",

@@ -12,14 +12,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from loraprune import pipeline
-from loraprune.adapters import linear_paths
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import CheckpointError, ConfigError, VerificationError
 from loraprune.families import find_groups
 from loraprune.groups import Group, Side
+from loraprune.models.adapters import linear_paths
 from loraprune.plan import Plan
-from loraprune.pruner import Pruner
-from loraprune.pruning import LoRAPruneConfig
-from loraprune.verify import UnitSums
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.verify import UnitSums
 from tests.pipeline.cases import (
     prune_config,
 )

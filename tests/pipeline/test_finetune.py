@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from loraprune import pipeline
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune.config.training import FinetuneConfig, PruneConfig
 from tests.pipeline.cases import (
     FILES,
     SHORT,

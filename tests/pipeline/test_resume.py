@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from loraprune import pipeline
-from loraprune.config import FinetuneConfig
+from loraprune.config.base import missing_quantiser
+from loraprune.config.training import FinetuneConfig
 from loraprune.errors import CheckpointError, ConfigError, DataError
-from loraprune.options import missing_quantiser
-from loraprune.report import Report
-from loraprune.resume import keeper
-from loraprune.watching import Watch
+from loraprune.reporting.report import Report
+from loraprune.training.resume import keeper
+from loraprune.training.watch import Watch
 from tests.pipeline.cases import SHORT, prune_config, read_report
 from tests.samples import write_text
 

@@ -13,9 +13,9 @@ import pytest
 
 from loraprune import pipeline
 from loraprune.errors import CheckpointError
-from loraprune.resume import keeper
-from loraprune.resume.atomic import read_sealed, seal
-from loraprune.resume.files import VALUES
+from loraprune.runtime.atomic import read_sealed, seal
+from loraprune.training.resume import keeper
+from loraprune.training.resume.files import VALUES
 from tests.pipeline.cases import prune_config
 from tests.pipeline.test_resume import results, resumed, stopped
 

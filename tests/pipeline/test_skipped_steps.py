@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from loraprune import pipeline
 from loraprune.errors import NumericsError
-from loraprune.guard import GuardedTrainer
-from loraprune.pruner import Pruner
-from loraprune.scoring.gate import GateScorer
-from loraprune.sparsity.scores import GONE, WeightScores
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.sparsity.scores import GONE, WeightScores
+from loraprune.scoring.scorers.gate import GateScorer
+from loraprune.training.guard import GuardedTrainer
 from tests.pipeline.cases import prune_config, read_report
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraprune.stored import stored_tensors
+from loraprune.models.stored_tensors import stored_tensors
 from tests.pipeline.cases import prune_config
 from tests.tiny import tiny_model
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from loraprune import job, pipeline
+from loraprune import pipeline
+from loraprune.training import setup
 from tests.pipeline.cases import (
     STEP,
     check_loads_anywhere,
@@ -90,7 +91,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
         )
         return load(*arguments, **options)
 
-    for module in (job, pipeline):
+    for module in (setup, pipeline):
         monkeypatch.setattr(module, "load_with_head", counting)
     before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
     pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))

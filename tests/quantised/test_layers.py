@@ -12,16 +12,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from loraprune import LoRAPruneConfig
-from loraprune.adapters import cuts, find_module, linear_paths, merge_lora
 from loraprune.api import attach_lora
-from loraprune.criteria import criteria
 from loraprune.errors import ConfigError, VerificationError
 from loraprune.families import find_groups
-from loraprune.footprint import bytes_per_weight
-from loraprune.heads import auto_class
-from loraprune.kernels import Nf4Blocks
-from loraprune.loading import load_with_head
-from loraprune.quantised import (
+from loraprune.models.adapters import cuts, find_module, linear_paths, merge_lora
+from loraprune.models.auto_classes import auto_class
+from loraprune.models.loading import load_with_head
+from loraprune.models.quantised import (
     Quantisation,
     cut_,
     dequantise_,
@@ -31,9 +28,12 @@ from loraprune.quantised import (
     write_,
     zero_,
 )
+from loraprune.models.quantised.forms import Nf4Blocks
+from loraprune.pruning.surgery import slice_
+from loraprune.pruning.verify import check_units, difference, masked_logits, unit_sums
 from loraprune.scoring import make_scorer
-from loraprune.surgery import slice_
-from loraprune.verify import check_units, difference, masked_logits, unit_sums
+from loraprune.scoring.criteria import criteria
+from loraprune.training.footprint import bytes_per_weight
 from tests.tiny import EVERY, logits, relative, tiny_config, tiny_model, token_inputs, tokens, uniform_plan, with_lora
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

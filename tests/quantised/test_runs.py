@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loraprune import cli, options, pipeline
-from loraprune.config import FinetuneConfig, PruneConfig
+from loraprune import cli, pipeline
+from loraprune.config import base
+from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, VerificationError
-from loraprune.kernels import Nf4Blocks
-from loraprune.quantised import layers
+from loraprune.models.quantised import layers
+from loraprune.models.quantised.forms import Nf4Blocks
 from tests.pipeline.cases import SHORT
 from tests.samples import save_inputs
 from tests.training import config, prune
@@ -124,7 +125,7 @@ def test_an_absent_library_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     given = ["--model", str(inputs / "model"), "--data", str(inputs / "text.txt"), "--output", str(tmp_path / "out")]
     assert cli.main(["prune", *given, *flags]) == 2
     assert told in capsys.readouterr().err

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraprune.errors import CheckpointError, NumericsError
-from loraprune.resume import atomic, workspace
-from loraprune.resume.atomic import MANIFEST, exchange, read_sealed, replace_folder, replace_text, seal
-from loraprune.resume.files import (
+from loraprune.runtime import atomic, workspace
+from loraprune.runtime.atomic import MANIFEST, exchange, read_sealed, replace_folder, replace_text, seal
+from loraprune.runtime.workspace import new_folder, workspace_of
+from loraprune.training.resume.files import (
     finish_checkpoint,
     join,
     new_checkpoint,
@@ -24,7 +25,6 @@ from loraprune.resume.files import (
     whole_checkpoints,
     write_tree,
 )
-from loraprune.resume.workspace import new_folder, workspace_of
 
 
 def make(folder: Path, text: str) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from loraprune import cli
-from loraprune.guard import GuardedTrainer
-from loraprune.resume.interrupts import Interrupted, handled, kept
+from loraprune.runtime.interrupts import Interrupted, handled, kept
+from loraprune.training.guard import GuardedTrainer
 from tests.pipeline.cases import SHORT
 from tests.samples import save_tiny, write_text
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from loraprune.errors import CheckpointError, ConfigError, DataError
-from loraprune.resume.keeper import Checkpoint
-from loraprune.resume.randomness import random_state, set_random_state
-from loraprune.resume.run import check_options, check_same
+from loraprune.training.resume.keeper import Checkpoint
+from loraprune.training.resume.randomness import random_state, set_random_state
+from loraprune.training.resume.run import check_options, check_same
 
 RUN: dict[str, Any] = {"processes": 2, "sharded": False, "model": "m", "data": "d"}
 

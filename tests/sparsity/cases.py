@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from loraprune import LoRAPruneConfig, PruneConfig, pipeline
-from loraprune.adapters import projection
-from loraprune.scoring.elementwise import tiles
-from loraprune.scoring.saliency import saliency_rows
-from loraprune.sparsity.sparsifier import Sparsifier, weight_criterion
+from loraprune.models.adapters import projection
+from loraprune.pruning.sparsity.sparsifier import Sparsifier, weight_criterion
+from loraprune.scoring.scorers.elementwise import tiles
+from loraprune.scoring.scorers.saliency import saliency_rows
 from tests.tiny import tiny_model, tokens, with_lora
 
 SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu"}

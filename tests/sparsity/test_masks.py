@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from loraprune.adapters import (
+from loraprune.families import find_groups
+from loraprune.models.adapters import (
     base_layer,
     cuts,
     factors,
@@ -20,9 +21,8 @@ from loraprune.adapters import (
     projection,
     zero_weights_,
 )
-from loraprune.families import find_groups
-from loraprune.sparsity.masks import MaskedProduct, mask_weight
-from loraprune.train import enable_checkpointing
+from loraprune.pruning.sparsity.masks import MaskedProduct, mask_weight
+from loraprune.training.trainer import enable_checkpointing
 from tests.tiny import logits, relative, tiny_config, tiny_model, tokens, with_lora
 
 ROWS, RANK, IN, OUT = 5, 2, 8, 6

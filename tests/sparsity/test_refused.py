@@ -12,10 +12,10 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
 from loraprune import LoRAPruneConfig, pipeline
+from loraprune.config.commands import PlanConfig
+from loraprune.config.sparsity import parse_pattern
 from loraprune.errors import ConfigError, NumericsError, VerificationError
-from loraprune.settings import PlanConfig
-from loraprune.sparsity.pattern import parse_pattern
-from loraprune.sparsity.saved import count_saved
+from loraprune.pruning.sparsity.saved import count_saved
 from tests.cli.cases import refused
 from tests.sparsity.cases import run, sparsifier
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraprune.callback import LoRAPruneCallback
-from loraprune.schedule import Schedule
-from loraprune.sparsity.scores import GONE, candidates, lowest
-from loraprune.sparsity.sparsifier import Sparsifier
+from loraprune.pruning.schedule import Schedule
+from loraprune.pruning.sparsity.scores import GONE, candidates, lowest
+from loraprune.pruning.sparsity.sparsifier import Sparsifier
+from loraprune.training.callback import LoRAPruneCallback
 from tests import training
 from tests.sparsity.cases import learn, saliencies, sparsifier
 

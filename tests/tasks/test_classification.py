@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from loraprune.adapters import attach_lora
-from loraprune.config import FinetuneConfig
-from loraprune.guard import StepGuard
-from loraprune.job import load_job
-from loraprune.loading import load_with_head
-from loraprune.resume.keeper import Keeper
-from loraprune.tasks.sequence_classification import is_head
-from loraprune.train import train
+from loraprune.config.training import FinetuneConfig
+from loraprune.evaluation.tasks.sequence_classification import is_head
+from loraprune.models.adapters import attach_lora
+from loraprune.models.loading import load_with_head
+from loraprune.training.guard import StepGuard
+from loraprune.training.resume.keeper import Keeper
+from loraprune.training.setup import load_job
+from loraprune.training.trainer import train
 from tests.cli.cases import refused, run
 from tests.samples import jsonl
 from tests.tasks.cases import SHORT, reviews, save_bert, write_csv

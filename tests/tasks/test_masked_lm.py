@@ -10,9 +10,9 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, BertTokenizer
 
 from loraprune.data import load_rows
-from loraprune.loading import load_config
-from loraprune.tasks import Request, choose_task
-from loraprune.tasks.masked_lm import HIDDEN, MASKED, MaskedRows, predictions
+from loraprune.evaluation.tasks import Request, choose_task
+from loraprune.evaluation.tasks.masked_lm import HIDDEN, MASKED, MaskedRows, predictions
+from loraprune.models.loading import load_config
 from tests.cli.cases import refused, run
 from tests.samples import save_tiny, sentences
 from tests.tasks.cases import SHORT, save_bert, word_tokenizer

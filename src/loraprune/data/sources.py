@@ -18,9 +18,9 @@ from huggingface_hub import HfApi
 
 from loraprune.data.files import Table, as_table, read_table, read_text, reason
 from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
-from loraprune.demo.stdlib import stdlib_texts
+from loraprune.data.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
-from loraprune.names import STDLIB, SUFFIXES, may_be_on_hub
+from loraprune.runtime.hub import STDLIB, SUFFIXES, may_be_on_hub
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
 HUB_SECONDS = 10

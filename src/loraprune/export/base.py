@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, nearest
-from loraprune.export_options import ExportConfig
-from loraprune.folder import TOKENIZER_CONFIG
-from loraprune.loading import load_tokenizer, quiet
+from loraprune.evaluation.tasks import find_task
+from loraprune.models.folder import TOKENIZER_CONFIG
+from loraprune.models.loading import load_tokenizer, quiet
 from loraprune.registry import Registry
-from loraprune.tasks import find_task
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loraprune.card import CARD, join_card, licence_line, metadata, split_card
+from loraprune.evaluation.tasks import find_task
 from loraprune.export.base import Source
-from loraprune.tasks import find_task
+from loraprune.reporting.card import CARD, join_card, licence_line, metadata, split_card
 
 LIBRARIES = {"gguf": "gguf", "onnx": "onnx", "torch": "pytorch"}
 """format -> what the hub calls the library that loads it, where that is not transformers"""

@@ -11,12 +11,12 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
-from loraprune.benchmark import Engine
-from loraprune.evaluate import Call
+from loraprune.config.export import ExportConfig
+from loraprune.evaluation.benchmark import Engine
+from loraprune.evaluation.perplexity import Call
 from loraprune.export.gguf.llamacpp import PACKAGE, LlamaCpp
 from loraprune.export.onnx_session import Session
 from loraprune.export.run import check_export, write_format
-from loraprune.export_options import ExportConfig
 
 
 class OnnxEngine:

@@ -19,9 +19,9 @@ from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
-from loraprune.evaluate import dropout_off
-from loraprune.loading import quiet
-from loraprune.verify import probe_of
+from loraprune.evaluation.perplexity import dropout_off
+from loraprune.models.loading import quiet
+from loraprune.pruning.verify import probe_of
 
 BATCH, PAST, NEW = 2, 3, 4
 """sizes that are traced: all above 1, which torch.export would take for a constant"""

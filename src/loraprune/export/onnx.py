@@ -20,11 +20,11 @@ from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
+from loraprune.evaluation.tasks import find_task
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_pair, trace_step
 from loraprune.export.onnx_session import PAIR, PairSession, Session
-from loraprune.tasks import find_task
-from loraprune.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
 
 NAME = "model.onnx"
 STEPS = 4

@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from loraprune.config.export import ExportConfig
 from loraprune.export.base import Format, Source, formats, tokenizer_of
-from loraprune.export_options import ExportConfig
-from loraprune.layerwise.padded import write_padded
-from loraprune.loading import resolve
+from loraprune.export.padding import write_padded
+from loraprune.models.loading import resolve
 from loraprune.plan import Plan
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from loraprune.config.export import ExportConfig
 from loraprune.errors import Findings
 from loraprune.export import formats
 from loraprune.export.base import Format, Source, check_installed, choose_quantization
 from loraprune.export.card import write_card
-from loraprune.export_options import ExportConfig
-from loraprune.inputs import NEEDS, check_model
-from loraprune.loading import load_config, load_model, resolve
-from loraprune.resume.workspace import new_folder
+from loraprune.models.loading import load_config, load_model, resolve
+from loraprune.preflight import NEEDS, check_model
+from loraprune.runtime.workspace import new_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
-from loraprune.export_options import ExportConfig
 from loraprune.families import find_groups
 from loraprune.families.base import head_size
-from loraprune.folder import CONFIG, TOKENIZER_CONFIG
 from loraprune.groups import layer_of
-from loraprune.heads import find_head
-from loraprune.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.layerwise.register import stock_of
-from loraprune.loading import load_model, resolve
-from loraprune.shell import save_tensors
-from loraprune.verify import check_difference, difference, logits_of, probe_of
+from loraprune.models.auto_classes import find_head
+from loraprune.models.empty import save_tensors
+from loraprune.models.folder import CONFIG, TOKENIZER_CONFIG
+from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.models.layerwise.register import stock_of
+from loraprune.models.loading import load_model, resolve
+from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 SIZES = (1, 2, 4, 8, 16)

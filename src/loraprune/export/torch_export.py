@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import quiet_tracing, trace_logits
-from loraprune.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
 
 NAME = "model.pt2"
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from loraprune.criteria import Activation, Criterion, Gate, Gradient
 from loraprune.groups import EXPERTS, Group
-from loraprune.scoring.activation import ActivationScorer
 from loraprune.scoring.base import Kept, Scorer
-from loraprune.scoring.experts import ExpertScorer, Scorers, can_score
-from loraprune.scoring.gate import GateScorer
-from loraprune.scoring.gradient import GradientScorer
-from loraprune.scoring.saliency import SaliencyScorer
+from loraprune.scoring.criteria import Activation, Criterion, Gate, Gradient
+from loraprune.scoring.scorers.activation import ActivationScorer
+from loraprune.scoring.scorers.experts import ExpertScorer, Scorers, can_score
+from loraprune.scoring.scorers.gate import GateScorer
+from loraprune.scoring.scorers.gradient import GradientScorer
+from loraprune.scoring.scorers.saliency import SaliencyScorer
 
 __all__ = ["Kept", "Scorer", "can_score", "make_scorer"]
 

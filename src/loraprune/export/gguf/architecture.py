@@ -18,7 +18,7 @@ from loraprune.errors import UnsupportedModelError
 from loraprune.families import find_groups
 from loraprune.families.base import head_size
 from loraprune.groups import layer_of
-from loraprune.layerwise.register import stock_of
+from loraprune.models.layerwise.register import stock_of
 
 LAYERWISE = "deci"
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, VerificationError
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.export.gguf.architecture import (
@@ -22,11 +23,10 @@ from loraprune.export.gguf.architecture import (
 from loraprune.export.gguf.llamacpp import PACKAGE, LlamaCpp, llamacpp_version
 from loraprune.export.gguf.tensors import TYPES, add_tensors, make_layout, read_back_
 from loraprune.export.gguf.tokenizer import add_vocabulary, read_vocabulary
-from loraprune.export_options import ExportConfig
-from loraprune.folder import TOKENIZER_CONFIG
-from loraprune.layerwise.register import stock_of
-from loraprune.loading import resolve
-from loraprune.verify import difference, logits_of, probe_of
+from loraprune.models.folder import TOKENIZER_CONFIG
+from loraprune.models.layerwise.register import stock_of
+from loraprune.models.loading import resolve
+from loraprune.pruning.verify import difference, logits_of, probe_of
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "q8_0": 0.15, "q5_0": 0.15, "q4_0": 0.15}
 """largest difference of logits between llama.cpp and the same rounded weights in transformers: llama.cpp rounds what a weight is

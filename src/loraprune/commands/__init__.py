@@ -1,0 +1,1 @@
+"""What each command does, and how its command line is read. Reads top down: parser, then one module a command."""

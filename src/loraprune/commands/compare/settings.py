@@ -1,0 +1,48 @@
+"""Options of a comparison. Knows nothing about torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from loraprune.commands.compare.grid import CELLS, OPTIONS, Cell, Value, expand
+from loraprune.config.base import Options, at_least
+from loraprune.config.training import PruneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(PruneConfig):
+    """Compare criteria, ratios, schedules and any other options over several seeds: one table, plots; goes on where it stopped."""
+
+    grid: dict[str, list[Value]] = field(default_factory=dict)
+    """option -> values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}: every combination is a cell"""
+    runs: dict[str, dict[str, Value]] = field(default_factory=dict)
+    """name -> options, such as {paper: {criterion: lora}, best: {criterion: gate}}: each is crossed with the grid"""
+    baselines: list[Literal["finetune"]] = field(default_factory=list)
+    """finetune: the dense model tuned with the same training options, once a seed; gaps are measured from it"""
+    reference: str | None = None
+    """the run, or the value of an option, that the others are compared with, such as paper or lora"""
+    jobs: int = 1
+    """cells at a time, each a process of its own; above 1 their seconds compare little"""
+    keep: bool = False
+    """keep the weights of every cell; otherwise only its report, plan and scores stay"""
+    overwrite: bool = False
+    """run finished cells again"""
+    html: bool = False
+    """draw a report.html for every cell too"""
+
+    def expand(self) -> tuple[list[Cell], list[str]]:
+        """Return all cells, and what is wrong with them."""
+        base = {name: getattr(self, name) for name in OPTIONS}
+        return expand(base, self.grid, runs=self.runs, baselines=self.baselines, reference=self.reference)
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong; those of the cells are looked at cell by cell."""
+        output = Path(self.output)
+        found = [*Options.problems(self), *at_least(("jobs", self.jobs, 1))]
+        if output.is_file():
+            found.append(f"--output {output}: this is a file; name a folder")
+        elif output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
+            found.append(f"--output {output}: it holds something else than a comparison; choose another folder")
+        return [*found, *self.expand()[1]]

@@ -1,0 +1,261 @@
+"""What a command line means: the commands, their options, and everything that is wrong with one, told at once.
+
+Imports no torch, except to look at models and data that a wrong command line names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from loraprune.commands.compare.settings import CompareConfig
+from loraprune.commands.config_file import one_by_one
+from loraprune.commands.parser_errors import explain, missing_options, split_words
+from loraprune.config import recipes
+from loraprune.config.base import Options, null_problems
+from loraprune.config.commands import (
+    BenchmarkConfig,
+    CompareModelsConfig,
+    DemoConfig,
+    EvaluateConfig,
+    InspectConfig,
+    PlanConfig,
+    ReportConfig,
+)
+from loraprune.config.export import ExportConfig, PushConfig
+from loraprune.config.training import FinetuneConfig, PruneConfig
+from loraprune.errors import ConfigError, Findings
+from loraprune.runtime.hub import without_hub
+
+USAGE = 2
+NO_OPTIONS = ("config", "recipe", "json", "debug")
+"""what every command takes besides its own options"""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One verb: its options, and the `module:function` in loraprune that carries it out."""
+
+    options: type[Options]
+    function: str
+    show: str
+    words: str | None = None
+    """the option that bare words right behind the command stand for"""
+
+
+COMMANDS: dict[str, Command] = {
+    "inspect": Command(InspectConfig, "commands.inspect:inspect", "commands.tables.shapes:inspection"),
+    "plan": Command(PlanConfig, "commands.inspect:dry_run", "commands.tables.shapes:dry_run"),
+    "prune": Command(PruneConfig, "pipeline:prune", "commands.tables.results:report"),
+    "finetune": Command(FinetuneConfig, "pipeline:finetune", "commands.tables.results:report"),
+    "evaluate": Command(EvaluateConfig, "commands.evaluate:evaluate", "commands.tables.results:evaluation"),
+    "benchmark": Command(BenchmarkConfig, "commands.evaluate:benchmark", "commands.tables.results:comparison"),
+    "report": Command(ReportConfig, "commands.evaluate:redraw", "commands.tables.results:drawn"),
+    "export": Command(ExportConfig, "export.run:export", "commands.tables.results:export"),
+    "push": Command(PushConfig, "export.push:push", "commands.tables.results:pushed"),
+    "compare": Command(CompareConfig, "commands.compare.run:compare", "commands.tables.results:compared"),
+    "compare-models": Command(
+        CompareModelsConfig,
+        "commands.compare_models:compare_models",
+        "commands.tables.results:lined_up",
+        words="models",
+    ),
+    "demo": Command(DemoConfig, "commands.demo:demo", "commands.tables.results:demo"),
+}
+
+
+def build_parser(wanted: str) -> ArgumentParser:
+    """Return the parser; options, types, defaults and help come from the configuration class of the wanted command.
+
+    Other commands have their name and summary only: reading the options of all takes a quarter of a second.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="loraprune", description="Make transformers smaller: prune while fine-tuning with LoRA.",
+                            exit_on_error=False, allow_abbrev=False)  # fmt: skip
+    verbs = parser.add_subcommands(required=True)
+    for name, command in COMMANDS.items():
+        summary = (command.options.__doc__ or "").strip().splitlines()[0]
+        verb = ArgumentParser(exit_on_error=False, description=summary)
+        verbs.add_subcommand(name, verb, help=summary)
+        if name != wanted:
+            continue
+        verb.add_class_arguments(command.options)
+        verb.add_argument("--config", action="config", help="YAML file with the same keys; flags override it")
+        if issubclass(command.options, PruneConfig):
+            # Of those that there are only the file reaches the parser: see files_first.
+            verb.add_argument("--recipe", type=str, help=f"ready options: {', '.join(recipes.names())}")
+        verb.add_argument("--json", type=bool, default=False, help="print the result as JSON")
+        verb.add_argument("--debug", type=bool, default=False, help="show the traceback of an error")
+    return parser
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Let `--trust-remote-code` stand for `--trust_remote_code`, and a bare `--overwrite` for `--overwrite true`."""
+    options = COMMANDS[arguments[0]].options if arguments and arguments[0] in COMMANDS else None
+    switches = {"json", "debug"} | {f.name for f in (fields(options) if options else ()) if f.type in ("bool", bool)}
+    arguments = name_words(arguments)
+    found = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        following = arguments[place + 1] if place + 1 < len(arguments) else "--"
+        bare = name[2:] in switches and not equals and following.startswith("-")
+        found.append(f"{name}=true" if bare else name + equals + value)
+    return files_first(found)
+
+
+def name_words(arguments: Sequence[str]) -> Sequence[str]:
+    """Write `compare-models A B --data D` as `compare-models --models=["A", "B"] --data D`."""
+    option = COMMANDS[arguments[0]].words if arguments and arguments[0] in COMMANDS else None
+    end = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    if not option or end < 2:
+        return arguments
+    return [arguments[0], f"--{option}={json.dumps(arguments[1:end])}", *arguments[end:]]
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """Move every `--recipe NAME` and then every `--config FILE` right behind the command.
+
+    The parser lets what comes later override what comes earlier.
+    """
+    verb = COMMANDS.get(arguments[0]) if arguments else None
+    moved: dict[str, list[str]] = {"--config": []}
+    if verb and issubclass(verb.options, PruneConfig):
+        moved["--recipe"] = []
+    others: list[str] = []
+    waiting: str | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if waiting:
+            moved[waiting].append(argument)
+            waiting = None
+        elif name in moved and equals:
+            moved[name].append(value)
+        elif name in moved:
+            waiting = name
+        else:
+            others.append(argument)
+    named = moved.pop("--recipe", [])
+    ready = [f"--config={recipes.path(one)}" if one in recipes.names() else f"--recipe={one}" for one in named]
+    found = [*ready, *(f"--config={file}" for file in moved["--config"])]
+    return [*others[:1], *found, *([waiting] if waiting else []), *others[1:]]
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
+    """Return the command and what its options are set to.
+
+    Raises:
+        ConfigError: with everything that is wrong, and the nearest name for an unknown option, key or command.
+    """
+    verb = arguments[0] if arguments else ""
+    parser = build_parser(verb)
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(USAGE)
+    normal = normalise(arguments)
+    try:
+        for option in split_words(normal):
+            _pieces(option)
+        return verb, parser.parse_args(normal)[verb]
+    except ConfigError as error:
+        told = list(error.args)
+    except argparse.ArgumentError as error:
+        told = [_explain(error, verb)]
+    raise ConfigError(*(_all_wrong(parser, verb, normal[1:]) if verb in COMMANDS else []) or told)
+
+
+def make_options(verb: str, parsed: Namespace) -> Options:
+    """Return the options of a command.
+
+    Raises:
+        ConfigError: with everything that is wrong with them, and with the models and data they name.
+    """
+    values = _without(parsed.as_dict(), NO_OPTIONS)
+    wrong = _wrong_options(verb, values)
+    if wrong:
+        raise ConfigError(*wrong, *_wrong_inputs(verb, values))
+    return COMMANDS[verb].options(**values)
+
+
+def _explain(error: argparse.ArgumentError, verb: str) -> str:
+    options = [one.name for one in fields(COMMANDS[verb].options)] if verb in COMMANDS else []
+    return explain(str(error), verb, commands=COMMANDS, options=options)
+
+
+def _pieces(option: list[str]) -> list[tuple[str, list[str]]]:
+    """Return the name that an option sets with its words; a key of a file is one like any other.
+
+    Raises:
+        ConfigError: if it names a file or recipe that cannot be read.
+    """
+    name, _, value = option[0].removeprefix("--").partition("=")
+    if name == "recipe" and value:
+        recipes.path(value)
+    if name == "config" and value:
+        return [(key, [f"--config={text}"]) for key, text in one_by_one(value)]
+    return [(name, option)]
+
+
+def _needed(verb: str) -> list[str]:
+    """Return the options that a command cannot do without."""
+    return [one.name for one in fields(COMMANDS[verb].options) if one.default is one.default_factory is MISSING]
+
+
+def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[str]:
+    """Return everything that is wrong with a command line, of which the parser tells the first only: each option is read alone."""
+    needed = _needed(verb)
+    command = [verb, *(f"--{name}=[]" for name in needed)]
+    files, found, right, given = Findings(), [], set(), set()
+    pieces: list[tuple[str, list[str]]] = []
+    for option in split_words(words):
+        with files.check():
+            pieces += _pieces(option)
+    for name, piece in pieces:
+        given.add(name)
+        try:
+            parser.parse_args([*command, *piece])
+        except argparse.ArgumentError as error:
+            found.append(_explain(error, verb))
+        else:
+            right.add(name)
+            command += piece
+    missing = [name for name in needed if name not in given]
+    if missing and not files.errors:  # a file that cannot be read may name them
+        found.append(missing_options(missing, verb))
+    unknown = set(needed) - right
+    values = _without(parser.parse_args(command)[verb].as_dict(), NO_OPTIONS)
+    found += _wrong_options(verb, values, unknown=unknown)
+    return [*files.problems(), *found, *_wrong_inputs(verb, _without(values, unknown))]
+
+
+def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[str] = ()) -> list[str]:
+    """Return what is wrong with values of the right types; of those that are unknown nothing is told."""
+    options = COMMANDS[verb].options
+    empty = null_problems(options, values)
+    skipped = {*unknown, *empty}
+    filled = {name: "" for name in _needed(verb) if name in skipped}
+    try:
+        options(**(_without(values, skipped) | filled))
+    except ConfigError as error:
+        told = tuple(f"--{name}" for name in skipped)
+        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(told))]
+    return list(empty.values())
+
+
+def _wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with models and data that values name: looked at all the same, so that everything wrong is told at once."""
+    if any(without_hub(values.get(name)) for name in ("model", "models", "against", "data", "eval")):
+        from loraprune.preflight import local_problems
+
+        return local_problems(verb, values)
+    return []
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}

@@ -1,0 +1,210 @@
+"""Tables of what was done and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from loraprune.commands import compare_models
+from loraprune.commands.compare import summary
+from loraprune.commands.compare.summary import Comparison
+from loraprune.commands.compare_models import Lineup
+from loraprune.commands.evaluate import Drawn, Evaluation, Speed
+from loraprune.commands.tables.frame import show
+from loraprune.evaluation.measurement import PERPLEXITY
+from loraprune.export.push import Pushed
+from loraprune.export.run import Export
+from loraprune.reporting.amounts import change, size
+from loraprune.reporting.html.page import heads, task_rows
+from loraprune.reporting.report import Report
+
+
+def report(result: Report) -> None:
+    """Print what a run gave."""
+    values = result.values
+    parameters, measured = values["parameters"], values[values["metric"]]
+    rows = [
+        (
+            "parameters",
+            f"{parameters['dense']:,}",
+            f"{parameters['pruned']:,}",
+            change(parameters["dense"], parameters["pruned"]),
+        )
+    ]
+    if "prunable_dense" in parameters:
+        dense, pruned = parameters["prunable_dense"], parameters["prunable_pruned"]
+        left = "  not zero, in prunable groups" if "sparsity" in values else "  in prunable groups"
+        rows.append((left, f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
+    rows.append(
+        (
+            values["metric"].replace("_", " "),
+            f"{measured['dense']:.3f}",
+            f"{measured['pruned']:.3f}",
+            change(measured["dense"], measured["pruned"]),
+        )
+    )
+    what = "pruned" if values["job"] == "prune" else "tuned"
+    show(f"{values['model']} on {values['data']}", ("", "dense", what, "change"), rows)
+    trained = parameters["trainable"]
+    facts = [("trainable parameters", f"{trained:,} ({100 * trained / parameters['dense']:.2f} % of the dense model's)"),
+             ("steps", str(values["steps"])), ("training", f"{values['wall_seconds']:.1f} s"),
+             ("total", f"{values['total_seconds']:.1f} s"), ("peak memory", size(values["peak_memory_bytes"])),
+             ("masked against sliced", f"{values['verification']['masked_vs_sliced']:.1e}"),
+             ("sliced against reloaded", f"{values['verification']['sliced_vs_reloaded']:.1e}")]  # fmt: skip
+    facts.append(("loads with", values["saved_as"]["load"]))
+    if "ratio_reached" in values:
+        asked = values["ratio_requested"]
+        facts.insert(
+            0,
+            ("ratio reached", f"{values['ratio_reached']:.4f}" + (f" (asked {asked:g})" if asked is not None else "")),
+        )
+    show("", ("", "run"), facts)
+
+
+def evaluation(result: Evaluation) -> None:
+    """Print how good models are at their task, and accuracies on tasks of lm-eval in per cent."""
+    for entry in result.values["measurements"]:
+        metric = entry["metric"]
+        title = f"{metric.replace('_', ' ')} on {entry['data']}"
+        if metric == PERPLEXITY:
+            rows = [
+                (name, f"{m[metric]:.3f}", f"{m['nll']:.4f}" + _plus_minus(m), f"{m['tokens']:,}", str(entry["length"]))
+                for name, m in entry["models"].items()
+            ]
+            show(title, ("model", "perplexity", "nats a token", "tokens", "window"), rows)
+        else:
+            figures = [(n, f"{m[metric]:.4f}" + _plus_minus(m), f"{m['rows']:,}") for n, m in entry["models"].items()]
+            show(title, ("model", metric, "rows"), figures)
+        if entry["difference"]:
+            unit = "nats a token" if metric == PERPLEXITY else metric
+            words = f"{entry['difference']['value']:+.4f}{_plus_minus(entry['difference'])} {unit}"
+            Console().print(f"difference: {words}, paired by row")
+    if "tasks" in result.values:
+        names = heads(result.values)
+        columns = ["task", "metric", "rows", *names, *["difference"] * (len(names) > 1)]
+        title = "accuracy, per cent ± standard error" + "; differences are paired" * (len(names) > 1)
+        show(title, columns, list(task_rows(result.values)))
+
+
+def _plus_minus(measured: Mapping[str, Any]) -> str:
+    error = measured["standard_error"]
+    return f" ± {error:.4f}" if error is not None else ""
+
+
+def drawn(result: Drawn) -> None:
+    """Print which files were drawn."""
+    rows = [("page", result.values["page"]), *(("plot", file) for file in result.values["plots"])]
+    show("drawn", ("", "file"), rows, figures=False)
+
+
+def comparison(result: Speed) -> None:
+    """Print sizes and speeds side by side, and how much smaller and faster each model is than the first."""
+    models: Mapping[str, Any] = result.values["rows"]
+    ratios, names = result.values["ratios"], list(models)
+
+    def line(what: str, cell: Callable[[Any], str | None], factor: Callable[[Any], float | None]) -> list[str]:
+        found = [what]
+        for place, name in enumerate(names):
+            text, times = cell(models[name]), factor(ratios[name]) if place else None
+            found.append("-" if text is None else text + (f"\n{times:.2f}x" if times else ""))
+        return found
+
+    rows = [
+        line("parameters", lambda row: f"{row['parameters']:,}", lambda ratio: 1 / ratio["parameters"]),
+        line("MACs a token", lambda row: f"{row['macs_per_token']:,}", lambda ratio: ratio["expected_speedup"]),
+        line(
+            "file",
+            lambda row: size(row["file_bytes"]),
+            lambda ratio: 1 / ratio["file_bytes"] if ratio["file_bytes"] else None,
+        ),
+        line("weights in memory", _weights, lambda ratio: 1 / ratio["weight_bytes"]),
+    ]
+    if any(models[name]["peak_memory_bytes"] for name in names):
+        rows.append(line("peak memory", _peak, lambda ratio: None))
+    for batch in models[names[0]]["prefill_seconds"]:
+        rows.append(
+            line(
+                f"prefill, batch {batch}",
+                partial(_prefill, batch),
+                partial(_prefill_speedup, batch),
+            )
+        )
+    if any(models[name]["decode_tokens_per_second"] for name in names):
+        rows.append(line("tokens a second", _rate, lambda ratio: ratio["decode_speedup"]))
+    show("size and speed; below: times smaller or faster than the first", ["", *names], rows)
+
+
+def _weights(row: Mapping[str, Any]) -> str | None:
+    return size(row["weight_bytes"]) if row["engine"] == "transformers" else None
+
+
+def _peak(row: Mapping[str, Any]) -> str | None:
+    return size(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else None
+
+
+def _prefill(batch: str, row: Mapping[str, Any]) -> str | None:
+    return milliseconds(row["prefill_seconds"][batch]) if batch in row["prefill_seconds"] else None
+
+
+def _prefill_speedup(batch: str, ratio: Mapping[str, Any]) -> float | None:
+    found: float | None = ratio["prefill_speedup"].get(batch)
+    return found
+
+
+def _rate(row: Mapping[str, Any]) -> str | None:
+    return f"{row['decode_tokens_per_second']:.0f}" if row["decode_tokens_per_second"] else None
+
+
+def milliseconds(spread: Mapping[str, float]) -> str:
+    """Write the seconds of a call with their spread."""
+    return f"{1e3 * spread['median']:.1f} ms ({1e3 * spread['minimum']:.1f} to {1e3 * spread['maximum']:.1f})"
+
+
+def export(result: Export) -> None:
+    """Print what an export wrote."""
+    values = result.values
+    facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
+    facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
+    facts.append(("verified by", values["verified_by"]))
+    show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
+
+
+def pushed(result: Pushed) -> None:
+    """Print what was uploaded."""
+    values = result.values
+    facts = [("repository", values["repo"]), ("files", str(values["files"])), ("size", size(values["bytes"])),
+             ("licence", values["license"]), ("commit", values["url"])]  # fmt: skip
+    show(f"{values['model']} on the hub", ("", "push"), facts, figures=False)
+
+
+def demo(result: Report) -> None:
+    """Print dense against pruned: size, quality, speed, and a completion of the same prompt by both."""
+    report(result)
+    comparison(Speed(result.values["speed"]))
+    show(
+        "the same prompt, continued",
+        ("", "text"),
+        [(name, text) for name, text in result.values["completions"].items()],
+        figures=False,
+    )
+
+
+def compared(result: Comparison) -> None:
+    """Print mean and spread of every recipe, and which cells gave nothing."""
+    values = result.values
+    rows, title = summary.rows(values), f"{values['model']} on {values['data']}"
+    for part in (summary.QUALITY, summary.COST):
+        show(title, [summary.columns(values)[i] for i in part], [[row[i] for i in part] for row in rows])
+        title = ""
+    Console().print(summary.NOTE)
+    failed = summary.failures(values)
+    if failed:
+        show("no result", ("cell", "why"), failed, figures=False)
+
+
+def lined_up(result: Lineup) -> None:
+    """Print models side by side."""
+    show("models", compare_models.columns(result.values), compare_models.rows(result.values))

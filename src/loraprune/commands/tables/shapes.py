@@ -1,0 +1,88 @@
+"""Tables of what a model is made of, and of what a run would give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loraprune.commands.inspect import Description
+from loraprune.commands.tables.frame import show
+from loraprune.reporting.amounts import change, size
+
+
+def inspection(result: Description) -> None:
+    """Print the groups of a model."""
+    values = result.values
+    rows = [
+        (
+            f"{k['kind']}\n{k['where']}",
+            str(k["groups"]),
+            str(k["units"]),
+            f"{k['parameters_a_unit']:,}",
+            f"{k['parameters']:,}",
+            "\n".join(k["spans"]),
+        )
+        for k in values["kinds"]
+    ]
+    share = 100 * values["prunable_fraction"]
+    title = f"{values['model']}: {values['family']}, {values['parameters']:,} parameters, {share:.1f} % prunable"
+    show(title, ("kind", "groups", "units each", "parameters a unit", "parameters", "spans"), rows)
+    show(
+        "",
+        ("", ""),
+        [
+            ("never pruned", ", ".join(values["never_pruned"])),
+            ("loads with no flag", values["formats"]["stock"]),
+            ("loads with modelling code", values["formats"]["layerwise"]),
+        ],
+    )
+
+
+def dry_run(result: Description) -> None:
+    """Print what a run would give, or the table of well-known models."""
+    if "models" in result.values:
+        known_models(result.values["models"])
+        return
+    values = result.values
+    parameters, files, memory = values["parameters"], values["file_bytes"], values["memory_bytes"]
+    flops, total = values["step_flops"], memory["dense"]["total"]
+    rows = [
+        ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}", change(parameters["dense"], parameters["pruned"])),
+        ("  in prunable groups", f"{parameters['prunable_dense']:,}", f"{parameters['prunable_pruned']:,}",
+         change(parameters["prunable_dense"], parameters["prunable_pruned"])),
+        ("file", size(files["dense"]), size(files["pruned"]), change(files["dense"], files["pruned"])),
+        ("TFLOPs of a step", f"{flops['dense'] / 1e12:.3g}", f"{flops['pruned'] / 1e12:.3g}", change(flops["dense"], flops["pruned"])),
+    ]  # fmt: skip
+    rows += [
+        ("memory of each GPU" if name == "total" else f"  {name}", size(part), size(memory["pruned"].get(name, 0)),
+         change(part, memory["pruned"].get(name, 0)) if part else "")
+        for name, part in memory["dense"].items()
+    ]  # fmt: skip
+    show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
+    facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
+             ("shapes", ", ".join(f"{key} {value}" for key, value in values["shapes"].items())),
+             ("saved as", str(values["saved_as"]))]  # fmt: skip
+    for place, available in values["machine_memory_bytes"].items():
+        facts.append(
+            (f"this machine, {place}", f"{size(available)}: {'fits' if total < available else 'does not fit'}")
+        )
+    facts += [(f"GPUs of {gib} GB", count_of(needed)) for gib, needed in values["gpus"]["needed"].items()]
+    show("", ("", "plan"), facts)
+
+
+def known_models(models: Sequence[dict[str, Any]]) -> None:
+    """Print for well-known models the GiB of a step on one GPU, and how many GPUs of which size hold it."""
+    sizes = list(models[0]["gpus"]["needed"])
+    rows = []
+    for values in models:
+        memory = values["memory_bytes"]
+        parts = (memory["dense"]["weights"], memory["dense"]["total"], memory["pruned"]["total"])
+        needed = [str(values["gpus"]["needed"][gib] or "-") for gib in sizes]
+        rows.append((values["model"], *(f"{part / 2**30:.1f}" for part in parts), *needed))
+    title = f"GiB of a training step; GPUs of {', '.join(sizes)} GB that hold it, several with FSDP; - too small"
+    show(title, ("", "weights", "step", "pruned", *sizes), rows)
+
+
+def count_of(needed: int | None) -> str:
+    """Return how many GPUs are needed, in words where no number is."""
+    return "too small" if needed is None else "1" if needed == 1 else f"{needed}, FSDP"

@@ -1,0 +1,187 @@
+"""Which units go, how many and when: the options of pruning itself, without those of training.
+
+Knows nothing about torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from loraprune.config.base import AdapterOptions, failed
+from loraprune.config.sparsity import pattern_problems
+from loraprune.errors import ConfigError
+
+CriterionName = str
+UNIT_OPTIONS = (
+    "parameters",
+    "heads",
+    "ffn",
+    "heads_ratio",
+    "ffn_ratio",
+    "scores",
+    "kinds",
+    "round",
+    "normalize",
+    "allocation",
+    "depth",
+    "history",
+    "compensate",
+    "local",
+    "local_all",
+    "shrink",
+)
+"""options that say which units go or how: they mean nothing where single weights go"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAPruneConfig(AdapterOptions):
+    """What to remove and when: the part of a run that `LoRAPruneCallback` needs."""
+
+    ratio: float = 0.5
+    """fraction of the prunable parameters to remove, in [0, 1)"""
+    parameters: str | None = None
+    """parameters the whole model is to have, such as 600M or 1.2B, reached as closely as a ratio; replaces --ratio"""
+    heads: int | None = None
+    """query heads to keep in every layer; with --ffn, replaces --ratio"""
+    ffn: int | None = None
+    """FFN channels to keep in every layer; with --heads, replaces --ratio"""
+    heads_ratio: float | None = None
+    """fraction of the heads to remove from every layer; with --ffn-ratio, replaces --ratio"""
+    ffn_ratio: float | None = None
+    """fraction of the FFN channels to remove from every layer; with --heads-ratio, replaces --ratio"""
+    scores: str | None = None
+    """scores.safetensors of an earlier run of the same model: units are ranked by these and not scored anew"""
+    sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
+    """set single weights to zero instead of removing units: `unstructured` (with --ratio), or N:M such as 2:4 and 4:8,
+    where N of every M neighbouring inputs stay; the model keeps its shapes"""
+    round: int = 8
+    """FFN widths are multiples of this; 1 for the exact ratio, 32 or more for quantised GGUF"""
+    kinds: str = "auto"
+    """kinds of units that may go, which --ratio counts in: `attention`, `ffn` or both as attention,ffn; `all`; or `auto`: all,
+    but where --allocation gives equal widths only those that a stock checkpoint can hold, if there are any (GPT-2's can hold
+    fewer channels, not fewer heads)"""
+    criterion: CriterionName = "lora"
+    """how units are scored: lora (Eq 10), sketch (an improved lora), gradient (the true gradient of the weights), gate (Fisher
+    score of a gate on each unit), taylor and movement (its first order), wanda and flap (activations), magnitude, random"""
+    power: Literal[1, 2] = 2
+    """saliencies are squared (2, the paper) or taken as absolute values (1, the authors' code)"""
+    normalize: bool = False
+    """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
+    decay: float = 0.9
+    """lambda of the moving average of scores, in [0, 1)"""
+    allocation: Literal["uniform", "balanced", "paper", "global"] = "uniform"
+    """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores) give all layers
+    the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
+    model) give every layer its own"""
+    depth: bool = False
+    """with --allocation balanced: whole layers may go too, those that score least, where that loses less; the layers left are
+    numbered anew"""
+    compensate: bool = False
+    """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
+    local: int = 0
+    """at each removal, after --compensate: steps in which every block that lost units learns on its own to give what it gave
+    before; units that several layers share are left to --compensate; 0 for none"""
+    local_all: bool = False
+    """with --local: the blocks above the first that lost units learn too where they lost none, to mend what those below lost"""
+    calibration: int = 4096
+    """tokens that --compensate and --local look at"""
+    history: bool = False
+    """write the scores before every removal to scores_history.safetensors: `loraprune compare` draws from it how criteria agree
+    over the steps"""
+    schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
+    """how removal grows over the run"""
+    interval: int | None = None
+    """optimiser steps between two removals; without it 10, fewer where a run is so short that few removals would be left"""
+    warmup: float = 0.1
+    """fraction of the steps before the first removal"""
+    cooldown: float = 0.1
+    """fraction of the steps left for tuning after the last removal"""
+    shrink: bool = True
+    """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
+
+    @property
+    def changed(self) -> tuple[Literal["in", "out"], ...]:
+        """Return the sides of projections whose frozen weights a removal changes: those that read units, or both."""
+        return ("in", "out") if self.local else ("in",) if self.compensate else ()
+
+    @property
+    def has_dimensions(self) -> bool:
+        """Say whether exact widths are asked for instead of a ratio."""
+        return any(value is not None for value in (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio))
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        checks = [
+            (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
+            (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
+            (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
+            *(
+                (ratio is None or 0 <= ratio < 1, f"--{name} {ratio}: a fraction in [0, 1) is needed, such as 0.5")
+                for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
+            ),
+            (
+                self.heads is None or self.heads_ratio is None,
+                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
+            ),
+            (
+                self.ffn is None or self.ffn_ratio is None,
+                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+            ),
+            (self.round > 0, f"--round {self.round}: at least 1 is needed"),
+            (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
+            (self.local >= 0, f"--local {self.local}: 0 or a number of steps is needed, such as 200"),
+            (self.local > 0 or not self.local_all, "--local_all true: no block learns without steps; give --local 200"),
+            (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
+            (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
+            (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),
+            (0 <= self.cooldown < 1, f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed"),
+            (
+                self.warmup + self.cooldown < 1,
+                f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1",
+            ),
+            (
+                not self.depth or (self.allocation == "balanced" and not self.has_dimensions),
+                f"--depth true: scores choose the layers, which needs --allocation balanced (here {self.allocation}) and no "
+                "widths by hand",
+            ),
+            (
+                self.parameters is None or not self.has_dimensions,
+                f"--parameters {self.parameters} and widths by hand: give one target only",
+            ),
+        ]
+        found = [*super().problems(), *failed(*checks)]
+        if self.parameters is not None:
+            try:
+                parse_count(self.parameters)
+            except ConfigError as error:
+                found.append(str(error))
+        return [*found, *self._sparsity_problems()]
+
+    def _sparsity_problems(self) -> list[str]:
+        if self.sparsity is None:
+            return []
+        odd = [name for name in UNIT_OPTIONS if getattr(self, name) != getattr(LoRAPruneConfig, name)]
+        found = [
+            f"--sparsity {self.sparsity} --{name} {getattr(self, name)}: --{name} is about units, and none are removed; "
+            "leave one of the two out"
+            for name in odd
+        ]
+        return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
+
+
+def parse_count(text: str) -> int:
+    """Read a number of parameters such as 600M, 1.2B, 75k or 1000000.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    scale = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}.get(text[-1:].lower(), 1)
+    try:
+        count = float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        count = math.nan
+    if not (count >= 1 and math.isfinite(count)):
+        raise ConfigError(f"--parameters {text}: a count such as 600M, 1.2B or 250000 is needed")
+    return round(count)

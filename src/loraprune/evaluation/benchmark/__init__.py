@@ -1,0 +1,8 @@
+"""How large and how fast models are, side by side."""
+
+from loraprune.evaluation.benchmark.compare import compare_speed
+from loraprune.evaluation.benchmark.engines import Engine
+from loraprune.evaluation.benchmark.macs import count_macs
+from loraprune.evaluation.benchmark.results import Comparison, Measurement, joined
+
+__all__ = ["Comparison", "Engine", "Measurement", "compare_speed", "count_macs", "joined"]

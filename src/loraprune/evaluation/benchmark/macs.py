@@ -1,0 +1,42 @@
+"""Counting the multiply-accumulates of a model, and what a model of texts reads.
+
+Knows nothing about clocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from loraprune.errors import ConfigError
+from loraprune.evaluation.perplexity import evaluation_mode
+
+
+def count_macs(model: PreTrainedModel, *, length: int) -> int:
+    """Return the multiply-accumulates of a forward pass over one sequence of `length` tokens, all its logits included.
+
+    An encoder-decoder reads `length` tokens in each of its stacks.
+
+    Matrix products only; attention counts the full square of positions. Works on the meta device too.
+
+    Raises:
+        ConfigError: the model's attention kernel hides its products from the counter.
+    """
+    kernel = getattr(model.config, "_attn_implementation", None)
+    if kernel not in (None, "eager", "sdpa"):
+        raise ConfigError(f"MACs of attention {kernel!r} cannot be counted: load with attn_implementation='sdpa'")
+    tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    # FlopCounterMode (torch 2.13) has no rule for the fused attention kernel of CPUs and counts it as nothing; the plain
+    # kernel is made of matrix products, which it counts everywhere.
+    with evaluation_mode(model), sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
+        model(**text_inputs(model, tokens))
+    return int(counter.get_total_flops()) // 2
+
+
+def text_inputs(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> dict[str, Tensor]:
+    """Return what a forward pass reads: tokens, and as many in the decoder where the model has one of its own."""
+    return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})

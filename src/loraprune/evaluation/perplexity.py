@@ -1,0 +1,224 @@
+"""The two instruments that judge a model: perplexity over fixed windows, and a clock read fairly among several models.
+
+Knows nothing about pruning: dense and pruned models are judged by the same functions on the same tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from loraprune.data import Collator, TokenRows
+from loraprune.errors import ConfigError, DataError, NumericsError
+from loraprune.evaluation.measurement import PERPLEXITY, Measured, ratio_error
+
+NO_TARGET = -100
+"""label of a token that is not to be predicted"""
+
+FILLING = Collator(0)
+"""fills short rows up with any token of the vocabulary: it is masked out and no target"""
+
+CHUNK_ELEMENTS = 1 << 24
+"""logits cast to float32 at a time: 64 MiB, that is 128 tokens of a vocabulary of 128k"""
+
+LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
+"""above it the perplexity is no finite number"""
+
+SECONDS_AT_LEAST = 0.05
+"""a timed stretch repeats its call until it lasts this long, so that the grain of clock and scheduler is small"""
+
+LOOPS_AT_MOST = 10_000
+
+Call = Callable[[], object]
+Collate = Callable[[Sequence[Mapping[str, list[int]]]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Mean negative log-likelihood of a text under a model, and how it was measured."""
+
+    value: float
+    """exp(nll)"""
+    nll: float
+    """mean over all targets, in nats a token"""
+    standard_error: float | None
+    """of `nll`, from the spread between rows; None for a single row, which has no spread"""
+    tokens: int
+    """targets predicted"""
+    protocol: Mapping[str, object]
+    row_sums: tuple[float, ...] = ()
+    """summed loss of every row, in nats"""
+    row_targets: tuple[int, ...] = ()
+
+    def measured(self) -> Measured:
+        """Return the figures as those of a task."""
+        return Measured(
+            PERPLEXITY, self.value, "lower", self.standard_error, {"tokens": self.tokens}, self.protocol, {"nll": self.nll},
+            tuple(zip(self.row_sums, self.row_targets, strict=True)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Seconds a call: median and extremes, and the samples in the order taken."""
+
+    median: float
+    minimum: float
+    maximum: float
+    samples: tuple[float, ...]
+
+
+@contextmanager
+def dropout_off(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout off, and give every submodule its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and autograd off, and give every submodule its own mode back afterwards."""
+    with dropout_off(model), torch.inference_mode():
+        yield
+
+
+def token_nll(logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    """Return the float32 negative log-likelihood of each label at its own place, in nats, and 0 where there is no target.
+
+    Logits are cast to float32 in chunks, never as a whole.
+    """
+    batch, length, vocabulary = logits.shape
+    nll = torch.zeros(batch, length, dtype=torch.float32, device=logits.device)
+    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
+    for row in range(batch):
+        for start in range(0, length, chunk):
+            part = slice(start, min(start + chunk, length))
+            nll[row, part] = functional.cross_entropy(
+                logits[row, part].float(), labels[row, part], ignore_index=NO_TARGET, reduction="none"
+            )
+    return nll
+
+
+def perplexity(
+    model: PreTrainedModel,
+    rows: TokenRows,
+    *,
+    batch: int = 16,
+    limit: int | None = None,
+    collator: Collate = FILLING,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Measure the perplexity of `model` on the first `limit` rows, each row a window of its own.
+
+    The first token of running text is never predicted, of a pair all of the target are. At most one batch of logits exists at a
+    time. The model keeps its device, its dtype and its train or eval mode. `collator` makes the model's inputs and `labels` of
+    rows; `progress` is called with the rows done and the rows in all.
+
+    Raises:
+        ConfigError: `batch` or `limit` is below 1.
+        DataError: there are no rows, or no row has a target.
+        NumericsError: the loss of a row is NaN or infinite.
+
+    Source: PAPER.md, section 5: mean token NLL over fixed windows, not lm-eval's word or byte perplexity.
+    """
+    for name, number in (("batch", batch), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}: at least 1 row is needed")
+    total = len(rows) if limit is None else min(limit, len(rows))
+    sums: list[float] = []
+    counts: list[int] = []
+    longest = 0
+    with evaluation_mode(model):
+        for start in range(0, total, batch):
+            features = [rows[index] for index in range(start, min(start + batch, total))]
+            longest = max(longest, *(len(feature["input_ids"]) for feature in features))
+            for row_sum, row_count in _row_sums(model, collator(features), first=start, shifted=rows.shifted):
+                sums.append(row_sum)
+                counts.append(row_count)
+            if progress:
+                progress(len(sums), total)
+    if not sum(counts):
+        raise DataError(f"{total} rows hold no token to predict: evaluate on text of at least two tokens a row")
+    nll = math.fsum(sums) / sum(counts)
+    if nll > LARGEST_NLL:
+        raise NumericsError(
+            f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken"
+        )
+    protocol = dict(rows.protocol) | {
+        "window_tokens": longest, "limit": limit, "shifted": rows.shifted, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
+    }  # fmt: skip
+    error = ratio_error(sums, counts)
+    return Perplexity(math.exp(nll), nll, error, sum(counts), protocol, tuple(sums), tuple(counts))
+
+
+def _row_sums(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], *, first: int, shifted: bool
+) -> Iterator[tuple[float, int]]:
+    """Yield the summed loss and the number of targets of each row of one batch; `first` is the first row's number."""
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    labels = inputs.pop("labels")
+    logits = model(**inputs, use_cache=False).logits
+    if shifted:  # place t predicts label t + 1
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    losses = token_nll(logits, labels)
+    targets = (labels != NO_TARGET).sum(dim=1).tolist()
+    # Summed in float64 on the CPU: MPS has no float64, and the losses are small beside the logits.
+    for offset, (loss, count) in enumerate(zip(losses.cpu().double().sum(dim=1).tolist(), targets, strict=True)):
+        if not math.isfinite(loss):
+            raise NumericsError(
+                f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32"
+            )
+        yield loss, count
+
+
+def time_in_turns(calls: Mapping[str, Call], *, repeats: int, device: torch.device) -> dict[str, Spread]:
+    """Time calls in the order A B A B ..., after a warm-up of each, so that drifts of the machine meet all alike."""
+    for call in calls.values():
+        call()
+    loops = _loops(list(calls.values()), device) if calls else 1
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            samples[name].append(_stretch(call, loops, device=device) / loops)
+    return {name: Spread(median(s), min(s), max(s), tuple(s)) for name, s in samples.items()}
+
+
+def _loops(calls: Sequence[Call], device: torch.device) -> int:
+    """Return how often a stretch repeats its call, the same for all: until the fastest lasts long enough."""
+    loops, fastest = 1, 0.0
+    while fastest < SECONDS_AT_LEAST and loops < LOOPS_AT_MOST:
+        fastest = min(_stretch(call, loops, device=device) for call in calls)
+        if fastest < SECONDS_AT_LEAST:
+            growth = min(100.0, 1.2 * SECONDS_AT_LEAST / max(fastest, 1e-9))
+            loops = min(LOOPS_AT_MOST, math.ceil(loops * growth))
+    return loops
+
+
+def _stretch(call: Call, loops: int, *, device: torch.device) -> float:
+    _synchronise(device)
+    began = perf_counter()
+    for _ in range(loops):
+        call()
+    _synchronise(device)
+    return perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait for the work queued on an accelerator, which a call only submits."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

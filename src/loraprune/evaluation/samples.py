@@ -1,0 +1,71 @@
+"""What a run shows beside its figures: what the dense and the pruned model write, if they do, and how fast both are.
+
+The two models are never in memory together; each is shown when it is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from loraprune.data import Rows, TokenRows
+from loraprune.errors import LoraPruneError
+from loraprune.evaluation.benchmark import Comparison, compare_speed, joined
+from loraprune.evaluation.completions import complete, decode, draw_prompts
+from loraprune.families import positions
+
+LENGTH = 128
+"""tokens in the timed prefill"""
+NEW_TOKENS = 16
+"""tokens generated for the decoding speed"""
+REPEATS = 3
+
+logger = logging.getLogger(__name__)
+
+
+class Showcase:
+    """Gathers what is shown, if anything is to be."""
+
+    def __init__(self, rows: Rows, processor: object, *, wanted: bool) -> None:
+        """Take held-out rows and the processor that made them; only rows of text with targets of text give prompts."""
+        self.wanted = wanted
+        self.tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
+        self.prompts = (
+            draw_prompts(rows, self.tokenizer) if wanted and self.tokenizer and isinstance(rows, TokenRows) else []
+        )
+        self._texts: dict[str, list[str]] = {}
+        self._speed: Comparison | None = None
+
+    def write(self, name: str, model: PreTrainedModel) -> None:
+        """Let a model answer the prompts, if it can."""
+        if self.tokenizer and self.prompts and model.can_generate():
+            self._texts[name] = [complete(model, self.tokenizer, prompt) for prompt in self.prompts]
+
+    def time(self, name: str, model: PreTrainedModel, folder: Path) -> None:
+        """Measure size and speed of a model; what cannot be measured is said and left out, as the run is done by then."""
+        if not self.wanted:
+            return
+        most = positions(model.config) or LENGTH
+        try:
+            measured = compare_speed(
+                {name: model}, batches=(1,), length=min(LENGTH, most), new_tokens=min(NEW_TOKENS, most // 2),
+                repeats=REPEATS, folders={name: folder} if folder.is_dir() else None,
+            )  # fmt: skip
+        except LoraPruneError as error:
+            logger.info("speed is not measured: %s", error)
+            return
+        self._speed = joined(self._speed, measured) if self._speed else measured
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entries `examples` and `speed` of a report, where there is something to show."""
+        found: dict[str, Any] = {}
+        if self.tokenizer and len(self._texts) > 1:
+            texts = [dict(zip(self._texts, pair, strict=True)) for pair in zip(*self._texts.values(), strict=True)]
+            prompts = [decode(self.tokenizer, prompt) for prompt in self.prompts]
+            found["examples"] = [{"prompt": prompt, **text} for prompt, text in zip(prompts, texts, strict=True)]
+        if self._speed and len(self._speed.rows) > 1:
+            found["speed"] = self._speed.to_json()
+        return found

@@ -1,0 +1,1 @@
+"""Models in and out: loading, saving, adapters, quantised layers, modelling code for unequal layers."""

@@ -1,0 +1,68 @@
+"""LoRA on the projections of groups, and the only package that touches PEFT's internals.
+
+Knows nothing about scores or plans.
+"""
+
+from __future__ import annotations
+
+from loraprune.models.adapters.cuts import ADAPTER, STACKS, Cut, count_parameters, cuts, features, set_features
+from loraprune.models.adapters.lora import (
+    KEPT_WEIGHTS,
+    Projection,
+    attach_lora,
+    dense_for_a_while,
+    factors,
+    linear_paths,
+    lora_weights,
+    merge_lora,
+    projection,
+    projection_of,
+    zero_weights_,
+)
+from loraprune.models.adapters.modules import (
+    backbone,
+    base_layer,
+    base_model,
+    channels_first,
+    channels_last,
+    config_of,
+    find_module,
+    is_channels_first,
+    is_transposed,
+    kernel_size,
+    no_cache,
+    read_columns,
+)
+
+__all__ = [
+    "ADAPTER",
+    "KEPT_WEIGHTS",
+    "STACKS",
+    "Cut",
+    "Projection",
+    "attach_lora",
+    "backbone",
+    "base_layer",
+    "base_model",
+    "channels_first",
+    "channels_last",
+    "config_of",
+    "count_parameters",
+    "cuts",
+    "dense_for_a_while",
+    "factors",
+    "features",
+    "find_module",
+    "is_channels_first",
+    "is_transposed",
+    "kernel_size",
+    "linear_paths",
+    "lora_weights",
+    "merge_lora",
+    "no_cache",
+    "projection",
+    "projection_of",
+    "read_columns",
+    "set_features",
+    "zero_weights_",
+]

@@ -1,0 +1,142 @@
+"""Where a span runs through the tensors of a layer and of its adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from loraprune.groups import Side
+from loraprune.models.adapters.modules import base_layer, is_transposed
+from loraprune.models.quantised import cut_, kind_of, size, stored
+from loraprune.models.quantised.forms import weight_rows
+
+ADAPTER = "default"
+
+FEATURES: Mapping[Side, tuple[str, ...]] = {
+    "in": ("in_features", "nx", "in_channels"),
+    "out": ("out_features", "nf", "out_channels"),
+    "table": ("embedding_dim", "num_features", "in_channels", "out_channels", "groups"),
+    "head": ("in_features",),
+    "router": ("num_experts",),
+    "stack": ("num_experts",),
+    "expert_in": ("intermediate_dim",),
+}
+"""integers in which layers keep a size of their weights"""
+STACKS: Mapping[Side, tuple[tuple[str, int], ...]] = {
+    "stack": (("gate_up_proj", 0), ("down_proj", 0)),
+    "expert_out": (("gate_up_proj", 1),),
+    "expert_in": (("down_proj", 2),),
+}
+"""side -> parameters (experts, rows, columns) that hold the experts of a layer, and the dimension that is cut"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One tensor that a span's side runs through: `owner.name`, along dimension `dim`."""
+
+    owner: nn.Module
+    name: str
+    dim: int
+
+    @property
+    def tensor(self) -> Tensor:
+        """Return the tensor (parameter or buffer) itself."""
+        tensor = getattr(self.owner, self.name)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    @property
+    def is_quantised(self) -> bool:
+        """Say whether the tensor is the quantised weight of its layer."""
+        return self.name == "weight" and kind_of(self.owner) is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the numbers, which a quantised weight may store in another."""
+        return size(self.owner) if self.is_quantised else tuple(self.tensor.shape)
+
+    @property
+    def size(self) -> int:
+        """Return the entries along the dimension that is cut."""
+        return self.shape[self.dim]
+
+    def values(self) -> Tensor:
+        """Return the numbers that the tensor holds or stands for."""
+        if self.is_quantised:
+            return weight_rows(stored(self.owner), 0, self.shape[0])
+        return self.tensor.detach()
+
+    def keep_(self, index: Int[Tensor, " left"]) -> None:
+        """Keep some entries along the dimension; a parameter stays the same object, unless it is quantised."""
+        if self.is_quantised:
+            cut_(self.owner, self.dim, index)
+        else:
+            tensor = self.tensor
+            tensor.data = tensor.data.index_select(self.dim, index).contiguous()
+
+
+def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
+    """Yield every tensor that loses entries when units of a span on `side` of `module` go."""
+    layer = base_layer(module)
+    if side == "table":
+        yield from table_cuts(layer)
+        return
+    if side == "head":
+        yield from (Cut(copy, "weight", 1) for copy in head_copies(module))
+        return
+    if side in STACKS:
+        yield from (Cut(layer, name, dim) for name, dim in STACKS[side])
+        return
+    out_dim = 1 if is_transposed(layer) else 0
+    yield Cut(layer, "weight", 1 - out_dim if side == "in" else out_dim)
+    if side != "in" and getattr(layer, "bias", None) is not None:
+        yield Cut(layer, "bias", 0)
+    if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+        factors = module.lora_A if side == "in" else module.lora_B
+        yield Cut(factors[ADAPTER], "weight", 1 if side == "in" else 0)
+        if side == "out" and getattr(factors[ADAPTER], "bias", None) is not None:
+            yield Cut(factors[ADAPTER], "bias", 0)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers the parameters of a model stand for, quantised or not, those of its adapter left out."""
+    places = (name.rpartition(".") for name, _ in model.named_parameters() if f".{ADAPTER}." not in name)
+    return sum(math.prod(Cut(model.get_submodule(path), name, 0).shape) for path, _, name in places)
+
+
+def table_cuts(layer: nn.Module) -> Iterator[Cut]:
+    """Yield what a layer itself keeps for every unit: kernels of a depthwise convolution, else all that ends in the units."""
+    for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+        if tensor.is_floating_point():
+            yield Cut(layer, name, 0 if isinstance(layer, nn.Conv2d) else tensor.ndim - 1)
+
+
+def head_copies(module: nn.Module) -> list[nn.Module]:
+    """Return the layer of a task's head; of one that is trained as it is, the frozen original and its trained copy."""
+    if not isinstance(module, ModulesToSaveWrapper):
+        return [module]
+    return [module.original_module, module.modules_to_save[ADAPTER]]
+
+
+def features(layer: nn.Module, side: Side) -> list[str]:
+    """Return the names of the integers in which a layer keeps its size on a side."""
+    return [name for name in FEATURES.get(side, ()) if name in vars(layer)]
+
+
+def set_features(module: nn.Module, side: Side, size: int) -> None:
+    """Make the integers that layers print and check agree with their cut tensors."""
+    layer = base_layer(module)
+    holders = head_copies(module) if side == "head" else [layer, module]
+    if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+        holders.append((module.lora_A if side == "in" else module.lora_B)[ADAPTER])
+    for holder in holders:
+        for name in features(holder, side):
+            setattr(holder, name, size)
+    if isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = (size,)

@@ -1,0 +1,229 @@
+"""LoRA on the projections of groups: attaching, reading, merging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraprune.errors import ConfigError
+from loraprune.groups import Group
+from loraprune.models.adapters.cuts import ADAPTER
+from loraprune.models.adapters.modules import base_layer, base_model, find_module, is_transposed, kernel_size
+from loraprune.models.quantised import dense_layer, forget_quantiser, kind_of, stored, write_, zero_
+from loraprune.models.quantised.forms import Weight, weight_rows
+from loraprune.runtime.sharding import whole_tensor
+
+KEPT_WEIGHTS = "kept_weights"
+"""name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One adapted layer as criteria see it, W = W0 + scaling * B A (out x in).
+
+    A convolution is the matrix that multiplies its patches: `kernel` columns for every input channel.
+    """
+
+    path: str
+    layer: nn.Module
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    scaling: float
+    kernel: int = 1
+    """columns that belong to one input channel"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (out, in)."""
+        return self.lora_b.shape[0], self.lora_a.shape[1] * self.kernel
+
+    @property
+    def factors(self) -> tuple[Float[Tensor, "rank in_"], Float[Tensor, "out rank"]]:
+        """Return A and B as matrices."""
+        return self.lora_a.detach().flatten(1), self.lora_b.detach().flatten(1)
+
+    def by_channel(self, columns: Float[Tensor, " in_"]) -> Float[Tensor, " channels"]:
+        """Sum what belongs to the same input channel."""
+        return columns.view(-1, self.kernel).sum(1) if self.kernel > 1 else columns
+
+    def stored(self) -> Weight:
+        """Return the frozen weight as a matrix in its own dtype, or as the codes and scales of a quantised one."""
+        weight = stored(self.layer)
+        if not isinstance(weight, Tensor):
+            return weight
+        return weight.T if is_transposed(self.layer) else weight.flatten(1)
+
+    def base_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
+        """Return rows of the frozen weight, in its own dtype; of a quantised one, in float32."""
+        return weight_rows(self.stored(), start, stop)
+
+    @torch.no_grad()
+    def add_columns_(self, columns: Bool[Tensor, " in_"], change: Float[Tensor, "out chosen"]) -> None:
+        """Add to some columns of the frozen weight, which is quantised again if it was."""
+        if kind_of(self.layer):
+            weight = self.base_rows(0, self.shape[0])
+            weight[:, columns] += change
+            write_(self.layer, weight)
+        else:
+            base = self.stored()
+            assert isinstance(base, Tensor)
+            base[:, columns] += change.to(base.dtype)
+
+    def merged_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
+        """Return rows of W = W0 + scaling * B A in float32 or wider, a new tensor."""
+        dtype = torch.promote_types(torch.float32, self.lora_a.dtype)
+        a, b = self.factors
+        base, a, b = (tensor.to(dtype) for tensor in (self.base_rows(start, stop), a, b[start:stop]))
+        return torch.addmm(base, b, a, alpha=self.scaling)
+
+
+def projection(model: nn.Module, path: str) -> Projection:
+    """Return the adapted projection at a path of the base model.
+
+    Raises:
+        ConfigError: if it carries no LoRA, or a variant that pruning does not support.
+    """
+    return projection_of(find_module(model, path), path)
+
+
+def projection_of(module: nn.Module, path: str) -> Projection:
+    """Return the adapted projection that a module is; `path` names it in errors, which are those of `projection`."""
+    if not isinstance(module, LoraLayer) or ADAPTER not in module.lora_A:
+        raise ConfigError(f"no LoRA on {path!r}: attach it with loraprune.attach_lora(model, config)")
+    if module.use_dora.get(ADAPTER):
+        raise ConfigError(
+            "use_dora=True: DoRA's weight norms change when columns of o_proj or down_proj go (masked and sliced model "
+            "would differ); train with plain LoRA or rsLoRA"
+        )
+    weight = module.get_base_layer().weight
+    if not (isinstance(weight, Tensor) and (weight.dtype.is_floating_point or kind_of(module.get_base_layer()))):
+        raise ConfigError(
+            f"{path!r} has a weight that is quantised in a way that cannot be cut: load the 16- or 32-bit base, or quantise it "
+            "by bitsandbytes to 8 bits or nf4"
+        )
+    a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+    assert isinstance(a, nn.Parameter)
+    assert isinstance(b, nn.Parameter)
+    layer = module.get_base_layer()
+    return Projection(path, layer, a, b, module.scaling[ADAPTER], kernel_size(layer))
+
+
+def linear_paths(groups: Iterable[Group]) -> list[str]:
+    """Return the paths of all projections that the groups' units own rows or columns of, each once, in order."""
+    return list(dict.fromkeys(s.module for group in groups for s in group.spans if s.side in ("out", "in")))
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    groups: Iterable[Group],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    whole: Sequence[str] = (),
+) -> PeftModel:
+    """Put LoRA on every projection of the groups; modules in `whole` are trained as they are, everything else is frozen."""
+    names = linear_paths(groups)
+    transposed = any(is_transposed(base_layer(find_module(model, name))) for name in names)
+    # PEFT declares lora_alpha as an int, and divides it by the rank all the same.
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=names,
+        fan_in_fan_out=transposed,
+        bias="none",
+        modules_to_save=list(whole) or None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def lora_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Return the adapter's weights under the names of an adapter_model.safetensors, whole."""
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
+
+
+def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """Return the layers that hold A and B of an adapted projection."""
+    assert isinstance(module, LoraLayer)
+    a, b = module.lora_A[ADAPTER], module.lora_B[ADAPTER]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return a, b
+
+
+@torch.no_grad()
+def zero_weights_(layer: nn.Module, kept: Bool[Tensor, "out in_"]) -> None:
+    """Write zeros, not negative ones, into all weights of a layer but those in `kept`."""
+    if kind_of(layer):
+        zero_(layer, kept)
+        return
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    (weight.data.T if is_transposed(layer) else weight.data).masked_fill_(~kept.to(weight.device), 0)
+
+
+def quantised_adapters(model: nn.Module) -> list[str]:
+    """Return the paths of the projections that carry LoRA on a quantised weight."""
+    return [
+        path for path, module in model.named_modules()
+        if isinstance(module, LoraLayer) and kind_of(module.get_base_layer())
+    ]  # fmt: skip
+
+
+@contextmanager
+def dense_for_a_while(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Give quantised projections weights that can be trained; afterwards these are quantised."""
+    swapped, base = {}, base_model(model)
+    assert isinstance(base, PreTrainedModel)
+    for path in paths:
+        module = find_module(model, path)
+        if isinstance(module, LoraLayer) and kind_of(module.get_base_layer()):
+            proj = projection(model, path)
+            swapped[path] = proj.layer
+            module.base_layer = dense_layer(proj.layer, proj.base_rows(0, proj.shape[0]).to(base.dtype))
+    try:
+        yield
+    finally:
+        for path, layer in swapped.items():
+            module = find_module(model, path)
+            assert isinstance(module, LoraLayer)
+            dense = projection(model, path)
+            write_(layer, dense.base_rows(0, dense.shape[0]))
+            module.base_layer = layer
+
+
+def merge_lora(model: PeftModel) -> PreTrainedModel:
+    """Add every scaled B A to its base weight and return the plain model; `model` must not be used afterwards.
+
+    Quantised weights are numbers in the result, in the dtype of the rest of the model. Masked weights (see
+    `loraprune.pruning.sparsity.masks`) are zero, and their masks are gone.
+    """
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    for path in quantised_adapters(base):
+        proj = projection(base, path)
+        dense = dense_layer(proj.layer, proj.merged_rows(0, proj.shape[0]).to(base.dtype))
+        base.set_submodule(path, dense)
+    merged = model.merge_and_unload(progressbar=False)
+    assert isinstance(merged, PreTrainedModel)
+    forget_quantiser(merged)
+    for layer in merged.modules():
+        if KEPT_WEIGHTS in layer._buffers:
+            zero_weights_(layer, layer.get_buffer(KEPT_WEIGHTS))
+            delattr(layer, KEPT_WEIGHTS)
+    return merged

@@ -1,0 +1,55 @@
+"""Between the model types of transformers and the layer-wise ones: making them known, and finding the way back.
+
+Knows nothing about groups or weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from loraprune.errors import UnsupportedModelError, nearest
+from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX, layerwise_class, stock_models
+
+
+def register_type(model_type: str) -> None:
+    """Let transformers know a layer-wise model type, so that it loads without the code in its folder; others are let be.
+
+    Raises:
+        UnsupportedModelError: if this transformers has no model of the stock type behind it.
+    """
+    if not model_type.startswith(TYPE_PREFIX):
+        return
+    config = stock_config_class(model_type.removeprefix(TYPE_PREFIX))
+    own = layerwise_class(config)
+    AutoConfig.register(model_type, own, exist_ok=True)
+    for auto, stock in stock_models(config).items():
+        getattr(transformers, auto).register(own, layerwise_class(stock), exist_ok=True)
+
+
+def stock_config_class(model_type: str) -> Any:
+    """Return the configuration class of a stock model type.
+
+    Raises:
+        UnsupportedModelError: if this transformers has no model of that type.
+    """
+    if model_type not in CONFIG_MAPPING or not stock_models(CONFIG_MAPPING[model_type]):
+        raise UnsupportedModelError(
+            f"transformers has no model of type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}: "
+            "layer-wise models need a stock one, in a transformers that knows it"
+        )
+    return CONFIG_MAPPING[model_type]
+
+
+def stock_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the stock configuration of the dense model behind a layer-wise one; a stock one is its own."""
+    if not config.model_type.startswith(TYPE_PREFIX):
+        return config
+    values = config.to_dict()
+    for name in ("loraprune", "auto_map", "architectures"):
+        values.pop(name, None)
+    values["model_type"] = config.model_type.removeprefix(TYPE_PREFIX)
+    stock: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    return stock

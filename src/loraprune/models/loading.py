@@ -1,0 +1,248 @@
+"""Getting models and tokenizers from folders and the hub, with one clear sentence for everything that can be wrong.
+
+Knows nothing about pruning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import logging as transformers_logging
+
+from loraprune.errors import CheckpointError, ConfigError, NumericsError
+from loraprune.models.auto_classes import auto_class, find_head, start_anew
+from loraprune.models.folder import check_folder, check_weights
+from loraprune.models.layerwise.register import register_type
+from loraprune.models.library_errors import clear_errors
+from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
+from loraprune.runtime.hub import DEMO, may_be_on_hub
+
+HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+"""options of transformers that decide which file is read from the hub"""
+DESCRIBED_AT_MOST = 4
+"""a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing load reports and bars: whatever they say is checked and raised here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    if level == logging.ERROR and not bars:  # inside another; setting a level empties the caches of all loggers
+        yield
+        return
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def resolve(model: str) -> str:
+    """Return the folder of the embedded model for `demo`, and check that a folder can be a model.
+
+    Raises:
+        CheckpointError: for a folder that is missing, or not fit to be opened.
+    """
+    if model == DEMO:
+        return str(files("loraprune.models") / "demo")
+    if os.path.isdir(model):  # unlike Path.is_dir, no error for a name that is too long
+        check_folder(Path(model))
+    elif os.path.isfile(model):
+        raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
+    elif not may_be_on_hub(model):
+        raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
+    return model
+
+
+def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a model's configuration."""
+    with quiet(), clear_errors(model):
+        config = _config(model, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"--model {model}: its weights are quantised already, and would be rounded a second time; name the 16- or 32-bit checkpoint, "
+            "and give --quantize to hold it in 8 or 4 bits"
+        )
+    return config
+
+
+def _config(model: str, **options: Any) -> PreTrainedConfig:
+    folder = resolve(model)
+    _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
+    config = AutoConfig.from_pretrained(folder, **options)
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
+    """Load a model with the head that its configuration names; a layer-wise one too, for which no code from its folder is run.
+
+    Args:
+        model: A folder or a hub id; `demo` is the model that ships with the package.
+        options: Options of `from_pretrained` of transformers.
+
+    Raises:
+        CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
+    """
+    return _load(str(model), None, None, options)[0]
+
+
+def _load(
+    model: str,
+    head: str | None,
+    new: Callable[[str], bool] | None,
+    options: dict[str, Any],
+    quantising: Callable[[nn.Module], dict[str, Any]] | None = None,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load a model with a head; return it and the paths of the modules that `new` allows the checkpoint to lack."""
+    with quiet(), clear_errors(model):
+        chosen = {name: options[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in options}
+        config = options.get("config") or _config(model, **chosen)
+        kind, folder = auto_class(head or find_head(config)), resolve(model)
+        if os.path.isdir(folder):
+            _check_size(folder, kind, config, trust_remote_code=bool(options.get("trust_remote_code")))
+        # Pickles are never read; the last two are there to name the tensor in our own words.
+        strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        if quantising:
+            with torch.device("meta"):
+                shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
+            strict |= quantising(shell)
+        loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict))
+    loaded, info = loaded_and_info
+    fresh: set[str] = set()
+    for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
+        # A mismatch is a tuple of name and both shapes.
+        names = {entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ()}
+        allowed = set(filter(new, names)) if new else set()
+        fresh |= {name.rpartition(".")[0] for name in allowed}
+        wrong = names - allowed
+        if wrong:
+            raise CheckpointError(
+                f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
+            )
+    loaded.config.architectures = [type(loaded).__name__]
+    return loaded, tuple(sorted(fresh))
+
+
+def _check_size(folder: str, kind: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
+    """Check that weights are about as many as the configuration says: memory would be taken for all it says.
+
+    Raises:
+        CheckpointError: if they are not, or are no whole safetensors files.
+    """
+    stored = check_weights(Path(folder))
+    with torch.device("meta"):
+        described = kind.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
+    if described > DESCRIBED_AT_MOST * stored:
+        raise CheckpointError(
+            f"--model {folder}: config.json describes {described:,} parameters, the weights have {stored:,}: it is another model's"
+        )
+
+
+def _register(folder: str, **hub_options: Any) -> None:
+    """Make a layer-wise model's type known before transformers looks for it."""
+    values, _ = PreTrainedConfig.get_config_dict(folder, **hub_options)
+    register_type(str(values.get("model_type", "")))
+
+
+def load_model(
+    model: str, *, device: torch.device, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a model with the head that its configuration names; `dtype` None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: for weights that are missing, torn, or of other shapes than the configuration says.
+        NumericsError: for NaN or infinite weights.
+    """
+    return load_with_head(model, None, device=device, dtype=dtype, trust_remote_code=trust_remote_code)[0]
+
+
+def load_with_head(
+    model: str,
+    head: str | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    values: Mapping[str, Any] | None = None,
+    new: Callable[[str], bool] | None = None,
+    seed: int = 0,
+    quantisation: Quantisation | None = None,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
+
+    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels. With a `quantisation`
+    weights are quantised one by one as they are read: the whole model is never in memory in 16 bits.
+
+    Returns:
+        The model, and the paths of the modules that started anew.
+
+    Raises:
+        CheckpointError: for other weights that are missing, torn, or of other shapes than the configuration says.
+        NumericsError: for NaN or infinite weights.
+    """
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    named = dict(config.id2label or {})
+    config.update(dict(values or {}))
+    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
+    quantising = None
+    if quantisation:
+        computed = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+        quantising = partial(loading_options, quantisation, dtype=computed, device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loaded, fresh = _load(model, head, new, options, quantising)
+        if new and config.id2label != named:
+            fresh = start_anew(loaded, new, fresh)
+    if quantisation:
+        del loaded.config.quantization_config  # what is saved later has no quantised weights
+        prepare_(loaded)
+        _let_go_of_files(loaded)
+    for name, tensor in stored_parameters(loaded):
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(
+                f"--model {model}: {name} holds NaN or infinity; use a checkpoint whose training did not diverge"
+            )
+    placed: Any = loaded
+    result: PreTrainedModel = loaded if quantisation else placed.to(device)
+    return result, fresh
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy what was not quantised: on a CPU it may be a view of the whole file, which would stay in memory for its sake."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
+            tensor.data = tensor.data.clone()
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
+    with quiet(), clear_errors(model, "its tokenizer"):
+        _register(resolve(model))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        tokenizer("a")  # some of its settings are looked at only now
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"--model {model}: its tokenizer has neither a padding nor an end token; set one and save it")
+    result: PreTrainedTokenizerBase = tokenizer
+    return result

@@ -1,0 +1,150 @@
+"""Looking at what a command is given before any of the work: models and data, each on its own, all problems at once.
+
+Knows nothing about what the command will do with them.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraprune.config.commands import KNOWN
+from loraprune.data import naming, open_source
+from loraprune.data.images.benchmarks import find_benchmark
+from loraprune.errors import SECRET, Findings
+from loraprune.evaluation.tasks import Request, choose_task, find_task
+from loraprune.families import find_groups
+from loraprune.models.folder import check_weights
+from loraprune.models.known_shapes import published_config
+from loraprune.models.loading import load_config, resolve
+from loraprune.runtime.device import choose_device
+from loraprune.runtime.hub import SUFFIXES, needs_no_hub, without_hub
+
+TRAINED = ("groups", "data", "weights")
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "inspect": ("groups",),
+    "plan": ("groups",),
+    "prune": TRAINED,
+    "finetune": TRAINED,
+    "compare": TRAINED,
+    "evaluate": ("data", "weights"),
+    "benchmark": ("weights",),
+    "compare-models": ("data", "weights"),
+    "export": ("groups", "weights"),
+}
+"""command -> what it needs of a model besides its configuration; the demo brings its own"""
+DESCRIBING = ("inspect", "plan")
+"""commands that know the shapes of published models without their files"""
+JUDGING = ("evaluate", "compare-models")
+"""commands that train on nothing: their data are held out"""
+MODELS = ("model", "against", "models")
+"""options that name a model, or several"""
+
+
+def check_model(model: str, needs: tuple[str, ...], found: Findings, *, trust_remote_code: bool = False) -> None:
+    """Look at a model's configuration and groups; of weights only the headers are read."""
+    before = len(found.errors)
+    with found.check():
+        resolve(model)
+    if len(found.errors) > before:  # there is nothing to look at
+        return
+    with found.check():
+        config = load_config(model, trust_remote_code=trust_remote_code)
+        if "groups" in needs:
+            find_groups(config)
+    if "weights" in needs and os.path.isdir(model):
+        with found.check():
+            check_weights(Path(model))
+
+
+def check_data(
+    model: str,
+    data: str | None,
+    held_out: str | None,
+    found: Findings,
+    *,
+    task: str | None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Look at what is trained on, at what is judged by, and at what makes a model's inputs of both; all of it is read.
+
+    Where the model cannot be read, which is for `check_model` to tell, only texts are looked at.
+    """
+    read: Callable[[str, str], object] = _read_texts
+    with Findings().check():
+        config = load_config(model, trust_remote_code=trust_remote_code)
+        with found.check():
+            name = data or held_out
+            task_of = choose_task(config, task, data=name) if name else find_task(config, task)
+            read = task_of.read
+            task_of.processor(Request(model, config, data, held_out, 0, trust_remote_code=trust_remote_code))
+    for option, name, part in (("--data", data, "train"), ("--eval" if data else "--data", held_out, "held_out")):
+        if name:
+            with found.check(), naming(option):
+                read(name, part)
+
+
+def _read_texts(name: str, part: str) -> object:
+    """Read a source that is surely one of texts, or leads nowhere."""
+    folders = glob.glob(os.path.join(glob.escape(name), "*", ""))
+    nowhere = needs_no_hub(name) and not os.path.exists(os.path.expanduser(name)) and not find_benchmark(name)
+    if nowhere or Path(name).suffix.lower() in SUFFIXES or (os.path.isdir(name) and not folders):
+        return open_source(name).read(part)
+    return None
+
+
+def check_judged(
+    command: str,
+    models: Sequence[str],
+    texts: Sequence[str],
+    *,
+    device: str,
+    task: str | None = None,
+    trust_remote_code: bool = False,
+) -> torch.device:
+    """Look at everything that a command which measures models is given, and return the device.
+
+    Raises:
+        LoraPruneError: with all that is wrong.
+    """
+    found, chosen = Findings(), torch.device("cpu")
+    with found.check():
+        chosen = choose_device(device)
+    for model in models:
+        check_model(model, NEEDS[command], found, trust_remote_code=trust_remote_code)
+        for text in texts:
+            check_data(model, None, text, found, task=task, trust_remote_code=trust_remote_code)
+    found.raise_all()
+    return chosen
+
+
+def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the models and data that options name, as far as that shows without the hub.
+
+    For options some of which are wrong already: the hub is not asked for anything then.
+    """
+    found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
+    texts: Sequence[str | None] = _visible(values.get("data")) or [None]
+    held_out = next(iter(_visible(values.get("eval"))), None)
+    pairs = [(None, text) if command in JUDGING else (text, held_out) for text in texts]
+    # What is pushed may be no checkpoint of transformers.
+    named = MODELS if command != "push" else ()
+    models = [name for option in named for name in _visible(values.get(option))]
+    if command in DESCRIBING:
+        models = [name for name in models if name != KNOWN and published_config(name) is None]
+    for model in models:
+        check_model(model, needs, found, trust_remote_code=trust)
+    for model in (models or [""]) if "data" in needs else []:
+        for data, judged in pairs:
+            check_data(model, data, judged, found, task=values.get("task"), trust_remote_code=trust)
+    return found.problems()
+
+
+def _visible(value: str | list[str] | None) -> list[str]:
+    """Return what can be looked at without the hub of an option; what holds a token is told already."""
+    return [name for name in without_hub(value) if not SECRET.search(name)]

@@ -1,0 +1,1 @@
+"""Which units to remove, when, and how: target, schedule, allocation, masks, slices, verification."""

@@ -1,0 +1,245 @@
+"""The mechanism of pruning while training: score, average, decide, remove. Whoever trains calls it; it trains nothing.
+
+Knows nothing about the Trainer, data or files.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.errors import NumericsError
+from loraprune.families import find_groups
+from loraprune.groups import Group, Span
+from loraprune.models.adapters import base_layer, config_of, count_parameters, find_module, linear_paths, projection
+from loraprune.models.quantised import kind_of, restore_, stored_parameters
+from loraprune.plan import Plan
+from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.recovery.blockwise import fit_blocks_, weight_scales
+from loraprune.pruning.recovery.compensation import Rows, Trace, compensate_
+from loraprune.pruning.surgery import check_groups, renew_trained_, slice_
+from loraprune.pruning.target import check_recovery, goal_counts, groups_in_play, make_space, target_ratio, tell_kinds
+from loraprune.pruning.verify import check_units, unit_sums
+from loraprune.runtime.processes import are_joined, from_first, take_from_first_, together
+from loraprune.runtime.sharding import is_sharded
+from loraprune.scoring import make_scorer
+from loraprune.scoring.average import RunningScores, read_scores
+from loraprune.scoring.criteria import criteria
+
+
+def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
+    return Plan({group.name: group.units for group in groups}, {name: tuple(units) for name, units in kept.items()})
+
+
+class Pruner:
+    """Owns the scores, the plan and the removal of units of one adapted model."""
+
+    def __init__(self, model: nn.Module, config: LoRAPruneConfig) -> None:
+        self.model, self.config = model, config
+        self.dense_config = copy.deepcopy(config_of(model))
+        every = find_groups(config_of(model))
+        check_groups(model, every)
+        self.groups = groups_in_play(config_of(model), every, config)
+        """groups that may lose units"""
+        tell_kinds(config_of(model), every, config)
+        for path in linear_paths(self.groups):
+            projection(model, path)
+        check_recovery(self.groups, config)
+        if config.local:
+            self.scales = weight_scales(model, self.groups)
+        self.space = make_space(model, self.groups, config)
+        parameters = count_parameters(model)
+        self.target = target_ratio(self.space, config, model_parameters=parameters)
+        self.final = goal_counts(self.space, config, model_parameters=parameters)
+        self.plan = Plan.full(self.groups)
+        self.is_done = self.counts() == self.final
+        """whether the target is reached"""
+        self.present = self.groups
+        """groups of the model as it is now: fewer units than `groups` once it shrinks"""
+        self.scores = RunningScores(self.plan.units, decay=config.decay)
+        self.history: dict[str, torch.Tensor] = {}
+        """step/group -> (units,) scores before the removal at that step, if they are kept"""
+        if config.scores:
+            self.scores.load(read_scores(config.scores, self.plan.units))
+        criterion = criteria.get(config.criterion)
+        self.scorer = make_scorer(
+            criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
+        )
+        self.masks = None if config.shrink else Masks(model, self.groups)
+
+    def counts(self) -> dict[str, int]:
+        """Return the units that every group keeps now."""
+        return {name: len(kept) for name, kept in self.plan.kept.items()}
+
+    def ratio(self) -> float:
+        """Return the fraction of the prunable parameters that is removed now."""
+        return self.space.budget.ratio(self.counts())
+
+    def score(self) -> None:
+        """Average in the scores of this step; gradients must be whole, unscaled and unclipped. Saved scores stay as they are."""
+        if self.config.scores:
+            self.scorer.forget()
+            return
+        self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
+
+    def note(self, step: int) -> None:
+        """Keep a copy of the scores as they are at a step, NaN for units that are gone."""
+        for name, kept in self.plan.kept.items():
+            values = torch.full_like(self.scores.values[name], torch.nan, dtype=torch.float32)
+            values[list(kept)] = self.scores.values[name][list(kept)].float()
+            self.history[f"{step}/{name}"] = values
+
+    def forget(self) -> None:
+        """Drop what was gathered for the scores of this step."""
+        self.scorer.forget()
+
+    def remove(
+        self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
+    ) -> None:
+        """Remove the lowest units until `progress` (0 to 1) of the way to the target; with `rows`, refit what stays on them.
+
+        Processes rank by the first one's scores: rounding may differ between machines, plans may not.
+
+        Raises:
+            NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
+        """
+        self.scores.values = from_first(self.scores.values)
+        counts = self._counts_at(progress)
+        kept = {}
+        for name, units in self.plan.kept.items():
+            wanted = min(counts[name], len(units))
+            if 0 < wanted < len(units):
+                self._check_scores(name, units)
+            kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
+        self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows)
+        self.is_done = progress >= 1
+        if self.is_done:
+            self.scorer.close()
+
+    def _counts_at(self, progress: float) -> dict[str, int]:
+        """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
+        allocation = ALLOCATIONS[self.config.allocation]
+        final = self.final
+        if allocation.scored and not self.config.has_dimensions:
+            final = reach(self.space, allocation, self.target, self._present_scores())
+        return towards(self.space, final, progress)
+
+    def _present_scores(self) -> Scores:
+        """Return the running scores of the units that are there."""
+        return {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
+
+    def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None) -> None:
+        """Carry out a plan that keeps a part of what is there."""
+        positions = plan.kept if self.masks else self.plan.positions(plan)
+        trace = Trace(self.model, self.present, rows) if rows and plan != self.plan else None
+        due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if trace else {}
+        if self.masks:
+            self.masks.set(plan.kept)
+        else:
+            self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
+            if are_joined() and optimizer is not None:
+                renew_trained_(self.model, optimizer)
+            self.scorer.resize(self.present)
+            rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
+            check_units(due, unit_sums(self.model, self.present) if trace else {}, rounded=rounded)
+        if trace and rows:
+            with together():
+                self._refit(trace, rows, plan)
+            self._share_changed()
+        self.plan = plan
+
+    @torch.no_grad()
+    def _share_changed(self) -> None:
+        """Give every process the weights that the first one refitted."""
+        if are_joined():
+            for layer in self._changed_layers().values():
+                held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
+                take_from_first_(held.values())
+                restore_(layer, held)
+
+    def _refit(self, trace: Trace, rows: Rows, plan: Plan) -> None:
+        """Bring what is left near to what the model gave before the cut."""
+        if self.config.compensate:
+            kept = plan.kept if self.masks else Plan.full(self.present).kept
+            compensate_(self.model, self.present, kept, trace, rows)
+        if self.config.local:
+            changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
+            if self.config.local_all:
+                names = list(plan.kept)
+                changed = names[names.index(changed[0]) :]
+            fit_blocks_(
+                self.model,
+                self.present,
+                changed,
+                trace,
+                rows,
+                self.scales,
+                steps=self.config.local,
+                seed=self.config.seed,
+            )
+
+    def finish(self) -> None:
+        """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model.
+
+        Of one in parts the cut is left to who puts them together.
+        """
+        self.scorer.close()
+        if self.masks:
+            self.masks.remove()
+            self.masks = None
+            if not is_sharded(self.model):
+                self.cut(self.model)
+
+    def cut(self, model: nn.Module) -> None:
+        """Cut a model that was masked while training."""
+        self.model = model
+        self.present = slice_(model, self.present, self.plan.kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
+        weights = {path: dict(stored_parameters(layer)) for path, layer in self._changed_layers().items()}
+        return {
+            "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
+            "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`: cuts or masks a dense model."""
+        plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
+        self.apply(plan)
+        for path, layer in self._changed_layers().items():
+            restore_(layer, state["weights"][path])
+        self.scores.load(state["scores"])
+        self.history = dict(state["history"])
+        self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
+        self.scorer.load_state_dict(state["scorer"])
+        if self.is_done:
+            self.scorer.close()
+
+    def _changed_layers(self) -> dict[str, nn.Module]:
+        """Return the layers whose weights cutting alone does not give: rescaled norms, and refitted projections."""
+        spans = (span for group in self.groups for span in group.spans if self._is_changed(span))
+        return {span.module: base_layer(find_module(self.model, span.module)) for span in spans}
+
+    def _is_changed(self, span: Span) -> bool:
+        return span.side == "norm" or span.side in self.config.changed
+
+    def release(self) -> None:
+        """Let go of the model, so that its memory can be had back; scores and plan stay."""
+        self.model = nn.Module()
+        del self.scorer
+
+    def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
+        values = self.scores.values[name][torch.tensor(units)]
+        if not self.scores.updates or values.min() == values.max():
+            raise NumericsError(
+                f"all units of {name!r} score {float(values[0])}: nothing tells them apart, so none is removed; "
+                "train at least one step first and check that gradients reach the adapters"
+            )

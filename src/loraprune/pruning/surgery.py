@@ -1,0 +1,139 @@
+"""Irreversible removal of units: base weights, LoRA factors and optimiser state are cut in place.
+
+Cutting equals masking, as AdamW acts on each element alone. Knows nothing about scores or schedules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraprune.errors import GroupMismatchError
+from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
+from loraprune.models.adapters import STACKS, Cut, base_layer, config_of, cuts, find_module, set_features
+from loraprune.models.layerwise.modeling_loraprune import LayerConfig
+
+
+def slice_(
+    model: nn.Module,
+    groups: Sequence[Group],
+    kept: Mapping[str, Sequence[int]],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> tuple[Group, ...]:
+    """Remove all units but those in `kept` (by group name, indices into the present units); modifies `model`.
+
+    Parameters keep their identity, so optimiser, scheduler and trainer stay valid; gradients of cut parameters are
+    dropped. No autograd graph may be alive.
+
+    Returns:
+        The groups of the smaller model.
+    """
+    resized = []
+    for group in groups:
+        units = kept.get(group.name, range(group.units))
+        resized.append(_slice_group(model, group, units, optimizer) if len(units) < group.units else group)
+    return tuple(resized)
+
+
+def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer: torch.optim.Optimizer | None) -> Group:
+    for (path, side), spans in sides(group).items():
+        module = find_module(model, path)
+        for cut in cuts(module, side):
+            size = cut.size
+            entries = kept_entries(size, spans, group.units, kept)
+            index = torch.from_numpy(entries).to(cut.tensor.device)
+            _cut(cut, index, optimizer)
+            if side == "norm":
+                rescale_norm_(cut.tensor, before=size, after=len(entries))
+            else:
+                set_features(module, side, len(entries))
+    smaller = group.resize(len(kept))
+    for name, value in attribute_values(group, len(kept)).items():
+        set_attribute(model, name, value)
+    return smaller
+
+
+@torch.no_grad()
+def _cut(cut: Cut, index: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    tensor = cut.tensor
+    old_shape = tensor.shape
+    tensor.grad = None
+    cut.keep_(index)
+    if optimizer is None or tensor not in optimizer.state:
+        return
+    state = optimizer.state[tensor]
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.shape == old_shape:
+            state[name] = value.index_select(cut.dim, index.to(value.device)).contiguous()
+
+
+def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make new parameters of all that are trained, with the same numbers and optimiser state.
+
+    After a cut DDP needs it: the nodes of autograd that it holds on to know the old shapes.
+    """
+    fresh: dict[Tensor, nn.Parameter] = {}
+    for owner in model.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if parameter.requires_grad:
+                fresh.setdefault(parameter, nn.Parameter(parameter.data))
+                setattr(owner, name, fresh[parameter])
+    for group in optimizer.param_groups:
+        group["params"] = [fresh.get(old, old) for old in group["params"]]
+    for old, new in fresh.items():
+        if old in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(old)
+
+
+@torch.no_grad()
+def rescale_norm_(weight: Tensor, *, before: int, after: int) -> None:
+    """Make an RMS norm over `after` channels give what it gave over `before` with the others zero."""
+    weight.data.mul_(math.sqrt(before / after))
+
+
+def set_attribute(model: nn.Module, path: str, value: int) -> None:
+    """Set an integer of a module; a layer that shares the model's configuration gets a view of its own first."""
+    owner, name = path.rsplit(".", 1)
+    if owner.endswith(".config"):
+        module: Any = find_module(model, owner.removesuffix(".config"))
+        shared = config_of(model)
+        if module.config is shared:
+            module.config = LayerConfig(shared)
+        setattr(module.config, name, value)
+    else:
+        setattr(find_module(model, owner), name, value)
+
+
+def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Compare every span with the tensors of the model.
+
+    Raises:
+        GroupMismatchError: for a path that does not resolve, a span out of bounds, or spans that overlap.
+    """
+    owned: dict[tuple[str, Side], list[tuple[int, int, str]]] = {}
+    for group in groups:
+        for span in group.spans:
+            stop = span.offset + group.units * span.width
+            owned.setdefault((span.module, span.side), []).append((span.offset, stop, group.name))
+    for (path, side), ranges in owned.items():
+        module = find_module(model, path)
+        has_weight = side == "table" or side in STACKS or getattr(base_layer(module), "weight", None) is not None
+        sizes = [cut.size for cut in cuts(module, side)] if has_weight else []
+        if not sizes:
+            raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
+        size = min(sizes)
+        ranges.sort()
+        for (_, stop, name), (start, _, other) in pairwise(ranges):
+            if start < stop:
+                raise GroupMismatchError(f"{path!r} ({side}): groups {name} and {other} own the same entries")
+        if ranges[-1][1] > size or ranges[0][0] < 0:
+            raise GroupMismatchError(
+                f"{path!r} has {size} entries on its {side!r} side, its family expects {ranges[-1][1]}: "
+                "the configuration does not describe these weights"
+            )

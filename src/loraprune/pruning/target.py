@@ -1,0 +1,190 @@
+"""What a run may remove and how much of it: the groups in play, what their units own, and the counts that the options ask for.
+
+Knows nothing about scores over time, removal or training.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from loraprune.config.pruning import LoRAPruneConfig, parse_count
+from loraprune.errors import ConfigError, PlanError, nearest
+from loraprune.families import find_groups
+from loraprune.families.depth import check_layers
+from loraprune.groups import EXPERTS, Group, consumers
+from loraprune.models.adapters import base_layer, config_of, cuts, find_module
+from loraprune.models.saving import storable_counts, storable_kinds
+from loraprune.plan import Budget
+from loraprune.pruning.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, widths_left
+from loraprune.pruning.recovery.blockwise import check_blocks
+from loraprune.pruning.recovery.compensation import check_compensation
+from loraprune.runtime import launch
+from loraprune.scoring import can_score
+from loraprune.scoring.average import read_scores
+from loraprune.scoring.criteria import criteria
+
+logger = logging.getLogger(__name__)
+
+
+def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
+    """Count the parameters that one unit of every group owns, adapters left out."""
+    each: Counter[str] = Counter()
+    owners: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
+    """tensor -> group, dimension, parameters that the group's units own"""
+    sizes: dict[tuple[str, str], int] = {}
+    for group in groups:
+        for span in group.spans:
+            layer = base_layer(find_module(model, span.module))
+            for cut in (cut for cut in cuts(layer, span.side) if isinstance(cut.tensor, nn.Parameter)):
+                sizes[span.module, cut.name] = math.prod(cut.shape)
+                one = math.prod(cut.shape) // cut.size * span.width
+                each[group.name] += one
+                owners.setdefault((span.module, cut.name), []).append((group.name, cut.dim, one * group.units))
+    shared: Counter[tuple[str, str]] = Counter()
+    for (path, name), parts in owners.items():
+        size = sizes[path, name]
+        for (one_group, one_dim, rows), (other_group, other_dim, columns) in combinations(parts, 2):
+            if one_dim != other_dim:
+                shared[one_group, other_group] += rows * columns // size
+    return Budget(dict(each), {group.name: group.units for group in groups}, dict(shared))
+
+
+def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> tuple[Group, ...]:
+    """Return the groups that may lose units: those of the kinds that --kinds names.
+
+    Raises:
+        ConfigError: if the model has none of a kind.
+    """
+    present = tuple(dict.fromkeys(group.kind for group in groups))
+    if options.kinds in ("auto", "all"):
+        storable = storable_kinds(config, groups)
+        free = options.kinds == "all" or not ALLOCATIONS[options.allocation].equal or not storable
+        chosen: set[str] = set(present if free else storable)
+        if options.kinds == "auto" and not options.scores:
+            criterion = criteria.get(options.criterion)
+            chosen -= {group.kind for group in groups if not can_score(criterion, group)}
+    else:
+        chosen = {kind.strip() for kind in options.kinds.split(",")}
+    if odd := sorted(chosen - set(present)):
+        raise ConfigError(
+            f"--kinds {options.kinds}: this model has no {odd[0]!r}{nearest(odd[0], present)}: it has {', '.join(present)}"
+        )
+    return tuple(group for group in groups if group.kind in chosen)
+
+
+def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
+    """Say which kinds stay whole without having been asked to, or need modelling code in the folder."""
+    left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
+    coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
+    unscored = left & {group.kind for group in groups if not can_score(criteria.get(options.criterion), group)}
+    if unscored:
+        logger.info(
+            "units of kind %s stay whole: --criterion %s cannot score them",
+            " and ".join(sorted(unscored)),
+            options.criterion,
+        )
+    left -= unscored
+    if left and options.kinds == "auto":
+        logger.info(
+            "units of kind %s stay whole: no stock checkpoint of type %r can hold fewer; --kinds all prunes them too and saves "
+            "modelling code in the folder", " and ".join(sorted(left)), config.model_type,
+        )  # fmt: skip
+    if coded:
+        logger.info(
+            "no stock checkpoint of type %r can hold fewer units of kind %s: modelling code will lie in the folder",
+            config.model_type, " and ".join(sorted(coded)),
+        )  # fmt: skip
+
+
+def check_recovery(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
+    """Refuse groups in play that cannot recover in the ways that the options ask for.
+
+    Raises:
+        ConfigError: for what cannot be refitted, or has no block to learn; for models in parts.
+    """
+    if launch.is_sharded():
+        check_parts(groups, config)
+    if config.compensate:
+        check_compensation(groups)
+    if config.local:
+        check_blocks(groups)
+
+
+def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
+    """Refuse what needs whole weights while training, which FSDP keeps in parts.
+
+    Raises:
+        ConfigError: for recovery of frozen weights, and for stacks of experts.
+    """
+    remedy = "launch without --use_fsdp"
+    if config.compensate or config.local:
+        raise ConfigError(f"--compensate, --local: FSDP keeps weights in parts, which cannot be refitted; {remedy}")
+    if any(group.kind in EXPERTS for group in groups):
+        raise ConfigError(
+            f"--kinds {config.kinds}: FSDP keeps stacks of experts in parts, which cannot be masked; {remedy}"
+        )
+
+
+def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneConfig) -> Space:
+    """Return what an allocation may choose from for this model; `groups` are those in play.
+
+    Equal widths are ones that a stock checkpoint can hold, unless a kind in play rules such a checkpoint out anyway.
+    """
+    stock = {group.kind for group in groups} <= set(storable_kinds(config_of(model), groups))
+    equal = ALLOCATIONS[config.allocation].equal and stock
+    storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
+    if config.depth:
+        check_layers(config_of(model), find_groups(config_of(model)), groups)
+        check_biases(model, groups)
+    return Space(groups, measure_budget(model, groups), config.round, storable, layers=config.depth)
+
+
+def check_biases(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Refuse --depth where a layer without units still adds something.
+
+    Raises:
+        ConfigError: for a reading projection with a bias.
+    """
+    for path in (span.module for group in groups for span in consumers(group)):
+        if getattr(base_layer(find_module(model, path)), "bias", None) is not None:
+            raise ConfigError(
+                f"--depth true: {path!r} has a bias, which a layer without units would still add; leave --depth out"
+            )
+
+
+def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
+    """Return the counts that the options ask for: exact dimensions, a number of parameters, or a ratio.
+
+    Raises:
+        PlanError: if they cannot be had.
+    """
+    if config.has_dimensions:
+        heads, ffn = widths_left(space, heads=config.heads_ratio, ffn=config.ffn_ratio)
+        return exact_counts(space, heads=config.heads or heads, ffn=config.ffn or ffn)
+    ratio = target_ratio(space, config, model_parameters=model_parameters)
+    # Where scores decide there may be none yet: with equal ones the answer is a possible end, or why there is none.
+    scores: Scores = {group.name: [1.0] * group.units for group in space.groups}
+    if config.scores:
+        units = {group.name: group.units for group in space.groups}
+        scores = {name: values.tolist() for name, values in read_scores(config.scores, units).items()}
+    return reach(space, ALLOCATIONS[config.allocation], ratio, scores)
+
+
+def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
+    """Return the ratio of prunable parameters that --ratio or --parameters asks for."""
+    if config.parameters is None:
+        return config.ratio
+    wanted, fixed = parse_count(config.parameters), model_parameters - space.budget.prunable
+    if not fixed < wanted <= model_parameters:
+        raise PlanError(
+            f"--parameters {config.parameters}: this model has {model_parameters:,}, of which {fixed:,} are never pruned; "
+            "choose a number between the two"
+        )
+    return (model_parameters - wanted) / space.budget.prunable

@@ -1,0 +1,204 @@
+"""Every save verifies itself: the masked dense model, the sliced model and the model loaded from disk must agree.
+
+Knows nothing about how the model came about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraprune.errors import NumericsError, VerificationError
+from loraprune.evaluation.tasks import Inputs, find_task
+from loraprune.families.depth import gone_layers
+from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
+from loraprune.models.adapters import base_layer, cuts, find_module
+from loraprune.plan import Plan
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.surgery import rescale_norm_
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+"""largest difference of two logits, relative to the largest logit: summation order in float32, rounding in 16 bits"""
+ROUNDED_TOLERANCE = 0.15
+"""the same where activations are rounded to 8 bits: 0.04 was measured on random models"""
+MIXTURES = 16
+"""numbers that stand for a unit's weights"""
+ROUNDED_UNITS = 0.4
+"""largest difference of the mixtures of a span's units that were quantised twice, relative to their norm; of other units it is 1.4"""
+PROBE_ROWS, PROBE_TOKENS = 2, 48
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Largest differences of logits, relative to the largest logit."""
+
+    masked_vs_sliced: float
+    sliced_vs_reloaded: float
+    tolerance: float
+    saved_as: str
+    """model type of the reloaded model"""
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, inputs: Inputs) -> Float[Tensor, "..."]:
+    """Return a model's logits on the CPU in float32; the model ends in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    logits: Tensor = model(**placed).logits
+    return logits.float().cpu()
+
+
+def probe_of(model: PreTrainedModel) -> Inputs:
+    """Return the inputs on which a model and what is made of it are compared."""
+    return find_task(model.config).probe(model.config, PROBE_ROWS, PROBE_TOKENS)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference of two tensors relative to the largest value of the first."""
+    return ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item()
+
+
+def check_difference(what: str, value: float, dtype: torch.dtype, *, rounded: bool = False) -> float:
+    """Return `value`, or raise a VerificationError if it exceeds the tolerance of the dtype.
+
+    `rounded` says that one of the two rounds its activations to 8 bits, as LLM.int8 does on a GPU.
+    """
+    if math.isnan(value):
+        raise NumericsError(
+            f"{what}: after the last step logits are NaN or infinite; nothing was saved: lower --lr, or use --dtype float32"
+        )
+    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE[dtype]
+    if not value <= tolerance:
+        raise VerificationError(
+            f"{what}: logits differ by {value:.2e} of the largest, {tolerance:.0e} is allowed; nothing was saved. "
+            "Please report this with the command and the output of `loraprune inspect`"
+        )
+    return value
+
+
+@torch.no_grad()
+def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Sequence[Group], plan: Plan) -> None:
+    """Write the kept weights of a sliced model into their places in the dense one; dropped units stay as they were.
+
+    `sliced` maps names of tensors to the sliced model's tensors, each of which is read once. Modifies `dense`.
+    """
+    entries = kept_along(dense, groups, plan)
+    norms = {f"{span.module}.weight" for group in groups for span in group.spans if span.side == "norm"}
+    # Tied weights are stored once, and named_parameters names each once; buffers that are not stored follow from the shapes.
+    stored = [(name, buffer) for name, buffer in dense.named_buffers() if name in sliced]
+    gone = gone_layers({name: len(kept) for name, kept in plan.kept.items()})
+    for name, tensor in (*dense.named_parameters(), *stored):
+        if layer_path(name) in gone:
+            continue
+        values, cut_dims = sliced[name], entries.get(name, {})
+        if name in norms:
+            values = values.to(tensor, copy=True)
+            rescale_norm_(values, before=len(values), after=len(tensor))
+        if cut_dims:
+            tensor[_grid(tensor, cut_dims)] = values.to(tensor)
+        else:
+            tensor.copy_(values)
+
+
+def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, Int[Tensor, " left"]]]:
+    """Return for every frozen tensor that the plan cuts, dimension by dimension, the entries that stay."""
+    entries: dict[str, dict[int, Int[Tensor, " left"]]] = {}
+    for group in groups:
+        for (path, side), spans in sides(group).items():
+            for cut in cuts(base_layer(find_module(model, path)), side):
+                size = cut.size
+                dims = entries.setdefault(f"{path}.{cut.name}", {})
+                dims[cut.dim] = torch.from_numpy(kept_entries(size, spans, group.units, plan.kept[group.name]))
+    return entries
+
+
+def _grid(tensor: Tensor, kept: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+    """Return an index of the entries that stay along every dimension, which broadcast against each other."""
+    every = [kept.get(dim, torch.arange(size)).to(tensor.device) for dim, size in enumerate(tensor.shape)]
+    return torch.meshgrid(*every, indexing="ij")
+
+
+FROZEN: tuple[Side, ...] = ("out", "in", "router", "expert_out")
+"""sides whose weights no training step changes"""
+
+UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
+"""group name and span -> (units, MIXTURES) random mixtures of the frozen weights of every unit"""
+
+
+@torch.no_grad()
+def unit_sums(
+    model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, changed: Collection[Side] = ()
+) -> UnitSums:
+    """Return a fingerprint of every unit's frozen weights on the sides that were not `changed`, adapters left out.
+
+    Of a dense model, `plan` leaves out the units that are not kept.
+    """
+    sums: dict[tuple[str, Span], Tensor] = {}
+    entries = kept_along(model, groups, plan) if plan else {}
+    for group in groups:
+        for place, span in enumerate(s for s in group.spans if s.side in FROZEN and s.side not in changed):
+            cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
+            tensor = cut.values()
+            for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
+                tensor = tensor if dim == cut.dim else tensor.index_select(dim, kept.to(tensor.device))
+            rows = tensor.movedim(cut.dim, 0).flatten(1)
+            rows = rows[span.offset : span.offset + group.units * span.width].double()
+            owned = (rows @ _mixtures(rows)).view(group.units, span.width, MIXTURES).sum(1)
+            chosen = owned[list(plan.kept[group.name])] if plan else owned
+            sums[group.name, replace(span, offset=place)] = chosen.cpu()
+    return sums
+
+
+def _mixtures(rows: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns mixtures"]:
+    """Return factors that are always the same for as many columns: plain sums of trained weights may cancel."""
+    drawn = torch.randn(rows.shape[1], MIXTURES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn.to(rows.device)
+
+
+def check_units(dense: UnitSums, sliced: UnitSums, *, rounded: bool = False) -> None:
+    """Raise a VerificationError unless the sliced model holds exactly the units that the plan of `dense` keeps.
+
+    `sliced` must be taken before LoRA is merged: frozen weights are the dense model's own, or where columns of 4-bit blocks were cut
+    (`rounded`) near to them.
+    """
+
+    def agree(found: Tensor, expected: Tensor) -> bool:
+        if found.shape != expected.shape:
+            return False
+        close = torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+        return close or (rounded and bool((found - expected).norm() <= ROUNDED_UNITS * expected.norm()))
+
+    for (name, span), found in sliced.items():
+        expected = dense[name, span]
+        if not agree(found, expected):
+            raise VerificationError(
+                f"{span.module!r} does not hold the units that the plan of {name!r} names; nothing was saved. Please report "
+                "this with the command and the output of `loraprune inspect`"
+            )
+
+
+def masked_logits(
+    dense: PreTrainedModel,
+    sliced: Mapping[str, Tensor],
+    groups: Sequence[Group],
+    plan: Plan,
+    inputs: Inputs,
+) -> Float[Tensor, "..."]:
+    """Return the logits of the dense architecture with the kept weights filled in and dropped units masked.
+
+    Modifies `dense`, whose dropped units keep their own, non-zero weights: only the masks silence them.
+    """
+    fill_dense_(dense, sliced, groups, plan)
+    masks = Masks(dense, groups)
+    masks.set(plan.kept)
+    logits = logits_of(dense, inputs)
+    masks.remove()
+    return logits

@@ -1,0 +1,1 @@
+"""What a run writes for readers: report.json, report.html, the model card and plots."""

@@ -1,0 +1,119 @@
+"""Model cards: the README.md of a folder, with the metadata that the hub reads.
+
+Knows nothing about how anything was measured, and asks no network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+
+from loraprune.evaluation.tasks import tasks
+from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.runtime.hub import OURS, lies_here
+
+CARD = "README.md"
+UNKNOWN = "unknown"
+"""the hub's word for a licence that nobody stated"""
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+PIPELINES = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "seq2seq": "text2text-generation",
+    "sequence-classification": "text-classification",
+    "image-classification": "image-classification",
+}
+"""task -> pipeline_tag of the hub"""
+
+
+def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the metadata of a model made from `model`: names of the hub as they are; paths of this machine are left out."""
+    base = base_metadata(model)
+    name = model if is_hub_name(model) else base.get("base_model")
+    values: dict[str, Any] = {"base_model": name, "license": base.get("license", UNKNOWN)}
+    values |= {key: base[key] for key in ("license_name", "license_link", "language") if key in base}
+    values |= {
+        "datasets": [data] if data and "/" in data and is_hub_name(data) else None,
+        "library_name": "transformers",
+    }
+    values |= {"pipeline_tag": PIPELINES.get(task), "tags": ["loraprune", "pruned", *tags]}
+    return {key: value for key, value in values.items() if value}
+
+
+def is_hub_name(name: str) -> bool:
+    """Say whether a name is one of the hub, as far as that shows from here."""
+    return name not in OURS and not lies_here(name) and bool(HUB_NAME.fullmatch(name))
+
+
+def base_metadata(model: str) -> Mapping[str, Any]:
+    """Return the metadata of a base model's own card, from its folder or the hub's cache; nothing if there is none."""
+    if is_hub_name(model):
+        cached = try_to_load_from_cache(model, CARD)
+        return split_card(Path(cached))[0] if isinstance(cached, str) else {}
+    return split_card(Path(model) / CARD)[0]
+
+
+def split_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Return metadata and text of a card; a card that is missing or malformed has neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}, ""
+    found = FRONT.match(text)
+    try:
+        values = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        values = None
+    return (values if isinstance(values, dict) else {}), text[found.end() :] if found else text
+
+
+def join_card(values: Mapping[str, Any], text: str) -> str:
+    """Return the text of a card with its metadata."""
+    front = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{text.lstrip()}"
+
+
+def licence_line(values: Mapping[str, Any]) -> str:
+    """Say in one sentence under which licence a model stands."""
+    known = values.get("license", UNKNOWN)
+    if known == UNKNOWN:
+        return "The licence of the base model applies; which one that is was unknown when this card was written."
+    return f"Licence: {values.get('license_name', known)}, that of the base model."
+
+
+def model_card(values: Mapping[str, Any], *, output: str, seed: int) -> str:
+    """Return the card of a run's folder; `values` is its report.json, `output` its name."""
+    parameters, metric = values["parameters"], values["metric"]
+    head = tasks.get(values["task"]).head
+    about = metadata(values["model"], values["data"], values["task"])
+    rows = [
+        ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
+        (metric, f"{values[metric]['dense']:.3f}", f"{values[metric]['pruned']:.3f}"),
+    ]
+    if "ratio_reached" in values:
+        what = (
+            "ratio of prunable weights that are zero"
+            if "sparsity" in values
+            else "ratio of prunable parameters removed"
+        )
+        rows.insert(1, (what, "0", f"{values['ratio_reached']:.4f}"))
+    flag = ", trust_remote_code=True" if values["saved_as"]["model_type"].startswith(TYPE_PREFIX) else ""
+    table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
+    return join_card(
+        about,
+        f"# {Path(output).name}\n\n"
+        f"Made from `{values['model']}` by `loraprune {values['job']}` on `{values['data']}` ({values['steps']} steps, seed {seed}).\n"
+        f"{licence_line(about)}\n\n"
+        f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
+        "Measured on data held out of the training; the protocol stands in report.json.\n\n"
+        f"Load it with {values['saved_as']['load']}:\n\n"
+        f"```python\nfrom transformers import {head}\n\n"
+        f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
+        "To repeat the run: `loraprune " + values["job"] + " --config run.yaml --output another/folder`.\n",
+    )

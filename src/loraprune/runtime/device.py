@@ -1,0 +1,83 @@
+"""Where to compute and in which precision.
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from loraprune.errors import ConfigError
+from loraprune.runtime import launch
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of an option: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: if this machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available[name]:
+        raise ConfigError(f"--device {name}: this machine has none; use --device cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of an option; `auto` keeps the checkpoint's, but uses float32 on a CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    dtype = getattr(torch, "float32" if name == "tf32" else name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def check_training(dtype: str, optimizer: str, device: torch.device) -> None:
+    """Refuse a precision or an optimiser that a device cannot train with.
+
+    Raises:
+        ConfigError: for float16 without a GPU, and TF32 and paged optimisers without the right one.
+    """
+    if dtype == "float16" and device.type == "cpu":
+        raise ConfigError(
+            "--dtype float16: its gradients need a loss scale, which is for GPUs; use bfloat16 or float32 here"
+        )
+    if dtype == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise ConfigError("--dtype tf32: only CUDA devices of Ampere or later round products so; use --dtype float32")
+    if optimizer.startswith("paged") and device.type != "cuda":
+        raise ConfigError(
+            f"--optimizer {optimizer}: it moves its state out of a CUDA device; use --optimizer adamw here"
+        )
+
+
+def check_compile(device: torch.device) -> None:
+    """Refuse to compile a step where that cannot be done.
+
+    Raises:
+        ConfigError: for several processes, and for a CPU without a C++ compiler.
+    """
+    if launch.count() > 1:
+        raise ConfigError(f"--compile true: {launch.count()} processes wrap the model; launch one, or leave it out")
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ConfigError(
+            "--compile true: torch.compile needs a C++ compiler such as g++ on a CPU, and there is none; leave it out"
+        )
+
+
+@contextmanager
+def tf32_products(wanted: bool) -> Iterator[None]:
+    """Let products of float32 matrices be rounded to TF32 for a while."""
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,152 @@
+"""What processes that train one model together tell each other. A single process asks nobody.
+
+Gradients are accelerate's business. What is said here are decisions, errors and small sums, on the CPU by gloo whatever the
+devices are. A process that dies closes its connections, which ends the others' waiting with an error.
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+from loraprune.errors import LoraPruneError
+from loraprune.runtime import launch
+
+STEP = timedelta(minutes=30)
+"""how long a step waits for another process: the Trainer's own default"""
+ALONE = timedelta(hours=24)
+"""how long others wait while the first process merges, saves and verifies; of one that died they hear at once"""
+Value = TypeVar("Value")
+
+
+def count() -> int:
+    """Return how many processes there are."""
+    return launch.count()
+
+
+def are_joined() -> bool:
+    """Say whether gradients are added up over processes, if only over a single one."""
+    return dist.is_initialized()
+
+
+@contextmanager
+def joined(command: str, device: str) -> Iterator[None]:
+    """Let the processes of a launch find each other, as accelerate does it: by nccl on GPUs, by gloo on CPUs.
+
+    Raises:
+        ConfigError: for a launch that cannot do what it is for.
+    """
+    launch.check_launch(command)  # the command line has done so before torch was loaded; a caller from Python has not
+    if not launch.is_launched() or dist.is_initialized():  # a round of several, or a caller who has joined them
+        yield
+        return
+    PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=STEP)
+    dist.monitored_barrier(words(), timeout=STEP)
+    yield
+    # After an error the process ends instead: taking leave of others that wait for it might never end.
+    words.cache_clear()
+    dist.destroy_process_group()
+
+
+@functools.cache
+def words() -> dist.ProcessGroup:
+    """Return the group of all processes that speaks by gloo; all make it at the same point."""
+    group = dist.new_group(backend="gloo", timeout=ALONE)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Carry a block out in every process; what goes wrong in one is raised in all of them. Nothing in it may wait for others."""
+    found: LoraPruneError | None = None
+    try:
+        yield
+    except LoraPruneError as error:
+        found = error
+    for first_found in filter(None, gather(found)):
+        raise first_found
+
+
+def first_alone(function: Callable[[], Value]) -> Value:
+    """Let the first process do something; all return what it returns, or raise the error that it raises."""
+    if count() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if launch.is_first():
+        try:
+            outcome[0] = function()
+        except LoraPruneError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=words())
+    if outcome[1] is not None:
+        raise outcome[1]
+    value: Value = outcome[0]
+    return value
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the first process carry a block out before the others do: it writes what they read."""
+    if not launch.is_first():
+        first_alone(int)
+    yield
+    if launch.is_first():
+        first_alone(int)
+
+
+def from_first(value: Value) -> Value:
+    """Return the first process's value."""
+    return first_alone(lambda: value)
+
+
+def gather(value: Value) -> list[Value]:
+    """Return the value of every process, in order."""
+    if count() == 1:
+        return [value]
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, value, group=words())
+    return found
+
+
+def most(value: int) -> int:
+    """Return the largest value of all processes."""
+    if count() == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=words())
+    return int(found)
+
+
+def agreed(reason: str | None) -> str | None:
+    """Return what the first process that has a reason says; None if none has one."""
+    if not most(int(reason is not None)):
+        return None
+    return next(filter(None, gather(reason)))
+
+
+def add_up(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return sums over all processes, which have the same names and shapes: in float64, the same bits everywhere."""
+    if count() == 1 or not sums:
+        return dict(sums)
+    names = sorted(sums)
+    flat = torch.cat([sums[name].detach().double().cpu().flatten() for name in names])
+    dist.all_reduce(flat, group=words())
+    parts = flat.split([sums[name].numel() for name in names])
+    return {name: part.view(sums[name].shape).to(sums[name]) for name, part in zip(names, parts, strict=True)}
+
+
+def take_from_first_(tensors: Iterable[Tensor]) -> None:
+    """Give tensors the values that they have in the first process; they stay on their devices."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

@@ -1,0 +1,157 @@
+"""Where a run writes until it is done: OUTPUT.partial, beside the folder that it becomes.
+
+    OUTPUT.partial/lock             held by the run that writes here
+    OUTPUT.partial/result/          takes the name OUTPUT when everything in it is written and checked
+    OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
+    OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
+    OUTPUT.partial/teacher/         what the dense model said, see `loraprune.training.distillation`
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
+from loraprune.runtime.atomic import former_of, replace_folder
+from loraprune.runtime.output import output_problem
+from loraprune.runtime.processes import first_alone
+
+PARTIAL = ".partial"
+CHECKPOINT = "step-"
+"""what the names of checkpoints begin with"""
+RESULT = "result"
+ROUNDS = "rounds"
+
+logger = logging.getLogger(__name__)
+
+
+def workspace_of(output: Path) -> Path:
+    """Return the folder that a run writes to until it is done."""
+    return output.with_name(output.name + PARTIAL)
+
+
+@contextmanager
+def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterator[Path]:
+    """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
+
+    If it fails, checkpoints stay, and nothing else. With `resume` those of an earlier run are there. Of several processes, which
+    all see the folder, the first one makes and moves it.
+
+    Raises:
+        CheckpointError: if `output` exists and may not be replaced, another run writes it, an unfinished run would be lost, or
+            nothing can be written there.
+    """
+    with ExitStack() as stack:
+        yield first_alone(lambda: stack.enter_context(_new_folder(output, overwrite=overwrite, resume=resume)))
+        first_alone(stack.close)
+
+
+@contextmanager
+def _new_folder(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path]:
+    output = output.absolute()
+    workspace = workspace_of(output)
+    _recover(output)
+    problem = output_problem(str(output), overwrite=overwrite, resume=resume)
+    if problem:
+        raise CheckpointError(problem)
+    if not (overwrite or resume) and _checkpoints(workspace):
+        raise CheckpointError(
+            f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to go on with it, or "
+            "--overwrite to start anew"
+        )
+    with _locked(output, workspace):
+        _sweep(workspace, checkpoints=False)
+        folder = workspace / RESULT
+        try:
+            folder.mkdir()
+            yield folder
+            for file in folder.iterdir():
+                file.chmod(0o644)  # safetensors makes its files private
+            replace_folder(folder, output)
+            _sweep(workspace, checkpoints=True)
+        except BaseException as error:
+            left = _checkpoints(workspace)
+            if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
+                logger.warning("%s is kept: the same command with --resume goes on from there", left[-1])
+            if _is_full(error):
+                raise CheckpointError(
+                    f"--output {output}: the disk is full ({error}); nothing was written: free some space"
+                ) from None
+            raise
+        finally:
+            _sweep(workspace, checkpoints=False)
+
+
+def has_checkpoints(workspace: Path) -> bool:
+    """Say whether an unfinished run left something to go on from."""
+    return bool(_checkpoints(workspace))
+
+
+def forget_checkpoints(workspace: Path) -> None:
+    """Remove what an unfinished run left, as another one begins; until then nothing that was there may be lost."""
+    for path in _contents(workspace):
+        if path.name != RESULT:
+            shutil.rmtree(path)
+
+
+@contextmanager
+def _locked(output: Path, workspace: Path) -> Iterator[None]:
+    """Keep other runs out of the workspace, which is gone afterwards unless something is left in it."""
+    lock = FileLock(workspace / "lock")
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(f"--output {output}: another run is writing it now; choose another folder") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"--output {output}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        empty = not _contents(workspace)
+        lock.release()
+        if empty:
+            shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _contents(workspace: Path) -> list[Path]:
+    return [path for path in workspace.iterdir() if path.name != "lock"]
+
+
+def _checkpoints(workspace: Path) -> list[Path]:
+    """Return what an unfinished run can go on from: checkpoints, or finished rounds and the checkpoints of the next one."""
+    finished = (path for path in workspace.glob(f"{ROUNDS}/*") if path.suffix != PARTIAL)
+    patterns = (f"{CHECKPOINT}*", f"{ROUNDS}/*{PARTIAL}/{CHECKPOINT}*")
+    return [*sorted(finished), *(path for pattern in patterns for path in sorted(workspace.glob(pattern)))]
+
+
+def _sweep(workspace: Path, *, checkpoints: bool) -> None:
+    """Remove what is half-written; with `checkpoints`, or where there are none, all the rest too."""
+    everything = checkpoints or not _checkpoints(workspace)
+    for path in _contents(workspace):
+        if everything or path.name == RESULT or path.name.startswith("."):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _recover(output: Path) -> None:
+    """Give a folder its name back that a run was about to replace when it was killed."""
+    former = former_of(workspace_of(output) / RESULT)
+    if os.path.isdir(former) and not output.exists():  # unlike Path.is_dir, no error for a name that is too long
+        former.rename(output)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Say whether a write failed for lack of space; safetensors has the number in its text only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)

@@ -1,0 +1,162 @@
+"""The registry of criteria and the data they see.
+
+A criterion is one function, of one of four kinds. A *saliency* looks at a tile of one projection and its LoRA factors and
+gives one number per weight; a *gradient* does so with the tile's true gradient. A *gate* looks at the effect of each unit's
+gate on the loss, an *activation* at what flows into a group's consuming projection; both give one number per unit or channel.
+Knows nothing about averaging, schedules or plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprune.errors import ConfigError
+from loraprune.models.quantised.forms import Weight
+from loraprune.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Some rows of one projection, W = W0 + scaling * B A, in float32 or wider."""
+
+    base: Weight
+    """W0; of a whole projection as it is stored, of some rows of it always numbers"""
+    a: Float[Tensor, "rank in_"]
+    b: Float[Tensor, "rows rank"]
+    grad_a: Float[Tensor, "rank in_"]
+    grad_b: Float[Tensor, "rows rank"]
+    whole_b: Float[Tensor, "whole rank"]
+    """B with the rows of all tiles"""
+    scaling: float
+    generator: torch.Generator
+    """the run's own source of randomness"""
+
+    def merged(self) -> Float[Tensor, "rows in_"]:
+        """Return W, a new tensor."""
+        assert isinstance(self.base, Tensor)
+        return torch.addmm(self.base, self.b, self.a, alpha=self.scaling)
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """What flowed into one consuming projection over the tokens of an optimiser step, by input channel."""
+
+    mean: Float[Tensor, " channels"]
+    second_moment: Float[Tensor, " channels"]
+    """mean of the square"""
+    column_norm: Float[Tensor, " channels"]
+    """squared L2 norm of the column of W that reads the channel"""
+
+
+@runtime_checkable
+class Fused(Protocol):
+    """A saliency already reduced, for a whole projection at once: faster than tiles, never another result."""
+
+    def __call__(self, tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return the row and the column sums of |saliency|^power, None where not wanted; `base` has its stored dtype here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saliency:
+    """A criterion on single weights that sees LoRA's factors and their gradients."""
+
+    name: str
+    function: Callable[[Tile], Tensor]
+    """tile -> (rows, in) signed saliencies, to which the configured power is applied"""
+    fused: Fused | None = None
+    needs_gradient: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A criterion on single weights that sees the true gradient of W, which exists for one tile at a time only."""
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    """tile of W, tile of dL/dW -> (rows, in) signed saliencies, to which the configured power is applied"""
+    needs_gradient: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A criterion on the effect of a virtual gate m = 1 on what each unit sends on."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    """dL/dm of every sample (samples, units) -> (units,), added up over the micro-batches of a step"""
+    finish: Callable[[Tensor], Tensor]
+    """what is done to that sum at the end of the step"""
+    needs_gradient: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A criterion on what flows into the consuming projections; no gradient is needed."""
+
+    name: str
+    function: Callable[[Channels], Tensor]
+    """statistics -> (channels,) scores, summed over the channels of a unit"""
+    needs_gradient: bool = False
+
+
+Criterion: TypeAlias = Saliency | Gradient | Gate | Activation
+
+criteria: Registry[Criterion] = Registry("criterion", ConfigError)
+
+TileFunction: TypeAlias = Callable[[Tile], Tensor]
+PairFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+TensorFunction: TypeAlias = Callable[[Tensor], Tensor]
+ChannelFunction: TypeAlias = Callable[[Channels], Tensor]
+
+
+def register_saliency(
+    name: str, *, needs_gradient: bool = True, fused: Fused | None = None
+) -> Callable[[TileFunction], TileFunction]:
+    """Register an elementwise criterion; with `needs_gradient=False` it also works before any training step."""
+
+    def register(function: TileFunction) -> TileFunction:
+        criteria.add(name, Saliency(name, function, fused, needs_gradient))
+        return function
+
+    return register
+
+
+def register_gradient(name: str) -> Callable[[PairFunction], PairFunction]:
+    """Register an elementwise criterion on the weight and its true gradient."""
+
+    def register(function: PairFunction) -> PairFunction:
+        criteria.add(name, Gradient(name, function))
+        return function
+
+    return register
+
+
+def unchanged(sums: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+    """Return its argument."""
+    return sums
+
+
+def register_gate(name: str, *, finish: TensorFunction = unchanged) -> Callable[[TensorFunction], TensorFunction]:
+    """Register a criterion on the gates' effects; `finish` is applied to the sum over a step."""
+
+    def register(function: TensorFunction) -> TensorFunction:
+        criteria.add(name, Gate(name, function, finish))
+        return function
+
+    return register
+
+
+def register_activation(name: str) -> Callable[[ChannelFunction], ChannelFunction]:
+    """Register a criterion on activations alone."""
+
+    def register(function: ChannelFunction) -> ChannelFunction:
+        criteria.add(name, Activation(name, function))
+        return function
+
+    return register

@@ -1,0 +1,29 @@
+"""The paper's criterion: the gradient of W is estimated from the gradients of A and B alone."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprune.models.quantised.forms import Factors
+from loraprune.scoring.criteria.base import Tile, register_saliency
+from loraprune.scoring.kernels import eq10_fits, eq10_sums, eq10_tiles
+
+
+def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return the sums over rows and columns of a whole projection, from one pass of a kernel where it fits."""
+    factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
+    reduce = eq10_sums if eq10_fits(tile.base, factors) else eq10_tiles
+    return reduce(tile.base, factors, power=power, rows=rows, columns=columns)
+
+
+@register_saliency("lora", fused=lora_sums)
+def lora(tile: Tile) -> Float[Tensor, "rows in_"]:
+    """Return (dB A + B dA - dB dA) * W, the estimate as one product of rank 2r: [dB, B] [A - dA; dA].
+
+    Source: Eq 9 and 10 with eta = 1; the square of Eq 10 is the `power` option.
+    """
+    left = torch.cat((tile.grad_b, tile.b), dim=1)
+    right = torch.cat((tile.a - tile.grad_a, tile.grad_a), dim=0)
+    return (left @ right).mul_(tile.merged())

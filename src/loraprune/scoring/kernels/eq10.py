@@ -1,0 +1,181 @@
+"""Eq 10 reduced to row and column sums in one read of the weight (Triton).
+
+A program owns BN columns and walks down tiles tiles of BM rows. A tile's two products, the gradient estimate
+[B dB] [dA; A - dA] and s B A, are formed in registers from slices of the factors; their product's power is reduced at once.
+Nothing of size out x in is written.
+
+Deterministic: a program writes its sums to a place of its own, which are then added in a fixed order; no atomics, and block sizes
+that depend on shapes and formats alone, not on a search by the clock.
+
+What the arithmetic needs. An H100 reads 3 TB/s, in bfloat16 6.5 weights a cycle of one of its 132 multiprocessors, which issues
+128 instructions a cycle: 20 a weight. At rank 8 the products take 24 multiply-adds a weight: on the vector units alone they would
+be the bottleneck, so they go to the tensor units, where single products are too coarse: TF32 and BF16 round an entry of B or
+of its gradient by up to 2^-11 and 2^-9, once for a whole row, and a row's score would be wrong by as much. Therefore each
+factor is split into two BF16 numbers (2^-17 is left) and three products of the pieces are added, six a tile in all: 21 weights a
+cycle, three times what memory delivers. Up to rank 8 the estimate's two factors side by side fill the depth of 16 that a tensor unit
+multiplies anyway. BF16 has float32's exponents, so gradients of 1e-20 need no scaling. Weights of 32 bits take
+twice as long to read and get three TF32 products a product, which is exact to about 2^-21.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprune.models.quantised.forms import Factors, Int8Rows, Nf4Blocks, Weight, nf4_levels
+
+EXACT_RANK = 32
+"""three TF32 products need twice the room of the BF16 pieces; 32-bit weights of a higher rank make do with these"""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Sizes of tiles and programs."""
+
+    bm: int
+    bn: int
+    warps: int
+    stages: int
+    programs: int
+    """about how many share the work: one wave on an H100"""
+
+
+def blocks(form: str, k: int, *, exact: bool, columns: bool) -> Blocks:
+    """Return the sizes for a format and a padded depth, twice the rank.
+
+    They keep a program within 99 KiB of shared memory (what the smallest of the devices has) and, up to rank 16, within its registers;
+    a multiprocessor then holds the programs that are counted here, as the compiler's figures for an H100 say.
+    """
+    if k * (2 if exact else 1) > 32:
+        return Blocks(bm=64, bn=32, warps=4, stages=1, programs=132 * 2)
+    if exact:
+        return Blocks(bm=64, bn=64, warps=4, stages=3, programs=132 * 3)
+    if form == "nf4":  # stages would copy every look-up of a level to shared memory on its own
+        return Blocks(bm=64, bn=64, warps=4, stages=1, programs=132 * (3 if columns else 4))
+    return Blocks(bm=64, bn=128, warps=4, stages=3, programs=132 * (2 if columns else 3))
+
+
+def launch(
+    weight: Weight, factors: Factors, *, power: int, rows: bool, columns: bool, sizes: Blocks | None = None
+) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
+    """Return what `loraprune.scoring.kernels.eq10_sums` says."""
+    out, in_ = weight.shape
+    device, rank = factors.a.device, factors.a.shape[0]
+    form, stored, scales, strides = _stored(weight)
+    exact = stored.dtype == torch.float32 and rank <= EXACT_RANK
+    k = max(16, 1 << (2 * rank - 1).bit_length())  # tensor units multiply no fewer
+    sizes = sizes or blocks(form, k, exact=exact, columns=columns)
+    across, down = -(-in_ // sizes.bn), -(-out // sizes.bm)  # outside of a kernel triton.cdiv takes microseconds
+    tiles = -(-down // max(1, sizes.programs // across))
+    chunks = -(-down // tiles)
+    row_parts = torch.empty((across, out) if rows else (0,), dtype=torch.float32, device=device)
+    column_parts = torch.empty((chunks, in_) if columns else (0,), dtype=torch.float32, device=device)
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        _eq10[(across, chunks)](
+            stored, scales, nf4_levels(device), *(tensor.contiguous() for tensor in factors.tensors()), row_parts,
+            column_parts, out, in_, *strides, float(factors.scaling), tiles, FORM=form, POWER=power, ROWS=rows, COLUMNS=columns,
+            EXACT=exact, PIECE=tl.bfloat16 if device.type == "cuda" else tl.float32,
+            RANK=rank, K=k, BM=sizes.bm, BN=sizes.bn, STAGES=sizes.stages,
+            num_warps=sizes.warps,
+        )  # fmt: skip
+    return row_parts.sum(0) if rows else None, column_parts.sum(0) if columns else None
+
+
+def _stored(weight: Weight) -> tuple[str, Tensor, Tensor, tuple[int, ...]]:
+    """Return the name of a weight's format, its codes, its scales (any tensor if it has none) and the codes' strides."""
+    if isinstance(weight, Int8Rows):
+        return "int8", weight.codes, weight.absmax, weight.codes.stride()
+    if isinstance(weight, Nf4Blocks):
+        return "nf4", weight.packed, weight.absmax, (weight.width, 1)
+    return "dense", weight, weight, weight.stride()
+
+
+@triton.jit
+@no_type_check
+def _dot(p, q, total, EXACT: tl.constexpr, PIECE: tl.constexpr):
+    """Return total + p q in float32: (m, k) (k, n)."""
+    if EXACT:
+        return tl.dot(p, q, total, input_precision="tf32x3")
+    p_high, p_low = _split(p, PIECE)
+    q_high, q_low = _split(q, PIECE)
+    total = tl.dot(p_low, q_high, total)
+    total = tl.dot(p_high, q_low, total)
+    return tl.dot(p_high, q_high, total)
+
+
+@triton.jit
+@no_type_check
+def _split(x, PIECE: tl.constexpr):
+    """Return the two bfloat16 numbers that add up to x but for 2^-17, in a type that holds them."""
+    high = x.to(tl.bfloat16, fp_downcast_rounding="rtne")
+    low = (x - high.to(tl.float32)).to(tl.bfloat16, fp_downcast_rounding="rtne")
+    return high.to(PIECE), low.to(PIECE)
+
+
+@triton.jit
+@no_type_check
+def _weight(weight, scales, code, i, start, rows, columns, stride_row, stride_column, FORM: tl.constexpr,
+            BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Return a tile of W0, rows i and BN columns from `start`, in float32."""
+    if FORM == "nf4":
+        # Two codes a byte, the first in the high half; a block's 64 weights are 32 bytes, `columns` is even and rows may be padded.
+        half = start // 2 + tl.arange(0, BN // 2)
+        at = i[:, None] * (stride_row // 2) + half[None, :]
+        inside = (i < rows)[:, None] & (half < columns // 2)[None, :]
+        byte = tl.load(weight + at, mask=inside, other=0).to(tl.int32)
+        pairs = tl.join(tl.load(code + (byte >> 4)), tl.load(code + (byte & 15)))
+        absmax = tl.load(scales + at // 32, mask=inside, other=0.0)
+        return (pairs * absmax[:, :, None]).reshape(BM, BN)
+    j = start + tl.arange(0, BN)
+    inside = (i < rows)[:, None] & (j < columns)[None, :]
+    tile = tl.load(weight + i[:, None] * stride_row + j[None, :] * stride_column, mask=inside, other=0).to(tl.float32)
+    if FORM == "int8":
+        tile *= tl.load(scales + i, mask=i < rows, other=0.0)[:, None] / 127.0
+    return tile
+
+
+@triton.jit
+@no_type_check
+def _eq10(
+    weight, scales, code, a, b, grad_a, grad_b, row_parts, column_parts,
+    rows, columns, stride_row, stride_column, scaling, tiles,
+    FORM: tl.constexpr, POWER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+    PIECE: tl.constexpr, RANK: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Write the row sums of every column block and the column sums of every chunk of `tiles` row tiles."""
+    block, chunk = tl.program_id(0), tl.program_id(1)
+    k = tl.arange(0, K)
+    j = block * BN + tl.arange(0, BN)
+    first, second = k < RANK, (k >= RANK) & (k < 2 * RANK)
+    first_q = first[:, None] & (j < columns)[None, :]
+    second_q = second[:, None] & (j < columns)[None, :]
+    at_q = k[:, None] * columns + j[None, :]
+    at_second = (k - RANK)[:, None] * columns + j[None, :]
+    q_merged = tl.load(a + at_q, mask=first_q, other=0.0).to(tl.float32) * scaling
+    q_estimate = tl.load(grad_a + at_q, mask=first_q, other=0.0).to(tl.float32)
+    q_estimate += tl.load(a + at_second, mask=second_q, other=0.0).to(tl.float32)
+    q_estimate -= tl.load(grad_a + at_second, mask=second_q, other=0.0).to(tl.float32)
+    column_sums = tl.zeros((BM, BN), tl.float32)
+    for tile in tl.range(0, tl.minimum(tiles, tl.cdiv(rows, BM) - chunk * tiles), num_stages=STAGES):
+        i = (chunk * tiles + tile) * BM + tl.arange(0, BM)
+        at_p = i[:, None] * RANK + k[None, :]
+        p = tl.load(b + at_p, mask=(i < rows)[:, None] & first[None, :], other=0.0).to(tl.float32)
+        p += tl.load(grad_b + at_p - RANK, mask=(i < rows)[:, None] & second[None, :], other=0.0).to(tl.float32)
+        w = _weight(weight, scales, code, i, block * BN, rows, columns, stride_row, stride_column, FORM, BM, BN)
+        w = _dot(p, q_merged, w, EXACT, PIECE)
+        estimate = _dot(p, q_estimate, tl.zeros((BM, BN), tl.float32), EXACT, PIECE)
+        saliency = estimate * w
+        saliency = saliency * saliency if POWER == 2 else tl.abs(saliency)
+        if ROWS:
+            tl.store(row_parts + block * rows + i, tl.sum(saliency, 1), mask=i < rows)
+        if COLUMNS:
+            column_sums += saliency
+    if COLUMNS:
+        tl.store(column_parts + chunk * columns + j, tl.sum(column_sums, 0), mask=j < columns)

@@ -1,0 +1,1 @@
+"""From a criterion to one score per unit: one module a kind of criterion."""

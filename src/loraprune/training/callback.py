@@ -1,0 +1,197 @@
+"""Joining a transformers Trainer (TRL's SFTTrainer too): scores before clipping, removal after the step.
+
+Knows nothing about criteria or plans; it only tells the `Pruner` when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.errors import ConfigError, NumericsError
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.schedule import Schedule
+from loraprune.pruning.sparsity.sparsifier import Sparsifier
+from loraprune.runtime import launch
+from loraprune.runtime.processes import agreed, are_joined, count
+from loraprune.training.guard import StepGuard, take_scale_out
+from loraprune.training.teachers import LABELS, ROW
+
+FOREIGN = ("bitsandbytes.", "torchao.")
+"""optimisers whose moments lie in blocks, or in pages of their own"""
+IMAGE_TOKENS = 64
+"""what an image counts towards --calibration"""
+
+logger = logging.getLogger(__name__)
+
+
+class LoRAPruneCallback(TrainerCallback):
+    """Prunes the Trainer's model while it trains; the model must carry LoRA (see `attach_lora`).
+
+    Clipping by `max_grad_norm` is taken over: the Trainer would clip before the scores are taken.
+    """
+
+    def __init__(self, config: LoRAPruneConfig, *, guarded: bool = False) -> None:
+        """Take the settings, and whether a `GuardedTrainer` trains, which wraps a cut model anew for several processes."""
+        self.config, self.guarded = config, guarded
+        self.guard = StepGuard()
+        self.pruner: Pruner | Sparsifier | None = None
+        self.schedule: Schedule | None = None
+        self.history: list[dict[str, float]] = []
+        """step and ratio reached after every removal"""
+        self._clip = 0.0
+        self._rows: CalibrationRows | None = None
+        self._turn = 0
+        self._restored = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the groups, check everything that could fail later, and take clipping over."""
+        if args.deepspeed or launch.uses_deepspeed():
+            raise ConfigError(launch.DEEPSPEED)
+        if launch.is_sharded() and not self.guarded:
+            raise ConfigError(
+                "FSDP: a model in parts cannot be cut at the end of a training of your own; use `loraprune prune`, or DDP"
+            )
+        optimizer = getattr(kwargs.get("optimizer"), "optimizer", None)
+        if self.config.shrink and not self.config.sparsity and type(optimizer).__module__.startswith(FOREIGN):
+            raise ConfigError(
+                f"{type(optimizer).__name__} of {type(optimizer).__module__.partition('.')[0]}: its state cannot be cut with the model; "
+                "train with torch's AdamW, or with shrink=False"
+            )
+        if state.global_step and not self._restored:
+            raise ConfigError(
+                "resume_from_checkpoint: the Trainer's checkpoints lack scores and shapes; `loraprune prune` writes and resumes "
+                "its own"
+            )
+        config = self.config
+        if not self._restored:
+            self.prepare(kwargs["model"])
+        if config.changed:
+            self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration, turn=self._turn)
+        self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
+        self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
+
+    def prepare(self, model: nn.Module) -> None:
+        """Look at an adapted, dense model; the beginning of a training does so by itself."""
+        config = self.config
+        if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
+            logger.info("processes: %d; units are masked while training, and cut at its end", count())
+            config = replace(config, shrink=False)
+        self.pruner = (Sparsifier if config.sparsity else Pruner)(model, config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs of scores, plan and history."""
+        assert self.pruner is not None
+        return {
+            "pruner": self.pruner.state_dict(), "history": self.history, "turn": self._rows.turn if self._rows else 0,
+            "guard": self.guard.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; cuts or masks the model of `prepare`, whose Trainer is to be made afterwards."""
+        assert self.pruner is not None
+        self.pruner.load_state_dict(state["pruner"])
+        self.history, self._turn, self._restored = list(state["history"]), int(state["turn"]), True
+        self.guard.load_state_dict(state["guard"])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run if too many steps were skipped."""
+        self.guard.on_step_begin(args, state, control)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
+        model: nn.Module = kwargs["model"]
+        if self.guard.overflowed(model, take_scale_out(kwargs["optimizer"])):
+            self._forget()
+            return
+        if reason := self.guard.reason(model) or agreed(self._score()):
+            self.guard.skip(model, state, reason)
+            self._forget()
+            return
+        self.guard.accept()
+        if self._clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
+
+    def _score(self) -> str | None:
+        """Score this step, or say why its scores are not to be used."""
+        assert self.pruner is not None
+        try:
+            if not self.pruner.is_done:
+                self.pruner.score()
+        except NumericsError as error:
+            return str(error)
+        return None
+
+    def _forget(self) -> None:
+        assert self.pruner is not None
+        if not self.pruner.is_done:
+            self.pruner.forget()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remove units where the schedule says so."""
+        assert self.pruner is not None
+        assert self.schedule is not None
+        if self.pruner.is_done or not self.schedule.is_event(state.global_step):
+            return
+        progress = self.schedule.progress(state.global_step)
+        if isinstance(self.pruner, Pruner) and self.pruner.config.history:
+            self.pruner.note(state.global_step)
+        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
+        self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
+        logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take hooks off, cut a masked model, and give clipping back."""
+        assert self.pruner is not None
+        self.guard.on_train_end(args, state, control)
+        self.pruner.finish()
+        self._restored = False
+        args.max_grad_norm = self._clip
+        if not self.pruner.is_done:
+            logger.warning(
+                "training stopped at step %d, before the target: ratio %.4f is reached",
+                state.global_step,
+                self.pruner.ratio(),
+            )
+
+
+class CalibrationRows(Iterator[Mapping[str, Tensor]]):
+    """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
+
+    Raises:
+        ConfigError: if the data cannot be looked at by row.
+    """
+
+    def __init__(self, loader: Any, *, tokens: int, turn: int = 0) -> None:
+        self._data, self._collate = loader.dataset, loader.collate_fn
+        if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
+            raise ConfigError(
+                f"compensate or local: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
+            )
+        first = self._collate([self._data[0]])
+        longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
+        self._count = min(len(self._data), max(1, tokens // longest))
+        self.turn = turn
+
+    def __next__(self) -> Mapping[str, Tensor]:
+        """Return the model inputs of the next rows."""
+        rows = len(self._data)
+        places = [(place * rows // self._count + self.turn) % rows for place in range(self._count)]
+        self.turn += 1
+        batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
+        return {name: values for name, values in batch.items() if name not in (LABELS, ROW)}

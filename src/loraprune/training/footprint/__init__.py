@@ -1,0 +1,26 @@
+"""What a training step takes, predicted from the configuration alone: memory by what it is for, FLOPs, and which GPUs hold it.
+
+Knows nothing about data or files.
+"""
+
+from loraprune.training.footprint.gpus import GPUS, Blocks, gpus_needed, on_each_gpu
+from loraprune.training.footprint.live import LiveBytes
+from loraprune.training.footprint.parts import Footprint, Footprints, Setting, footprints
+from loraprune.training.footprint.precision import bytes_per_weight, dtype_of
+from loraprune.training.footprint.step import Step, run_step
+
+__all__ = [
+    "GPUS",
+    "Blocks",
+    "Footprint",
+    "Footprints",
+    "LiveBytes",
+    "Setting",
+    "Step",
+    "bytes_per_weight",
+    "dtype_of",
+    "footprints",
+    "gpus_needed",
+    "on_each_gpu",
+    "run_step",
+]

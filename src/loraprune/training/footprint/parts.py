@@ -1,0 +1,182 @@
+"""What a step takes before and after pruning, by what it is for.
+
+Knows nothing about GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from loraprune.config.base import Quantize
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.errors import ConfigError
+from loraprune.evaluation.tasks import Inputs
+from loraprune.groups import Group, consumers, layer_of
+from loraprune.models.adapters import STACKS, attach_lora, base_model, find_module
+from loraprune.models.loading import quiet
+from loraprune.pruning.surgery import slice_
+from loraprune.scoring import make_scorer
+from loraprune.scoring.criteria import Saliency, criteria
+from loraprune.training.footprint.gpus import Blocks
+from loraprune.training.footprint.precision import bytes_per_weight
+from loraprune.training.footprint.step import run_step
+from loraprune.training.trainer import enable_checkpointing
+
+ADAM_STATES = 2
+"""moments that AdamW keeps of every trained parameter, in its precision"""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one GPU takes when it takes most. Each part is what it adds to that peak."""
+
+    parts: Mapping[str, int]
+    """weights, lora, gradients, optimiser, activations, logits, and criterion, teacher and compensation where there are any"""
+    blocks: Blocks
+    trained: int
+    """bytes of all trained parameters, which are those of their gradients"""
+    flops: int
+    """of one micro-batch, forward and backward"""
+
+    @property
+    def total(self) -> int:
+        """Return the bytes at the peak."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Footprints:
+    """Before and after pruning."""
+
+    dense: Footprint
+    pruned: Footprint
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a step is run."""
+
+    dtype: torch.dtype
+    quantize: Quantize = "none"
+    checkpointing: bool = False
+    micro_batches: int = 1
+    teacher: str = "none"
+    """`copy` or `cache`, as in --teacher"""
+    cpu: bool = False
+    """count what a CPU keeps; without it what a GPU keeps"""
+
+
+def footprints(
+    model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int], inputs: Inputs, *, options: LoRAPruneConfig,
+    setting: Setting,
+) -> Footprints:  # fmt: skip
+    """Predict a step of a model on the meta device, whole and with so many units of its groups (by name; others stay as they are).
+
+    Modifies `model`: it has adapters and is cut afterwards.
+
+    Raises:
+        ConfigError: for experts in float32.
+    """
+    stacked = any(span.side in STACKS for group in groups for span in group.spans)
+    if stacked and setting.dtype == torch.float32:
+        raise ConfigError("--dtype float32: experts can be planned in 16 bits only; leave it out for bfloat16")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(setting.dtype)
+    with torch.device("meta"), quiet():
+        adapted = attach_lora(
+            model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
+        )
+    for layer in (each for each in adapted.modules() if hasattr(each, "layerdrop")):
+        setattr(layer, "layerdrop", 0.0)  # noqa: B010  # one that is skipped at random is counted as there
+    if setting.checkpointing:
+        enable_checkpointing(adapted)
+    in_play = [group for group in groups if group.name in counts]
+    dense = _footprint(adapted, in_play, inputs, options, setting, teacher=setting.teacher)
+    with torch.device("meta"):
+        smaller = slice_(adapted, in_play, {name: range(count) for name, count in counts.items()})
+    return Footprints(dense, _footprint(adapted, smaller, inputs, options, setting, teacher="none"))
+
+
+def _footprint(
+    model: nn.Module, groups: Sequence[Group], inputs: Inputs, options: LoRAPruneConfig, setting: Setting, *, teacher: str
+) -> Footprint:  # fmt: skip
+    weights = weight_bytes(model, setting)
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    step = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu)
+    parts = {"weights": weights, "lora": trained, "gradients": 0, "optimiser": ADAM_STATES * trained} | dict(step.peak)
+    parts["activations"] += dequantised_bytes(model, setting)
+    criterion = criteria.get(options.criterion)
+    if not isinstance(criterion, Saliency):  # which look at gradients when activations are gone
+        with torch.device("meta"):
+            scorer = make_scorer(criterion, model, groups, power=options.power, normalize=options.normalize, seed=0)
+        watched = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu)
+        scorer.close()
+        parts["criterion"] = max(0, watched.total - step.total)
+    if teacher != "none":
+        taught = run_step(
+            model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, teacher=base_model(model) if teacher == "copy" else None,
+            learns_from_teacher=True,
+        )  # fmt: skip
+        parts["teacher"] = max(0, taught.total - step.total) + (weights if teacher == "copy" else 0)
+    if options.compensate:
+        still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)
+        parts["compensation"] = max(0, still + refit_bytes(model, groups, options.calibration) - sum(parts.values()))
+    layers = [base_model(model).get_submodule(path) for path in {layer_of(group) for group in groups} if path]
+    whole = undivided_bytes(model, setting)
+    inside = [weight_bytes(layer, setting) - undivided_bytes(layer, setting) for layer in layers]
+    blocks = Blocks(max(inside, default=0), weights - whole - sum(inside), whole)
+    return Footprint(parts, blocks, trained, step.flops)
+
+
+def quantised(model: nn.Module) -> list[nn.Linear]:
+    """Return the linear layers that a quantised base has in fewer bits: all but adapters and what is outside of blocks."""
+    base = base_model(model)
+    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear) and layer is not head and not layer.weight.requires_grad
+    ]
+
+
+def dequantised_bytes(model: nn.Module, setting: Setting) -> int:
+    """Return what the largest quantised weight takes while it is multiplied, in the precision of computation."""
+    if setting.quantize == "none":
+        return 0
+    return max(layer.weight.numel() for layer in quantised(model)) * setting.dtype.itemsize
+
+
+def undivided_bytes(model: nn.Module, setting: Setting) -> int:
+    """Return the bytes of the weights that are quantised, which FSDP leaves whole."""
+    layers = quantised(model) if setting.quantize != "none" else []
+    return round(sum(
+        layer.weight.numel() * bytes_per_weight(setting.quantize, setting.dtype, columns=layer.in_features) for layer in layers
+    ))  # fmt: skip
+
+
+def weight_bytes(model: nn.Module, setting: Setting) -> int:
+    """Return the bytes of everything in a model that is not trained."""
+    coded = {id(layer.weight) for layer in quantised(model)} if setting.quantize != "none" else set()
+    plain = [weight for weight in model.parameters() if not weight.requires_grad and id(weight) not in coded]
+    return undivided_bytes(model, setting) + sum(
+        each.numel() * each.element_size() for each in (*plain, *model.buffers())
+    )
+
+
+def refit_bytes(model: nn.Module, groups: Sequence[Group], tokens: int) -> int:
+    """Return what refitting the largest reading projection takes on so many tokens, in float32.
+
+    Two matrices of second moments; inputs and their kept part, goal and error; the weight, its kept part and the change.
+    """
+    sizes = []
+    for span in (span for group in groups for span in consumers(group)):
+        layer: Any = find_module(model, span.module)
+        rows, columns = layer.out_features, layer.in_features
+        sizes.append(4 * (2 * columns**2 + 2 * tokens * (columns + rows) + 3 * rows * columns))
+    return max(sizes, default=0)

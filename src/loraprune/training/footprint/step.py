@@ -1,0 +1,174 @@
+"""One training step without memory: forward, loss and backward of a model on the meta device, counting tensors and FLOPs.
+
+What it finds is exact for the operations that PyTorch carries out; attention and dropout are taken to be fused, as they are on
+GPUs: no matrix of all pairs of tokens is kept, and of dropout one byte a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from loraprune.evaluation.tasks import Inputs
+from loraprune.models.adapters import base_model
+from loraprune.training.distillation import imitation_loss
+from loraprune.training.footprint.live import LiveBytes
+from loraprune.training.teachers import TOP, Opinion, ask
+
+aten: Any = torch.ops.aten
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step of one micro-batch takes besides weights, adapters and optimiser."""
+
+    peak: Mapping[str, int]
+    """`activations`, `logits` and `gradients` -> bytes when most is taken"""
+    flops: int
+    """of forward and backward, two for each multiplication with its addition"""
+
+    @property
+    def total(self) -> int:
+        """Return the bytes at the peak."""
+        return sum(self.peak.values())
+
+
+class FusedKernels(TorchFunctionMode):
+    """Lets attention keep what fused kernels keep, queries, keys, values, output and one number a row, and dropout its mask.
+
+    PyTorch's CPU has no fused kernel for attention with dropout or a mask that learns, and keeps dropout's factors in the precision of
+    what is multiplied (`cpu`); on GPUs `at::dropout` is `native_dropout`, whose mask is of booleans.
+    """
+
+    def __init__(self, *, cpu: bool) -> None:
+        super().__init__()
+        self.cpu = cpu
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Carry out a function of torch."""
+        if func is functional.scaled_dot_product_attention:
+            return self._attend(*args, **(kwargs or {}))
+        if func is functional.dropout and not self.cpu:
+            return self._drop(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _drop(self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or inplace or not 0 < p < 1:
+            return functional.dropout(values, p, training, inplace)
+        left: Tensor = torch.native_dropout(values, p, True)[0]
+        return left
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if self.cpu and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad)):
+            return functional.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        if attn_mask is None:
+            out: Tensor = aten._scaled_dot_product_flash_attention(
+                query, key, value, dropout_p, is_causal, scale=scale
+            )[0]
+            return out
+        shape = (*query.shape[:3], key.shape[2])
+        bias = attn_mask if attn_mask.dtype == query.dtype else torch.empty_like(attn_mask, dtype=query.dtype)
+        out = aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias.expand(shape), True, dropout_p, is_causal, scale=scale
+        )[0]
+        return out
+
+
+def run_step(
+    model: nn.Module, inputs: Inputs, *, micro_batches: int = 1, teacher: nn.Module | None = None, learns_from_teacher: bool = False,
+    cpu: bool = False,
+) -> Step:  # fmt: skip
+    """Run a step of a model on the meta device.
+
+    Args:
+        model: In the precision it computes in, with its adapters; a scorer may have its hooks on it.
+        inputs: One micro-batch, without labels.
+        micro_batches: Whether gradients of earlier ones are there already is all that matters.
+        teacher: A second model that is asked for its opinion on every batch.
+        learns_from_teacher: With no `teacher`, opinions are read from disk.
+        cpu: Count what is kept where PyTorch computes on a CPU.
+    """
+    batch = {name: value.to(META) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    model.train()
+    labels, classes = _labels(model, batch)
+
+    def name(tensor: Tensor) -> str:
+        return (
+            "logits"
+            if tensor.ndim and tensor.shape[-1] == classes and tensor.numel() >= labels.numel()
+            else "activations"
+        )
+
+    live = LiveBytes([*model.parameters(), *model.buffers(), *(teacher.parameters() if teacher else ())], name=name)
+    with META, _gradients_of(model, live), FusedKernels(cpu=cpu), live:
+        for _ in range(min(micro_batches, 2)):
+            loss = _loss(model, batch, labels, classes, teacher=teacher, learns_from_teacher=learns_from_teacher)
+            # An edge instead of a tensor: modes stay in force where the backward pass computes a block once more.
+            edge = torch.autograd.graph.get_gradient_edge(loss)
+            torch.autograd.backward(edge, grad_tensors=torch.ones_like(loss))
+            del loss, edge
+    model.zero_grad(set_to_none=True)
+    peak = {kind: live.at_peak.get(kind, 0) for kind in ("activations", "logits", "gradients")}
+    return Step(peak, live.flops // min(micro_batches, 2))
+
+
+def _loss(
+    model: nn.Module, batch: Mapping[str, Any], labels: Tensor, classes: int, *, teacher: nn.Module | None, learns_from_teacher: bool
+) -> Tensor:  # fmt: skip
+    """Return the loss of a micro-batch, with no more alive than what the backward pass needs."""
+    seen = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    opinion = ask(teacher, seen) if teacher else _read_opinion(labels, classes) if learns_from_teacher else None
+    output = model(**batch, labels=labels)
+    loss: Tensor = output.loss
+    return (
+        loss + imitation_loss(output.logits, opinion, labels, lambda values, _: values.flatten(0, -2))
+        if opinion
+        else loss
+    )
+
+
+def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
+    """Return labels for a batch, and how many numbers the model gives for each."""
+    with META, torch.no_grad(), LiveBytes([], name=lambda _: ""):
+        logits: Tensor = model(**batch).logits
+    config: Any = base_model(model).config
+    regression = getattr(config, "num_labels", 0) == 1 and logits.shape[-1] == 1
+    return torch.zeros(logits.shape[:-1], dtype=logits.dtype if regression else torch.long, device=META), logits.shape[
+        -1
+    ]
+
+
+def _read_opinion(labels: Tensor, classes: int) -> Opinion:
+    shape = (*labels.shape, min(TOP, classes - 1))
+    return Opinion(torch.empty(shape), torch.empty(shape, dtype=torch.long))
+
+
+@contextmanager
+def _gradients_of(model: nn.Module, live: LiveBytes) -> Iterator[None]:
+    """Count what becomes the gradient of a parameter as such."""
+
+    def mark(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        live.call_it(parameter.grad, "gradients")
+
+    handles = [p.register_post_accumulate_grad_hook(mark) for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

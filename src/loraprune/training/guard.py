@@ -1,0 +1,208 @@
+"""Steps whose loss, gradients or scores are no numbers: skipped, counted and told; too many end the run.
+
+Knows nothing about pruning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loraprune.errors import NumericsError
+from loraprune.runtime import launch
+from loraprune.runtime.processes import agreed, most
+from loraprune.runtime.sharding import own_part
+
+IN_A_ROW = 5
+"""skipped steps one after the other that end a run: nothing changes between them, so more would follow"""
+SHARE = 0.1
+"""fraction of a run's steps that may be skipped, if that is more"""
+REMEDY = "lower --lr, check the data, or use --dtype float32"
+NOTHING, OVERFLOW, LOSS = range(3)
+"""what a process finds in a step with a loss scale; of several the last one counts"""
+
+logger = logging.getLogger(__name__)
+
+
+def take_scale_out(optimizer: Any) -> float:
+    """Divide all gradients by the loss scale of fp16, so that they can be read; return the scale, 1 where there is none.
+
+    `optimizer` is accelerate's; call it once a step, and not where the Trainer clips, which does the same.
+    """
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is not None:
+        scaler.unscale_(optimizer.optimizer)
+    return loss_scale(optimizer)
+
+
+def loss_scale(optimizer: Any) -> float:
+    """Return the loss scale of fp16, 1 where there is none; `optimizer` is accelerate's."""
+    scaler = getattr(optimizer, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+class StepGuard(TrainerCallback):
+    """Skips the optimiser's update of a step with NaN or infinity in it. By itself a callback; pruning asks it instead."""
+
+    def __init__(self) -> None:
+        self.skipped: list[dict[str, Any]] = []
+        """step and reason of every skipped one"""
+        self.verdict: str | None = None
+        """why the run must end, once too many steps were skipped"""
+        self._in_a_row = 0
+        self._losses: list[Tensor] = []
+
+    def see(self, loss: Tensor) -> None:
+        """Look at the loss of a micro-batch, when the step ends: the device need not be waited for."""
+        self._losses.append(loss.detach().float())
+
+    def reason(self, model: nn.Module) -> str | None:
+        """Say what is wrong with the losses and gradients of this step, if anything, in any process."""
+        return agreed(self._own_reason(model))
+
+    def _own_reason(self, model: nn.Module) -> str | None:
+        norms = [own_part(p.grad).norm().float() for p in model.parameters() if p.grad is not None]
+        losses, self._losses = self._losses, []
+        if not (norms or losses) or torch.isfinite(torch.stack([*norms, *losses]).sum()):
+            return None
+        odd = [float(loss) for loss in losses if not torch.isfinite(loss)]
+        return f"the loss is {odd[0]}" if odd else "a gradient is NaN or infinite"
+
+    def overflowed(self, model: nn.Module, scale: float) -> bool:
+        """Say whether nothing is wrong but a loss scale that was too large: whoever scales skips the step, and lowers it.
+
+        Processes answer alike: a loss that is no number in one of them is no matter of the scale in any.
+        """
+        if scale <= 1:  # in all processes, as they have the same gradients
+            return False
+        is_wrong = not all(bool(torch.isfinite(loss)) for loss in self._losses)
+        found = most(LOSS if is_wrong else OVERFLOW if _has_overflowed(model) else NOTHING)
+        if found == OVERFLOW:
+            self._losses.clear()
+        return found == OVERFLOW
+
+    def accept(self) -> None:
+        """Let a step pass."""
+        self._in_a_row = 0
+
+    def skip(self, model: nn.Module, state: TrainerState, reason: str) -> None:
+        """Drop the gradients of this step, so that the optimiser leaves everything as it is."""
+        for parameter in model.parameters():
+            parameter.grad = None
+        step = state.global_step + 1
+        self._in_a_row += 1
+        self.skipped.append({"step": step, "reason": reason})
+        logger.warning("step %d is skipped, the %d. of this run: %s", step, len(self.skipped), reason)
+        in_a_row = min(IN_A_ROW, state.max_steps)
+        if self._in_a_row >= in_a_row or len(self.skipped) > max(IN_A_ROW, SHARE * state.max_steps):
+            self.verdict = f"step {step}: {len(self.skipped)} steps were skipped, the last one as {reason}: {REMEDY}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on counting."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.skipped, self._in_a_row = list(state["skipped"]), int(state["in_a_row"])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Skip the step if it has to be."""
+        optimizer = kwargs.get("optimizer")
+        # Where the Trainer clips it has taken the scale out.
+        scale = loss_scale(optimizer) if args.max_grad_norm else take_scale_out(optimizer)
+        if self.overflowed(kwargs["model"], scale):
+            return
+        if reason := self.reason(kwargs["model"]):
+            self.skip(kwargs["model"], state, reason)
+        else:
+            self.accept()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run if too many steps were skipped; whoever writes checkpoints has done so by now.
+
+        Raises:
+            NumericsError: with the reason.
+        """
+        if self.verdict:
+            raise NumericsError(self.verdict)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run if too many of its last steps were skipped."""
+        self.on_step_begin(args, state, control)
+
+
+def _has_overflowed(model: nn.Module) -> bool:
+    gradients = (own_part(p.grad) for p in model.parameters() if p.grad is not None)
+    return any(not torch.isfinite(gradient).all() for gradient in gradients)
+
+
+class GuardedTrainer(Trainer):
+    """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps.
+
+    With FSDP2 every process holds the modules `undivided` whole.
+    """
+
+    def __init__(self, *arguments: Any, guard: StepGuard, undivided: Sequence[nn.Module] = (), **options: Any) -> None:
+        self._undivided = list(undivided)
+        super().__init__(*arguments, **options)
+        self._guard = guard
+        self._last = torch.zeros((), device=self.args.device)
+        self._wrapper: DistributedDataParallel | None = None
+        self._wrapped: list[nn.Parameter] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let FSDP2 work on CPUs too, where accelerate leaves what its launcher asks for aside, and part what can be parted."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if launch.is_sharded() and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+        if self._undivided and self.is_fsdp_enabled:
+            state.fsdp_plugin.ignored_modules = self._undivided
+
+    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
+        """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
+        loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
+        self._guard.see(loss)
+        self._last = torch.where(torch.isfinite(loss), loss, self._last)
+        return self._last
+
+    def _up_to_date(self, model: nn.Module) -> nn.Module:
+        """Return the wrapper that adds up the gradients of the present parameters: those of a cut model are others than before.
+
+        `model` is the one that the Trainer wrapped at the start and hands on from step to step.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            return model
+        present = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self._wrapper is None:
+            self._wrapper, self._wrapped = model, present
+        elif any(one is not other for one, other in zip(present, self._wrapped, strict=True)):
+            self._wrapper, self._wrapped = wrapped_anew(self._wrapper), present
+        self._wrapper.require_backward_grad_sync = model.require_backward_grad_sync
+        return self._wrapper
+
+
+def wrapped_anew(wrapper: DistributedDataParallel) -> DistributedDataParallel:
+    """Wrap the module of a wrapper like before; its parameters are alike in all processes and are not sent again."""
+    return DistributedDataParallel(
+        wrapper.module,
+        device_ids=wrapper.device_ids,
+        output_device=wrapper.output_device,
+        init_sync=False,
+        find_unused_parameters=wrapper.find_unused_parameters,
+        gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
+    )

@@ -1,0 +1,126 @@
+"""Which run a checkpoint belongs to: only the same one may go on from it.
+
+Knows nothing about what is in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from loraprune.config.training import WITHOUT_EFFECT, FinetuneConfig, PruneConfig, as_dict
+from loraprune.errors import CheckpointError, ConfigError, DataError
+from loraprune.models.quantised import stored_parameters
+from loraprune.training.resume.files import whole_checkpoints
+from loraprune.training.resume.keeper import Checkpoint
+
+ROWS = 1024
+"""rows that the digest of the data looks at, spread over all of it"""
+NUMBERS = 64
+"""numbers that the digest of a model looks at, at both ends of every tensor"""
+
+logger = logging.getLogger(__name__)
+
+
+def options_of(config: PruneConfig | FinetuneConfig) -> dict[str, Any]:
+    """Return the job and the options that bear on the result, as JSON gives them back."""
+    options = {name: value for name, value in as_dict(config).items() if name not in WITHOUT_EFFECT}
+    job = "prune" if isinstance(config, PruneConfig) else "finetune"
+    found: dict[str, Any] = json.loads(json.dumps({"job": job, "options": options}))
+    return found
+
+
+def newest_checkpoint(workspace: Path, config: PruneConfig | FinetuneConfig) -> Checkpoint | None:
+    """Return the newest whole checkpoint, or None where a run must start from its beginning.
+
+    Raises:
+        ConfigError: if it belongs to a run with other options.
+    """
+    for folder, manifest in whole_checkpoints(workspace):
+        run = manifest["run"]
+        check_options(options_of(config), run, folder)
+        logger.info("going on from %s", folder)
+        return Checkpoint(folder, run)
+    logger.info("no whole checkpoint in %s: starting from the beginning", workspace)
+    return None
+
+
+def check_options(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path) -> None:
+    """Raise a ConfigError that names all options that differ from those of a checkpoint."""
+    mine, theirs = now["options"], then["options"]
+    differing = [
+        f"--{name.replace('_', '-')} {mine.get(name)} (was {theirs.get(name)})"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    ]
+    if now["job"] != then["job"]:
+        differing.insert(0, f"{now['job']} (was {then['job']})")
+    if differing:
+        raise ConfigError(
+            f"--resume: {folder} belongs to a run with other options: {', '.join(differing)}; give those of before, or "
+            "start anew with --overwrite instead of --resume"
+        )
+
+
+def check_same(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
+    """Compare the digests of model and data, and how many processes there are and what each holds.
+
+    Raises:
+        ConfigError: if there were more or fewer processes, as each would see other rows; or if the model was in parts and is
+            whole now, or the other way round: one is masked, the other cut.
+        CheckpointError: if the model's weights are others than before.
+        DataError: if the rows to train on are.
+    """
+    if checkpoint.run["processes"] != run["processes"]:
+        raise ConfigError(
+            f"--resume: {checkpoint.folder} was made by {checkpoint.run['processes']} processes, not {run['processes']}; launch as "
+            "many, or start anew with --overwrite instead of --resume"
+        )
+    if checkpoint.run["sharded"] != run["sharded"]:
+        then, now = ("with" if each["sharded"] else "without" for each in (checkpoint.run, run))
+        raise ConfigError(
+            f"--resume: {checkpoint.folder} was made {then} FSDP, not {now} it; launch as before, or start anew with --overwrite "
+            "instead of --resume"
+        )
+    if checkpoint.run["model"] != run["model"]:
+        raise CheckpointError(
+            f"--model: its weights are not those that {checkpoint.folder} was made with; give the same model, or start anew "
+            "with --overwrite instead of --resume"
+        )
+    if checkpoint.run["data"] != run["data"]:
+        raise DataError(
+            f"--data: the rows to train on are not those that {checkpoint.folder} was made with; give the same data, or start "
+            "anew with --overwrite instead of --resume"
+        )
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """Return a digest of names, shapes and some numbers of every parameter."""
+    found = hashlib.sha256()
+    for name, tensor in stored_parameters(model):
+        flat = tensor.detach().flatten()
+        ends = torch.cat((flat[:NUMBERS], flat[-NUMBERS:])).double().cpu()
+        found.update(f"{name} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
+    return found.hexdigest()
+
+
+def digest_of_rows(rows: Any) -> str:
+    """Return a digest of the number of rows and of some of them; a row is a mapping of numbers or of sequences of them."""
+    found = hashlib.sha256(str(len(rows)).encode())
+    for place in spread(len(rows)):
+        for name, value in rows[place].items():
+            found.update(str(name).encode() + np.asarray(value).tobytes())
+    return found.hexdigest()
+
+
+def spread(count: int) -> Iterable[int]:
+    """Return at most ROWS numbers below `count`, spread over all of them."""
+    return sorted({place * count // min(count, ROWS) for place in range(min(count, ROWS))})

@@ -1,0 +1,172 @@
+"""Who says what the dense model would: a copy of it, or its opinions on disk.
+
+An opinion is the most likely tokens and one bin for all others. Knows nothing about pruning or training.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraprune.data import Rows
+from loraprune.evaluation.tasks import Collate, Inputs
+from loraprune.models.adapters import no_cache
+from loraprune.models.quantised import stored_parameters
+from loraprune.runtime.atomic import read_sealed, replace_folder, seal
+from loraprune.runtime.memory import free_memory_bytes
+
+TOP = 64
+"""tokens that the dense model names at each position"""
+
+logger = logging.getLogger(__name__)
+
+LABELS, ROW = "labels", "row"
+"""entries of a batch that a model is not to see when it is asked"""
+
+
+class Opinion(NamedTuple):
+    """The dense model's most likely tokens (or other classes) at every place: (batch, seq), or (batch,) for whole rows."""
+
+    log_probabilities: Float[Tensor, "*places top"]
+    tokens: Int[Tensor, "*places top"]
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Says what the dense model thinks of a batch."""
+
+    def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
+        """Return the dense model's opinion, and take the rows' numbers out of `inputs`."""
+
+
+@torch.no_grad()
+def ask(model: nn.Module, inputs: Inputs) -> Opinion:
+    """Return what a model says now."""
+    seen = {name: value for name, value in inputs.items() if name not in (LABELS, ROW)}
+    logits = model(**seen, **no_cache(model)).logits
+    top = min(TOP, logits.shape[-1] - 1)
+    values, tokens = logits.topk(top, dim=-1)
+    return Opinion(values.float() - logits.float().logsumexp(-1, keepdim=True), tokens)
+
+
+class CopyTeacher:
+    """A second, frozen copy of the dense model, asked for each batch."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
+        """Return the copy's opinion."""
+        inputs.pop(ROW)
+        return ask(self.model, inputs)
+
+
+class CachedTeacher:
+    """The dense model's opinion on every training row, on disk: no second model is in memory while training.
+
+    A folder that holds them already, as that of an interrupted run does, is read instead of written.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Rows, collator: Collate, *, batch: int, folder: Path) -> None:
+        about = _whole(folder, rows=len(rows))
+        if about is None:
+            written = folder.with_name(f".{folder.name}")
+            shutil.rmtree(written, ignore_errors=True)
+            written.mkdir()
+            starts, top = _write(written, model.eval(), rows, collator, batch)
+            about = {"starts": starts, "top": top}
+            seal(written, about)
+            replace_folder(written, folder)
+        self._starts, self._top = about["starts"], about["top"]
+        shape = (self._starts[-1], self._top)
+        self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
+        self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
+
+    def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
+        """Return what was written down about the rows that `inputs` numbers."""
+        labels, rows = inputs[LABELS], inputs.pop(ROW).tolist()
+        # Rows may have been padded to another length then; what is beyond the shorter of the two is padding.
+        values = np.zeros((len(rows), labels[0].numel(), self._top), np.float32)
+        tokens = np.zeros(values.shape, np.int64)
+        for place, row in enumerate(rows):
+            start = self._starts[row]
+            stop = min(self._starts[row + 1], start + values.shape[1])
+            values[place, : stop - start] = self._values[start:stop]
+            tokens[place, : stop - start] = self._tokens[start:stop]
+        shape = (*labels.shape, self._top)
+        found = (torch.from_numpy(each).reshape(shape).to(labels.device) for each in (values, tokens))
+        return Opinion(*found)
+
+
+def _whole(folder: Path, *, rows: int) -> dict[str, Any] | None:
+    """Return the manifest of opinions about so many rows, or None where they are to be written."""
+    if not folder.is_dir():
+        return None
+    try:
+        about = read_sealed(folder)
+    except ValueError as error:
+        logger.warning("%s is written anew: %s", folder, error)
+        return None
+    return about if len(about["starts"]) == rows + 1 else None
+
+
+def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, batch: int) -> tuple[list[int], int]:
+    """Write the opinions row after row; return where each row's begin, and how many tokens each place has."""
+    starts, top = [0], 0
+    with (folder / "values").open("wb") as values, (folder / "tokens").open("wb") as tokens:
+        for start in range(0, len(rows), batch):
+            places = range(start, min(start + batch, len(rows)))
+            inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
+            found = ask(model, inputs)
+            values.write(found.log_probabilities.half().cpu().numpy().tobytes())
+            tokens.write(found.tokens.int().cpu().numpy().tobytes())
+            top = found.tokens.shape[-1]
+            each = found.tokens[0].numel() // top
+            starts += [starts[-1] + each * (place + 1) for place in range(len(places))]
+    return starts, top
+
+
+def choose_teacher(choice: str, model: PreTrainedModel, *, quantisable: Collection[str] = ()) -> str:
+    """Return what `--teacher` asks for: `auto` takes the first of copy, copy with `quantisable` layers in 8 bits, and cache that fits."""
+    if choice != "auto":
+        return choice
+    limit = free_memory_bytes(model.device) / 3
+    tensors = [(name, tensor.numel(), tensor.element_size()) for name, tensor in stored_parameters(model)]
+    if sum(count * each for _, count, each in tensors) < limit:
+        return "copy"
+    weights = {f"{path}.weight" for path in quantisable}
+    small = sum(count * (1 if name in weights else each) for name, count, each in tensors)
+    return "8bit" if quantisable and small < limit else "cache"
+
+
+def make_teacher(
+    choice: str,
+    model: PreTrainedModel,
+    rows: Rows,
+    collator: Collate,
+    *,
+    batch: int,
+    cache: Path,
+    small: Callable[[], PreTrainedModel],
+) -> Teacher | None:
+    """Return the teacher `none`, `copy`, `8bit` or `cache`.
+
+    Opinions lie in the folder `cache`, and are read if they lie there already; `small` loads the dense model in 8 bits.
+    """
+    if choice == "none":
+        return None
+    if choice == "copy":
+        return CopyTeacher(copy.deepcopy(model))
+    if choice == "8bit":
+        return CopyTeacher(small())
+    return CachedTeacher(model, rows, collator, batch=batch, folder=cache)

@@ -1,0 +1,210 @@
+"""Fine-tuning with transformers' Trainer: its arguments, and a progress bar with loss, ratio and time left.
+
+Knows nothing about pruning: a pruning run differs by one callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from loraprune.config.training import FinetuneConfig, PruneConfig
+from loraprune.evaluation.tasks import Prepared, Task
+from loraprune.models.adapters import base_layer, base_model
+from loraprune.models.compat import recompute_activations
+from loraprune.models.quantised import quantised_layers
+from loraprune.runtime import launch
+from loraprune.runtime.device import tf32_products
+from loraprune.runtime.interrupts import kept
+from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows
+from loraprune.training.guard import GuardedTrainer
+from loraprune.training.resume.keeper import Keeper
+from loraprune.training.teachers import Teacher
+from loraprune.training.watch import Watch, dashboards
+
+OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8bit": "paged_adamw_8bit"}
+"""--optimizer -> the Trainer's name for it"""
+LOSSES_AT_LEAST = 50
+"""a run logs its loss at least this often, if it has the steps"""
+LINES = 10
+"""lines a run writes instead of a bar where stderr is no terminal"""
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
+
+    def __init__(self, ratio: Callable[[], float] | None) -> None:
+        self.ratio = ratio
+        self.curve: list[dict[str, float]] = []
+        """step, loss and learning rate at every log"""
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=Console(file=sys.stderr), disable=not (sys.stderr.isatty() and launch.is_first()),
+        )  # fmt: skip
+        self._loss = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._task = self._bar.add_task("pruning" if self.ratio else "training", total=state.max_steps, state="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
+        if self.ratio:
+            shown.append(f"ratio {self.ratio():.3f}")
+        self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
+        if self._bar.disable and state.global_step % max(1, state.max_steps // LINES) == 0:
+            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the loss."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.curve = list(state["curve"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+ROWS_WITHOUT_TRAINING = 128
+"""rows that score units in a run without training, if no other number is asked for"""
+
+
+def optimiser_steps(config: PruneConfig | FinetuneConfig, rows: int) -> int:
+    """Return the optimiser steps of a run over `rows` rows; of one without training, the steps that only score."""
+    together = config.batch * config.accumulate * launch.count()
+    if config.steps == 0:
+        rows = min(rows, config.rows or ROWS_WITHOUT_TRAINING)
+        return max(1, math.ceil(rows / together))
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil(rows / together * config.epochs))
+
+
+def training_arguments(
+    config: PruneConfig | FinetuneConfig, *, steps: int, device: torch.device, folder: str
+) -> TrainingArguments:
+    """Return the Trainer's arguments for a run: AdamW, cosine decay, nothing saved.
+
+    Without training the learning rate is zero: LoRA's B stays zero, and merging adds nothing.
+    """
+    chosen: dict[str, Any] = {"optim": OPTIMISERS[config.optimizer]} if config.optimizer in OPTIMISERS else {}
+    return TrainingArguments(
+        **chosen,
+        fp16=config.dtype == "float16",
+        torch_compile=config.compile,
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=config.batch,
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=0.0 if config.steps == 0 else config.lr,
+        lr_scheduler_type="cosine",
+        max_grad_norm=config.clip,
+        seed=config.order_seed,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=config.pruning().depth,  # a layer that lost all its units gets no gradient
+        logging_steps=max(1, steps // LOSSES_AT_LEAST),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        remove_unused_columns=False,
+        report_to=config.loggers(),
+        run_name=Path(config.output).name,
+        disable_tqdm=True,
+    )
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass."""
+    recompute_activations(base_model(model))
+
+
+def train(
+    model: nn.Module,
+    data: Prepared,
+    *,
+    config: PruneConfig | FinetuneConfig,
+    task: Task,
+    callbacks: Sequence[TrainerCallback],
+    device: torch.device,
+    keeper: Keeper,
+    teacher: Teacher | None = None,
+) -> int:
+    """Train an adapted model, with a teacher on its opinion too, and return the optimiser steps taken.
+
+    Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training goes on from there.
+    """
+    rows, collator = data.training, data.collator
+    steps = optimiser_steps(config, len(rows))
+    if config.checkpointing:
+        enable_checkpointing(model)
+    # The Trainer takes every model with **kwargs for one that divides its loss by the targets of the whole step.
+    base: Any = base_model(model)
+    base.accepts_loss_kwargs = task.counts_targets
+    with tempfile.TemporaryDirectory() as folder, dashboards(f"{config.output}-logs"):
+        arguments: dict[str, Any] = {
+            "model": model,
+            "args": training_arguments(config, steps=steps, device=device, folder=folder),
+            "train_dataset": NumberedRows(rows) if teacher else rows,
+            "data_collator": NumberedCollator(collator) if teacher else collator,
+            "callbacks": [*callbacks, keeper],
+            "guard": keeper.guard,
+            "undivided": [base_layer(layer) for layer in quantised_layers(model).values()],
+        }
+        if teacher:
+            assert isinstance(config, PruneConfig)
+            trainer: GuardedTrainer = DistillingTrainer(
+                **arguments, teacher=teacher, weight=config.distill, predictions=task.predictions
+            )  # fmt: skip
+        else:
+            trainer = GuardedTrainer(**arguments)
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        watches = [callback for callback in callbacks if isinstance(callback, Watch)]
+        for watch in watches:
+            watch.send = trainer.log
+        done = keeper.done or trainer.state
+        with kept() as keeper.pending, tf32_products(config.dtype == "tf32"):
+            if done.global_step < steps and not any(watch.ended for watch in watches):
+                trainer.train(resume_from_checkpoint=str(keeper.origin) if keeper.origin else None)
+            else:  # the Trainer would take one step more
+                trainer.state = done
+                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    return 0 if config.steps == 0 else int(trainer.state.global_step)
