@@ -27,12 +27,12 @@ from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.evaluation.tasks import find_task
 from loraprune.families import find_groups
 from loraprune.models.auto_classes import auto_class
+from loraprune.models.compat import enable_checkpointing
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published, published_config
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria
 from loraprune.training.footprint import GPUS, Footprint, Setting, footprints, gpus_needed
-from loraprune.training.trainer import enable_checkpointing
 
 STEP = "measured step"
 KINDS: tuple[Quantize, ...] = ("none", "8bit", "4bit")

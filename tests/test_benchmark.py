@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, ViTConfig, ViTModel
 
 from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError
-from loraprune.evaluation import perplexity as evaluate
+from loraprune.evaluation import timing
 from loraprune.evaluation.benchmark import Comparison, compare_speed, count_macs
-from loraprune.evaluation.benchmark import compare as timing
+from loraprune.evaluation.benchmark import compare as comparing
 from loraprune.evaluation.benchmark.engines import PROMPT_TOKENS
-from loraprune.evaluation.perplexity import Call, Spread
+from loraprune.evaluation.timing import Call, Spread
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 32, 2, 4, 2, 8, 61
 
@@ -45,7 +45,7 @@ def attention_macs(length: int) -> int:
 def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reading is a second after the last, so every stretch takes a second and holds one call."""
     ticks = count()
-    monkeypatch.setattr(evaluate, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(timing, "perf_counter", lambda: float(next(ticks)))
 
 
 def compare(models: dict[str, PreTrainedModel], **options: Any) -> Comparison:
@@ -61,7 +61,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         found.append(list(calls))
         return {name: Spread(1.0, 1.0, 1.0, (1.0,) * repeats) for name in calls}
 
-    monkeypatch.setattr(timing, "time_in_turns", fake)
+    monkeypatch.setattr(comparing, "time_in_turns", fake)
     return found
 
 
@@ -172,7 +172,7 @@ def test_rates_and_speedups_follow_from_the_samples(monkeypatch: pytest.MonkeyPa
         seconds = {"dense": [2 * d for d in drift], "pruned": list(drift)}
         return {n: Spread(sorted(s)[1], min(s), max(s), tuple(s)) for n, s in seconds.items() if n in calls}
 
-    monkeypatch.setattr(timing, "time_in_turns", fake)
+    monkeypatch.setattr(comparing, "time_in_turns", fake)
     compared = compare({"dense": tiny_llama(ffn=48), "pruned": tiny_llama(ffn=24)}, repeats=3)
     dense, ratios = compared.rows["dense"], compared.ratios["pruned"]
     assert dense.prefill_tokens_per_second == {1: 8 / 4.0, 2: 16 / 4.0}

@@ -13,8 +13,9 @@ from loraprune.data import Collator
 from loraprune.evaluation.tasks.causal_lm import predictions
 from loraprune.families import find_groups
 from loraprune.models.adapters import linear_paths
-from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows, imitation_loss
+from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows
 from loraprune.training.guard import StepGuard
+from loraprune.training.imitation import imitation_loss
 from loraprune.training.teachers import CachedTeacher, CopyTeacher, Opinion, ask, choose_teacher
 from tests.samples import byte_tokenizer, documents, tiny_llama
 from tests.training import arguments

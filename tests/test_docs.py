@@ -23,8 +23,9 @@ from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.schedule import Schedule
 from loraprune.pruning.verify import Verification
-from loraprune.reporting.report import Quality, Report, Training, make_report, write_folder
+from loraprune.reporting.report import Quality, Report, make_report, write_folder
 from loraprune.scoring.criteria import criteria
+from loraprune.training.record import Training
 from tests.tiny import tiny_model, with_lora
 
 ROOT = Path(__file__).resolve().parents[1]

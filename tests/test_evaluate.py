@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from loraprune.data import Row, TokenRows
 from loraprune.errors import ConfigError, DataError, NumericsError
-from loraprune.evaluation import perplexity as evaluate
-from loraprune.evaluation.perplexity import evaluation_mode, perplexity, time_in_turns, token_nll
+from loraprune.evaluation import perplexity as perplexities
+from loraprune.evaluation import timing
+from loraprune.evaluation.perplexity import perplexity, token_nll
+from loraprune.evaluation.timing import time_in_turns
+from loraprune.models.modes import evaluation_mode
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 61
@@ -120,8 +123,8 @@ def test_logits_are_cast_to_float32_in_chunks_only(monkeypatch: pytest.MonkeyPat
         sizes.append(chunk.numel())
         return plain(chunk, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluate, "CHUNK_ELEMENTS", 3 * VOCABULARY)
-    monkeypatch.setattr(evaluate.functional, "cross_entropy", recording)
+    monkeypatch.setattr(perplexities, "CHUNK_ELEMENTS", 3 * VOCABULARY)
+    monkeypatch.setattr(perplexities.functional, "cross_entropy", recording)
     assert torch.allclose(token_nll(logits, labels), whole, atol=1e-6)
     assert max(sizes) == 3 * VOCABULARY
     assert sum(sizes) == 2 * 20 * VOCABULARY
@@ -240,8 +243,8 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.events = 0.0, list[str]()
-        monkeypatch.setattr(evaluate, "perf_counter", self.read)
-        monkeypatch.setattr(evaluate, "_synchronise", lambda device: self.events.append("wait"))
+        monkeypatch.setattr(timing, "perf_counter", self.read)
+        monkeypatch.setattr(timing, "_synchronise", lambda device: self.events.append("wait"))
 
     def read(self) -> float:
         self.events.append("read")
@@ -280,13 +283,13 @@ def test_short_calls_are_looped_as_often_for_every_model(monkeypatch: pytest.Mon
     ran = "".join(event for event in machine.events if event in calls)
     assert ran.count("A") == ran.count("B")
     loops = len(ran) - len(ran.rstrip("B"))
-    assert loops * seconds["B"] >= evaluate.SECONDS_AT_LEAST  # the faster one lasts long enough
+    assert loops * seconds["B"] >= timing.SECONDS_AT_LEAST  # the faster one lasts long enough
     assert {name: spread.median for name, spread in spreads.items()} == pytest.approx(seconds)
 
 
 def test_a_clock_that_stands_still_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    monkeypatch.setattr(evaluate, "LOOPS_AT_MOST", 50)
+    monkeypatch.setattr(timing, "LOOPS_AT_MOST", 50)
     spreads = time_in_turns({"A": machine.call("A", lambda: 0.0)}, repeats=1, device=CPU)
     assert spreads["A"].samples == (0.0,)
 

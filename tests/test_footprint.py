@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loraprune import cli
-from loraprune.commands.inspect import dry_run
+from loraprune.commands.plan import dry_run
 from loraprune.config.commands import PlanConfig
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.evaluation.tasks import find_task
@@ -205,7 +205,7 @@ def test_the_table_has_every_known_model(monkeypatch: pytest.MonkeyPatch, capfd:
             "num_attention_heads": 8,
         }
     }
-    monkeypatch.setattr("loraprune.commands.inspect.published", lambda: small)
+    monkeypatch.setattr("loraprune.commands.plan.published", lambda: small)
     monkeypatch.setattr("loraprune.models.known_shapes.published", lambda: small)
     assert [one["model"] for one in dry_run(PlanConfig(length=16)).values["models"]] == ["tiny-a"]
     assert cli.main(["plan", "--length", "16"]) == 0

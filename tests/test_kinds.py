@@ -14,7 +14,8 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 import loraprune
 from loraprune import LoRAPruneConfig
-from loraprune.commands.inspect import dry_run, inspect
+from loraprune.commands.inspect import inspect
+from loraprune.commands.plan import dry_run
 from loraprune.config.commands import InspectConfig, PlanConfig
 from loraprune.errors import ConfigError, PlanError, UnsupportedModelError
 from loraprune.families import find_groups

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,135 +16,60 @@ from loraprune.commands import parser
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
 
-# A module imports only from levels above its own line. A package stands for all its files.
+# A module imports only from levels above its own line. A package stands for all its modules, which import each other without a circle.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "names", "amounts", "layerwise.modeling_loraprune"),
-    ("launch", "sharding"),
-    ("processes",),
-    (
-        "registry",
-        "complaints",
-        "renamed",
-        "measured",
-        "metrics",
-        "stored",
-        "heads",
-        "groups",
-        "schedule",
-        "options",
-        "output",
-        "folder",
-        "runfile",
-        "clear_errors",
-        "memory",
-        "machine",
-        "plotting",
-        "recipes",
-        "demo.stdlib",
-        "layerwise.register",
-        "kernels",
-        "sparsity.pattern",
-        "spool",
-        "resume.interrupts",
-        "resume.atomic",
-        "resume.randomness",
-        "guard",
-    ),
-    ("quantised",),
-    ("pruning",),
-    ("plan", "config", "families", "adapters", "data", "loading", "published", "resume.workspace"),
-    ("compare.grid", "compare.correlation", "images", "depth"),
-    (
-        "settings",
-        "compare.settings",
-        "compare.summary",
-        "allocation",
-        "criteria",
-        "importance",
-        "masking",
-        "surgery",
-        "shell",
-        "evaluate",
-        "resume.files",
-        "html.folder",
-        "html.labels",
-    ),
-    ("export_options", "scoring", "layerwise.save", "tasks", "watching", "completions", "harness", "html.heat"),
-    (
-        "resume.keeper",
-        "compensation",
-        "teachers",
-        "verify",
-        "benchmark",
-        "checkpoint",
-        "sparsity.masks",
-        "sparsity.scores",
-        "sparsity.saved",
-        "compare.plots",
-        "html.figures",
-        "inputs",
-    ),
-    ("blockwise", "distillation"),
-    ("target",),
-    (
-        "card",
-        "html.page",
-        "showcase",
-        "resume.run",
-        "train",
-        "pruner",
-        "layerwise.padded",
-        "sparsity.sparsifier",
-        "compare.run",
-    ),
-    ("export", "push", "footprint"),
-    ("job", "callback", "describe", "judge", "lineup", "report"),
-    ("rounds", "fit"),
-    ("api", "pipeline"),
-    ("demo.run", "tables"),
+    ("errors", "groups"),
+    ("plan", "registry", "runtime"),
+    ("config", "families"),
+    ("models",),
+    ("data", "scoring"),
+    ("evaluation",),
+    ("preflight", "pruning"),
+    ("training",),
+    ("reporting",),
+    ("export", "rounds", "api"),
+    ("pipeline",),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
-FREE = (
-    "",
-    "compare",
-    "demo",
-    "html",
-    "layerwise",
-    "resume",
-    "sparsity",
-)  # the package itself, which imports on demand, and packages without code
+FREE = ("",)  # the package itself, which imports on demand
+SHIPPED = "models.layerwise.modeling_loraprune"
+"""copied into folders that are loaded where this package is not installed"""
 
 WITHOUT_TORCH = (
+    "runtime",
+    "config",
+    "commands",
+    "pruning",
     "errors",
-    "names",
+    "runtime.hub",
     "registry",
     "groups",
     "families",
-    "depth",
+    "families.depth",
     "plan",
-    "schedule",
-    "sparsity.pattern",
-    "allocation",
-    "options",
-    "complaints",
-    "output",
-    "folder",
-    "runfile",
-    "launch",
-    "pruning",
-    "config",
-    "recipes",
-    "compare.grid",
-    "compare.settings",
-    "settings",
-    "export_options",
-    "resume.interrupts",
-    "commands",
+    "pruning.schedule",
+    "config.sparsity",
+    "pruning.allocation",
+    "config.base",
+    "commands.parser_errors",
+    "runtime.output",
+    "models.folder",
+    "commands.config_file",
+    "runtime.launch",
+    "config.pruning",
+    "config.training",
+    "config.recipes",
+    "commands.compare.grid",
+    "commands.compare.settings",
+    "config.commands",
+    "config.export",
+    "runtime.interrupts",
+    "commands.parser",
     "cli",
 )
-PRINTING = {"cli", "tables"}
+PRINTING = {"cli", "commands.tables"}
 
 
 def modules(source: Path = SOURCE) -> dict[str, ast.Module]:
@@ -167,9 +93,13 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 def home(name: str) -> str | None:
     """Return the entry of LEVELS that a module below loraprune belongs to."""
-    parts = name.split(".")
-    prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-    return next((prefix for prefix in prefixes if any(prefix in level for level in LEVELS)), None)
+    top = name.partition(".")[0]
+    return top if any(top in level for level in LEVELS) else None
+
+
+def part_of(name: str) -> str:
+    """Return the module or package right below one of LEVELS that a module belongs to."""
+    return ".".join(name.split(".")[:2])
 
 
 def level_of(entry: str) -> int:
@@ -211,20 +141,53 @@ def test_imports_point_down(name: str) -> None:
     ("name", "line"),
     [
         ("groups", "from loraprune.plan import Plan"),
-        ("masking", "from loraprune import surgery"),
+        ("data.load", "from loraprune import scoring"),
         ("families.llama", "import loraprune.models.adapters"),
-        ("criteria.lora", "def late():\n    from loraprune.pruning.pruner import Pruner"),
-        ("pruner", "from loraprune import LoRAPruneConfig"),
+        ("scoring.criteria.lora", "def late():\n    from loraprune.pruning.pruner import Pruner"),
+        ("pruning.pruner", "from loraprune import LoRAPruneConfig"),
     ],
 )
 def test_an_import_that_points_up_or_sideways_is_seen(name: str, line: str) -> None:
     assert len(upward(name, ast.parse(line))) == 1
 
 
+def circle(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Return modules that import each other in a circle, if there are any."""
+    found = {}
+    for name, tree in trees.items():
+        targets = [target.partition(".")[2] for target in imported(tree) if target.partition(".")[0] == "loraprune"]
+        owners = {target if target in trees else target.rpartition(".")[0] for target in targets}
+        found[name] = owners - {"", name}
+    try:
+        TopologicalSorter(found).prepare()
+    except CycleError as error:
+        return [str(name) for name in error.args[1]]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle({name: tree for name, tree in MODULES.items() if name not in FREE}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("pruning.surgery", "from loraprune.pruning.pruner import Pruner"),
+        ("models.quantised.forms", "def late():\n    from loraprune.models import adapters"),
+    ],
+)
+def test_a_circle_inside_a_package_is_seen(name: str, line: str) -> None:
+    assert name in circle({**MODULES, name: ast.parse(line)})
+
+
+def test_the_shipped_modelling_code_imports_nothing_of_this_package() -> None:
+    assert [target for target in imported(MODULES[SHIPPED]) if target.partition(".")[0] == "loraprune"] == []
+
+
 @pytest.mark.parametrize("verb", parser.COMMANDS)
 def test_what_the_command_line_calls_by_name_stands_below_it(verb: str) -> None:
     command = parser.COMMANDS[verb]
-    for target in (command.function, command.show):
+    for target in (command.function, f"commands.tables.{command.show}"):
         module, function = target.split(":")
         assert level_of(str(home(module))) < level_of("cli")
         defined = [node.name for node in MODULES[module].body if isinstance(node, ast.FunctionDef)]
@@ -232,14 +195,14 @@ def test_what_the_command_line_calls_by_name_stands_below_it(verb: str) -> None:
 
 
 def test_only_adapters_sees_the_inside_of_peft() -> None:
-    users = {home(name) for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
+    users = {part_of(name) for name, tree in MODULES.items() for target in imported(tree) if target.startswith("peft.")
              and target.removeprefix("peft.") not in ("PeftModel", "LoraConfig", "get_peft_model")}  # fmt: skip
-    assert users == {"adapters"}
+    assert users == {"models.adapters"}
 
 
 def test_only_plotting_sees_matplotlib_and_only_when_it_draws() -> None:
     users = {name for name, tree in MODULES.items() for target in imported(tree) if target.startswith("matplotlib")}
-    assert users == {"plotting"}
+    assert users == {"reporting.plotting"}
     assert (
         python(
             "import sys, loraprune.commands.compare.plots, loraprune.reporting.plotting; assert 'matplotlib' not in sys.modules"
@@ -258,7 +221,7 @@ def test_only_the_command_line_and_its_tables_print() -> None:
                 users |= {name} if word == "print" else set()
             elif isinstance(node, ast.Attribute) and node.attr == "stdout":
                 users.add(name)
-    assert {home(name) for name in users} == PRINTING
+    assert {part_of(name) for name in users} == PRINTING
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

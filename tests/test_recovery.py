@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraprune import cli, from_pretrained, pipeline
-from loraprune.commands import inspect as describe
 from loraprune.commands import parser
+from loraprune.commands.plan import dry_run
 from loraprune.config import recipes
 from loraprune.config.commands import PlanConfig
 from loraprune.config.training import PruneConfig
@@ -22,7 +22,9 @@ from tests.samples import save_tiny, write_text
 from tests.tiny import relative
 
 SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu", "ratio": 0.5}
-CRITERIA = sorted(set(criteria.names()) & {path.stem for path in Path(pipeline.__file__).parent.glob("scoring/criteria/*.py")})
+CRITERIA = sorted(
+    set(criteria.names()) & {path.stem for path in Path(pipeline.__file__).parent.glob("scoring/criteria/*.py")}
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_another_ratio_is_planned_and_pruned_from_saved_scores(inputs: Path, tmp
     for name, group in plan.items():
         best = scores[name].argsort(descending=True, stable=True)[: len(group["kept"])]
         assert group["kept"] == sorted(best.tolist())
-    planned = describe.dry_run(PlanConfig(model=str(inputs / "model"), scores=saved, allocation="balanced", ratio=0.6))
+    planned = dry_run(PlanConfig(model=str(inputs / "model"), scores=saved, allocation="balanced", ratio=0.6))
     assert planned.values["parameters"]["pruned"] == report["parameters"]["pruned"]
 
 

@@ -16,10 +16,10 @@ from loraprune import LoRAPruneCallback
 from loraprune.errors import ConfigError, GroupMismatchError, NumericsError
 from loraprune.families import find_groups
 from loraprune.models.adapters import merge_lora
+from loraprune.models.compat import enable_checkpointing
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.surgery import check_groups, renew_trained_, slice_
-from loraprune.training.trainer import enable_checkpointing
 from tests.tiny import tiny_model, tokens, uneven_plan, uniform_plan, with_lora
 from tests.training import adapted, arguments, config, fit, prune
 

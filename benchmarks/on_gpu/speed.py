@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.evaluation.benchmark import compare_speed
-from loraprune.evaluation.perplexity import Call, time_in_turns
+from loraprune.evaluation.timing import Call, time_in_turns
 from loraprune.families import find_groups
 from loraprune.pruning.allocation.uniform import uniform_counts
 from loraprune.pruning.surgery import slice_

@@ -25,11 +25,11 @@ from loraprune.config.base import Quantize
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.families import find_groups
 from loraprune.models.adapters import linear_paths, projection
+from loraprune.models.compat import enable_checkpointing
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.scoring import Scorer, make_scorer
 from loraprune.scoring.criteria import criteria
 from loraprune.training.footprint import Setting
-from loraprune.training.trainer import enable_checkpointing
 from on_gpu.shapes import Chosen, build, config_of, let_go, quantise_, synchronised
 
 SCORED = ("plain LoRA", "lora", "gate", "gradient")

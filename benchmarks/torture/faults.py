@@ -13,7 +13,7 @@ import torch
 from benchmarks.torture import children
 from benchmarks.torture.cases import Row, command, damage, digests, inputs, tree
 
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 from loraprune.training.resume import keeper
 
 ROUNDS = 6

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     if parsed.json:
         print(json.dumps(result.values, indent=1))
     else:
-        call(command.show, result)
+        call(f"commands.tables.{command.show}", result)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,13 +41,14 @@ from loraprune.pruning.verify import (
     unit_sums,
 )
 from loraprune.reporting.html.page import write_page
-from loraprune.reporting.report import Quality, Report, Training, make_report, write_folder
+from loraprune.reporting.report import Quality, Report, make_report, write_folder
 from loraprune.rounds import prune_in_rounds
 from loraprune.runtime import launch
 from loraprune.runtime.processes import first_alone, joined, together
 from loraprune.runtime.workspace import new_folder
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.fit import fit
+from loraprune.training.record import Training
 from loraprune.training.resume.run import newest_checkpoint
 from loraprune.training.setup import Job, free, load_job
 

@@ -123,6 +123,11 @@ def check_judged(
     return chosen
 
 
+def reference_first(model: str, against: str | None) -> list[str]:
+    """Return the models that a command measures, each once: the one that it compares with comes first."""
+    return list(dict.fromkeys(name for name in (against, model) if name))
+
+
 def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the models and data that options name, as far as that shows without the hub.
 

@@ -23,13 +23,13 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.commands.inspect import requested_ratio
 from loraprune.config.training import WITHOUT_EFFECT, PruneConfig
 from loraprune.evaluation.tasks import tasks
 from loraprune.families import find_groups
 from loraprune.models.loading import load_config, load_with_head
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
+from loraprune.pruning.preview import requested_ratio
 from loraprune.pruning.verify import check_difference, difference, logits_of, masked_logits, probe_of
 from loraprune.reporting.report import Report, report_of_rounds, write_folder
 from loraprune.runtime.device import choose_device, choose_dtype

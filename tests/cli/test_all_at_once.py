@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from loraprune.commands import evaluate as judge
+from loraprune.commands import benchmark, evaluate
 from loraprune.commands.compare import run
 from loraprune.export import run as export
 from loraprune.training import setup
@@ -40,8 +40,8 @@ def no_weights(*_: object, **__: object) -> None:
 @pytest.fixture(autouse=True)
 def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (judge, "load_model"),
-        (judge, "load_with_head"),
+        (benchmark, "load_model"),
+        (evaluate, "load_with_head"),
         (setup, "load_with_head"),
         (export, "load_model"),
     ):

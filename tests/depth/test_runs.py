@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loraprune import pipeline
-from loraprune.commands.inspect import dry_run
+from loraprune.commands.plan import dry_run
 from loraprune.config.commands import PlanConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError
 from loraprune.export.padding import write_padded

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 import loraprune.pipeline  # noqa: F401
 from loraprune import cli
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """what `accelerate launch --use_fsdp --fsdp_version 2` says"""

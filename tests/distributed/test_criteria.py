@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer
 from loraprune import LoRAPruneCallback
 from loraprune.runtime.processes import joined
 from loraprune.scoring.scorers import activation, experts, gate, gradient
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 from tests.distributed.processes import run
 from tests.training import Rows, adapted, arguments, config, fit
 

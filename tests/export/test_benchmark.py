@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from loraprune.commands import evaluate as judge
+from loraprune.commands.benchmark import benchmark
 from loraprune.commands.tables.results import comparison
 from loraprune.config.commands import BenchmarkConfig
-from loraprune.evaluation import perplexity as evaluate
+from loraprune.evaluation import timing
 
 
 @pytest.fixture(autouse=True)
 def _steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
-    monkeypatch.setattr(evaluate, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(timing, "perf_counter", lambda: float(next(ticks)))
 
 
 def options(model: Path, **changes: object) -> BenchmarkConfig:
@@ -25,7 +25,7 @@ def options(model: Path, **changes: object) -> BenchmarkConfig:
 
 
 def test_an_adapter_apart_costs_macs_and_parameters(layerwise: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    result = judge.benchmark(options(layerwise, unmerged=4))
+    result = benchmark(options(layerwise, unmerged=4))
     merged, apart = result.values["rows"].values()
     assert apart["parameters"] > merged["parameters"]
     assert apart["macs_per_token"] - merged["macs_per_token"] == apart["parameters"] - merged["parameters"]
@@ -43,7 +43,7 @@ def test_a_format_is_timed_beside_its_model(name: str, layerwise: Path, capfd: p
     pytest.importorskip(
         "llama_cpp" if name == "gguf" else "onnxruntime", reason=f"nothing that runs {name} is installed"
     )
-    result = judge.benchmark(options(layerwise, formats=name))
+    result = benchmark(options(layerwise, formats=name))
     model, engine = result.values["rows"].values()
     assert engine["engine"].startswith("onnxruntime" if name == "onnx" else "llama.cpp")
     assert engine["parameters"] == model["parameters"]

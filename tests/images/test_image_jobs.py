@@ -15,7 +15,7 @@ from loraprune.data import draw_rows
 from loraprune.evaluation.tasks import Request, find_task
 from loraprune.models.compat import pillow_processor
 from loraprune.models.loading import load_config, load_with_head
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 from tests.images.conftest import CLASSES, save_classifier, write_images
 from tests.vision import images
 

@@ -16,7 +16,7 @@ from loraprune.errors import NumericsError
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.sparsity.scores import GONE, WeightScores
 from loraprune.scoring.scorers.gate import GateScorer
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 from tests.pipeline.cases import prune_config, read_report
 
 

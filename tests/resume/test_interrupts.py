@@ -13,7 +13,7 @@ import pytest
 
 from loraprune import cli
 from loraprune.runtime.interrupts import Interrupted, handled, kept
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 from tests.pipeline.cases import SHORT
 from tests.samples import save_tiny, write_text
 

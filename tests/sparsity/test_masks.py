@@ -21,8 +21,8 @@ from loraprune.models.adapters import (
     projection,
     zero_weights_,
 )
+from loraprune.models.compat import enable_checkpointing
 from loraprune.pruning.sparsity.masks import MaskedProduct, mask_weight
-from loraprune.training.trainer import enable_checkpointing
 from tests.tiny import logits, relative, tiny_config, tiny_model, tokens, with_lora
 
 ROWS, RANK, IN, OUT = 5, 2, 8, 6

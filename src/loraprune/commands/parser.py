@@ -16,18 +16,8 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.commands.config_file import one_by_one
 from loraprune.commands.parser_errors import explain, missing_options, split_words
-from loraprune.config import recipes
+from loraprune.config import commands, export, recipes
 from loraprune.config.base import Options, null_problems
-from loraprune.config.commands import (
-    BenchmarkConfig,
-    CompareModelsConfig,
-    DemoConfig,
-    EvaluateConfig,
-    InspectConfig,
-    PlanConfig,
-    ReportConfig,
-)
-from loraprune.config.export import ExportConfig, PushConfig
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, Findings
 from loraprune.runtime.hub import without_hub
@@ -39,33 +29,32 @@ NO_OPTIONS = ("config", "recipe", "json", "debug")
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One verb: its options, and the `module:function` in loraprune that carries it out."""
+    """One verb and its options."""
 
     options: type[Options]
     function: str
+    """the `module:function` in loraprune that carries it out"""
     show: str
+    """the `module:function` in loraprune.commands.tables that prints the result"""
     words: str | None = None
     """the option that bare words right behind the command stand for"""
 
 
 COMMANDS: dict[str, Command] = {
-    "inspect": Command(InspectConfig, "commands.inspect:inspect", "commands.tables.shapes:inspection"),
-    "plan": Command(PlanConfig, "commands.inspect:dry_run", "commands.tables.shapes:dry_run"),
-    "prune": Command(PruneConfig, "pipeline:prune", "commands.tables.results:report"),
-    "finetune": Command(FinetuneConfig, "pipeline:finetune", "commands.tables.results:report"),
-    "evaluate": Command(EvaluateConfig, "commands.evaluate:evaluate", "commands.tables.results:evaluation"),
-    "benchmark": Command(BenchmarkConfig, "commands.evaluate:benchmark", "commands.tables.results:comparison"),
-    "report": Command(ReportConfig, "commands.evaluate:redraw", "commands.tables.results:drawn"),
-    "export": Command(ExportConfig, "export.run:export", "commands.tables.results:export"),
-    "push": Command(PushConfig, "export.push:push", "commands.tables.results:pushed"),
-    "compare": Command(CompareConfig, "commands.compare.run:compare", "commands.tables.results:compared"),
+    "inspect": Command(commands.InspectConfig, "commands.inspect:inspect", "shapes:inspection"),
+    "plan": Command(commands.PlanConfig, "commands.plan:dry_run", "shapes:dry_run"),
+    "prune": Command(PruneConfig, "pipeline:prune", "results:report"),
+    "finetune": Command(FinetuneConfig, "pipeline:finetune", "results:report"),
+    "evaluate": Command(commands.EvaluateConfig, "commands.evaluate:evaluate", "results:evaluation"),
+    "benchmark": Command(commands.BenchmarkConfig, "commands.benchmark:benchmark", "results:comparison"),
+    "report": Command(commands.ReportConfig, "commands.report:redraw", "results:drawn"),
+    "export": Command(export.ExportConfig, "export.run:export", "results:export"),
+    "push": Command(export.PushConfig, "export.push:push", "results:pushed"),
+    "compare": Command(CompareConfig, "commands.compare.run:compare", "results:compared"),
     "compare-models": Command(
-        CompareModelsConfig,
-        "commands.compare_models:compare_models",
-        "commands.tables.results:lined_up",
-        words="models",
+        commands.CompareModelsConfig, "commands.compare_models:compare_models", "results:lined_up", words="models"
     ),
-    "demo": Command(DemoConfig, "commands.demo:demo", "commands.tables.results:demo"),
+    "demo": Command(commands.DemoConfig, "commands.demo:demo", "results:demo"),
 }
 
 

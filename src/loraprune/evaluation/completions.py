@@ -13,8 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from loraprune.data import TokenRows
 from loraprune.data.rows import NO_TARGET
-from loraprune.evaluation.perplexity import evaluation_mode
 from loraprune.families import positions
+from loraprune.models.modes import evaluation_mode
 
 PROMPTS = 3
 PROMPT_TOKENS = 24

@@ -1,16 +1,13 @@
-"""The two instruments that judge a model: perplexity over fixed windows, and a clock read fairly among several models.
+"""Perplexity over fixed windows.
 
-Knows nothing about pruning: dense and pruned models are judged by the same functions on the same tokens.
+Knows nothing about pruning: dense and pruned models are evaluated by the same functions on the same tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
-from time import perf_counter
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +18,7 @@ from transformers import PreTrainedModel
 from loraprune.data import Collator, TokenRows
 from loraprune.errors import ConfigError, DataError, NumericsError
 from loraprune.evaluation.measurement import PERPLEXITY, Measured, ratio_error
+from loraprune.models.modes import evaluation_mode
 
 NO_TARGET = -100
 """label of a token that is not to be predicted"""
@@ -34,12 +32,7 @@ CHUNK_ELEMENTS = 1 << 24
 LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
 """above it the perplexity is no finite number"""
 
-SECONDS_AT_LEAST = 0.05
-"""a timed stretch repeats its call until it lasts this long, so that the grain of clock and scheduler is small"""
 
-LOOPS_AT_MOST = 10_000
-
-Call = Callable[[], object]
 Collate = Callable[[Sequence[Mapping[str, list[int]]]], Mapping[str, Tensor]]
 
 
@@ -66,35 +59,6 @@ class Perplexity:
             PERPLEXITY, self.value, "lower", self.standard_error, {"tokens": self.tokens}, self.protocol, {"nll": self.nll},
             tuple(zip(self.row_sums, self.row_targets, strict=True)),
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Seconds a call: median and extremes, and the samples in the order taken."""
-
-    median: float
-    minimum: float
-    maximum: float
-    samples: tuple[float, ...]
-
-
-@contextmanager
-def dropout_off(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off, and give every submodule its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout and autograd off, and give every submodule its own mode back afterwards."""
-    with dropout_off(model), torch.inference_mode():
-        yield
 
 
 def token_nll(logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
@@ -184,41 +148,3 @@ def _row_sums(
                 f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32"
             )
         yield loss, count
-
-
-def time_in_turns(calls: Mapping[str, Call], *, repeats: int, device: torch.device) -> dict[str, Spread]:
-    """Time calls in the order A B A B ..., after a warm-up of each, so that drifts of the machine meet all alike."""
-    for call in calls.values():
-        call()
-    loops = _loops(list(calls.values()), device) if calls else 1
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            samples[name].append(_stretch(call, loops, device=device) / loops)
-    return {name: Spread(median(s), min(s), max(s), tuple(s)) for name, s in samples.items()}
-
-
-def _loops(calls: Sequence[Call], device: torch.device) -> int:
-    """Return how often a stretch repeats its call, the same for all: until the fastest lasts long enough."""
-    loops, fastest = 1, 0.0
-    while fastest < SECONDS_AT_LEAST and loops < LOOPS_AT_MOST:
-        fastest = min(_stretch(call, loops, device=device) for call in calls)
-        if fastest < SECONDS_AT_LEAST:
-            growth = min(100.0, 1.2 * SECONDS_AT_LEAST / max(fastest, 1e-9))
-            loops = min(LOOPS_AT_MOST, math.ceil(loops * growth))
-    return loops
-
-
-def _stretch(call: Call, loops: int, *, device: torch.device) -> float:
-    _synchronise(device)
-    began = perf_counter()
-    for _ in range(loops):
-        call()
-    _synchronise(device)
-    return perf_counter() - began
-
-
-def _synchronise(device: torch.device) -> None:
-    """Wait for the work queued on an accelerator, which a call only submits."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

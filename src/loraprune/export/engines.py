@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraprune.config.export import ExportConfig
 from loraprune.evaluation.benchmark import Engine
-from loraprune.evaluation.perplexity import Call
+from loraprune.evaluation.timing import Call
 from loraprune.export.gguf.llamacpp import PACKAGE, LlamaCpp
 from loraprune.export.onnx_session import Session
 from loraprune.export.run import check_export, write_format

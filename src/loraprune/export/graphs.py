@@ -19,8 +19,8 @@ from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
-from loraprune.evaluation.perplexity import dropout_off
 from loraprune.models.loading import quiet
+from loraprune.models.modes import dropout_off
 from loraprune.pruning.verify import probe_of
 
 BATCH, PAST, NEW = 2, 3, 4

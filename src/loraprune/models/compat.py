@@ -7,6 +7,8 @@ from typing import Any
 import transformers
 from torch import nn
 
+from loraprune.models.adapters import base_model
+
 
 def recompute_activations(model: nn.Module) -> None:
     """Let a model of transformers recompute activations in its backward pass."""
@@ -23,3 +25,8 @@ def pillow_processor(name: str) -> Any:
     if hasattr(transformers, "ViTImageProcessorPil"):
         return getattr(transformers, f"{name}Pil", None)
     return getattr(transformers, name, None) if name.endswith("ImageProcessor") else None
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute activations in the backward pass."""
+    recompute_activations(base_model(model))

@@ -28,31 +28,9 @@ from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.pruning.verify import Verification
 from loraprune.reporting.card import model_card
 from loraprune.runtime import launch
+from loraprune.training.record import Training
 
 LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
-
-
-@dataclass(slots=True)
-class Training:
-    """What the training took and how it went."""
-
-    steps: int
-    seconds: float
-    """training with scoring, slicing and merging, without loading and judging"""
-    peak_memory_bytes: int
-    curve: Sequence[Mapping[str, int | float]]
-    removals: Sequence[Mapping[str, int | float]]
-    skipped: Sequence[Mapping[str, int | str]]
-    """step and reason of those without an update, as something in them was no number"""
-    protocol: Mapping[str, object]
-    trainable: int
-    """parameters that learnt at the start: LoRA's factors, and all of modules that are new"""
-    new: Sequence[str] = ()
-    """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
-    evaluations: Sequence[Mapping[str, int | float | None]] = ()
-    """judgements on held-out data on the way"""
-    kept_step: int | None = None
-    """the step whose adapters were kept, if the best were looked for"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn import functional
 
 from loraprune.data import Rows
 from loraprune.evaluation.tasks import Collate, Predictions
 from loraprune.runtime.processes import count as processes
-from loraprune.training.guard import GuardedTrainer
-from loraprune.training.teachers import LABELS, ROW, Opinion, Teacher
+from loraprune.training.guarded_trainer import GuardedTrainer
+from loraprune.training.imitation import imitation_loss
+from loraprune.training.teachers import LABELS, ROW, Teacher
 
 
 class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -39,30 +38,6 @@ class NumberedCollator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the collator's batch and the numbers of its rows."""
         return {**self.collator(features), ROW: torch.tensor([feature[ROW] for feature in features])}
-
-
-def imitation_loss(
-    logits: Float[Tensor, "*places classes"],
-    opinion: Opinion,
-    labels: Shaped[Tensor, "*places"],
-    predictions: Predictions,
-) -> Float[Tensor, ""]:
-    """Return KL(dense || pruned) over the named tokens and the bin of all others, summed over the targets.
-
-    Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531), at temperature 1.
-    """
-    theirs = predictions(opinion.log_probabilities, labels)
-    ours = functional.log_softmax(predictions(logits, labels).float(), dim=-1)
-    ours = ours.gather(-1, predictions(opinion.tokens, labels))
-    named = (theirs.exp() * (theirs - ours)).sum(-1)
-    rest, our_rest = _others(theirs), _others(ours)
-    return (named + rest.exp() * (rest - our_rest)).sum()
-
-
-def _others(log_probabilities: Float[Tensor, "targets top"]) -> Float[Tensor, " targets"]:
-    """Return the logarithm of the probability of all tokens that are not named."""
-    left = 1 - log_probabilities.exp().sum(-1)
-    return left.clamp_min(1e-6).log()  # rounding may leave nothing, or less
 
 
 class DistillingTrainer(GuardedTrainer):

@@ -17,7 +17,6 @@ from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
 from loraprune.pruning.pruner import Pruner
-from loraprune.reporting.report import Training
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
@@ -25,11 +24,13 @@ from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
 from loraprune.runtime.workspace import forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.guard import StepGuard
+from loraprune.training.progress import TrainingBar
+from loraprune.training.record import Training
 from loraprune.training.resume.keeper import Checkpoint, Keeper
 from loraprune.training.resume.run import check_same, digest_of_model, digest_of_rows, options_of
 from loraprune.training.setup import Job, free
 from loraprune.training.teachers import choose_teacher, make_teacher
-from loraprune.training.trainer import TrainingBar, train
+from loraprune.training.trainer import train
 from loraprune.training.watch import Watch, changing
 
 

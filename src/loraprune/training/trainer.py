@@ -1,4 +1,4 @@
-"""Fine-tuning with transformers' Trainer: its arguments, and a progress bar with loss, ratio and time left.
+"""Fine-tuning with transformers' Trainer: its arguments and its callbacks.
 
 Knows nothing about pruning: a pruning run differs by one callback.
 """
@@ -7,35 +7,30 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import (
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.tasks import Prepared, Task
 from loraprune.models.adapters import base_layer, base_model
-from loraprune.models.compat import recompute_activations
+from loraprune.models.compat import enable_checkpointing
 from loraprune.models.quantised import quantised_layers
 from loraprune.runtime import launch
 from loraprune.runtime.device import tf32_products
 from loraprune.runtime.interrupts import kept
 from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows
-from loraprune.training.guard import GuardedTrainer
+from loraprune.training.guarded_trainer import GuardedTrainer
 from loraprune.training.resume.keeper import Keeper
 from loraprune.training.teachers import Teacher
 from loraprune.training.watch import Watch, dashboards
@@ -44,63 +39,8 @@ OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8
 """--optimizer -> the Trainer's name for it"""
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has the steps"""
-LINES = 10
-"""lines a run writes instead of a bar where stderr is no terminal"""
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingBar(TrainerCallback):
-    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
-
-    def __init__(self, ratio: Callable[[], float] | None) -> None:
-        self.ratio = ratio
-        self.curve: list[dict[str, float]] = []
-        """step, loss and learning rate at every log"""
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=Console(file=sys.stderr), disable=not (sys.stderr.isatty() and launch.is_first()),
-        )  # fmt: skip
-        self._loss = math.nan
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Show the bar."""
-        self._bar.start()
-        self._task = self._bar.add_task("pruning" if self.ratio else "training", total=state.max_steps, state="")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
-        if self.ratio:
-            shown.append(f"ratio {self.ratio():.3f}")
-        self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
-        if self._bar.disable and state.global_step % max(1, state.max_steps // LINES) == 0:
-            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the loss."""
-        logs: dict[str, float] = kwargs.get("logs") or {}
-        if "loss" not in logs:
-            return
-        self._loss = float(logs["loss"])
-        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the curve so far."""
-        return {"curve": self.curve}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        self.curve = list(state["curve"])
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take the bar away."""
-        self._bar.stop()
 
 
 ROWS_WITHOUT_TRAINING = 128
@@ -149,11 +89,6 @@ def training_arguments(
         run_name=Path(config.output).name,
         disable_tqdm=True,
     )
-
-
-def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute activations in the backward pass."""
-    recompute_activations(base_model(model))
 
 
 def train(

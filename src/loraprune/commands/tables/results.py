@@ -9,10 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from loraprune.commands import compare_models
+from loraprune.commands.benchmark import Speed
 from loraprune.commands.compare import summary
 from loraprune.commands.compare.summary import Comparison
 from loraprune.commands.compare_models import Lineup
-from loraprune.commands.evaluate import Drawn, Evaluation, Speed
+from loraprune.commands.evaluate import Evaluation
+from loraprune.commands.report import Drawn
 from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed

@@ -17,8 +17,9 @@ from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from loraprune.evaluation.benchmark.engines import DECODE, PROMPT_TOKENS, SEED, Engine, make_calls
 from loraprune.evaluation.benchmark.macs import count_macs
 from loraprune.evaluation.benchmark.results import Comparison, Measurement, ratios_of
-from loraprune.evaluation.perplexity import Call, Spread, evaluation_mode, time_in_turns
+from loraprune.evaluation.timing import Call, Spread, time_in_turns
 from loraprune.families import positions
+from loraprune.models.modes import evaluation_mode
 
 
 def compare_speed(

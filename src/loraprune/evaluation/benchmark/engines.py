@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from loraprune.evaluation.benchmark.macs import text_inputs
-from loraprune.evaluation.perplexity import Call
+from loraprune.evaluation.timing import Call
 
 PROMPT_TOKENS = 8
 SEED = 0

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from loraprune.errors import ConfigError
-from loraprune.evaluation.perplexity import evaluation_mode
+from loraprune.models.modes import evaluation_mode
 
 
 def count_macs(model: PreTrainedModel, *, length: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, cast
 
-from loraprune.evaluation.perplexity import Spread
+from loraprune.evaluation.timing import Spread
 
 
 @dataclass(frozen=True, slots=True)

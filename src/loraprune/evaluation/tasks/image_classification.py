@@ -14,9 +14,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from loraprune.data.images import ImageRows, check_images, collate, load_images, load_processor, open_images
 from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
-from loraprune.evaluation.perplexity import evaluation_mode
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.loading import resolve
+from loraprune.models.modes import evaluation_mode
 
 HEAD = ("classifier.", "beit.pooler.")
 """how the names of a head's parameters begin, which a checkpoint that was pre-trained for something else lacks"""

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loraprune.data import NO_TARGET, Collator, Rows, TokenRows, load_data, load_rows, read_examples
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluation.measurement import Measured, ratio_error
-from loraprune.evaluation.perplexity import evaluation_mode
 from loraprune.evaluation.tasks.base import Prepared, Request, Task, register_task
 from loraprune.evaluation.tasks.text import fit_length, fitting_tokenizer, padded_tokens
+from loraprune.models.modes import evaluation_mode
 
 HIDDEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 """tokens to be told; of these, those that the mask stands for, and those that another token stands for"""

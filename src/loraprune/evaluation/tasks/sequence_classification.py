@@ -15,11 +15,11 @@ from loraprune.data.labelled import Labelled
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.metrics import METRICS, RESAMPLES, standard_error
-from loraprune.evaluation.perplexity import evaluation_mode
 from loraprune.evaluation.tasks.base import Prepared, Request, Task, register_task
 from loraprune.evaluation.tasks.labelled_rows import LabelledRows, encode_labelled
 from loraprune.evaluation.tasks.text import fit_length, fitting_tokenizer, padded_tokens
 from loraprune.models.auto_classes import find_head
+from loraprune.models.modes import evaluation_mode
 
 HEAD = "AutoModelForSequenceClassification"
 HELD_OUT_SHARE = 10

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.evaluation.perplexity import dropout_off
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
 from loraprune.models.adapters import backbone, find_module, no_cache, projection
+from loraprune.models.modes import dropout_off
 from loraprune.pruning.recovery.spool import Spool
 
 ROWS_AT_A_TIME = 8

@@ -19,6 +19,7 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.tasks import Inputs
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import STACKS, attach_lora, base_model, find_module
+from loraprune.models.compat import enable_checkpointing
 from loraprune.models.loading import quiet
 from loraprune.pruning.surgery import slice_
 from loraprune.scoring import make_scorer
@@ -26,7 +27,6 @@ from loraprune.scoring.criteria import Saliency, criteria
 from loraprune.training.footprint.gpus import Blocks
 from loraprune.training.footprint.precision import bytes_per_weight
 from loraprune.training.footprint.step import run_step
-from loraprune.training.trainer import enable_checkpointing
 
 ADAM_STATES = 2
 """moments that AdamW keeps of every trained parameter, in its precision"""

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from loraprune.evaluation.tasks import Inputs
 from loraprune.models.adapters import base_model
-from loraprune.training.distillation import imitation_loss
 from loraprune.training.footprint.live import LiveBytes
+from loraprune.training.imitation import imitation_loss
 from loraprune.training.teachers import TOP, Opinion, ask
 
 aten: Any = torch.ops.aten

@@ -1,0 +1,74 @@
+"""A Trainer that reports its losses to a guard, and whose parameters may be replaced between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer
+
+from loraprune.runtime import launch
+from loraprune.training.guard import StepGuard
+
+
+class GuardedTrainer(Trainer):
+    """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps.
+
+    With FSDP2 every process holds the modules `undivided` whole.
+    """
+
+    def __init__(self, *arguments: Any, guard: StepGuard, undivided: Sequence[nn.Module] = (), **options: Any) -> None:
+        self._undivided = list(undivided)
+        super().__init__(*arguments, **options)
+        self._guard = guard
+        self._last = torch.zeros((), device=self.args.device)
+        self._wrapper: DistributedDataParallel | None = None
+        self._wrapped: list[nn.Parameter] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let FSDP2 work on CPUs too, where accelerate leaves what its launcher asks for aside, and part what can be parted."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if launch.is_sharded() and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+        if self._undivided and self.is_fsdp_enabled:
+            state.fsdp_plugin.ignored_modules = self._undivided
+
+    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
+        """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
+        loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
+        self._guard.see(loss)
+        self._last = torch.where(torch.isfinite(loss), loss, self._last)
+        return self._last
+
+    def _up_to_date(self, model: nn.Module) -> nn.Module:
+        """Return the wrapper that adds up the gradients of the present parameters: those of a cut model are others than before.
+
+        `model` is the one that the Trainer wrapped at the start and hands on from step to step.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            return model
+        present = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self._wrapper is None:
+            self._wrapper, self._wrapped = model, present
+        elif any(one is not other for one, other in zip(present, self._wrapped, strict=True)):
+            self._wrapper, self._wrapped = wrapped_anew(self._wrapper), present
+        self._wrapper.require_backward_grad_sync = model.require_backward_grad_sync
+        return self._wrapper
+
+
+def wrapped_anew(wrapper: DistributedDataParallel) -> DistributedDataParallel:
+    """Wrap the module of a wrapper like before; its parameters are alike in all processes and are not sent again."""
+    return DistributedDataParallel(
+        wrapper.module,
+        device_ids=wrapper.device_ids,
+        output_device=wrapper.output_device,
+        init_sync=False,
+        find_unused_parameters=wrapper.find_unused_parameters,
+        gradient_as_bucket_view=wrapper.gradient_as_bucket_view,
+    )

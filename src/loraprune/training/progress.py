@@ -1,0 +1,78 @@
+"""The progress bar of a training run: loss, ratio and time left; and the loss curve for the report."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from loraprune.runtime import launch
+
+LINES = 10
+"""lines a run writes instead of a bar where stderr is no terminal"""
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
+
+    def __init__(self, ratio: Callable[[], float] | None) -> None:
+        self.ratio = ratio
+        self.curve: list[dict[str, float]] = []
+        """step, loss and learning rate at every log"""
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=Console(file=sys.stderr), disable=not (sys.stderr.isatty() and launch.is_first()),
+        )  # fmt: skip
+        self._loss = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._task = self._bar.add_task("pruning" if self.ratio else "training", total=state.max_steps, state="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
+        if self.ratio:
+            shown.append(f"ratio {self.ratio():.3f}")
+        self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
+        if self._bar.disable and state.global_step % max(1, state.max_steps // LINES) == 0:
+            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the loss."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.curve = list(state["curve"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the bar away."""
+        self._bar.stop()
