@@ -22,7 +22,7 @@ slow: $(VENV)/installed
 
 # The lower bounds of the libraries, in an environment of their own.
 OLDEST = $(VENV)-oldest
-OLDEST_TESTS = tests/families tests/criteria tests/allocation tests/pipeline tests/test_shaped.py tests/test_surgery.py
+OLDEST_TESTS = tests/families tests/scoring/criteria tests/pruning/allocation tests/pipeline tests/test_shaped.py tests/pruning/test_surgery.py
 
 $(OLDEST)/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
+from helpers import common
 from torch import Tensor, nn
 from transformers import TrainerCallback
 

@@ -12,17 +12,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import write
+from benchmarks.helpers.common import write
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("groups", "surgery", "importance", "allocation", "schedule", "checkpoint", "plan", "masking", "resume")
+CORE = (
+    "groups", "plan", "models/saving", "pruning/allocation", "pruning/masking", "pruning/schedule", "pruning/surgery",
+    "runtime/atomic", "runtime/interrupts", "runtime/workspace", "scoring/average", "training/resume",
+)  # fmt: skip
+"""modules and packages"""
 MASKED = "families/test_contract.py::test_the_sliced_model_computes_what_the_masked_one_does"
 TESTS = (
-    "test_groups.py", "test_surgery.py", "test_importance.py", "allocation/test_uniform.py", "allocation/test_balanced.py",
-    "allocation/test_layerwise.py", "depth/test_choice.py", "test_schedule.py", "test_plan.py", "test_checkpoint.py", "test_kinds.py",
-    "families/test_channels.py", "criteria/test_experts.py", "families/test_contract.py::test_a_span_that_does_not_fit_is_refused",
+    "test_groups.py", "test_plan.py", "models/test_saving.py", "pruning/test_surgery.py", "pruning/test_schedule.py",
+    "pruning/test_kinds.py", "pruning/allocation/test_uniform.py", "pruning/allocation/test_balanced.py",
+    "pruning/allocation/test_layerwise.py", "scoring/test_average.py", "scoring/criteria/test_experts.py",
+    "families/depth/test_choice.py", "families/test_channels.py",
+    "families/test_contract.py::test_a_span_that_does_not_fit_is_refused",
     *(f"{MASKED}[uneven-plain-{variant}]" for variant in ("phi3", "mixtral", "convnext")),
-    "resume/test_folders.py", "resume/test_interrupts.py", "resume/test_state.py", "pipeline/test_resume.py",
+    "runtime/test_folders.py", "runtime/test_interrupts.py", "training/resume/test_state.py", "pipeline/test_resume.py",
     "pipeline/test_resume_faults.py",
 )  # fmt: skip
 """without whole runs, but for those that are resumed, and the properties of allocations, which take many minutes under coverage"""
@@ -43,7 +49,7 @@ def of_core(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
     for name, entry in sorted(report["files"].items()):
         module = Path(name).with_suffix("").as_posix().partition("loraprune/")[2]
-        if module.partition("/")[0] in CORE and not module.startswith("layerwise"):
+        if any(module == part or module.startswith(f"{part}/") for part in CORE):
             counts = entry["summary"]
             files[module] = {
                 "statements": counts["num_statements"], "missed": counts["missing_lines"], "branches": counts["num_branches"],

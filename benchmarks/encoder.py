@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accuracy
 import torch
-from common import SHARED
+from helpers import accuracy
+from helpers.common import SHARED
 from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 

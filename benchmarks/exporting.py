@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 import torch
+from helpers import common
 from transformers import PreTrainedModel
 
 from loraprune.config.export import ExportConfig

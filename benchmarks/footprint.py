@@ -15,8 +15,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import common
 import torch
+from helpers import common
 from on_gpu.shapes import quantise_
 from torch.profiler import ProfilerActivity, profile
 from transformers import CONFIG_MAPPING, PreTrainedConfig

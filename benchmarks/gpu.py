@@ -68,8 +68,8 @@ def result_path(name: str, folder: Path) -> Path:
 
 def carry_out(name: str, options: argparse.Namespace) -> None:
     """Be the process of a part: import, wait for a line on stdin, measure, and write down what there is."""
-    import common
     import torch
+    from helpers import common
 
     part: Any = importlib.import_module(f"on_gpu.{PARTS[name].module}")
     shapes: Any = importlib.import_module("on_gpu.shapes")

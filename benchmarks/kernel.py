@@ -19,8 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import common
 import torch
+from helpers import common
 from torch import Tensor
 
 from loraprune.models.quantised.forms import NF4_BLOCK, Factors, Int8Rows, Nf4Blocks, Weight, nf4_levels

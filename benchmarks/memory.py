@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
+from helpers import common
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks.helpers import common
 from safetensors.torch import load_file
-from tests.distributed.processes import FSDP2, run
+from tests.runtime.distributed.processes import FSDP2, run
 
 from loraprune import cli
 from loraprune.plan import Plan

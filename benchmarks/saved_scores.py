@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import common
+from helpers import common
 
 from loraprune.config.training import PruneConfig
 from loraprune.pipeline import prune

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import common
+from benchmarks.helpers import common
 from tests.samples import VOCABULARY, byte_tokenizer, write_text
 from transformers import LlamaConfig, LlamaForCausalLM
 

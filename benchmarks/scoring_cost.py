@@ -12,9 +12,9 @@ import statistics
 import time
 from typing import Any
 
-import common
 import torch
-from common import SHAPE
+from helpers import common
+from helpers.common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.families import find_groups

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import common
 import yaml
+from helpers import common
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import copy
 
-import common
 import torch
-from common import SHAPE
+from helpers import common
+from helpers.common import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.config.pruning import LoRAPruneConfig

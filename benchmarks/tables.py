@@ -9,8 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import common
-import quality
+from helpers import common, quality
 from on_gpu.tables import TABLES as GPU_TABLES
 
 

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import accuracy
 import torch
-from common import SHARED
+from helpers import accuracy
+from helpers.common import SHARED
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from loraprune.data.images import ImageRows, collate, load_images, load_processor

@@ -25,10 +25,10 @@ from loraprune import cli
 from loraprune.commands import parser
 from loraprune.commands.compare.grid import OPTIONS
 from loraprune.scoring.criteria import criteria
+from tests.data.images.conftest import save_classifier
+from tests.evaluation.tasks.cases import word_tokenizer
 from tests.export.cases import exported, save_pruned_tiny
-from tests.images.conftest import save_classifier
 from tests.samples import byte_tokenizer, save_tiny
-from tests.tasks.cases import word_tokenizer
 from tests.test_docs import DOCUMENTS, FENCE, ROOT, by_name
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))

@@ -15,9 +15,9 @@ import datasets
 import yaml
 from benchmarks.fuzz.damage import BYTES, FOLDER, ODD_VALUES, TEXT, Damage, header, not_finite, rows, tree
 from safetensors.torch import save_file
-from tests.images.conftest import CLASSES, write_images
+from tests.data.images.conftest import CLASSES, write_images
+from tests.evaluation.tasks.cases import reviews, word_tokenizer, write_csv
 from tests.samples import save_tiny, tiny_llama, write_text
-from tests.tasks.cases import reviews, word_tokenizer, write_csv
 from transformers import (
     BertConfig,
     BertForSequenceClassification,

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import common
 import torch
+from helpers import common
 from torch import nn
 
 from loraprune.api import attach_lora

@@ -14,10 +14,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import common
 import footprint
 import memory
 import torch
+from helpers import common
 from torch import nn
 
 from loraprune.api import attach_lora

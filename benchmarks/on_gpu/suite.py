@@ -16,8 +16,8 @@ from on_gpu.shapes import Chosen
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = {
-    "gpu": ("gpu", ("tests/kernels", "tests/sparsity", "tests/test_benchmark.py")),
-    "others": ("not slow and not gpu", ("tests/kernels", "tests/quantised")),
+    "gpu": ("gpu", ("tests/scoring/kernels", "tests/pruning/sparsity", "tests/evaluation/test_benchmark.py")),
+    "others": ("not slow and not gpu", ("tests/scoring/kernels", "tests/models/quantised")),
 }
 """name -> marks and files; apart, as accelerate decides once in a process whether it is on a GPU"""
 NEEDED = ("pytest", "hypothesis", "beartype", "jaxtyping")

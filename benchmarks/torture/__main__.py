@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import torture
-from benchmarks.common import machine
+from benchmarks.helpers.common import machine
 from benchmarks.torture.cases import Row
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "torture.json"

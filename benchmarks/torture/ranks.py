@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.torture.cases import Row, command, damage, digests, inputs
 from benchmarks.torture.children import Trap, spring
-from tests.distributed.processes import FSDP2, Ended, die, during_step
-from tests.distributed.processes import run as run_processes
+from tests.runtime.distributed.processes import FSDP2, Ended, die, during_step
+from tests.runtime.distributed.processes import run as run_processes
 
 from loraprune import cli
 

@@ -13,8 +13,8 @@ from loraprune.commands.compare import run
 from loraprune.export import run as export
 from loraprune.training import setup
 from tests.cli.cases import Case, refused
-from tests.images.conftest import save_classifier, write_images
-from tests.tasks.cases import save_bert
+from tests.data.images.conftest import save_classifier, write_images
+from tests.evaluation.tasks.cases import save_bert
 
 BAD_TEXT = '{"text": "one"}\n{"te\n'
 

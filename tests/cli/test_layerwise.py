@@ -17,7 +17,7 @@ from loraprune.families import find_groups
 from loraprune.models.loading import from_pretrained
 from loraprune.pruning import pruner
 from loraprune.pruning.allocation import Space
-from tests import training
+from tests import fitting
 from tests.cli.cases import Case, refused, run
 from tests.samples import tiny_llama
 from tests.tiny import logits, relative, tokens
@@ -88,7 +88,7 @@ def test_a_run_that_ends_with_uneven_layers_verifies_and_saves_them(
 
 @pytest.mark.usefixtures("uneven_goal")
 def test_save_pruned_saves_uneven_layers_too(tmp_path: Path) -> None:
-    model, callback, _ = training.prune(tmp_path / "run", training.config(), steps=10)
+    model, callback, _ = fitting.prune(tmp_path / "run", fitting.config(), steps=10)
     expected = logits(model, tokens())
     save_pruned(callback, tmp_path / "small")
     assert relative(expected, logits(from_pretrained(tmp_path / "small"), tokens())) < 1e-4

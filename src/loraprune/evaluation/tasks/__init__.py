@@ -19,7 +19,7 @@ A task is a `Task` of functions that is registered in a file of its own, importe
    - `columns` are those of the data by which a model that is only pre-trained is taken for one of this task.
    - `new(name)` says which parameters a checkpoint may lack: a head that then starts anew from the seed and is trained whole.
 2. an import here; its Auto class stands in `loraprune.models.auto_classes.HEADS`.
-3. `tests/tiny.py`: its models get a line in VARIANTS; `tests/tasks/` shows one run from the command line.
+3. `tests/tiny.py`: its models get a line in VARIANTS; `tests/evaluation/tasks/` shows one run from the command line.
 
 The task of a run is the one of `--task`, else that of the head that the model's configuration names; a masked language
 model, which is only pre-trained, takes the task whose `columns` the data have.

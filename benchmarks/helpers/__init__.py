@@ -1,0 +1,1 @@
+"""What several benchmarks share; nothing here backs a claim on its own."""

@@ -1,0 +1,203 @@
+"""When units go, what is left gives what was there before as nearly as least squares can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from loraprune.errors import ConfigError, NumericsError
+from loraprune.families import find_groups
+from loraprune.models.adapters import projection
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.recovery.compensation import DAMPING, Trace, compensate_, refit
+from loraprune.pruning.surgery import slice_
+from loraprune.training.callback import CalibrationRows
+from tests.fitting import config, prune
+from tests.tiny import choose, logits, relative, tiny_model, tokens, with_lora
+
+
+def adapted(variant: str = "llama") -> PeftModel:
+    return with_lora(tiny_model(variant))
+
+
+def rows(ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_refit_is_ridge_regression_in_float64(with_bias: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    z, mix, weight, goal = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((200, 12), (12, 12), (7, 12), (200, 7))
+    )
+    z = z @ mix
+    stays = torch.tensor([True] * 8 + [False] * 4)
+    change, shift = refit(z, weight, stays, goal, with_bias=with_bias, path="w")
+    seen = torch.cat((z[:, stays], torch.ones(200, 1, dtype=torch.float64)), 1) if with_bias else z[:, stays]
+    size = seen.shape[1]
+    ridge = DAMPING * seen.square().sum() / size
+    stacked = torch.cat((seen, ridge.sqrt() * torch.eye(size, dtype=torch.float64)))
+    error = goal - z[:, stays] @ weight[:, stays].T
+    solution = torch.linalg.lstsq(stacked, torch.cat((error, torch.zeros(size, 7, dtype=torch.float64)))).solution.T
+    torch.testing.assert_close(torch.cat((change, shift[:, None]), 1) if with_bias else change, solution)
+    left = error - z[:, stays] @ change.T - shift
+    assert left.norm() < error.norm()  # the control: leaving the weights alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trace_too_large_for_memory_is_the_same_from_files(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = adapted().to(dtype), tokens(19)
+    mask = torch.ones_like(ids)
+    mask[3, 2:] = 0  # parts of unequal length
+    groups = find_groups(model.config)
+    held = Trace(model, groups, rows(ids, mask)).outputs
+    monkeypatch.setattr("loraprune.pruning.recovery.spool.IN_MEMORY", sum(each.nbytes for each in held.values()) - 1)
+    filed = Trace(model, groups, rows(ids, mask)).outputs
+    assert filed.keys() == held.keys()
+    for path, outputs in held.items():
+        assert torch.equal(filed[path], outputs), path
+        assert filed[path].data_ptr() % 4096 == 0, "not mapped: a control that the file was used"
+        assert not torch.equal(filed[path][:16], filed[path][-16:])
+
+
+def test_activations_that_are_no_numbers_are_refused() -> None:
+    z = torch.full((3, 4), torch.nan)
+    with pytest.raises(NumericsError, match=r"'w': an activation is NaN"):
+        refit(z, torch.ones(2, 4), torch.ones(4).bool(), torch.ones(3, 2), with_bias=False, path="w")
+
+
+@pytest.mark.parametrize("variant", ["llama", "phi3", "olmo2"])
+def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
+    ids = tokens(32, 48)
+    dense = logits(adapted(variant), ids)
+    found = {}
+    for way in ("refitted", "plain"):
+        model = adapted(variant)
+        groups = find_groups(model.get_base_model().config)
+        plan = choose(groups, {g.name: 3 if g.kind == "attention" else 60 for g in groups})
+        if way == "refitted":
+            compensate_(model, groups, plan.kept, Trace(model, groups, rows(ids)), rows(ids))
+        slice_(model, groups, plan.kept)
+        found[way] = (logits(model, ids) - dense).norm().item()
+    assert found["refitted"] < 0.95 * found["plain"]
+
+
+def test_only_what_reads_units_is_changed() -> None:
+    model, ids = adapted(), tokens()
+    groups = find_groups(model.get_base_model().config)
+    kept = {g.name: range(g.units // 2) for g in groups}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compensate_(model, groups, kept, Trace(model, groups, rows(ids)), rows(ids))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+    readers = ("self_attn.o_proj", "mlp.down_proj")
+    assert changed == {f"base_model.model.model.layers.{i}.{r}.base_layer.weight" for i in (0, 1) for r in readers}
+
+
+def test_a_model_that_loses_nothing_stays_as_it_was() -> None:
+    ids = tokens(32, 48)
+    model, before = adapted(), logits(adapted(), ids)
+    groups = find_groups(model.get_base_model().config)
+    compensate_(model, groups, {g.name: range(g.units) for g in groups}, Trace(model, groups, rows(ids)), rows(ids))
+    assert relative(before, logits(model, ids)) < 1e-5
+
+
+def test_errors_of_the_layers_below_are_mended() -> None:
+    """A second layer that loses nothing still comes nearer to the dense model, as it makes up for the first."""
+    ids = tokens(32, 48)
+    model = adapted()
+    groups = find_groups(model.get_base_model().config)
+    kept = {g.name: range(g.units if "layers.1" in g.name else g.units // 2) for g in groups}
+    own = projection(model, "model.layers.1.mlp.down_proj").layer.weight
+    assert isinstance(own, torch.Tensor)
+    before = own.clone()
+    compensate_(model, groups, kept, Trace(model, groups, rows(ids)), rows(ids))
+    assert not torch.equal(before, own)
+    apart = adapted()
+    compensate_(
+        apart,
+        [replace(g, residual=False) for g in groups],
+        kept,
+        Trace(apart, [replace(g, residual=False) for g in groups], rows(ids)),
+        rows(ids),
+    )
+    dense = logits(adapted(), ids)
+    errors = []
+    for each in (model, apart):
+        slice_(each, groups, kept)
+        errors.append((logits(each, ids) - dense).norm().item())
+    assert errors[0] < errors[1]  # the control aims at each projection's own answer
+
+
+def test_padding_is_not_looked_at() -> None:
+    weights = []
+    for filler in (3, 77):
+        model, ids = adapted(), tokens(8, 24)
+        groups = find_groups(model.get_base_model().config)
+        mask = torch.ones_like(ids)
+        mask[:, 16:] = 0
+        ids = torch.where(mask.bool(), ids, filler)
+        compensate_(
+            model,
+            groups,
+            {g.name: range(g.units // 2) for g in groups},
+            Trace(model, groups, rows(ids, mask)),
+            rows(ids, mask),
+        )
+        weights.append(projection(model, "model.layers.1.mlp.down_proj").layer.weight)
+    torch.testing.assert_close(*weights)
+
+
+def test_calibration_rows_are_spread_over_the_data_and_others_each_time() -> None:
+    data = [{"input_ids": torch.full((8,), place)} for place in range(10)]
+    loader = SimpleNamespace(
+        dataset=data, collate_fn=lambda some: {"input_ids": torch.stack([r["input_ids"] for r in some])}
+    )
+    found = CalibrationRows(loader, tokens=24)
+    first, second = next(found), next(found)
+    assert first["input_ids"][:, 0].tolist() == [0, 3, 6]
+    assert second["input_ids"][:, 0].tolist() == [1, 4, 7]
+    assert set(first) == {"input_ids"}
+    with pytest.raises(ConfigError, match="has no rows to look at"):
+        CalibrationRows(SimpleNamespace(dataset=iter(data), collate_fn=None), tokens=24)
+
+
+def test_shrinking_with_compensation_equals_masking_with_it(tmp_path: Path) -> None:
+    found = {}
+    for shrink in (True, False):
+        model, callback, _ = prune(tmp_path, config(compensate=True, shrink=shrink, criterion="gate"), steps=20)
+        assert callback.pruner is not None
+        found[shrink] = callback.pruner.plan, logits(model, tokens())
+    assert found[True][0] == found[False][0]
+    assert relative(found[True][1], found[False][1]) < 1e-3
+    without, _, _ = prune(tmp_path, config(criterion="gate"), steps=20)
+    assert relative(found[True][1], logits(without, tokens())) > 0.02  # the control
+
+
+def test_masked_inputs_count_as_nothing() -> None:
+    """A masked model is refitted as the cut one: what a mask silences is in no second moment."""
+    ids = tokens(16, 48)
+    weights = {}
+    for way in ("masked", "cut"):
+        model = adapted()
+        groups = find_groups(model.get_base_model().config)
+        first = choose(groups, {g.name: 3 if g.kind == "attention" else 60 for g in groups})
+        second = {name: kept[: len(kept) // 2] for name, kept in first.kept.items()}
+        if way == "masked":
+            Masks(model, groups).set(first.kept)
+            compensate_(model, groups, second, Trace(model, groups, rows(ids)), rows(ids))
+        else:
+            smaller = slice_(model, groups, first.kept)
+            places = {name: range(len(kept)) for name, kept in second.items()}
+            compensate_(model, smaller, places, Trace(model, smaller, rows(ids)), rows(ids))
+        weight = projection(model, "model.layers.1.mlp.down_proj").layer.weight
+        assert isinstance(weight, torch.Tensor)
+        weights[way] = weight[:, list(second["model.layers.1.mlp"])] if way == "masked" else weight[:, :30]
+    torch.testing.assert_close(weights["masked"], weights["cut"], rtol=1e-3, atol=1e-3)
