@@ -59,14 +59,14 @@ def save_pruned(
     Raises:
         ConfigError: if the callback has not seen a training run.
         CheckpointError: if `output` exists and `overwrite` is false.
-        VerificationError: if the folder gives another model when loaded; nothing is saved then.
+        VerificationError: if the folder gives another model when loaded; it is kept as OUTPUT.unverified.
     """
     pruner = callback.pruner
     if pruner is None:
         raise ConfigError("this callback has not seen a training run: call trainer.train() first")
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
-    with new_folder(Path(output), overwrite=overwrite) as folder:
+    with new_folder(Path(output), overwrite=overwrite, costly=True) as folder:
         merged = merge_lora(pruner.model)
         probe = probe_of(merged)
         expected = logits_of(merged, probe)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from loraprune.families.depth import numbered_as_before
 from loraprune.groups import Group
 from loraprune.models.adapters import merge_lora
 from loraprune.models.loading import load_with_head, resolve
+from loraprune.models.precision import compute_in_float32_
 from loraprune.models.quantised import dequantise_
 from loraprune.models.saving import cast_weights_, round_weights_, save_model
 from loraprune.models.stored_tensors import stored_tensors
@@ -29,16 +31,16 @@ from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.pruning.verify import (
-    TOLERANCE,
+    Checks,
     UnitSums,
-    Verification,
-    check_difference,
     check_units,
     difference,
     logits_of,
     masked_logits,
     probe_of,
+    rounding_noise,
     unit_sums,
+    unverified_if_it_fails,
 )
 from loraprune.reporting.html.page import write_page
 from loraprune.reporting.report import Quality, Report, make_report, write_folder
@@ -79,7 +81,7 @@ def _run(config: PruneConfig | FinetuneConfig, callback: LoRAPruneCallback | Non
     began = time.perf_counter()
     with (
         joined("prune" if callback else "finetune", config.device),
-        new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder,
+        new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
         with together():
             checkpoint = newest_checkpoint(folder.parent, config) if config.resume else None
@@ -116,20 +118,23 @@ def _finish(
 
     merging = time.perf_counter()
     probe = probe_of(job.model)
-    logits = logits_of(adapted, probe)
     sums = unit_sums(adapted, pruner.present if pruner else groups, changed=config.pruning().changed)
     counts = {name: len(kept) for name, kept in plan.kept.items()}
-    job.model = merge_lora(adapted)
+    dequantised = compute_in_float32_(adapted)
+    logits = logits_of(adapted, probe)
+    job.model = merge_lora(adapted, dequantised)
     del adapted
     training.seconds += time.perf_counter() - merging
     if pruner:
         pruner.release()
-    check_difference(
-        "adapted and merged model", difference(logits, logits_of(job.model, probe)), job.model.dtype,
-        rounded=config.quantize == "8bit" and job.device.type == "cuda",
-    )  # fmt: skip
+    checks = Checks(job.model.dtype, rounding_noise(job.model, probe))
+    merged = logits_of(job.model, probe)
+    checks.adapted_vs_merged = checks.compare(
+        "adapted and merged model", logits, merged, rounded=config.quantize == "8bit" and not dequantised
+    )
     round_weights_(job.model, job.stored)
     promise = Promise(groups, sums, logits_of(job.model, probe), job.model.dtype)
+    checks.rounding = difference(merged, promise.logits)
     cast_weights_(job.model, job.stored)
     save_model(
         job.model, folder, config=job.dense_config, groups=groups, counts=counts, dtype=job.stored,
@@ -137,22 +142,25 @@ def _finish(
     )  # fmt: skip
     free(job)
     job.data.processor.save_pretrained(folder)
-    sparse = pruner if isinstance(pruner, Sparsifier) else None
-    verification = _verify_saved(job, plan, folder, promise, sparse=sparse, show=show)
-    pruned = job.task.judge(job.model, job.data, config.batch)
-    show.time("pruned", job.model, folder)
-    show.write("pruned", job.model)
-    report = make_report(
-        config, quality=Quality(job.task, dense, pruned, show.to_json()), training=training, plan=plan, pruner=pruner,
-        verification=verification, parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
-    )  # fmt: skip
-    # Scores of single weights would be as large as the model.
-    scored = pruner if isinstance(pruner, Pruner) else None
-    write_folder(
-        folder, report, config, scores=scored.scores.values if scored else None, history=scored.history if scored else None
-    )  # fmt: skip
-    if config.html:
-        write_page(folder)
+    with unverified_if_it_fails():
+        sparse = pruner if isinstance(pruner, Sparsifier) else None
+        _verify_saved(job, plan, folder, promise, checks, sparse=sparse, show=show)
+        pruned = job.task.judge(job.model, job.data, config.batch)
+        show.time("pruned", job.model, folder)
+        show.write("pruned", job.model)
+        report = make_report(
+            config, quality=Quality(job.task, dense, pruned, show.to_json()), training=training, plan=plan, pruner=pruner,
+            verification=checks.verification(saved_as=job.model.config.model_type, dense_noise=job.noise),
+            parameters=(job.dense_parameters, job.model.num_parameters()), began=began,
+        )  # fmt: skip
+        # Scores of single weights would be as large as the model.
+        scored = pruner if isinstance(pruner, Pruner) else None
+        write_folder(
+            folder, report, config, scores=scored.scores.values if scored else None, history=scored.history if scored else None
+        )  # fmt: skip
+        if config.html:
+            write_page(folder)
+    checks.raise_failed()
     return report
 
 
@@ -162,15 +170,15 @@ class Promise:
 
     groups: tuple[Group, ...]
     sums: UnitSums
-    merged: Tensor
-    """logits of the probe"""
+    logits: Tensor
+    """of the probe, from weights as precise as the file's"""
     dtype: torch.dtype
-    """precision of computation"""
+    """precision of computation: float32 where memory has room for it"""
 
 
 def _verify_saved(
-    job: Job, plan: Plan, folder: Path, promise: Promise, *, sparse: Sparsifier | None, show: Showcase
-) -> Verification:
+    job: Job, plan: Plan, folder: Path, promise: Promise, checks: Checks, *, sparse: Sparsifier | None, show: Showcase
+) -> None:
     """Compare what the model was with the masked dense one and with what is loaded from the folder, which replaces it.
 
     No two models are in memory at any time: the dense one is filled from the files, tensor by tensor.
@@ -188,17 +196,16 @@ def _verify_saved(
         if sparse:
             sparse.check_saved(folder, dense)
         expected = unit_sums(dense, promise.groups, plan=plan, changed=job.config.pruning().changed)
-        check_units(expected, promise.sums, rounded=job.config.quantize == "4bit")
+        with checks.findings.check():
+            check_units(expected, promise.sums, rounded=job.config.quantize == "4bit")
         counts = {name: len(kept) for name, kept in plan.kept.items()}
         before = numbered_as_before({name: name for name in stored}, counts)
         masked = masked_logits(dense, stored.named(before), promise.groups, plan, probe)
-    show.time("dense", dense, Path(resolve(job.config.model)))
-    del dense
+    as_computed: Any = dense
+    as_computed = as_computed.to(job.computed)
+    show.time("dense", as_computed, Path(resolve(job.config.model)))
+    del dense, as_computed
     gc.collect()
-    job.model, _ = load_with_head(str(folder), head, device=job.device, dtype=dtype)
-    return Verification(
-        masked_vs_sliced=check_difference("masked and sliced model", difference(masked, promise.merged), dtype),
-        sliced_vs_reloaded=check_difference("sliced and reloaded model", difference(promise.merged, reloaded), dtype),
-        tolerance=TOLERANCE[dtype],
-        saved_as=job.model.config.model_type,
-    )
+    checks.masked_vs_sliced = checks.compare("masked and sliced model", masked, promise.logits)
+    checks.sliced_vs_reloaded = checks.compare("sliced and reloaded model", promise.logits, reloaded)
+    job.model, _ = load_with_head(str(folder), head, device=job.device, dtype=job.computed)

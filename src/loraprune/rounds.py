@@ -66,7 +66,7 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
     """
     with (
         joined("prune", config.device),
-        new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume) as folder,
+        new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
         ratio = requested_ratio(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from loraprune import pipeline
 from loraprune.config.pruning import LoRAPruneConfig
@@ -18,6 +20,7 @@ from loraprune.families import find_groups
 from loraprune.groups import Group, Side
 from loraprune.models.adapters import linear_paths
 from loraprune.plan import Plan
+from loraprune.pruning import verify
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.verify import UnitSums
 from tests.pipeline.cases import (
@@ -97,37 +100,50 @@ def test_failed_overwrite_leaves_the_old_folder(inputs: Path, tmp_path: Path, mo
     (tmp_path / "out" / "old").write_text("old")
     before = tree(tmp_path)
     config = prune_config(inputs, tmp_path / "out", overwrite=True, steps=2)
-    monkeypatch.setattr(pipeline, "difference", lambda one, other: 1.0)  # the merged model disagrees
-    with pytest.raises(VerificationError, match="nothing was saved"):
+    monkeypatch.setattr(verify, "difference", lambda one, other: 1.0)  # the merged model disagrees
+    monkeypatch.setattr(pipeline, "rounding_noise", lambda model, probe: None)
+    with pytest.raises(VerificationError, match=r"out was not written; the model is in .*out\.unverified"):
         pipeline.prune(config)
-    assert tree(tmp_path) == before
+    left = tree(tmp_path)
+    assert {name: data for name, data in left.items() if name.startswith("out/")} == before
+    failed = json.loads(left["out.unverified/report.json"])["verification"]["failed"]
+    assert [sentence.partition(":")[0] for sentence in failed] == [
+        "adapted and merged model", "masked and sliced model", "sliced and reloaded model"
+    ]  # fmt: skip
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out.unverified")  # whole, though it may not be what was trained
 
 
-def test_failure_after_saving_leaves_no_folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_after_saving_keeps_the_model_under_another_name(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(pipeline, "write_folder", fail)
-    with pytest.raises(OSError, match="disk full"):
-        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
-    assert list(tmp_path.iterdir()) == []
+    for name in ("out.unverified", "out.unverified-2"):  # a second failure leaves the work of the first one alone
+        with pytest.raises(VerificationError, match="could not be verified: OSError: disk full; out was not written"):
+            pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
+        AutoModelForCausalLM.from_pretrained(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.unverified", "out.unverified-2"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_damaged_on_the_way_to_disk_are_noticed(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
     save = pipeline.save_model
 
     def damaged(model: Any, *arguments: Any, **options: Any) -> None:
         with torch.no_grad():
-            model.model.layers[0].mlp.down_proj.weight[:, 0] += 1.0
+            model.model.layers[0].mlp.down_proj.weight[:, 0] *= (
+                1.1  # less than what rounding to bfloat16 does to the logits
+            )
             save(model, *arguments, **options)
-            model.model.layers[0].mlp.down_proj.weight[:, 0] -= 1.0
 
     monkeypatch.setattr(pipeline, "save_model", damaged)
-    with pytest.raises(VerificationError, match="logits differ"):
-        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(VerificationError, match="sliced and reloaded model: logits differ"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2, dtype=dtype))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]
 
 
 def test_dora_is_refused_before_training() -> None:

@@ -21,7 +21,7 @@ from loraprune.models.empty import empty_model, fill_shell_, save_tensors
 from loraprune.models.loading import load_model
 from loraprune.models.saving import cast_weights_, config_sizes, stock_config
 from loraprune.plan import Plan
-from loraprune.pruning.verify import TOLERANCE, check_difference, difference, fill_dense_, logits_of, probe_of
+from loraprune.pruning.verify import FLOOR, check_difference, difference, fill_dense_, logits_of, probe_of
 
 
 def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: torch.dtype) -> float:
@@ -95,7 +95,7 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
 
 def _check_norms(groups: Sequence[Group], found: float, dtype: torch.dtype, config: PreTrainedConfig) -> None:
     normed = any(span.side == "norm" for group in groups for span in group.spans)
-    if normed and not found <= TOLERANCE[dtype]:
+    if normed and not found <= FLOOR[dtype]:
         raise PlanError(
             f"padding changes the logits by {found:.1e} of the largest: {config.model_type!r} has RMS norms over all units, whose "
             f"epsilon ({config.rms_norm_eps:g}) weighs less among zeros; use the folder as it is"

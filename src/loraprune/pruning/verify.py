@@ -5,8 +5,10 @@ Knows nothing about how the model came about.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -15,19 +17,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraprune.errors import NumericsError, VerificationError
+from loraprune.errors import Findings, NumericsError, VerificationError
 from loraprune.evaluation.tasks import Inputs, find_task
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
 from loraprune.models.adapters import base_layer, cuts, find_module
+from loraprune.models.precision import WIDER, has_room_for, wider_weights
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.surgery import rescale_norm_
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
-"""largest difference of two logits, relative to the largest logit: summation order in float32, rounding in 16 bits"""
+logger = logging.getLogger(__name__)
+
+FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+"""difference of two logits, relative to the largest logit, that is always allowed: summation order, and rounding in 16 bits"""
+MARGIN = 8
+"""what the rounding noise of a model is multiplied by to give the allowed difference, where that is more than the floor"""
 ROUNDED_TOLERANCE = 0.15
-"""the same where activations are rounded to 8 bits: 0.04 was measured on random models"""
+"""the floor where activations are rounded to 8 bits: 0.04 was measured on random models"""
 MIXTURES = 16
 """numbers that stand for a unit's weights"""
 ROUNDED_UNITS = 0.4
@@ -42,18 +49,53 @@ class Verification:
     masked_vs_sliced: float
     sliced_vs_reloaded: float
     tolerance: float
+    """largest difference allowed: the floor of the precision, or `MARGIN` times the merged model's noise if that is more"""
+    precision: str
+    """what all sides were computed in"""
+    adapted_vs_merged: float
+    rounding: float
+    """how far rounding the merged weights to the file's precision moves the logits; 0 if the file is as precise"""
+    noise: Mapping[str, float | None]
+    """`dense` and `merged`: logits in the model's precision against those in the next wider one; None where memory is too short"""
     saved_as: str
     """model type of the reloaded model"""
+    failed: tuple[str, ...] = ()
+    """one sentence for every check that failed"""
 
 
 @torch.inference_mode()
 def logits_of(model: nn.Module, inputs: Inputs) -> Float[Tensor, "..."]:
     """Return a model's logits on the CPU in float32; the model ends in evaluation mode."""
     model.eval()
-    device = next(model.parameters()).device
-    placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    one = next(model.parameters())
+    placed = {name: _placed(value, one) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     logits: Tensor = model(**placed).logits
     return logits.float().cpu()
+
+
+def _placed(value: Tensor, like: Tensor) -> Tensor:
+    """Return an input on the device of a weight, and in its precision if it holds pixels instead of tokens."""
+    return value.to(like.device, like.dtype if value.is_floating_point() and like.is_floating_point() else value.dtype)
+
+
+def rounding_noise(model: PreTrainedModel, inputs: Inputs) -> float | None:
+    """Return how far a model's own rounding moves its logits, relative to the largest: its precision against the next wider one.
+
+    bfloat16 is compared with float32, float32 with float64. No two models can be asked to agree more closely. Every weight ends as it was.
+
+    Returns:
+        The largest difference; None if memory has no room for the wider weights, or an operation no kernel for them (torch 2.13 has
+        none for grouped experts in float64).
+    """
+    if not has_room_for(model, WIDER[model.dtype]):
+        return None
+    logits = logits_of(model, inputs)
+    try:
+        with wider_weights(model):
+            return difference(logits_of(model, inputs), logits)
+    except RuntimeError as error:
+        logger.debug("rounding noise is not measured: %s", error)
+        return None
 
 
 def probe_of(model: PreTrainedModel) -> Inputs:
@@ -66,22 +108,84 @@ def difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item()
 
 
-def check_difference(what: str, value: float, dtype: torch.dtype, *, rounded: bool = False) -> float:
-    """Return `value`, or raise a VerificationError if it exceeds the tolerance of the dtype.
+def tolerance(dtype: torch.dtype, noise: float | None = None) -> float:
+    """Return the largest difference allowed in a precision for a model of this rounding noise."""
+    return max(FLOOR[dtype], MARGIN * (noise or 0.0))
 
-    `rounded` says that one of the two rounds its activations to 8 bits, as LLM.int8 does on a GPU.
+
+def check_difference(
+    what: str, value: float, dtype: torch.dtype, *, noise: float | None = None, rounded: bool = False
+) -> float:
+    """Return `value`, or raise a VerificationError if it exceeds what rounding explains.
+
+    `noise` is the model's own (`rounding_noise`); `rounded` says that one of the two rounds its activations to 8 bits, as LLM.int8
+    does on a GPU.
+
+    Raises:
+        NumericsError: if the value is NaN.
     """
     if math.isnan(value):
-        raise NumericsError(
-            f"{what}: after the last step logits are NaN or infinite; nothing was saved: lower --lr, or use --dtype float32"
-        )
-    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE[dtype]
-    if not value <= tolerance:
-        raise VerificationError(
-            f"{what}: logits differ by {value:.2e} of the largest, {tolerance:.0e} is allowed; nothing was saved. "
-            "Please report this with the command and the output of `loraprune inspect`"
-        )
+        raise NumericsError(f"{what}: logits are NaN or infinite: lower --lr, or use --dtype float32")
+    allowed = max(tolerance(dtype, noise), ROUNDED_TOLERANCE if rounded else 0.0)
+    if not value <= allowed:
+        raise VerificationError(f"{what}: logits differ by {value:.2e} of the largest, rounding explains {allowed:.0e}")
     return value
+
+
+class Checks:
+    """The comparisons at the end of a run. One that fails ends nothing: the folder is finished first, so that no work is lost."""
+
+    def __init__(self, dtype: torch.dtype, noise: float | None) -> None:
+        """Take the precision in which all sides are computed, and the rounding noise of the merged model in it."""
+        self.dtype, self.noise = dtype, noise
+        self.findings = Findings()
+        self.adapted_vs_merged = self.masked_vs_sliced = self.sliced_vs_reloaded = self.rounding = 0.0
+
+    def compare(self, what: str, one: Tensor, other: Tensor, *, rounded: bool = False) -> float:
+        """Return how far two models' logits are from each other, and note it if rounding does not explain it.
+
+        Raises:
+            NumericsError: if logits are NaN or infinite.
+        """
+        found = difference(one, other)
+        with self.findings.check():
+            check_difference(what, found, self.dtype, noise=self.noise, rounded=rounded)
+        if any(isinstance(error, NumericsError) for error in self.findings.errors):
+            raise self.findings.errors[-1]
+        return found
+
+    def verification(self, *, saved_as: str, dense_noise: float | None) -> Verification:
+        """Return all results; `dense_noise` is that of the dense model before any work."""
+        return Verification(
+            masked_vs_sliced=self.masked_vs_sliced, sliced_vs_reloaded=self.sliced_vs_reloaded,
+            tolerance=tolerance(self.dtype, self.noise), precision=str(self.dtype).removeprefix("torch."),
+            adapted_vs_merged=self.adapted_vs_merged, rounding=self.rounding,
+            noise={"dense": dense_noise, "merged": self.noise}, failed=tuple(self.findings.problems()), saved_as=saved_as,
+        )  # fmt: skip
+
+    def raise_failed(self) -> None:
+        """Raise one VerificationError for all checks that failed.
+
+        Raises:
+            VerificationError: if one did.
+        """
+        if failed := self.findings.problems():
+            raise VerificationError("; ".join(failed))
+
+
+@contextmanager
+def unverified_if_it_fails() -> Iterator[None]:
+    """Turn any error after a model was saved into one that says so: what hours of training gave is kept, under another name.
+
+    Raises:
+        VerificationError: for whatever went wrong, except for an interruption.
+    """
+    try:
+        yield
+    except VerificationError:
+        raise
+    except Exception as error:
+        raise VerificationError(f"the saved model could not be verified: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()
@@ -179,10 +283,7 @@ def check_units(dense: UnitSums, sliced: UnitSums, *, rounded: bool = False) -> 
     for (name, span), found in sliced.items():
         expected = dense[name, span]
         if not agree(found, expected):
-            raise VerificationError(
-                f"{span.module!r} does not hold the units that the plan of {name!r} names; nothing was saved. Please report "
-                "this with the command and the output of `loraprune inspect`"
-            )
+            raise VerificationError(f"{span.module!r} does not hold the units that the plan of {name!r} names")
 
 
 def masked_logits(

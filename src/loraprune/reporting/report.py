@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,7 @@ def make_report(
     values |= {
         "metric": quality.pruned.metric,
         quality.pruned.metric: compared(quality.dense, quality.pruned),
-        "verification": {
-            "masked_vs_sliced": verification.masked_vs_sliced,
-            "sliced_vs_reloaded": verification.sliced_vs_reloaded,
-            "tolerance": verification.tolerance,
-        },
+        "verification": {name: value for name, value in asdict(verification).items() if name != "saved_as"},
         "saved_as": {
             "model_type": verification.saved_as,
             "load": how_to_load(verification.saved_as, quality.task.head),

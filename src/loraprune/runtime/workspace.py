@@ -17,11 +17,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from loraprune.errors import CheckpointError, LoraPruneError, NumericsError
+from loraprune.errors import CheckpointError, LoraPruneError, NumericsError, VerificationError
 from loraprune.runtime.atomic import former_of, replace_folder
 from loraprune.runtime.output import output_problem
 from loraprune.runtime.processes import first_alone
@@ -30,6 +31,8 @@ PARTIAL = ".partial"
 CHECKPOINT = "step-"
 """what the names of checkpoints begin with"""
 RESULT = "result"
+UNVERIFIED = ".unverified"
+"""what the name of a result that failed its checks ends with"""
 ROUNDS = "rounds"
 
 logger = logging.getLogger(__name__)
@@ -41,10 +44,11 @@ def workspace_of(output: Path) -> Path:
 
 
 @contextmanager
-def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterator[Path]:
+def new_folder(output: Path, *, overwrite: bool, resume: bool = False, costly: bool = False) -> Iterator[Path]:
     """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
 
-    If it fails, checkpoints stay, and nothing else. With `resume` those of an earlier run are there. Of several processes, which
+    If it fails, checkpoints stay, and nothing else; but what is `costly` and fails its checks with weights written is kept as
+    OUTPUT.unverified. With `resume` those of an earlier run are there. Of several processes, which
     all see the folder, the first one makes and moves it.
 
     Raises:
@@ -52,12 +56,14 @@ def new_folder(output: Path, *, overwrite: bool, resume: bool = False) -> Iterat
             nothing can be written there.
     """
     with ExitStack() as stack:
-        yield first_alone(lambda: stack.enter_context(_new_folder(output, overwrite=overwrite, resume=resume)))
+        yield first_alone(
+            lambda: stack.enter_context(_new_folder(output, overwrite=overwrite, resume=resume, costly=costly))
+        )
         first_alone(stack.close)
 
 
 @contextmanager
-def _new_folder(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path]:
+def _new_folder(output: Path, *, overwrite: bool, resume: bool, costly: bool) -> Iterator[Path]:
     output = output.absolute()
     workspace = workspace_of(output)
     _recover(output)
@@ -79,6 +85,10 @@ def _new_folder(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path
                 file.chmod(0o644)  # safetensors makes its files private
             replace_folder(folder, output)
             _sweep(workspace, checkpoints=True)
+        except VerificationError as error:
+            if not costly or not any(folder.glob("*.safetensors")):
+                raise
+            raise VerificationError(f"{error}; {_keep_unverified(folder, output)}") from error
         except BaseException as error:
             left = _checkpoints(workspace)
             if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
@@ -90,6 +100,17 @@ def _new_folder(output: Path, *, overwrite: bool, resume: bool) -> Iterator[Path
             raise
         finally:
             _sweep(workspace, checkpoints=False)
+
+
+def _keep_unverified(folder: Path, output: Path) -> str:
+    """Move a result that failed its checks to a name of its own, and say where it is and what to do."""
+    names = (output.with_name(f"{output.name}{UNVERIFIED}{'' if number == 1 else f'-{number}'}") for number in count(1))
+    place = next(name for name in names if not name.exists())
+    replace_folder(folder, place)
+    return (
+        f"{output.name} was not written; the model is in {place}: it may not be what was trained. Compare it with `loraprune "
+        f"evaluate --model {place}`, and report this with the command and what is in that folder beside the weights"
+    )
 
 
 def has_checkpoints(workspace: Path) -> bool:

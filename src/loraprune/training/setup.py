@@ -28,6 +28,7 @@ from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.sparsity.sparsifier import check_sparsity
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import check_recovery, goal_counts, groups_in_play, make_space
+from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
 from loraprune.scoring.criteria import Saliency, criteria
@@ -46,6 +47,8 @@ class Job:
     device: torch.device
     dtype: torch.dtype | None
     """precision to compute in; None for the checkpoint's"""
+    computed: torch.dtype
+    """the precision that `dtype` came to"""
     stored: torch.dtype
     """precision to save in: the checkpoint's, unless one is asked for"""
     model: PreTrainedModel
@@ -58,6 +61,8 @@ class Job:
     dense_parameters: int
     quantisation: Quantisation | None = None
     """how the frozen weights are held while training"""
+    noise: float | None = None
+    """rounding noise of the dense model in the precision of computation; None if it is quantised or memory is too short"""
     adapted: PeftModel | None = None
     """the model with LoRA that was trained, until it is merged"""
 
@@ -198,8 +203,10 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
             f"--dtype float16: {new[0]} is new and would be trained in 16 bits; use --dtype bfloat16 or float32"
         )
     stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
+    noise = None if quantisation else rounding_noise(model, probe_of(model))
     return Job(
-        config, device, dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters(), quantisation
+        config, device, dtype, model.dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters(),
+        quantisation, noise,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -207,15 +207,27 @@ def dense_for_a_while(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
             module.base_layer = layer
 
 
-def merge_lora(model: PeftModel) -> PreTrainedModel:
+def dequantise_adapted_(model: PeftModel, dtype: torch.dtype) -> frozenset[str]:
+    """Dequantise the base weights below LoRA; `merge_lora` needs the paths that are returned."""
+    base = model.get_base_model()
+    found = quantised_adapters(base)
+    for path in found:
+        proj = projection(base, path)
+        module = find_module(base, path)
+        module.base_layer = dense_layer(proj.layer, proj.base_rows(0, proj.shape[0]).to(dtype))
+    return frozenset(found)
+
+
+def merge_lora(model: PeftModel, dequantised: Collection[str] = ()) -> PreTrainedModel:
     """Add every scaled B A to its base weight and return the plain model; `model` must not be used afterwards.
 
-    Quantised weights are numbers in the result, in the dtype of the rest of the model. Masked weights (see
+    Quantised weights are dequantised in the result, in the dtype of the rest of the model; `dequantised` names the layers that
+    were quantised when LoRA was attached and are no longer. Masked weights (see
     `loraprune.pruning.sparsity.masks`) are zero, and their masks are gone.
     """
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
-    for path in quantised_adapters(base):
+    for path in {*quantised_adapters(base), *dequantised}:
         proj = projection(base, path)
         dense = dense_layer(proj.layer, proj.merged_rows(0, proj.shape[0]).to(base.dtype))
         base.set_submodule(path, dense)

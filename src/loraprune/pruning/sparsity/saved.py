@@ -74,4 +74,4 @@ def check_blocks(path: str, left: Bool[Tensor, "out in_"], pattern: Pattern) -> 
         )
 
 
-PLEASE = "nothing was saved. Please report this with the command and the output of `loraprune inspect`"
+PLEASE = "this is a defect"
