@@ -21,8 +21,9 @@ from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.pruning.masking import Masks
-from loraprune.pruning.recovery.blockwise import fit_blocks_, weight_scales
-from loraprune.pruning.recovery.compensation import Rows, Trace, compensate_
+from loraprune.pruning.recovery.blockwise import weight_scales
+from loraprune.pruning.recovery.compensation import Rows, Trace
+from loraprune.pruning.recovery.recover import Recovery, Steps, loss_on, recover_
 from loraprune.pruning.surgery import check_groups, renew_trained_, slice_
 from loraprune.pruning.target import check_recovery, goal_counts, groups_in_play, make_space, target_ratio, tell_kinds
 from loraprune.pruning.verify import check_units, unit_sums
@@ -63,6 +64,8 @@ class Pruner:
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
+        self.recoveries: list[Recovery] = []
+        """what every removal cost, and what recovery gained"""
         self.history: dict[str, torch.Tensor] = {}
         """step/group -> (units,) scores before the removal at that step, if they are kept"""
         if config.scores:
@@ -137,6 +140,9 @@ class Pruner:
     def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None) -> None:
         """Carry out a plan that keeps a part of what is there."""
         positions = plan.kept if self.masks else self.plan.positions(plan)
+        recovery = Recovery()
+        if rows and plan != self.plan:
+            recovery.losses["before"] = loss_on(self.model, rows)
         trace = Trace(self.model, self.present, rows) if rows and plan != self.plan else None
         due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if trace else {}
         if self.masks:
@@ -150,8 +156,9 @@ class Pruner:
             check_units(due, unit_sums(self.model, self.present) if trace else {}, rounded=rounded)
         if trace and rows:
             with together():
-                self._refit(trace, rows, plan)
+                self._recover(trace, rows, plan, recovery)
             self._share_changed()
+            self.recoveries.append(recovery)
         self.plan = plan
 
     @torch.no_grad()
@@ -163,26 +170,17 @@ class Pruner:
                 take_from_first_(held.values())
                 restore_(layer, held)
 
-    def _refit(self, trace: Trace, rows: Rows, plan: Plan) -> None:
+    def _recover(self, trace: Trace, rows: Rows, plan: Plan, recovery: Recovery) -> None:
         """Bring what is left near to what the model gave before the cut."""
-        if self.config.compensate:
-            kept = plan.kept if self.masks else Plan.full(self.present).kept
-            compensate_(self.model, self.present, kept, trace, rows)
-        if self.config.local:
-            changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
-            if self.config.local_all:
-                names = list(plan.kept)
-                changed = names[names.index(changed[0]) :]
-            fit_blocks_(
-                self.model,
-                self.present,
-                changed,
-                trace,
-                rows,
-                self.scales,
-                steps=self.config.local,
-                seed=self.config.seed,
-            )
+        changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
+        if self.config.local_all:
+            names = list(plan.kept)
+            changed = names[names.index(changed[0]) :]
+        scales = self.scales if self.config.local else {}
+        steps = Steps(self.config.compensate, self.config.local, changed, scales, self.config.seed)
+        recover_(
+            self.model, self.present, plan.kept if self.masks else Plan.full(self.present).kept, trace, rows, steps, recovery
+        )  # fmt: skip
 
     def finish(self) -> None:
         """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model.
@@ -207,6 +205,7 @@ class Pruner:
         return {
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
             "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
+            "recoveries": [each.to_json() for each in self.recoveries],
         }  # fmt: skip
 
     @torch.no_grad()
@@ -218,6 +217,7 @@ class Pruner:
             restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])
         self.history = dict(state["history"])
+        self.recoveries = [Recovery.from_json(each) for each in state["recoveries"]]
         self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
         self.scorer.load_state_dict(state["scorer"])
         if self.is_done:

@@ -85,6 +85,7 @@ def make_report(
         values["parameters"] |= {"prunable_dense": budget.prunable, "prunable_pruned": budget.kept(counts)}
         values["ratio_of_whole_model"] = 1 - pruned / dense
         values["units"] = _units(plan)
+        values["recovery"] = [recovery.to_json() for recovery in pruner.recoveries]
     values |= {
         "metric": quality.pruned.metric,
         quality.pruned.metric: compared(quality.dense, quality.pruned),

@@ -22,7 +22,7 @@ from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.runtime import launch
 from loraprune.runtime.processes import agreed, are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
-from loraprune.training.teachers import LABELS, ROW
+from loraprune.training.teachers import ROW
 
 FOREIGN = ("bitsandbytes.", "torchao.")
 """optimisers whose moments lie in blocks, or in pages of their own"""
@@ -194,4 +194,4 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         places = [(place * rows // self._count + self.turn) % rows for place in range(self._count)]
         self.turn += 1
         batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
-        return {name: values for name, values in batch.items() if name not in (LABELS, ROW)}
+        return {name: values for name, values in batch.items() if name != ROW}

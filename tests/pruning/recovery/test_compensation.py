@@ -15,7 +15,7 @@ from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.models.adapters import projection
 from loraprune.pruning.masking import Masks
-from loraprune.pruning.recovery.compensation import DAMPING, Trace, compensate_, refit
+from loraprune.pruning.recovery.compensation import RIDGES, Fit, Trace, compensate_, refit, token_weights
 from loraprune.pruning.surgery import slice_
 from loraprune.training.callback import CalibrationRows
 from tests.fitting import config, prune
@@ -30,24 +30,71 @@ def rows(ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_the_refit_is_ridge_regression_in_float64(with_bias: bool) -> None:
-    draw = torch.Generator().manual_seed(0)
-    z, mix, weight, goal = (
-        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((200, 12), (12, 12), (7, 12), (200, 7))
+def problem(*, seed: int = 0, tokens: int = 200, aside: int = 40) -> Fit:
+    """Return a random problem in float64 whose tokens and channels differ in size, as those of real models do."""
+    draw = torch.Generator().manual_seed(seed)
+    z, mix, weight, goal, size = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64)
+        for shape in ((tokens, 8), (8, 8), (7, 8), (tokens, 7), (tokens, 1))
     )
-    z = z @ mix
-    stays = torch.tensor([True] * 8 + [False] * 4)
-    change, shift = refit(z, weight, stays, goal, with_bias=with_bias, path="w")
-    seen = torch.cat((z[:, stays], torch.ones(200, 1, dtype=torch.float64)), 1) if with_bias else z[:, stays]
-    size = seen.shape[1]
-    ridge = DAMPING * seen.square().sum() / size
-    stacked = torch.cat((seen, ridge.sqrt() * torch.eye(size, dtype=torch.float64)))
-    error = goal - z[:, stays] @ weight[:, stays].T
-    solution = torch.linalg.lstsq(stacked, torch.cat((error, torch.zeros(size, 7, dtype=torch.float64)))).solution.T
+    judging = torch.zeros(tokens, dtype=torch.bool)
+    judging[:aside] = True
+    return Fit(
+        z @ mix, weight, z @ torch.randn(8, 7, generator=draw, dtype=torch.float64) + 0.1 * goal, size.exp(), judging
+    )
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_refit_is_weighted_ridge_regression_in_float64(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraprune.pruning.recovery.compensation.RIDGES", (0.05,))
+    fit = problem()
+    change, shift, before, left = refit(fit, with_bias=with_bias, path="w")
+    learned, root = fit.learning, fit.weights.sqrt()
+    seen = torch.cat((fit.z, torch.ones(200, 1, dtype=torch.float64)), 1) if with_bias else fit.z
+    damping = (0.05 * (root[learned] * seen[learned]).square().sum(0)).sqrt().diag()
+    error = fit.goal - fit.z @ fit.weight.T
+    targets = torch.cat((root[learned] * error[learned], torch.zeros(len(damping), 7, dtype=torch.float64)))
+    solution = torch.linalg.lstsq(torch.cat((root[learned] * seen[learned], damping)), targets).solution.T
     torch.testing.assert_close(torch.cat((change, shift[:, None]), 1) if with_bias else change, solution)
-    left = error - z[:, stays] @ change.T - shift
-    assert left.norm() < error.norm()  # the control: leaving the weights alone
+    remaining = error - fit.z @ change.T - shift
+    for weighted, found in ((error, before), (remaining, left)):
+        torch.testing.assert_close((fit.weights * weighted.square())[fit.aside].sum(), found)
+    assert left < before
+
+
+def test_a_refit_that_does_not_help_is_left_out() -> None:
+    """Few tokens to learn from, and others to judge by whose goal is what the weights give already."""
+    fit = problem(tokens=30, aside=20)
+    right = fit.z @ fit.weight.T
+    goal = torch.where(fit.aside[:, None], right + 1e-3 * fit.goal, right + fit.goal)
+    change, _, before, left = refit(replace(fit, goal=goal), with_bias=False, path="w")
+    assert not change.any()
+    assert before == left
+    assert refit(replace(fit, goal=right + fit.goal), with_bias=False, path="w")[0].any()  # the control
+
+
+def test_ridges_are_chosen_by_the_tokens_aside() -> None:
+    """With few tokens a large ridge is best, with many a small one: the smallest always is not."""
+    fit = problem(tokens=24, aside=12)
+    _, _, _, chosen = refit(fit, with_bias=False, path="w")
+    alone = {}
+    for ridge in RIDGES:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("loraprune.pruning.recovery.compensation.RIDGES", (ridge,))
+            alone[ridge] = refit(fit, with_bias=False, path="w")[3]
+    assert chosen <= alone[RIDGES[-1]]
+    assert chosen <= alone[RIDGES[0]]
+
+
+def test_massive_tokens_do_not_decide_alone() -> None:
+    stream = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    stream[3] *= 1000
+    weights = token_weights(stream)
+    assert weights.mean() == pytest.approx(1, abs=1e-5)
+    share = weights[3] * stream[3].square().sum() / (weights * stream.square()).sum()
+    plain = stream[3].square().sum() / stream.square().sum()
+    assert plain > 0.99
+    assert share < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,9 +116,9 @@ def test_a_trace_too_large_for_memory_is_the_same_from_files(
 
 
 def test_activations_that_are_no_numbers_are_refused() -> None:
-    z = torch.full((3, 4), torch.nan)
+    fit = replace(problem(), z=torch.full((200, 8), torch.nan, dtype=torch.float64))
     with pytest.raises(NumericsError, match=r"'w': an activation is NaN"):
-        refit(z, torch.ones(2, 4), torch.ones(4).bool(), torch.ones(3, 2), with_bias=False, path="w")
+        refit(fit, with_bias=False, path="w")
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi3", "olmo2"])
@@ -91,7 +138,7 @@ def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
 
 
 def test_only_what_reads_units_is_changed() -> None:
-    model, ids = adapted(), tokens()
+    model, ids = adapted(), tokens(64, 24)
     groups = find_groups(model.get_base_model().config)
     kept = {g.name: range(g.units // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

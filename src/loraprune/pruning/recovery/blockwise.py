@@ -20,10 +20,22 @@ from torch import Tensor, nn
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import base_layer, cuts, dense_for_a_while, find_module, linear_paths
-from loraprune.pruning.recovery.compensation import Rows, TokenStream, Trace, on_device, run
+from loraprune.pruning.recovery.compensation import (
+    Gain,
+    Rows,
+    TokenStream,
+    Trace,
+    on_device,
+    rows_aside,
+    run,
+    token_streams,
+    token_weights,
+)
+from loraprune.runtime.progress import Advance, phase
 
-RATE = 0.05
-"""largest step of a weight, as a fraction of the RMS of its tensor; docs/log.md compares values"""
+RATE = 0.4
+"""largest step of a weight, as a fraction of the RMS of its tensor, times the square root of the inputs of its projection; docs/log.md
+compares values"""
 TOKENS = 256
 """tokens that a block sees in a step, in whole rows"""
 
@@ -63,15 +75,20 @@ def _common(paths: Sequence[str]) -> str:
 
 
 Scales = Mapping[str, float]
-"""path of a projection -> root mean square of its weights"""
+"""path of a projection -> largest step of one of its weights"""
 
 
 def weight_scales(model: nn.Module, groups: Sequence[Group]) -> Scales:
-    """Return how large the frozen weights of every projection are; taken of the dense model, masked and cut ones learn alike."""
+    """Return the largest step of a weight of every projection; taken of the dense model, so that masked and cut ones learn alike.
+
+    Adam moves all weights of a row by about one step, and inputs that point the same way add up: an output can move by
+    step * sqrt(inputs) relative to its size. So that it moves alike at every width, steps fall with the square root of the inputs,
+    as in Yang et al., Tensor Programs V (arXiv 2203.03466), for hidden layers.
+    """
     scales = {}
     for path in linear_paths(groups):
-        weight = next(cuts(base_layer(find_module(model, path)), "out")).values()
-        scales[path] = weight.float().square().mean().sqrt().item()
+        weight = next(cuts(base_layer(find_module(model, path)), "out")).values().float().flatten(1)
+        scales[path] = RATE * weight.square().mean().sqrt().item() / math.sqrt(weight.shape[1])
     return scales
 
 
@@ -85,32 +102,39 @@ def fit_blocks_(
     *,
     steps: int,
     seed: int,
-) -> None:
-    """Let every block with a group in `changed` learn for `steps` steps to give what `trace` holds; call it after the cut.
+) -> dict[str, Gain]:
+    """Train every block with a group in `changed` for `steps` steps to reproduce what `trace` holds; call it after the cut.
 
-    `groups` are the units left. Modifies the frozen weights of these blocks' projections, not their adapters.
+    `groups` are the units left. Modifies the frozen weights of these blocks' projections, not their adapters. A block whose loss on
+    rows kept aside does not fall gets its weights back.
     Source: blockwise local distillation, Bercovich et al., Puzzle (arXiv 2411.19146); that blocks learn on the pruned model's own
     activations and mend the errors of those below is ours.
 
+    Returns:
+        Path of every block -> what its training gained.
+
     Raises:
-        NumericsError: if a block's loss is NaN or infinite.
+        NumericsError: if what a block is to give is NaN or infinite.
     """
     rows = on_device(model, rows)
-    streams = {name: TokenStream(present) for name, present in trace.present.items()}
+    streams = token_streams(trace, rows)
     handles: list[Any] = []
+    gains: dict[str, Gain] = {}
     count = len(next(iter(rows.values())))
-    for path, members in blocks_of(groups).items():
-        block = _Block(
-            model, path, members, trace, streams[members[0].stream], scales, count=len(next(iter(rows.values())))
-        )
-        handles += block.watch()
-        if any(group.name in changed for group in members):
-            learn = block.learner(steps, torch.Generator().manual_seed(seed))
-            handles.append(find_module(model, path).register_forward_pre_hook(learn, with_kwargs=True))
-    for group in groups:
-        if layer_of(group) is None:  # it learns nothing, but what it lost is missing from the stream
-            handles += _Block(model, "", [group], trace, streams[group.stream], scales, count=count).watch()
-    run(model, rows, handles)
+    blocks = blocks_of(groups)
+    learning = [path for path, members in blocks.items() if any(group.name in changed for group in members)]
+    with phase("training blocks", steps * len(learning)) as advance:
+        for path, members in blocks.items():
+            block = _Block(model, path, members, trace, streams[members[0].stream], scales, count=count)
+            handles += block.watch()
+            if path in learning:
+                learn = block.learner(steps, torch.Generator().manual_seed(seed), gains, advance)
+                handles.append(find_module(model, path).register_forward_pre_hook(learn, with_kwargs=True))
+        for group in groups:
+            if layer_of(group) is None:  # it learns nothing, but what it lost is missing from the stream
+                handles += _Block(model, "", [group], trace, streams[group.stream], scales, count=count).watch()
+        run(model, rows, handles)
+    return gains
 
 
 class _Block:
@@ -144,51 +168,75 @@ class _Block:
             if self._given is not None:
                 self._given.append((group, path, output))
             elif group.residual:
-                mine = output.flatten(0, -2)[self.stream.present]
-                self.stream.missing = self.trace.outputs[path].to(mine) + self.stream.missing - mine
+                mine = output.flatten(0, -2)[self.stream.present].float()
+                self.stream.pass_on(self.trace.outputs[path].to(mine), mine)
 
         return after
 
-    def learner(self, steps: int, generator: torch.Generator) -> Callable[[nn.Module, Any, Any], None]:
-        """Return a hook that lets the block learn just before it runs."""
+    def learner(
+        self, steps: int, generator: torch.Generator, gains: dict[str, Gain], advance: Advance
+    ) -> Callable[[nn.Module, Any, Any], None]:
+        """Return a hook that trains the block just before it runs: by then its input is what the blocks below really send."""
 
         def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            logger.info("%s learns on its own, %d steps", self.path, steps)
             with dense_for_a_while(self.model, linear_paths(self.groups)):
                 descend(module, args, kwargs)
 
         def descend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            places = self.stream.places(len(self.trace.outputs[consumers(self.groups[0])[0].module]), self.rows)
+            self._calls = _Calls(
+                module, args, kwargs, self.stream.places(), max(1, TOKENS // max(1, self.stream.places().shape[1]))
+            )
+            aside = rows_aside(self.rows)
+            taught = (~aside if not aside.all() else aside).nonzero().flatten()
             weights = self._weights()
             masters = [weight.detach().float().clone() for weight in weights]
+            former = [weight.detach().clone() for weight in weights]
+            self._check_finite()
+            before = self._loss_on(aside.nonzero().flatten())
             optimiser = torch.optim.Adam([
-                {"params": [master], "lr": RATE * self.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
+                {"params": [master], "lr": self.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
             ], fused=True)  # fmt: skip
             decay = torch.optim.lr_scheduler.LambdaLR(
                 optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
             )
-            batch = max(1, TOKENS // max(1, places.shape[1]))
             for weight in weights:
                 weight.requires_grad_(True)
             try:
                 for _ in range(steps):
-                    chosen = torch.randint(self.rows, (min(batch, self.rows),), generator=generator).to(places.device)
+                    size = min(self._calls.batch, len(taught))
+                    chosen = taught[torch.randint(len(taught), (size,), generator=generator)]
                     with torch.enable_grad():
-                        loss = self._loss(
-                            module, _pick(args, chosen, self.rows), _pick(kwargs, chosen, self.rows), places[chosen]
-                        )
-                        gradients = torch.autograd.grad(loss, list(weights))
+                        gradients = torch.autograd.grad(self._loss(chosen), list(weights))
                     for master, gradient in zip(masters, gradients, strict=True):
                         master.grad = gradient.float()
                     optimiser.step()
                     decay.step()
                     for weight, master in zip(weights, masters, strict=True):
                         weight.data.copy_(master)
+                    advance(1, state=self.path)
             finally:
                 for weight in weights:
                     weight.requires_grad_(False)
+            after = self._loss_on(aside.nonzero().flatten())
+            if not after < before:  # a NaN is not less either
+                after = before
+                for weight, earlier in zip(weights, former, strict=True):
+                    weight.data.copy_(earlier)
+            gains[self.path] = Gain(before, after)
 
         return learn
+
+    def _check_finite(self) -> None:
+        for path in (span.module for group in self.groups for span in consumers(group)):
+            if not torch.isfinite(self.trace.outputs[path]).all():
+                raise NumericsError(f"{path!r}: an output is NaN or infinite: lower --lr, or use --dtype float32")
+
+    @torch.no_grad()
+    def _loss_on(self, rows: Int[Tensor, " some"]) -> float:
+        """Return the mean loss on some rows."""
+        parts = rows.split(self._calls.batch)
+        losses = [self._loss(part).item() * len(part) for part in parts]
+        return sum(losses) / len(rows)
 
     def _weights(self) -> dict[nn.Parameter, str]:
         """Return the frozen weights and biases of the block's projections, and where each belongs."""
@@ -196,26 +244,51 @@ class _Block:
         found = {getattr(layer, name, None): path for path, layer in layers.items() for name in ("weight", "bias")}
         return {tensor: path for tensor, path in found.items() if isinstance(tensor, nn.Parameter)}
 
-    def _loss(self, module: nn.Module, args: Any, kwargs: Any, places: Int[Tensor, "rows seq"]) -> Float[Tensor, ""]:
-        """Return the mean squared error of what the reading projections give, relative to what they gave, summed over them."""
+    def _loss(self, chosen: Int[Tensor, " some"]) -> Float[Tensor, ""]:
+        """Return the weighted squared error of what the reading projections give, relative to what they gave, summed over them."""
         self._given = []
         try:
-            module.forward(*args, **kwargs)
-            loss, tokens = torch.zeros((), device=places.device), places[places >= 0]
-            missing = self.stream.missing[tokens] if isinstance(self.stream.missing, Tensor) else 0.0
+            self._calls.run(chosen)
+            places = self._calls.places[chosen]
+            tokens = places[places >= 0]
+            loss = torch.zeros(())
+            missing = self.stream.missing
+            missing = missing[tokens] if isinstance(missing, Tensor) else 0.0
+            total = self.stream.total
+            total = total[tokens] if isinstance(total, Tensor) else 0.0
             for group, path, output in self._given:
                 mine = output.flatten(0, -2)[(places >= 0).flatten()].float()
-                former = self.trace.outputs[path][tokens.cpu()].to(mine)
+                former = self.trace.outputs[path][tokens].to(mine)
                 goal = former + missing if group.residual else former
-                loss = loss + (goal - mine).square().mean() / former.square().mean().clamp_min(1e-12)
+                counts = token_weights(former + total if group.residual else former)
+                loss = loss.to(mine) + (counts * (goal - mine).square()).mean() / (
+                    counts * former.square()
+                ).mean().clamp_min(1e-12)
                 missing = goal - mine if group.residual else missing
+                total = former + total if group.residual else total
         finally:
             self._given = None
-        if not torch.isfinite(loss):
-            raise NumericsError(
-                f"{self.path!r}: the loss of a block is {loss.item()}: lower --lr, or use --dtype float32"
-            )
         return loss
+
+
+class _Calls:
+    """The call of a block that is about to happen, by rows."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        places: Int[Tensor, "rows seq"],
+        batch: int,
+    ) -> None:
+        self.module, self.args, self.kwargs, self.places, self.batch = module, args, kwargs, places, batch
+
+    def run(self, chosen: Int[Tensor, " some"]) -> None:
+        """Run the block on some rows."""
+        device = next(self.module.parameters()).device
+        picked, rows = chosen.to(device), len(self.places)
+        self.module.forward(*_pick(self.args, picked, rows), **_pick(self.kwargs, picked, rows))
 
 
 def _pick(value: Any, chosen: Tensor, rows: int) -> Any:

@@ -1,0 +1,159 @@
+"""Recovery after a removal: refit, then train blocks; whatever does not help on rows kept aside is undone.
+
+Knows nothing about scores or schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraprune.groups import Group
+from loraprune.models.adapters import base_layer, base_model, find_module, linear_paths
+from loraprune.models.modes import evaluation_mode
+from loraprune.models.quantised import restore_, stored_parameters
+from loraprune.pruning.recovery.blockwise import Scales, fit_blocks_
+from loraprune.pruning.recovery.compensation import (
+    LABELS,
+    ROWS_AT_A_TIME,
+    Gain,
+    Rows,
+    Trace,
+    compensate_,
+    on_device,
+    rows_aside,
+)
+
+FAR = math.log(2)
+"""rise of the loss, in nats, that is reported as damage: a perplexity twice as high"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What one removal cost, and what each step of recovery gained, on calibration rows that nothing was fitted to."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    """loss of the whole model: `before` the removal, once units are `removed`, `refitted`, and once `blocks` are trained"""
+    refits: dict[str, Gain] = field(default_factory=dict)
+    blocks: dict[str, Gain] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
+    """steps that raised the loss of the whole model: nothing of them is left"""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recovery:
+        """Read what `to_json` gave."""
+        gains = {name: {path: Gain(**each) for path, each in values[name].items()} for name in ("refits", "blocks")}
+        losses = {name: math.nan if loss is None else float(loss) for name, loss in values["losses"].items()}
+        return cls(losses, gains["refits"], gains["blocks"], list(values["undone"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of report.json; None for losses that are not known."""
+        losses = {name: loss if math.isfinite(loss) else None for name, loss in self.losses.items()}
+        return asdict(self) | {"losses": losses}
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What is done after a removal."""
+
+    refit: bool
+    blocks: int
+    """steps of every block with a group in `changed`; 0 for none"""
+    changed: Collection[str]
+    scales: Scales
+    seed: int
+
+
+def loss_on(model: nn.Module, rows: Rows) -> float:
+    """Return the mean loss of a model on the rows kept aside; NaN without labels."""
+    if LABELS not in rows:
+        return math.nan
+    rows = on_device(model, rows)
+    places = rows_aside(len(rows[LABELS])).nonzero().flatten()
+    sums = 0.0
+    with evaluation_mode(base_model(model)), torch.no_grad():
+        for chosen in places.split(ROWS_AT_A_TIME):
+            sums += base_model(model)(**_some(rows, chosen)).loss.item() * len(chosen)
+    return sums / len(places)
+
+
+def _some(rows: Rows, chosen: Tensor) -> dict[str, Tensor]:
+    return {name: values[chosen.to(values.device)] for name, values in rows.items()}
+
+
+def recover_(
+    model: nn.Module,
+    groups: Sequence[Group],
+    kept: Mapping[str, Sequence[int]],
+    trace: Trace,
+    rows: Rows,
+    steps: Steps,
+    recovery: Recovery,
+) -> None:
+    """Bring a model that lost units near to what `trace` holds, and note in `recovery` what each step gained.
+
+    `kept` holds indices into the units of `groups`.
+    """
+    losses = recovery.losses
+    losses["removed"] = loss_on(model, rows)
+    if steps.refit:
+        with _undone_if_worse(model, groups, rows, recovery, "refitted"):
+            recovery.refits = compensate_(model, groups, kept, trace, rows)
+    if steps.blocks:
+        with _undone_if_worse(model, groups, rows, recovery, "blocks"):
+            recovery.blocks = fit_blocks_(
+                model, groups, steps.changed, trace, rows, steps.scales, steps=steps.blocks, seed=steps.seed
+            )
+    _report(recovery)
+
+
+@contextmanager
+def _undone_if_worse(
+    model: nn.Module, groups: Sequence[Group], rows: Rows, recovery: Recovery, step: str
+) -> Iterator[None]:
+    """Take a step of recovery back if the model's loss is higher afterwards."""
+    layers = {path: base_layer(find_module(model, path)) for path in linear_paths(groups)}
+    former = {
+        path: {name: each.cpu().clone() for name, each in stored_parameters(layer)} for path, layer in layers.items()
+    }
+    earlier = list(recovery.losses.values())[-1]
+    yield
+    later = loss_on(model, rows)
+    if later > earlier or (math.isnan(later) and not math.isnan(earlier)):
+        for path, layer in layers.items():
+            restore_(layer, former[path])
+        recovery.undone.append(step)
+        later = earlier
+    recovery.losses[step] = later
+
+
+def _report(recovery: Recovery) -> None:
+    """Say what recovery did, and warn of a removal that it could not make up for."""
+    losses = recovery.losses
+    before, after = losses.get("before", math.nan), list(losses.values())[-1]
+    steps = {"refits": recovery.refits, "blocks": recovery.blocks}
+    helped = [
+        f"{sum(gain.kept for gain in gains.values())} of {len(gains)} {name}" for name, gains in steps.items() if gains
+    ]
+    if helped:
+        logger.info("recovery: %s helped; loss on rows kept aside %s", ", ".join(helped), _arrow(losses))
+    for step in recovery.undone:
+        logger.warning("recovery: the step %r raised the loss of the whole model and was undone", step)
+    if after - before > FAR:
+        logger.warning(
+            "the removal raised the loss from %.2f to %.2f: the perplexity is %.1f times as high. Fine-tuning may not make up for it; "
+            "a smaller --ratio, or more of --calibration, leaves more to start from", before, after, math.exp(min(700.0, after - before)),
+        )  # fmt: skip
+
+
+def _arrow(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
