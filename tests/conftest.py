@@ -61,7 +61,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
     def call(target: str, *arguments: Any) -> Any:
-        if not target.startswith("tables."):
+        if not target.startswith("commands.tables."):
             seen.append(arguments[0])
         return SimpleNamespace(values={"target": target})
 

@@ -16,18 +16,18 @@ PROJECT = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(enc
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 """import name -> name in pyproject.toml, where it is not the same with hyphens"""
 HOMES = {
-    "matplotlib": ("plotting",),
-    "lm_eval": ("harness",),
-    "sklearn": ("metrics",),
-    "scipy": ("metrics",),
-    "bitsandbytes": ("quantised",),
+    "matplotlib": ("reporting.plotting",),
+    "lm_eval": ("evaluation.harness",),
+    "sklearn": ("evaluation.metrics",),
+    "scipy": ("evaluation.metrics",),
+    "bitsandbytes": ("models.quantised",),
     "gguf": ("export",),
     "onnxruntime": ("export",),
-    "torchao": ("export", "quantised"),
-    "triton": ("kernels",),
+    "torchao": ("export", "models.quantised"),
+    "triton": ("scoring.kernels",),
 }
 """library of an extra -> the modules, or packages of modules, that may import it"""
-ON_DEMAND = {"kernels.eq10"}
+ON_DEMAND = {"scoring.kernels.eq10"}
 """modules that only functions import, once the library is known to be there"""
 BY_HAND = {"llama_cpp"}
 """built from source, so no extra brings it"""
@@ -93,11 +93,11 @@ def test_what_is_declared_is_imported() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "words"),
     [
-        ("metrics", "import pandas", "does not name"),
-        ("metrics", "import matplotlib", "only plotting may use"),
-        ("plotting", "import matplotlib.figure", "at once"),
-        ("loading", "def late():\n    import gguf", "only export may use"),
-        ("guard", "def late():\n    return _import('scipy.stats')", "only metrics may use"),
+        ("evaluation.metrics", "import pandas", "does not name"),
+        ("evaluation.metrics", "import matplotlib", "only reporting.plotting may use"),
+        ("reporting.plotting", "import matplotlib.figure", "at once"),
+        ("models.loading", "def late():\n    import gguf", "only export may use"),
+        ("training.guard", "def late():\n    return _import('scipy.stats')", "only evaluation.metrics may use"),
         ("export.gguf.write", "import llama_cpp", "at once"),
     ],
 )
@@ -107,5 +107,5 @@ def test_an_import_that_may_be_missing_is_seen(module: str, source: str, words: 
 
 
 def test_what_may_be_imported_is_not_refused() -> None:
-    assert undeclared("metrics", ast.parse("import numpy as np\nfrom PIL import Image\nimport json")) == []
+    assert undeclared("evaluation.metrics", ast.parse("import numpy as np\nfrom PIL import Image\nimport json")) == []
     assert undeclared("export.onnx", ast.parse("def late():\n    import onnxruntime")) == []
