@@ -25,6 +25,7 @@ from loraprune.models.saving import save_model
 from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.runtime.hub import at_home
 from loraprune.runtime.workspace import new_folder
 from loraprune.training.callback import LoRAPruneCallback
 
@@ -66,7 +67,8 @@ def save_pruned(
         raise ConfigError("this callback has not seen a training run: call trainer.train() first")
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
-    with new_folder(Path(output), overwrite=overwrite, costly=True) as folder:
+    dense = {"model": str(pruner.dense_config.name_or_path)}
+    with new_folder(Path(at_home(str(output))), overwrite=overwrite, costly=True, inputs=dense) as folder:
         merged = merge_lora(pruner.model)
         probe = probe_of(merged)
         expected = logits_of(merged, probe)

@@ -17,10 +17,10 @@ from loraprune.commands.compare.settings import CompareConfig
 from loraprune.commands.config_file import one_by_one
 from loraprune.commands.parser_errors import explain, missing_options, split_words
 from loraprune.config import commands, export, recipes
-from loraprune.config.base import Options, null_problems
+from loraprune.config.base import Options, expanded, null_problems
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.errors import ConfigError, Findings
-from loraprune.runtime.hub import without_hub
+from loraprune.runtime.hub import at_home, without_hub
 
 USAGE = 2
 NO_OPTIONS = ("config", "recipe", "json", "debug")
@@ -132,7 +132,7 @@ def files_first(arguments: Sequence[str]) -> list[str]:
             others.append(argument)
     named = moved.pop("--recipe", [])
     ready = [f"--config={recipes.path(one)}" if one in recipes.names() else f"--recipe={one}" for one in named]
-    found = [*ready, *(f"--config={file}" for file in moved["--config"])]
+    found = [*ready, *(f"--config={at_home(file)}" for file in moved["--config"])]
     return [*others[:1], *found, *([waiting] if waiting else []), *others[1:]]
 
 
@@ -239,6 +239,7 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
 
 def _wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with models and data that values name: looked at all the same, so that everything wrong is told at once."""
+    values = {**values, **expanded(values)}
     if any(without_hub(values.get(name)) for name in ("model", "models", "against", "data", "eval")):
         from loraprune.preflight import local_problems
 

@@ -31,7 +31,7 @@ from loraprune.models.folder import check_folder, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
-from loraprune.runtime.hub import DEMO, may_be_on_hub
+from loraprune.runtime.hub import DEMO, at_home, may_be_on_hub
 
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
@@ -64,6 +64,7 @@ def resolve(model: str) -> str:
     """
     if model == DEMO:
         return str(files("loraprune.models") / "demo")
+    model = at_home(model)
     if os.path.isdir(model):  # unlike Path.is_dir, no error for a name that is too long
         check_folder(Path(model))
     elif os.path.isfile(model):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -17,6 +18,11 @@ OURS = frozenset({DEMO, STDLIB})
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 """of data files; a name that ends so is taken for one"""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def at_home(name: Any) -> Any:
+    """Return a name with `~` expanded to the home folder; anything else is returned as it is."""
+    return os.path.expanduser(name) if isinstance(name, str) and name.startswith("~") else name
 
 
 def lies_here(name: str | None) -> bool:
