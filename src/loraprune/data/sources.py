@@ -6,9 +6,10 @@ Knows nothing about tokens. Nothing is read before a split is asked for, except 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,9 @@ from loraprune.errors import DataError, nearest
 from loraprune.runtime.hub import STDLIB, SUFFIXES, may_be_on_hub
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
+SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
+SHARD, VARIANT = r"([-_]?\d.*)?", r"([-_].*)?"
+"""what may follow the name of a split in a file's name: a number; or a word too, where every file of a folder is named for a split"""
 HUB_SECONDS = 10
 
 
@@ -41,7 +45,8 @@ class Source:
     """What a name leads to: either its split `all`, or its splits `train` and `held_out`."""
 
     splits: Mapping[str, Callable[[], Part]]
-    files: frozenset[Path] = frozenset()
+    files: Mapping[str, frozenset[Path]] = field(default_factory=dict)
+    """split -> the files it is read from"""
 
     def read(self, split: str) -> Part:
         """Return `train` or `held_out`, or everything where the source has no splits of its own.
@@ -50,6 +55,10 @@ class Source:
             DataError: if its files are malformed.
         """
         return (self.splits.get(split) or self.splits["all"])()
+
+    def files_of(self, split: str) -> frozenset[Path]:
+        """Return the files that `read` reads for a split."""
+        return self.files.get(split) or self.files.get("all", frozenset())
 
 
 def open_source(name: str) -> Source:
@@ -65,9 +74,10 @@ def open_source(name: str) -> Source:
         glue = glue_files(path)
         if glue:
             splits = {split: partial(_read_glue, name, split, file) for split, file in glue.items()}
-            return Source(splits, frozenset(file.resolve() for file in glue.values()))
-        files = data_files(path)
-        return Source({"all": partial(_read_files, name, files)}, frozenset(file.resolve() for file in files))
+            return Source(splits, {split: frozenset({file.resolve()}) for split, file in glue.items()})
+        parts = split_files(path)
+        splits = {part: partial(_read_files, name, split, files) for part, (split, files) in parts.items()}
+        return Source(splits, {part: frozenset(map(Path.resolve, files)) for part, (_, files) in parts.items()})
     if not may_be_on_hub(name):
         raise DataError(f"{name!r}: no such file or folder{_nearest_file(path)}: check the path")
     return _open_hub(name)
@@ -109,11 +119,50 @@ def data_files(path: Path) -> list[Path]:
     return entries
 
 
-def _read_files(name: str, files: Sequence[Path]) -> Part:
+def split_files(path: Path) -> dict[str, tuple[str, list[Path]]]:
+    """Return the files at a path as `all`, or as `train` and `held_out` where their names say so, each with the split's name.
+
+    Names are those of the hub's data sets: train.jsonl, validation.jsonl, test-00000-of-00002.parquet.
+
+    Raises:
+        DataError: as `data_files`, and where names say of some files only, or of none that is for training, what they are for.
+    """
+    files = data_files(path)
+    if not path.is_dir():
+        return {"all": ("all", files)}
+    found = _by_split(files, VARIANT)
+    if "" in found:
+        found = _by_split(files, SHARD)
+    if len(found) == 1:
+        return {"all": ("all", files)}
+    if "" in found and len(found) > 1:
+        named_one = next(split for split in found if split)
+        raise DataError(
+            f"{path}: {found[named_one][0].name} is named for a split and {found[''][0].name} is not: name one file, or keep the files "
+            "of one purpose in the folder"
+        )
+    held_out = next((split for split in HELD_OUT_SPLITS if split in found), "train")
+    if "train" not in found:
+        raise DataError(
+            f"{path}: its files are named for {' and '.join(found)}, none for train: name the file that is meant"
+        )
+    return {"train": ("train", found["train"]), "held_out": (held_out, found[held_out])}
+
+
+def _by_split(files: Sequence[Path], ending: str) -> dict[str, list[Path]]:
+    """Return the files of every split that their names begin with; of none under the empty name."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        named = re.fullmatch(SPLIT_NAME + ending, file.name.split(".")[0].lower())
+        found.setdefault(named[1] if named else "", []).append(file)
+    return found
+
+
+def _read_files(name: str, split: str, files: Sequence[Path]) -> Part:
     if files[0].suffix.lower() == ".txt":
         rows = [{"text": read_text(file)} for file in files]
-        return Part(name, "all", [Table(name, ("text",), rows, [str(file) for file in files])])
-    return Part(name, "all", [read_table(file) for file in files])
+        return Part(name, split, [Table(name, ("text",), rows, [str(file) for file in files])])
+    return Part(name, split, [read_table(file) for file in files])
 
 
 def _read_glue(name: str, split: str, file: Path) -> Part:
@@ -180,7 +229,7 @@ def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> Non
     """Check that nothing is both trained on and judged by; a source's own splits are apart."""
     if other is data and "held_out" in data.splits:
         return
-    shared = sorted(data.files & other.files)
+    shared = sorted(data.files_of("train") & other.files_of("held_out"))
     if shared or (name == held_out and "held_out" not in data.splits):
         raise DataError(
             f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "

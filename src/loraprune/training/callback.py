@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.models.adapters import base_model
+from loraprune.models.auto_classes import name_class_
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.schedule import Schedule
 from loraprune.pruning.sparsity.sparsifier import Sparsifier
@@ -82,7 +84,9 @@ class LoRAPruneCallback(TrainerCallback):
 
     def prepare(self, model: nn.Module) -> None:
         """Look at an adapted, dense model; the beginning of a training does so by itself."""
-        config = self.config
+        config, base = self.config, base_model(model)
+        if isinstance(base, PreTrainedModel):
+            name_class_(base)
         if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
             logger.info("processes: %d; units are masked while training, and cut at its end", count())
             config = replace(config, shrink=False)
