@@ -31,6 +31,7 @@ from loraprune.models.folder import check_folder, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
+from loraprune.models.unread import check_unread
 from loraprune.runtime.hub import DEMO, at_home, may_be_on_hub
 
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
@@ -140,6 +141,7 @@ def _load(
             raise CheckpointError(
                 f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
             )
+    check_unread(model, loaded, [str(name) for name in info.get("unexpected_keys") or ()])
     loaded.config.architectures = [type(loaded).__name__]
     return loaded, tuple(sorted(fresh))
 
