@@ -27,7 +27,8 @@ LABELLED = (
 )  # fmt: skip
 """columns of what has a label, see `loraprune.data.labelled`"""
 USED_COLUMNS = (
-    *("messages", "instruction", "input", "response", "text"), *(column for pair in PAIRS for column in pair), *LABELLED,
+    *("messages", "conversations", "tools", "instruction", "input", "response", "output", "prompt", "completion", "text"),
+    *(column for pair in PAIRS for column in pair), *LABELLED,
 )  # fmt: skip
 """the others are not loaded: they may be large, or of types that change from row to row"""
 
