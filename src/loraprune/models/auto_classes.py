@@ -80,6 +80,14 @@ def can_build(config: PreTrainedConfig, head: str) -> bool:
     return bool(dict(_classes(config))[head]) or head in (getattr(config, "auto_map", None) or {})
 
 
+def forget_code_(described: object) -> None:
+    """Take out of a stock configuration, tokenizer or image processor the names of code that lies in a folder it leaves."""
+    if type(described).__module__.partition(".")[0] != "transformers":
+        return
+    for values in (vars(described), getattr(described, "init_kwargs", {})):
+        values.pop("auto_map", None)
+
+
 def auto_class(head: str) -> Any:
     """Return the Auto class of a head."""
     return getattr(transformers, head)

@@ -26,7 +26,8 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
-from loraprune.models.auto_classes import auto_class, find_head, start_anew
+from loraprune.models.auto_classes import auto_class, find_head, forget_code_, start_anew
+from loraprune.models.embeddings import is_untied, untie_config_
 from loraprune.models.folder import check_folder, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
@@ -36,6 +37,8 @@ from loraprune.runtime.hub import DEMO, at_home, may_be_on_hub
 
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
+PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""switches of a configuration that decide what a forward gives"""
 DESCRIBED_AT_MOST = 4
 """a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
@@ -92,7 +95,18 @@ def _config(model: str, **options: Any) -> PreTrainedConfig:
     _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
     config = AutoConfig.from_pretrained(folder, **options)
     assert isinstance(config, PreTrainedConfig)
+    if not options.get("trust_remote_code"):
+        forget_code_(config)
+    plain_outputs_(config)
     return config
+
+
+def plain_outputs_(config: PreTrainedConfig) -> None:
+    """Let a model give its logits and nothing else: attentions, hidden states and tuples are for who asks for them."""
+    for part in (config, config.get_text_config()):
+        for name, plain in PLAIN.items():
+            if getattr(part, name, plain) != plain:
+                setattr(part, name, plain)
 
 
 def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
@@ -142,6 +156,8 @@ def _load(
                 f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
             )
     check_unread(model, loaded, [str(name) for name in info.get("unexpected_keys") or ()])
+    if is_untied(loaded):
+        untie_config_(loaded.config)
     loaded.config.architectures = [type(loaded).__name__]
     return loaded, tuple(sorted(fresh))
 
@@ -242,6 +258,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     with quiet(), clear_errors(model, "its tokenizer"):
         _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        forget_code_(tokenizer)
         tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
