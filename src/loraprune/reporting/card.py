@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from loraprune.evaluation.tasks import tasks
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, has_new_head
 from loraprune.runtime.hub import OURS, lies_here
 
 CARD = "README.md"
@@ -89,12 +90,12 @@ def licence_line(values: Mapping[str, Any]) -> str:
 
 def model_card(values: Mapping[str, Any], *, output: str, seed: int) -> str:
     """Return the card of a run's folder; `values` is its report.json, `output` its name."""
-    parameters, metric = values["parameters"], values["metric"]
+    parameters, metric, new = values["parameters"], values["metric"], has_new_head(values)
     head = tasks.get(values["task"]).head
     about = metadata(values["model"], values["data"], values["task"])
     rows = [
         ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
-        (metric, f"{values[metric]['dense']:.3f}", f"{values[metric]['pruned']:.3f}"),
+        (metric, f"{values[metric]['dense']:.3f}" + (f" ({UNTRAINED})" if new else ""), f"{values[metric]['pruned']:.3f}"),
     ]
     if "ratio_reached" in values:
         what = (
@@ -111,7 +112,9 @@ def model_card(values: Mapping[str, Any], *, output: str, seed: int) -> str:
         f"Made from `{values['model']}` by `loraprune {values['job']}` on `{values['data']}` ({values['steps']} steps, seed {seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Measured on data held out of the training; the protocol stands in report.json.\n\n"
+        "Measured on data held out of the training; the protocol stands in report.json."
+        + (f" About the dense figure: {NEW_HEAD}." if new else "")
+        + "\n\n"
         f"Load it with {values['saved_as']['load']}:\n\n"
         f"```python\nfrom transformers import {head}\n\n"
         f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'

@@ -19,7 +19,7 @@ from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
-from loraprune.reporting.amounts import change, size
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, has_new_head, size
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
@@ -40,12 +40,13 @@ def report(result: Report) -> None:
         dense, pruned = parameters["prunable_dense"], parameters["prunable_pruned"]
         left = "  not zero, in prunable groups" if "sparsity" in values else "  in prunable groups"
         rows.append((left, f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
+    new = has_new_head(values)
     rows.append(
         (
             values["metric"].replace("_", " "),
-            f"{measured['dense']:.3f}",
+            f"{measured['dense']:.3f}" + (f" ({UNTRAINED})" if new else ""),
             f"{measured['pruned']:.3f}",
-            change(measured["dense"], measured["pruned"]),
+            "-" if new else change(measured["dense"], measured["pruned"]),
         )
     )
     what = "pruned" if values["job"] == "prune" else "tuned"
@@ -57,6 +58,8 @@ def report(result: Report) -> None:
              ("masked against sliced", f"{values['verification']['masked_vs_sliced']:.1e}"),
              ("sliced against reloaded", f"{values['verification']['sliced_vs_reloaded']:.1e}")]  # fmt: skip
     facts.append(("loads with", values["saved_as"]["load"]))
+    if new:
+        facts.append(("dense model to compare with", NEW_HEAD))
     if "ratio_reached" in values:
         asked = values["ratio_requested"]
         facts.insert(

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loraprune.evaluation.measurement import PERPLEXITY
-from loraprune.reporting.amounts import change, duration, milliseconds, short, size
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, duration, has_new_head, milliseconds, short, size
 from loraprune.reporting.html import figures
 from loraprune.reporting.html.folder import Run, read_run
 from loraprune.reporting.html.labels import Plot, metric_of
@@ -119,7 +119,15 @@ def cards(report: Mapping[str, Any]) -> Iterator[Card]:
     if speed:
         yield _faster(speed)
     metric = report.get("metric", PERPLEXITY)
+    if has_new_head(report):
+        yield _first_head(metric_of(report), report[metric])
+        return
     yield _perplexity(report[metric]) if metric == PERPLEXITY else _score(metric_of(report), report[metric])
+
+
+def _first_head(name: str, found: Mapping[str, Any]) -> Card:
+    """Return how good a model is whose head was new: there is nothing to compare it with."""
+    return Card("How good?", f"{found['pruned']:.3f}", [f"{found['dense']:.3f} {name} with an {UNTRAINED}", NEW_HEAD])
 
 
 def _perplexity(found: Mapping[str, Any]) -> Card:
