@@ -245,6 +245,7 @@ def merge_lora(model: PeftModel, dequantised: Collection[str] = ()) -> PreTraine
     were quantised when LoRA was attached and are no longer. Masked weights (see
     `loraprune.pruning.sparsity.masks`) are zero, and their masks are gone.
     """
+    model.set_adapter(ADAPTER)  # a second one is what trainers of preferences compare with
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     for path in {*quantised_adapters(base), *dequantised}:
