@@ -119,8 +119,25 @@ def _json_table(path: Path, rows: Sequence[Any], places: Sequence[str]) -> Table
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
             raise DataError(f'{path}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
+        if half := _half_character(row):
+            raise DataError(
+                f"{path}, {place}: it holds {half}, half of a character, which no tokenizer reads: correct or remove the row"
+            )
     columns = dict.fromkeys(column for row in rows for column in row)  # a dict keeps their order
     return Table(str(path), tuple(columns), rows, places)
+
+
+def _half_character(value: object) -> str | None:
+    """Return a surrogate without its other half in the texts of a JSON value, as a cut in the middle of an emoji leaves it."""
+    if isinstance(value, str):
+        if value.isascii():
+            return None
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"\\u{ord(value[error.start]):04x}"
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((half for part in parts if (half := _half_character(part))), None)
 
 
 def _read_csv(path: Path) -> Table:
@@ -134,13 +151,13 @@ def _read_csv(path: Path) -> Table:
         return Table(str(path), tuple(header), [], [])
     # Without declared types a file whose responses are all numbers would come back as numbers.
     strings = datasets.Features({column: datasets.Value("string") for column in used})
-    with _loaded(path, "csv", features=strings, na_filter=False) as table:
+    with loaded(path, "csv", features=strings, na_filter=False) as table:
         return as_table(str(path), table)._replace(columns=tuple(header))
 
 
 def _read_parquet(path: Path) -> Table:
     _read_bytes(path, count=1)
-    with _loaded(path, "parquet") as table:
+    with loaded(path, "parquet") as table:
         return as_table(str(path), table)
 
 
@@ -154,7 +171,7 @@ def as_table(name: str, table: datasets.Dataset) -> Table:
 
 
 @contextmanager
-def _loaded(path: Path, builder: str, **options: Any) -> Iterator[datasets.Dataset]:
+def loaded(path: Path, builder: str, **options: Any) -> Iterator[datasets.Dataset]:
     """Read a file through `datasets`, silently and without leaving a copy in the user's cache."""
     bars, verbosity = not datasets.are_progress_bars_disabled(), datasets_logging.get_verbosity()
     datasets.disable_progress_bars()

@@ -28,7 +28,7 @@ from transformers import logging as transformers_logging
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.models.auto_classes import auto_class, find_head, forget_code_, start_anew
 from loraprune.models.embeddings import is_untied, untie_config_
-from loraprune.models.folder import check_folder, check_weights
+from loraprune.models.folder import check_folder, check_tokenizer, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
@@ -151,6 +151,12 @@ def _load(
         allowed = set(filter(new, names)) if new else set()
         fresh |= {name.rpartition(".")[0] for name in allowed}
         wrong = names - allowed
+        named = ", ".join(config.architectures or ())
+        if wrong and head and type(loaded).__name__ not in named.split(", ") and key == "missing_keys":
+            raise CheckpointError(
+                f"--model {model}: it has no head for {head.removeprefix('AutoModelFor')} ({named or 'config.json'} lacks {min(wrong)}); name "
+                "a checkpoint that has one, or give data with labels"
+            )
         if wrong:
             raise CheckpointError(
                 f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
@@ -255,6 +261,7 @@ def _let_go_of_files(model: nn.Module) -> None:
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
+    check_tokenizer(Path(resolve(model)), option=f"--model {model}")
     with quiet(), clear_errors(model, "its tokenizer"):
         _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
