@@ -87,6 +87,9 @@ def _new_folder(
             f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to go on with it, or "
             "--overwrite to start anew"
         )
+    if overwrite and resume and output.exists():
+        found = "goes on from the checkpoints of the run that was to replace it" if _checkpoints(workspace) else "starts anew"
+        logger.info("--resume --overwrite: %s exists, and is replaced at the end; this run %s", output, found)
     with _locked(output, workspace):
         _sweep(workspace, checkpoints=False)
         folder = workspace / RESULT
