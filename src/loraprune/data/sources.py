@@ -21,7 +21,7 @@ from loraprune.data.files import Table, as_table, read_table, read_text, reason
 from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
 from loraprune.data.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
-from loraprune.runtime.hub import STDLIB, SUFFIXES, may_be_on_hub
+from loraprune.runtime.hub import STDLIB, SUFFIXES, data_problem
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
 SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
@@ -78,16 +78,9 @@ def open_source(name: str) -> Source:
         parts = split_files(path)
         splits = {part: partial(_read_files, name, split, files) for part, (split, files) in parts.items()}
         return Source(splits, {part: frozenset(map(Path.resolve, files)) for part, (_, files) in parts.items()})
-    if not may_be_on_hub(name):
-        raise DataError(f"{name!r}: no such file or folder{_nearest_file(path)}: check the path")
+    if problem := data_problem(name):
+        raise DataError(problem)
     return _open_hub(name)
-
-
-def _nearest_file(path: Path) -> str:
-    try:
-        return nearest(path.name, os.listdir(path.parent))
-    except (OSError, ValueError):
-        return ""
 
 
 def data_files(path: Path) -> list[Path]:

@@ -40,7 +40,11 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if not any(folder.iterdir()):
             raise CheckpointError("the folder is empty; name one with config.json and model.safetensors")
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
-            raise CheckpointError("it holds an adapter (adapter_config.json); merge it into its base model first")
+            base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
+            raise CheckpointError(
+                f"it holds an adapter (adapter_config.json); merge it into its base model first: load {base}, then "
+                "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(another folder)"
+            )
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
         for key, value in read_json(folder / CONFIG).items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,8 +34,10 @@ from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
 from loraprune.models.unread import check_unread
-from loraprune.runtime.hub import DEMO, at_home, may_be_on_hub
+from loraprune.runtime.hub import DEMO, at_home, model_problem
 
+HUB_SECONDS = 10
+"""how long the hub may take to answer"""
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
 PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
@@ -69,12 +72,10 @@ def resolve(model: str) -> str:
     if model == DEMO:
         return str(files("loraprune.models") / "demo")
     model = at_home(model)
-    if os.path.isdir(model):  # unlike Path.is_dir, no error for a name that is too long
+    if problem := model_problem(model):
+        raise CheckpointError(f"--model {model}: {problem}")
+    if os.path.isdir(model):
         check_folder(Path(model))
-    elif os.path.isfile(model):
-        raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
-    elif not may_be_on_hub(model):
-        raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
     return model
 
 
@@ -92,6 +93,8 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
 
 def _config(model: str, **options: Any) -> PreTrainedConfig:
     folder = resolve(model)
+    if not os.path.isdir(folder) and not constants.HF_HUB_OFFLINE and try_to_load_from_cache(folder, "config.json") is None:
+        HfApi().model_info(folder, timeout=HUB_SECONDS)  # says at once what transformers says after a minute of attempts
     _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
     config = AutoConfig.from_pretrained(folder, **options)
     assert isinstance(config, PreTrainedConfig)

@@ -11,6 +11,8 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from loraprune.errors import nearest
+
 DEMO = "demo"
 STDLIB = "stdlib"
 OURS = frozenset({DEMO, STDLIB})
@@ -46,3 +48,29 @@ def without_hub(value: str | list[str] | None) -> list[str]:
     """Return what can be looked at without the hub of an option that names one, several or none."""
     names = value if isinstance(value, list) else [value]
     return [name for name in names if name and needs_no_hub(name)]
+
+
+def model_problem(name: str) -> str | None:
+    """Return why a name leads to no model, as far as that shows without the hub and without looking into a folder."""
+    if name == DEMO or os.path.isdir(name):  # unlike Path.is_dir, no error for a name that is too long
+        return None
+    if os.path.isfile(name):
+        if name.lower().endswith(".gguf"):
+            return (
+                "a GGUF file holds rounded weights that cannot be trained; name the folder or hub id of the 16- or 32-bit checkpoint it was "
+                "made from, and `loraprune export --format gguf` the result"
+            )
+        return "this is a file; name the folder that holds it and config.json"
+    return None if may_be_on_hub(name) else "no such folder; check the path, or name a hub id such as org/name"
+
+
+def data_problem(name: str) -> str | None:
+    """Return why a name leads to no data, as far as that shows without the hub and without looking into a file."""
+    path = at_home(name)
+    if name == STDLIB or (name and os.path.exists(path)) or may_be_on_hub(name):
+        return None
+    try:
+        close = nearest(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
+    except (OSError, ValueError):
+        close = ""
+    return f"{name!r}: no such file or folder{close}: check the path"
