@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import csv
 import glob
+import gzip
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,7 @@ import datasets
 from datasets.utils import logging as datasets_logging
 
 from loraprune.errors import DataError
+from loraprune.runtime.hub import COMPRESSED, data_suffix
 
 PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
 """columns of what is read and what is written: translation, and how data sets of summaries name them"""
@@ -46,13 +51,16 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a .jsonl, .json, .csv or .parquet file.
+    """Read a .jsonl, .json, .csv, .tsv or .parquet file; all but the last may be compressed.
 
     Raises:
         DataError: if the file cannot be read, is empty, or is not what its suffix says.
     """
-    reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    return reader[path.suffix.lower()](path)
+    readers = {
+        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"),
+        ".parquet": _read_parquet,
+    }  # fmt: skip
+    return readers[data_suffix(path.name)](path)
 
 
 def read_text(path: Path) -> str:
@@ -82,7 +90,24 @@ def _read_bytes(path: Path, count: int = -1) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check the path and its permissions") from None
     if not data:
         raise DataError(f"{path}: the file is empty: give one that holds text")
-    return data
+    return data if count >= 0 else _decompressed(path, data)
+
+
+def _decompressed(path: Path, data: bytes) -> bytes:
+    """Return what is in a .gz or .zst file; of any other what is given."""
+    suffix = path.suffix.lower()
+    if suffix not in COMPRESSED:
+        return data
+    if suffix == ".zst" and find_spec("zstandard") is None:
+        raise DataError(f"{path}: zstandard is not installed, which reads .zst files: pip install zstandard, or decompress the file")
+    try:
+        if suffix == ".gz":
+            return gzip.decompress(data)
+        with import_module("zstandard").ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+            whole: bytes = reader.read()
+            return whole
+    except Exception as error:  # zstandard has an error of its own
+        raise DataError(f"{path}: not a whole {suffix} file ({reason(error)}): compress it again") from None
 
 
 def _read_jsonl(path: Path) -> Table:
@@ -140,10 +165,11 @@ def _half_character(value: object) -> str | None:
     return next((half for part in parts if (half := _half_character(part))), None)
 
 
-def _read_csv(path: Path) -> Table:
-    lines = read_text(path).split("\n")
+def _read_csv(path: Path, *, delimiter: str = ",") -> Table:
+    text = read_text(path)
+    lines = text.split("\n")
     try:
-        header = next(csv.reader(lines), [])
+        header = next(csv.reader(lines, delimiter=delimiter), [])
     except csv.Error as error:
         raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file anew") from None
     used = [column for column in USED_COLUMNS if column in header]
@@ -151,8 +177,13 @@ def _read_csv(path: Path) -> Table:
         return Table(str(path), tuple(header), [], [])
     # Without declared types a file whose responses are all numbers would come back as numbers.
     strings = datasets.Features({column: datasets.Value("string") for column in used})
-    with loaded(path, "csv", features=strings, na_filter=False) as table:
-        return as_table(str(path), table)._replace(columns=tuple(header))
+    with tempfile.TemporaryDirectory() as spare:
+        plain = path
+        if path.suffix.lower() in COMPRESSED:
+            plain = Path(spare) / path.stem
+            plain.write_text(text, encoding="utf-8")
+        with loaded(plain, "csv", features=strings, na_filter=False, sep=delimiter) as table:
+            return as_table(str(path), table)._replace(columns=tuple(header))
 
 
 def _read_parquet(path: Path) -> Table:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
 from loraprune.data.files import loaded
-from loraprune.data.sources import HELD_OUT_SPLITS, load_hub, naming
+from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming
 from loraprune.errors import DataError, nearest
 
 SUFFIXES = (".parquet", ".arrow")
@@ -146,6 +146,8 @@ def _open(name: str) -> Splits:
 def _read(name: str) -> Splits:
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
+        if is_saved(path):
+            return {part: _table(name, split, table) for part, (split, table) in load_saved(path).items()}
         return _folder(path) if path.is_dir() else {"all": _file(path)}
     if (
         name.startswith(VTAB_PREFIX)
