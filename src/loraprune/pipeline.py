@@ -9,6 +9,7 @@ import gc
 import logging
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.samples import Showcase
 from loraprune.families.depth import numbered_as_before
-from loraprune.groups import Group
+from loraprune.groups import Group, Side
 from loraprune.models.adapters import merge_lora
 from loraprune.models.loading import load_with_head, resolve
 from loraprune.models.precision import compute_in_float32_
@@ -118,7 +119,8 @@ def _finish(
 
     merging = time.perf_counter()
     probe = probe_of(job.model)
-    sums = unit_sums(adapted, pruner.present if pruner else groups, changed=config.pruning().changed)
+    changed: Collection[Side] = pruner.config.changed if pruner else ()
+    sums = unit_sums(adapted, pruner.present if pruner else groups, changed=changed)
     counts = {name: len(kept) for name, kept in plan.kept.items()}
     dequantised = compute_in_float32_(adapted)
     logits = logits_of(adapted, probe)
@@ -133,7 +135,7 @@ def _finish(
         "adapted and merged model", logits, merged, rounded=config.quantize == "8bit" and not dequantised
     )
     round_weights_(job.model, job.stored)
-    promise = Promise(groups, sums, logits_of(job.model, probe), job.model.dtype)
+    promise = Promise(groups, sums, changed, logits_of(job.model, probe), job.model.dtype)
     checks.rounding = difference(merged, promise.logits)
     cast_weights_(job.model, job.stored)
     save_model(
@@ -170,6 +172,8 @@ class Promise:
 
     groups: tuple[Group, ...]
     sums: UnitSums
+    changed: Collection[Side]
+    """sides of projections whose frozen weights recovery changed"""
     logits: Tensor
     """of the probe, from weights as precise as the file's"""
     dtype: torch.dtype
@@ -195,7 +199,7 @@ def _verify_saved(
         dequantise_(dense)
         if sparse:
             sparse.check_saved(folder, dense)
-        expected = unit_sums(dense, promise.groups, plan=plan, changed=job.config.pruning().changed)
+        expected = unit_sums(dense, promise.groups, plan=plan, changed=promise.changed)
         with checks.findings.check():
             check_units(expected, promise.sums, rounded=job.config.quantize == "4bit")
         counts = {name: len(kept) for name, kept in plan.kept.items()}

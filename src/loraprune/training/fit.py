@@ -17,6 +17,7 @@ from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
 from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.verify import check_merging
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
@@ -59,6 +60,8 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
             small=lambda: job.load_dense(job.dtype, quantisation=Quantisation("8bit", job.quantisable)),
         )  # fmt: skip
     adapted = _attach(job)
+    if not is_sharded(adapted):
+        check_merging(adapted, job.groups)
     trainable = adapted.num_parameters(only_trainable=True)
     if callback:
         callback.folder = workspace / BLOCKS

@@ -18,11 +18,19 @@ from loraprune.training.guard import StepGuard
 class GuardedTrainer(Trainer):
     """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps.
 
-    With FSDP2 every process holds the modules `undivided` whole.
+    With FSDP2 every process holds the modules `undivided` whole. `forward_only` leaves the backward pass out: for steps that only score,
+    by what flows forward.
     """
 
-    def __init__(self, *arguments: Any, guard: StepGuard, undivided: Sequence[nn.Module] = (), **options: Any) -> None:
-        self._undivided = list(undivided)
+    def __init__(
+        self,
+        *arguments: Any,
+        guard: StepGuard,
+        undivided: Sequence[nn.Module] = (),
+        forward_only: bool = False,
+        **options: Any,
+    ) -> None:
+        self._undivided, self._forward_only = list(undivided), forward_only
         super().__init__(*arguments, **options)
         self._guard = guard
         self._last = torch.zeros((), device=self.args.device)
@@ -41,7 +49,12 @@ class GuardedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
-        loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
+        if self._forward_only:
+            model.train()
+            with torch.no_grad():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        else:
+            loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
         self._guard.see(loss)
         self._last = torch.where(torch.isfinite(loss), loss, self._last)
         return self._last

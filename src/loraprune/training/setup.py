@@ -94,15 +94,15 @@ def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
     """
     found, trust = Findings(), config.trust_remote_code
     with found.check():
-        criteria.get(config.pruning().criterion)
+        criteria.get(config.pruning().chosen_criterion)
     with found.check():
         check_training(config.dtype, config.optimizer, choose_device(config.device))
     if config.compile:
         with found.check():
             check_compile(choose_device(config.device))
-            if not isinstance(criteria.get(config.pruning().criterion), Saliency):
+            if not isinstance(criteria.get(config.pruning().chosen_criterion), Saliency):
                 raise ConfigError(
-                    f"--compile true --criterion {config.pruning().criterion}: it scores by hooks, each a graph of its own, more "
+                    f"--compile true --criterion {config.pruning().chosen_criterion}: it scores by hooks, each a graph of its own, more "
                     "than torch.compile keeps; use lora, or leave --compile out"
                 )
     check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
