@@ -18,7 +18,13 @@ from tests.data.images.conftest import write_images
 from tests.evaluation.tasks.cases import reviews, save_bert, word_tokenizer, write_csv
 from tests.samples import jsonl, save_tiny, write_text
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 
 
 def save_head(kind: type, folder: Path, **options: object) -> Path:
@@ -29,12 +35,26 @@ def save_head(kind: type, folder: Path, **options: object) -> Path:
 
 
 def prune(model: Path, data: Path, root: Path) -> list[str]:
-    return ["prune", "--model", str(model), "--data", str(data), "--output", str(root / "out"), "--steps", "2", "--device", "cpu"]
+    return [
+        "prune",
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--output",
+        str(root / "out"),
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.mark.parametrize("label", [1, [0, 1, 0]])
 def test_a_model_of_several_labels_is_refused(label: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = save_head(BertForSequenceClassification, tmp_path / "m", num_labels=3, problem_type="multi_label_classification")
+    model = save_head(
+        BertForSequenceClassification, tmp_path / "m", num_labels=3, problem_type="multi_label_classification"
+    )
     rows = [{"text": row["text"], "label": label if place else 2} for place, row in enumerate(reviews(20))]
     (tmp_path / "a.jsonl").write_text(jsonl(*rows))
     words = ("multi_label_classification", "Trainer of your own") if label == 1 else ("only one label a text",)
@@ -46,7 +66,9 @@ def test_a_token_classifier_is_described_and_refused_where_no_task_has_its_head(
 ) -> None:
     model = save_head(BertForTokenClassification, tmp_path / "m", num_labels=5)
     text = write_text(tmp_path / "t.txt")
-    refused(prune(model, text, tmp_path), capfd, "no task trains or evaluates", "BertForTokenClassification", root=tmp_path)
+    refused(
+        prune(model, text, tmp_path), capfd, "no task trains or evaluates", "BertForTokenClassification", root=tmp_path
+    )
     export = ["export", "--model", str(model), "--format", "onnx", "--output", str(tmp_path / "x")]
     refused(export, capfd, "BertForTokenClassification", root=tmp_path)
 

@@ -27,9 +27,12 @@ def test_a_ratio_beside_another_target_is_refused(other: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("widths", "told"), [({"heads": 2}, "all FFN channels stay"), ({"ffn": 32}, "all heads stay"), ({"heads": 2, "ffn": 32}, None)]
+    ("widths", "told"),
+    [({"heads": 2}, "all FFN channels stay"), ({"ffn": 32}, "all heads stay"), ({"heads": 2, "ffn": 32}, None)],
 )
-def test_what_one_width_leaves_whole_is_said(widths: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_one_width_leaves_whole_is_said(
+    widths: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     config = tiny_llama().config
     with caplog.at_level(logging.INFO):
         tell_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]

@@ -80,7 +80,9 @@ def test_a_turn_of_weight_zero_is_read_and_not_learnt(template: str, tmp_path: P
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, CHATML, "content of message 1"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_rendered_is_named(row: dict[str, Any], template: str | None, words: str, tmp_path: Path) -> None:
+def test_what_cannot_be_rendered_is_named(
+    row: dict[str, Any], template: str | None, words: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=words):
         rows(tmp_path, row, template)
 
@@ -119,7 +121,13 @@ def test_an_answer_in_a_prompt_is_not_learnt(tmp_path: Path) -> None:
 def test_a_system_turn_of_sharegpt_and_its_tools_keep_their_roles(tmp_path: Path) -> None:
     said = [("system", "be kind"), ("human", "a"), ("gpt", "b"), ("observation", "c"), ("gpt", "d")]
     text, _ = rows(tmp_path, {"conversations": [{"from": who, "value": what} for who, what in said]}, CHATML)
-    assert [turn.split("\n")[0] for turn in text.split("<|im_start|>")[1:]] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [turn.split("\n")[0] for turn in text.split("<|im_start|>")[1:]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
 
 
 def test_data_are_held_out_by_chat(tmp_path: Path) -> None:

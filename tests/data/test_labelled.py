@@ -81,7 +81,9 @@ def test_numbers_far_apart_are_names(labels: tuple[object, ...], names: tuple[st
 def test_a_number_is_not_the_place_of_another_name() -> None:
     with pytest.raises(DataError, match="label '1' is none"):
         class_numbers(examples(1), ("10001", "94105"))
-    table = Table("t", ("text", "label"), [{"text": "a", "label": place} for place in (0, 1, 2)], ["1", "2", "3"], ("1", "2", "3"))
+    table = Table(
+        "t", ("text", "label"), [{"text": "a", "label": place} for place in (0, 1, 2)], ["1", "2", "3"], ("1", "2", "3")
+    )
     found = make_labelled(Part("t", "all", [table])).examples
     assert class_numbers(found, ("1", "2", "3")) == [0, 1, 2]
 

@@ -56,7 +56,8 @@ def test_files_of_one_purpose_or_without_one_are_all_used(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("files", "words"), [({"train": 9, "extra": 9}, "extra.jsonl is not"), ({"validation": 9, "test": 9}, "none for train")]
+    ("files", "words"),
+    [({"train": 9, "extra": 9}, "extra.jsonl is not"), ({"validation": 9, "test": 9}, "none for train")],
 )
 def test_a_folder_that_says_it_of_some_files_only_is_refused(files: dict[str, int], words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):

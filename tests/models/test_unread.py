@@ -22,7 +22,10 @@ Tensors = dict[str, Tensor]
 
 
 def with_lora(tensors: Tensors) -> None:
-    tensors |= {f"{LAYER}.lora_A.default.weight": torch.randn(8, 32), f"{LAYER}.lora_B.default.weight": torch.randn(32, 8)}
+    tensors |= {
+        f"{LAYER}.lora_A.default.weight": torch.randn(8, 32),
+        f"{LAYER}.lora_B.default.weight": torch.randn(32, 8),
+    }
 
 
 def with_scales(tensors: Tensors) -> None:

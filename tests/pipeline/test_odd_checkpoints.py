@@ -61,7 +61,9 @@ def test_a_switch_of_what_a_forward_gives_ends_no_run(switch: str, place: Path) 
 
 
 def test_a_result_names_no_code_that_it_does_not_hold(place: Path) -> None:
-    change_config(place / "model", auto_map={"AutoConfig": "configuration_my.My", "AutoModelForCausalLM": "modeling_my.My"})
+    change_config(
+        place / "model", auto_map={"AutoConfig": "configuration_my.My", "AutoModelForCausalLM": "modeling_my.My"}
+    )
     settings = json.loads((place / "model" / "tokenizer_config.json").read_text())
     settings["auto_map"] = {"AutoTokenizer": [None, "tokenization_my.My"]}
     (place / "model" / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -23,7 +23,9 @@ WORDS = len(word_tokenizer())
 def batch(labels: dict[str, Tensor], words: int = WORDS) -> list[dict[str, Any]]:
     """Return rows of sixteen random tokens with labels."""
     ids = torch.randint(5, words, (32, 16), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": row, **{name: values[place] for name, values in labels.items()}} for place, row in enumerate(ids)]
+    return [
+        {"input_ids": row, **{name: values[place] for name, values in labels.items()}} for place, row in enumerate(ids)
+    ]
 
 
 CLASSES = {"labels": torch.arange(32) % 2}
@@ -40,7 +42,9 @@ def train(model: PreTrainedModel, rows: Any, folder: Path) -> LoRAPruneCallback:
 
 
 def heads(model: nn.Module, *names: str) -> dict[str, Tensor]:
-    return {name: each.detach().clone() for name, each in model.named_parameters() if set(name.split(".")[:2]) & set(names)}
+    return {
+        name: each.detach().clone() for name, each in model.named_parameters() if set(name.split(".")[:2]) & set(names)
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_a_head_that_writes_tokens_stays_frozen(kind: str, tmp_path: Path) -> No
 def test_a_model_that_could_not_be_loaded_again_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     save_bert(tmp_path / "encoder", head=False)
     model = transformers.AutoModel.from_pretrained(tmp_path / "encoder")
-    with pytest.raises((UnsupportedModelError, LookupError, ValueError), match="BertModel|has no module"):
+    with pytest.raises((UnsupportedModelError, LookupError, ValueError), match=r"BertModel|has no module"):
         attach_lora(model, LoRAPruneConfig(ratio=0.3))
 
 

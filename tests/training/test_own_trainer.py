@@ -27,11 +27,17 @@ def test_the_best_checkpoint_at_the_end_is_refused_before_any_step(tmp_path: Pat
     callback = LoRAPruneCallback(settings)
     best = {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
     args = arguments(tmp_path, steps=4, load_best_model_at_end=True, **best)
-    trainer = Trainer(model=adapted(settings), args=args, train_dataset=Rows(), eval_dataset=Rows(8), callbacks=[callback])
+    trainer = Trainer(
+        model=adapted(settings), args=args, train_dataset=Rows(), eval_dataset=Rows(8), callbacks=[callback]
+    )
     with pytest.raises(ConfigError, match="load_best_model_at_end=True"):
         trainer.train()
     assert callback.pruner is None
-    fit(adapted(settings), arguments(tmp_path, steps=4, save_strategy="steps", save_steps=2), [LoRAPruneCallback(settings)])
+    fit(
+        adapted(settings),
+        arguments(tmp_path, steps=4, save_strategy="steps", save_steps=2),
+        [LoRAPruneCallback(settings)],
+    )
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "rmsprop", "adagrad"])
@@ -57,7 +63,9 @@ def test_looking_at_an_optimiser_moves_no_weight() -> None:
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     assert odd_state(optimizer, torch.device("cpu")) is None
-    assert odd_state(Adafactor(layer.parameters(), lr=1e-3, relative_step=False), torch.device("cpu")) == "exp_avg_sq_row"
+    assert (
+        odd_state(Adafactor(layer.parameters(), lr=1e-3, relative_step=False), torch.device("cpu")) == "exp_avg_sq_row"
+    )
     assert torch.equal(layer.weight, before)
     assert not optimizer.state
     assert optimizer.param_groups[0]["params"][0] is layer.weight

@@ -63,7 +63,9 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     answers: dict[str, Answers] = {}
     for name, config in configs.items():
         windows = {
-            (text, length): first_rows(task.prepare(Request(name, config, None, text, length, trust_remote_code=trust)), options.rows)
+            (text, length): first_rows(
+                task.prepare(Request(name, config, None, text, length, trust_remote_code=trust)), options.rows
+            )
             for text in options.texts()
             for length in (lengths if task.unit == "tokens" else lengths[:1])
         }

@@ -5,6 +5,7 @@ Knows nothing about where a table came from.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -181,7 +182,9 @@ def _turn(where: str, number: int, message: Message) -> Message:
             found = _name(turn.get(key))
             raise DataError(f"{where}: {key} of message {number} is {found}, a string is needed: correct the row")
     if turn.get("weight", 1) not in (0, 1):
-        raise DataError(f"{where}: weight of message {number} is {_name(turn['weight'])}: 0 or 1 is needed: correct the row")
+        raise DataError(
+            f"{where}: weight of message {number} is {_name(turn['weight'])}: 0 or 1 is needed: correct the row"
+        )
     return turn
 
 
@@ -193,14 +196,14 @@ def _tools(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Any] | 
     """Return the functions that a chat may call: a list, or the text of one in JSON, as tables of strings hold it."""
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
-        try:
+        with contextlib.suppress(ValueError):
             tools = json.loads(tools)
-        except ValueError:
-            pass
     if tools in (None, "", []):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{table.name}, {place}: tools is {_name(tools)}, a list of functions is needed: correct the row")
+        raise DataError(
+            f"{table.name}, {place}: tools is {_name(tools)}, a list of functions is needed: correct the row"
+        )
     return tools
 
 

@@ -11,7 +11,7 @@ import glob
 import gzip
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -56,7 +56,7 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: if the file cannot be read, is empty, or is not what its suffix says.
     """
-    readers = {
+    readers: dict[str, Callable[[Path], Table]] = {
         ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"),
         ".parquet": _read_parquet,
     }  # fmt: skip
@@ -99,7 +99,9 @@ def _decompressed(path: Path, data: bytes) -> bytes:
     if suffix not in COMPRESSED:
         return data
     if suffix == ".zst" and find_spec("zstandard") is None:
-        raise DataError(f"{path}: zstandard is not installed, which reads .zst files: pip install zstandard, or decompress the file")
+        raise DataError(
+            f"{path}: zstandard is not installed, which reads .zst files: pip install zstandard, or decompress the file"
+        )
     try:
         if suffix == ".gz":
             return gzip.decompress(data)

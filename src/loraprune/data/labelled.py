@@ -96,7 +96,9 @@ def _texts(table: Table, place: str, row: Mapping[str, Any], columns: Sequence[s
 def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
     label = row.get(LABEL)
     if isinstance(label, list):
-        raise DataError(f"{table.name}, {place}: label is {label!r}: only one label a text is trained; give a name or a number")
+        raise DataError(
+            f"{table.name}, {place}: label is {label!r}: only one label a text is trained; give a name or a number"
+        )
     fine = isinstance(label, (int, str)) or (isinstance(label, float) and math.isfinite(label))
     if not fine or label == "":
         raise DataError(

@@ -48,7 +48,9 @@ def find_pairs(examples: Examples) -> Sequence[Pair]:
             "`source` and `target`, or `instruction` and `response`: rename them"
         )
     if long := next((chat for chat in examples.chats if len(chat.messages) != 2), None):
-        raise DataError(f"{long.place}: it has {len(long.messages)} turns, one question and one answer are needed: split the row")
+        raise DataError(
+            f"{long.place}: it has {len(long.messages)} turns, one question and one answer are needed: split the row"
+        )
     return [Pair(chat.place, *(str(message["content"]) for message in chat.messages)) for chat in examples.chats]
 
 

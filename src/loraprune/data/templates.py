@@ -65,7 +65,7 @@ def render_plain(chat: Chat, *, bos: str, eos: str) -> Rendered:
     """
     if chat.tools or any(message.get("tool_calls") for message in chat.messages):
         raise DataError(
-            f"{chat.place}: it has tools or tool_calls, and the tokenizer has no chat template to write them by: give it one, or remove them"
+            f"{chat.place}: it has tools or tool_calls, and the tokenizer has no chat template to write them by: give it one or remove them"
         )
     text, spans = bos, []
     for message in chat.messages:
@@ -100,7 +100,11 @@ def _render_guarded(chat: Chat, *, tokenizer: PreTrainedTokenizerBase, template:
 def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> Rendered:
     def render(messages: Sequence[Message], *, answer: bool = False) -> str:
         text = tokenizer.apply_chat_template(
-            _turns(messages), tools=_functions(chat), chat_template=template, tokenize=False, add_generation_prompt=answer
+            _turns(messages),
+            tools=_functions(chat),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=answer,
         )
         return str(text)
 

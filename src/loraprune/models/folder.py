@@ -62,8 +62,12 @@ def check_tokenizer(folder: Path, *, option: str) -> None:
     Raises:
         CheckpointError: if it holds none of the files that tokenizers are saved as.
     """
-    if os.path.isdir(folder) and not any(file.name.startswith(TOKENIZERS) or file.suffix in TOKENIZER_SUFFIXES for file in folder.iterdir()):
-        raise CheckpointError(f"{option}: the folder holds no tokenizer (tokenizer.json); save the model's own into it with save_pretrained")
+    if os.path.isdir(folder) and not any(
+        file.name.startswith(TOKENIZERS) or file.suffix in TOKENIZER_SUFFIXES for file in folder.iterdir()
+    ):
+        raise CheckpointError(
+            f"{option}: the folder holds no tokenizer (tokenizer.json); save the model's own into it with save_pretrained"
+        )
 
 
 def _is_sensible(key: str, value: object) -> bool:

@@ -93,8 +93,14 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
 
 def _config(model: str, **options: Any) -> PreTrainedConfig:
     folder = resolve(model)
-    if not os.path.isdir(folder) and not constants.HF_HUB_OFFLINE and try_to_load_from_cache(folder, "config.json") is None:
-        HfApi().model_info(folder, timeout=HUB_SECONDS)  # says at once what transformers says after a minute of attempts
+    if (
+        not os.path.isdir(folder)
+        and not constants.HF_HUB_OFFLINE
+        and try_to_load_from_cache(folder, "config.json") is None
+    ):
+        HfApi().model_info(
+            folder, timeout=HUB_SECONDS
+        )  # says at once what transformers says after a minute of attempts
     _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
     config = AutoConfig.from_pretrained(folder, **options)
     assert isinstance(config, PreTrainedConfig)
@@ -157,8 +163,8 @@ def _load(
         named = ", ".join(config.architectures or ())
         if wrong and head and type(loaded).__name__ not in named.split(", ") and key == "missing_keys":
             raise CheckpointError(
-                f"--model {model}: it has no head for {head.removeprefix('AutoModelFor')} ({named or 'config.json'} lacks {min(wrong)}); name "
-                "a checkpoint that has one, or give data with labels"
+                f"--model {model}: it has no head for {head.removeprefix('AutoModelFor')} ({named or 'config.json'} lacks {min(wrong)}); "
+                "name a checkpoint that has one, or give data with labels"
             )
         if wrong:
             raise CheckpointError(

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from loraprune.errors import CheckpointError, ConfigError
 
 ADAPTERS = re.compile(r"\blora_|\bmodules_to_save\b|\bbase_layer\b|\boriginal_module\b|\blora_magnitude_vector\b")
-SCALES = re.compile(r"(scale_inv|weight_scale(_\d)?|input_scale|activation_scale|qweight|qzeros|g_idx|absmax|quant_map|SCB)$")
+SCALES = re.compile(
+    r"(scale_inv|weight_scale(_\d)?|input_scale|activation_scale|qweight|qzeros|g_idx|absmax|quant_map|SCB)$"
+)
 """what quantisers store beside weights, or instead of them"""
 FOLLOWS = frozenset({
     "pooler", "rotary_emb", "inv_freq", "position_ids", "token_type_ids", "masked_bias", "mask_token", "relative_position_index",
@@ -35,7 +37,7 @@ def check_unread(source: str, model: PreTrainedModel, names: Sequence[str]) -> N
     """
     if adapter := next(filter(ADAPTERS.search, names), None):
         raise ConfigError(
-            f"--model {source}: it holds an adapter that is not merged ({adapter}); merge it with PEFT's merge_and_unload and save the result"
+            f"--model {source}: it holds an adapter that is not merged ({adapter}); merge it by PEFT's merge_and_unload and save that"
         )
     if scale := next(filter(SCALES.search, names), None):
         raise ConfigError(
@@ -64,4 +66,6 @@ def _is_inside(model: PreTrainedModel, name: str) -> bool:
 def _warn(source: str, kind: str, names: tuple[str, ...]) -> None:
     """Warn once of tensors that are left out."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    logger.warning("%s: %s does not use these tensors, which are left out: %s%s", source, kind, ", ".join(names[:3]), more)
+    logger.warning(
+        "%s: %s does not use these tensors, which are left out: %s%s", source, kind, ", ".join(names[:3]), more
+    )

@@ -98,7 +98,10 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
             "modelling code in the folder", " and ".join(sorted(left)), config.model_type,
         )  # fmt: skip
     if options.has_dimensions:
-        for what, widths in (("heads", (options.heads, options.heads_ratio)), ("FFN channels", (options.ffn, options.ffn_ratio))):
+        for what, widths in (
+            ("heads", (options.heads, options.heads_ratio)),
+            ("FFN channels", (options.ffn, options.ffn_ratio)),
+        ):
             if widths == (None, None):
                 logger.info("all %s stay: no number of them is asked for", what)
     if coded:

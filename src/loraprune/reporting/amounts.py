@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
 UNTRAINED = "untrained head"
 """what a dense figure is of, where the checkpoint had no head for the task"""
 

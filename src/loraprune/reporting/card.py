@@ -95,7 +95,11 @@ def model_card(values: Mapping[str, Any], *, output: str, seed: int) -> str:
     about = metadata(values["model"], values["data"], values["task"])
     rows = [
         ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
-        (metric, f"{values[metric]['dense']:.3f}" + (f" ({UNTRAINED})" if new else ""), f"{values[metric]['pruned']:.3f}"),
+        (
+            metric,
+            f"{values[metric]['dense']:.3f}" + (f" ({UNTRAINED})" if new else ""),
+            f"{values[metric]['pruned']:.3f}",
+        ),
     ]
     if "ratio_reached" in values:
         what = (

@@ -72,8 +72,8 @@ def model_problem(name: str) -> str | None:
     if os.path.isfile(name):
         if name.lower().endswith(".gguf"):
             return (
-                "a GGUF file holds rounded weights that cannot be trained; name the folder or hub id of the 16- or 32-bit checkpoint it was "
-                "made from, and `loraprune export --format gguf` the result"
+                "a GGUF file holds rounded weights that cannot be trained; name the folder or hub id of the 16- or 32-bit checkpoint it "
+                "was made from, and `loraprune export --format gguf` the result"
             )
         return "this is a file; name the folder that holds it and config.json"
     return None if may_be_on_hub(name) else "no such folder; check the path, or name a hub id such as org/name"

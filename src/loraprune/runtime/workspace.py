@@ -57,9 +57,9 @@ def new_folder(
 ) -> Iterator[Path]:
     """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
 
-    A folder that is replaced hands on the files that no run wrote. If the block fails, checkpoints stay, and nothing else; but what is `costly` and fails its checks with weights written is kept as
-    OUTPUT.unverified. With `resume` those of an earlier run are there. Of several processes, which
-    all see the folder, the first one makes and moves it. `inputs` is as `output_problem` has it.
+    A folder that is replaced hands on the files that no run wrote. If the block fails, checkpoints stay, and nothing else; but what is
+    `costly` and fails its checks with weights written is kept as OUTPUT.unverified. With `resume` those of an earlier run are there.
+    Of several processes, which all see the folder, the first one makes and moves it. `inputs` is as `output_problem` has it.
 
     Raises:
         CheckpointError: if `output` exists and may not be replaced, another run writes it, an unfinished run would be lost, or
@@ -67,7 +67,9 @@ def new_folder(
     """
     with ExitStack() as stack:
         yield first_alone(
-            lambda: stack.enter_context(_new_folder(output, overwrite=overwrite, resume=resume, costly=costly, inputs=inputs))
+            lambda: stack.enter_context(
+                _new_folder(output, overwrite=overwrite, resume=resume, costly=costly, inputs=inputs)
+            )
         )
         first_alone(stack.close)
 
@@ -88,7 +90,11 @@ def _new_folder(
             "--overwrite to start anew"
         )
     if overwrite and resume and output.exists():
-        found = "goes on from the checkpoints of the run that was to replace it" if _checkpoints(workspace) else "starts anew"
+        found = (
+            "goes on from the checkpoints of the run that was to replace it"
+            if _checkpoints(workspace)
+            else "starts anew"
+        )
         logger.info("--resume --overwrite: %s exists, and is replaced at the end; this run %s", output, found)
     with _locked(output, workspace):
         _sweep(workspace, checkpoints=False)

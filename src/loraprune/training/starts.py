@@ -49,7 +49,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -
     if module.startswith(FOREIGN):
         raise ConfigError(f"{name} of {module.partition('.')[0]}: its state cannot be cut with the model; {REMEDY}")
     if optimizer is not None and (odd := odd_state(optimizer, next(model.parameters()).device)):
-        raise ConfigError(f"{name}: its state {odd!r} is not one number for each of a weight, so it cannot be cut with it; {REMEDY}")
+        raise ConfigError(
+            f"{name}: its state {odd!r} is not one number for each of a weight, so it cannot be cut with it; {REMEDY}"
+        )
 
 
 def odd_state(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:

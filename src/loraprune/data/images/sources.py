@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import datasets
 from PIL import Image
 
-from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
 from loraprune.data.files import loaded
+from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
 from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming
 from loraprune.errors import DataError, nearest
 

@@ -129,7 +129,9 @@ def head_paths(model: PreTrainedModel, groups: Iterable[Group]) -> list[str]:
     if model.get_output_embeddings() is not None:
         return []
     inside = {span.module for group in groups for span in group.spans if span.side != "head"}
-    heads = [(name, child) for name, child in model.named_children() if not any(_is_below(path, name) for path in inside)]
+    heads = [
+        (name, child) for name, child in model.named_children() if not any(_is_below(path, name) for path in inside)
+    ]
     layers = model.base_model
     if layers is not model and isinstance(pooler := getattr(layers, "pooler", None), nn.Module):
         heads.append((f"{model.base_model_prefix}.pooler", pooler))
