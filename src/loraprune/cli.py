@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loraprune.commands.parser import COMMANDS, USAGE, make_options, parse
+from loraprune.commands.parser import COMMANDS, USAGE, check_names, make_options, parse
 from loraprune.errors import LoraPruneError, VerificationError, hide_secrets, problems_of
 from loraprune.runtime import launch
 from loraprune.runtime.interrupts import Interrupted, handled
@@ -32,7 +32,9 @@ def run(arguments: Sequence[str]) -> None:
     verb, parsed = parse(arguments)
     launch.check_launch(verb)
     command = COMMANDS[verb]
-    result = call(command.function, make_options(verb, parsed))
+    options = make_options(verb, parsed)
+    check_names(verb, options)
+    result = call(command.function, options)
     if not launch.is_first():
         return
     if parsed.json:

@@ -170,7 +170,7 @@ def make_options(verb: str, parsed: Namespace) -> Options:
     """
     values = _without(parsed.as_dict(), NO_OPTIONS)
     wrong = _wrong_options(verb, values)
-    if (names := wrong_names(verb, values)) and not _others_to_look_at(values):
+    if wrong and (names := names_alone(verb, values)):
         raise ConfigError(*wrong, *names)
     if wrong:
         raise ConfigError(*wrong, *_wrong_inputs(verb, values))
@@ -242,6 +242,22 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
     return list(empty.values())
 
 
+def check_names(verb: str, options: Options) -> None:
+    """Refuse names that lead nowhere before torch is imported, unless something else may be wrong that is to be told with them.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    if names := names_alone(verb, {one.name: getattr(options, one.name) for one in fields(options)}):
+        raise ConfigError(*names)
+
+
+def names_alone(verb: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what `wrong_names` does if there are no models or data beside them, which may be wrong in other ways."""
+    others = any(os.path.exists(name) for option in (*MODELS, *DATA) for name in _named(values, option))
+    return [] if others else wrong_names(verb, values)
+
+
 def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
     """Return a sentence for every name of a model or data that leads nowhere: known at once, before torch is imported."""
     if verb in ("push", "report"):  # what they name is a folder, and no model to load
@@ -252,11 +268,6 @@ def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
         *(f"--model {name}: {problem}" for name, problem in models.items() if problem),
         *(f"--{option} {problem}" for (option, name), problem in data.items() if problem and "=" not in name),
     ]
-
-
-def _others_to_look_at(values: Mapping[str, Any]) -> bool:
-    """Say whether there are models or data beside those that are wrong, which may be wrong in other ways."""
-    return any(os.path.exists(name) for option in (*MODELS, *DATA) for name in _named(values, option))
 
 
 def _named(values: Mapping[str, Any], option: str) -> list[str]:
