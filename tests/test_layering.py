@@ -65,6 +65,7 @@ WITHOUT_TORCH = (
     "commands.compare.settings",
     "config.commands",
     "config.export",
+    "config.values",
     "runtime.interrupts",
     "commands.parser",
     "cli",

@@ -45,4 +45,4 @@ def other_sizes(tensor: Tensor) -> Tensor:
     return rows[:, : rows.shape[1] // 2] if rows.ndim == 2 else rows
 
 
-formats.add("torch", Format(write))
+formats.add("torch", Format(write, any_task=True))

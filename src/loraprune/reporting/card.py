@@ -22,14 +22,6 @@ UNKNOWN = "unknown"
 """the hub's word for a licence that nobody stated"""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-PIPELINES = {
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-    "seq2seq": "text2text-generation",
-    "sequence-classification": "text-classification",
-    "image-classification": "image-classification",
-}
-"""task -> pipeline_tag of the hub"""
 
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
@@ -42,7 +34,8 @@ def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = (
         "datasets": [data] if data and "/" in data and is_hub_name(data) else None,
         "library_name": "transformers",
     }
-    values |= {"pipeline_tag": PIPELINES.get(task), "tags": ["loraprune", "pruned", *tags]}
+    pipeline = tasks.get(task).pipeline if task in tasks.names() else None
+    values |= {"pipeline_tag": pipeline, "tags": ["loraprune", "pruned", *tags]}
     return {key: value for key, value in values.items() if value}
 
 

@@ -20,7 +20,7 @@ from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.schedule import Schedule
 from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.runtime import launch
-from loraprune.runtime.processes import agreed, are_joined, count
+from loraprune.runtime.processes import are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
 from loraprune.training.teachers import ROW
 
@@ -114,15 +114,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
         model: nn.Module = kwargs["model"]
-        if self.guard.overflowed(model, take_scale_out(kwargs["optimizer"])):
+        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), score=self._score):
             self._forget()
-            return
-        if reason := self.guard.reason(model) or agreed(self._score()):
-            self.guard.skip(model, state, reason)
-            self._forget()
-            return
-        self.guard.accept()
-        if self._clip > 0:
+        elif self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
 
     def _score(self) -> str | None:
