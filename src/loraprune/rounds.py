@@ -146,7 +146,8 @@ def composed(places: Sequence[Path]) -> tuple[Plan, dict[str, Float[Tensor, " un
 def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, values: Mapping[str, Any]) -> float:
     """Compare the result with the dense model that holds its weights and is masked by the plan of the whole run."""
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    stored = load_config(config.model, trust_remote_code=config.trust_remote_code).dtype
+    dtype = choose_dtype(config.dtype, device, stored)
     task = tasks.get(values["task"])
     saved, _ = load_with_head(str(folder), task.head, device=device, dtype=dtype)
     probe = probe_of(saved)

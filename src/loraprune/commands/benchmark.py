@@ -49,7 +49,7 @@ def benchmark(options: BenchmarkConfig) -> Speed:
     if options.formats:
         check_engines(options)
         device = torch.device("cpu")
-    dtype = choose_dtype(options.dtype, device)
+    dtype = choose_dtype(options.dtype, device, load_config(names[0], trust_remote_code=trust).dtype)
     models = {name: load_model(name, device=device, dtype=dtype, trust_remote_code=trust) for name in names}
     (length,) = fitting_lengths([options.length], [model.config for model in models.values()])
     folders = {name: Path(resolve(name)) for name in names if Path(resolve(name)).is_dir()}

@@ -56,8 +56,8 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
     """
     trust, texts = options.trust_remote_code, [options.data] if options.data else []
     device = check_judged("compare-models", options.models, texts, device=options.device, trust_remote_code=trust)
-    dtype = choose_dtype(options.dtype, device)
     configs = {name: load_config(name, trust_remote_code=trust) for name in options.models}
+    dtype = choose_dtype(options.dtype, device, configs[options.models[0]].dtype)
     task = same_task({name: choose_task(config, None, data=options.data) for name, config in configs.items()})
     if task.unit != "tokens":
         raise UnsupportedModelError(

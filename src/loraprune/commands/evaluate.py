@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from transformers import PreTrainedConfig
 
 from loraprune.config.commands import EvaluateConfig
@@ -18,6 +19,7 @@ from loraprune.data import check_vocabulary
 from loraprune.errors import ConfigError
 from loraprune.evaluation.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.evaluation.measurement import Measured, paired_difference
+from loraprune.evaluation.precision_check import settle_precision_
 from loraprune.evaluation.tasks import Request, Task, choose_task, same_task
 from loraprune.families import fitting_lengths
 from loraprune.models.loading import load_config, load_tokenizer, load_with_head
@@ -49,8 +51,8 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     device = check_judged(
         "evaluate", names, options.texts(), device=options.device, task=options.task, trust_remote_code=trust
     )
-    dtype = choose_dtype(options.dtype, device)
     configs = {name: load_config(name, trust_remote_code=trust) for name in names}
+    dtype = choose_dtype(options.dtype, device, configs[names[0]].dtype)
     task = _common_task(options, configs)
     lengths = fitting_lengths(options.lengths(), configs.values())
     asked = open_tasks(options.task_names(), options.task_data) if options.tasks else None
@@ -63,6 +65,8 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
             for length in (lengths if task.unit == "tokens" else lengths[:1])
         }
         model, _ = load_with_head(name, task.head, device=device, dtype=dtype, trust_remote_code=trust)
+        if options.dtype == "auto" and device.type == "cpu" and model.dtype == torch.bfloat16 and windows:
+            settle_precision_(model, task, next(iter(windows.values())), options.batch)
         for window, prepared in windows.items():
             measured.setdefault(window, {})[name] = task.judge(model, prepared, options.batch)
         if asked:

@@ -64,7 +64,8 @@ class MachineOptions(Options):
     device: Device = "auto"
     """where to run"""
     dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU; tf32 is float32 whose products are
+    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU that does not multiply bfloat16
+    natively, and where the loss differs between the two; tf32 is float32 whose products are
     rounded while training (Ampere or later), float16 trains with a loss scale (GPUs only)"""
 
 

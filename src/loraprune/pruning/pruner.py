@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from loraprune.pruning.recovery.recover import Recovery, Steps, loss_on, recover
 from loraprune.pruning.surgery import check_groups, renew_trained_, slice_
 from loraprune.pruning.target import check_recovery, goal_counts, groups_in_play, make_space, target_ratio, tell_kinds
 from loraprune.pruning.verify import check_units, unit_sums
+from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, take_from_first_, together
 from loraprune.runtime.sharding import is_sharded
 from loraprune.scoring import make_scorer
@@ -64,6 +66,8 @@ class Pruner:
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
+        self.folder: Path | None = None
+        """where blocks that are trained after a removal are kept until the run ends"""
         self.recoveries: list[Recovery] = []
         """what every removal cost, and what recovery gained"""
         self.history: dict[str, torch.Tensor] = {}
@@ -143,7 +147,8 @@ class Pruner:
         recovery = Recovery()
         if rows and plan != self.plan:
             recovery.losses["before"] = loss_on(self.model, rows)
-        trace = Trace(self.model, self.present, rows) if rows and plan != self.plan else None
+        with at_once():
+            trace = Trace(self.model, self.present, rows) if rows and plan != self.plan else None
         due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if trace else {}
         if self.masks:
             self.masks.set(plan.kept)
@@ -155,7 +160,7 @@ class Pruner:
             rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
             check_units(due, unit_sums(self.model, self.present) if trace else {}, rounded=rounded)
         if trace and rows:
-            with together():
+            with together(), at_once():
                 self._recover(trace, rows, plan, recovery)
             self._share_changed()
             self.recoveries.append(recovery)
@@ -177,7 +182,7 @@ class Pruner:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        steps = Steps(self.config.compensate, self.config.local, changed, scales, self.config.seed)
+        steps = Steps(self.config.compensate, self.config.local, changed, scales, self.config.seed, self.folder)
         recover_(
             self.model, self.present, plan.kept if self.masks else Plan.full(self.present).kept, trace, rows, steps, recovery
         )  # fmt: skip

@@ -15,6 +15,9 @@ import torch
 from loraprune.errors import ConfigError
 from loraprune.runtime import launch
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
+"""what instruction sets with products of bfloat16 are called by torch, on x86 and ARM"""
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of an option: `auto` takes CUDA, then MPS, then the CPU.
@@ -30,13 +33,24 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of an option; `auto` keeps the checkpoint's, but uses float32 on a CPU."""
+def choose_dtype(name: str, device: torch.device, stored: object) -> torch.dtype | None:
+    """Return the dtype of an option, None for the checkpoint's, which is `stored`.
+
+    `auto` keeps the checkpoint's; on a CPU only if that is bfloat16 and the CPU multiplies it natively, else it is float32.
+    """
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else None
+        if device.type != "cpu":
+            return None
+        return torch.bfloat16 if stored == torch.bfloat16 and multiplies_bfloat16() else torch.float32
     dtype = getattr(torch, "float32" if name == "tf32" else name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def multiplies_bfloat16() -> bool:
+    """Say whether this CPU has instructions for products of bfloat16 matrices: without them they take longer than in float32."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in BFLOAT16)
 
 
 def check_training(dtype: str, optimizer: str, device: torch.device) -> None:

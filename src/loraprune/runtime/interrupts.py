@@ -46,6 +46,10 @@ class Pending:
         )
 
 
+_waiting: list[Pending] = []
+"""where signals are kept now"""
+
+
 def interrupt(number: int, frame: FrameType | None) -> None:
     """End the program by an exception, so that whatever was begun is tidied up."""
     raise Interrupted(number)
@@ -68,6 +72,19 @@ def handled(handler: Callable[[int, FrameType | None], None] = interrupt) -> Ite
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Act on signals at once in a part of a step that takes long, where they are kept until the step is over.
+
+    Raises:
+        Interrupted: in the middle of the block, or before it for a signal that is waiting.
+    """
+    if _waiting and _waiting[-1].number is not None:
+        raise Interrupted(_waiting[-1].number)
+    with handled(interrupt):
+        yield
+
+
+@contextmanager
 def kept() -> Iterator[Pending]:
     """Keep signals instead of acting on them; whoever is given the result must look at it often.
 
@@ -75,7 +92,11 @@ def kept() -> Iterator[Pending]:
         Interrupted: at the end, for a signal that was overlooked.
     """
     pending = Pending()
-    with handled(pending.keep):
-        yield pending
+    _waiting.append(pending)
+    try:
+        with handled(pending.keep):
+            yield pending
+    finally:
+        _waiting.remove(pending)
     if pending.number is not None:
         raise Interrupted(pending.number)

@@ -3,6 +3,7 @@
     OUTPUT.partial/lock             held by the run that writes here
     OUTPUT.partial/result/          takes the name OUTPUT when everything in it is written and checked
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
+    OUTPUT.partial/blocks/          blocks trained after a removal
     OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
     OUTPUT.partial/teacher/         what the dense model said, see `loraprune.training.distillation`
 
@@ -15,7 +16,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -34,6 +35,8 @@ RESULT = "result"
 UNVERIFIED = ".unverified"
 """what the name of a result that failed its checks ends with"""
 ROUNDS = "rounds"
+BLOCKS = "blocks"
+"""blocks that are trained after a removal, see `loraprune.pruning.recovery.finished`"""
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +121,10 @@ def has_checkpoints(workspace: Path) -> bool:
     return bool(_checkpoints(workspace))
 
 
-def forget_checkpoints(workspace: Path) -> None:
-    """Remove what an unfinished run left, as another one begins; until then nothing that was there may be lost."""
+def forget_checkpoints(workspace: Path, *, but: Sequence[str] = ()) -> None:
+    """Remove what an unfinished run left, except for `but`, as another one begins; until then nothing that was there may be lost."""
     for path in _contents(workspace):
-        if path.name != RESULT:
+        if path.name not in (RESULT, *but):
             shutil.rmtree(path)
 
 
@@ -154,7 +157,7 @@ def _contents(workspace: Path) -> list[Path]:
 def _checkpoints(workspace: Path) -> list[Path]:
     """Return what an unfinished run can go on from: checkpoints, or finished rounds and the checkpoints of the next one."""
     finished = (path for path in workspace.glob(f"{ROUNDS}/*") if path.suffix != PARTIAL)
-    patterns = (f"{CHECKPOINT}*", f"{ROUNDS}/*{PARTIAL}/{CHECKPOINT}*")
+    patterns = (BLOCKS, f"{CHECKPOINT}*", f"{ROUNDS}/*{PARTIAL}/{BLOCKS}", f"{ROUNDS}/*{PARTIAL}/{CHECKPOINT}*")
     return [*sorted(finished), *(path for pattern in patterns for path in sorted(workspace.glob(pattern)))]
 
 

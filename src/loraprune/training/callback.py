@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class LoRAPruneCallback(TrainerCallback):
         self._rows: CalibrationRows | None = None
         self._turn = 0
         self._restored = False
+        self.folder: Path | None = None
+        """where blocks that are trained after a removal are kept, for a run that may be stopped"""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -87,6 +90,8 @@ class LoRAPruneCallback(TrainerCallback):
             logger.info("processes: %d; units are masked while training, and cut at its end", count())
             config = replace(config, shrink=False)
         self.pruner = (Sparsifier if config.sparsity else Pruner)(model, config)
+        if isinstance(self.pruner, Pruner):
+            self.pruner.folder = self.folder
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of scores, plan and history."""

@@ -21,7 +21,7 @@ from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
 from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
-from loraprune.runtime.workspace import forget_checkpoints
+from loraprune.runtime.workspace import BLOCKS, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.guard import StepGuard
 from loraprune.training.progress import TrainingBar
@@ -52,7 +52,7 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
         check_same(checkpoint, run)
         run |= {"teacher": checkpoint.run["teacher"]}
     else:
-        first_alone(lambda: forget_checkpoints(workspace))
+        first_alone(lambda: forget_checkpoints(workspace, but=(BLOCKS,) if job.config.resume else ()))
     with in_turn():
         teacher = make_teacher(
             run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher",
@@ -60,6 +60,8 @@ def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoin
         )  # fmt: skip
     adapted = _attach(job)
     trainable = adapted.num_parameters(only_trainable=True)
+    if callback:
+        callback.folder = workspace / BLOCKS
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()
     watch = _watch(job, callback)

@@ -17,6 +17,7 @@ from loraprune.config.base import QUANTISERS, missing_quantiser
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
+from loraprune.evaluation.precision_check import settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task
 from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
@@ -177,8 +178,8 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     """Check and load model, processor and data."""
     task, data = check_job(config)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
     original = load_config(config.model, trust_remote_code=config.trust_remote_code)
+    dtype = choose_dtype(config.dtype, device, original.dtype)
     described = copy.deepcopy(original)
     described.update(dict(data.values))
     quantisation = None
@@ -190,6 +191,9 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
     )  # fmt: skip
     if new:
         logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
+    if config.dtype == "auto" and model.dtype == torch.bfloat16 and device.type == "cpu" and not new:
+        settle_precision_(model, task, data, config.batch)
+        dtype = model.dtype
     groups = find_groups(model.config)
     check_groups(model, groups)
     dense_config = copy.deepcopy(model.config)

@@ -15,8 +15,9 @@ from loraprune.families import find_groups
 from loraprune.groups import Group, layer_of
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.recovery.blockwise import blocks_of, check_blocks, fit_blocks_, weight_scales
+from loraprune.pruning.recovery.blockwise import BlockOptions, blocks_of, check_blocks, fit_blocks_, weight_scales
 from loraprune.pruning.recovery.compensation import Trace
+from loraprune.pruning.recovery.finished import Finished
 from loraprune.pruning.surgery import slice_
 from tests.fitting import config, prune
 from tests.tiny import choose, logits, relative, tiny_config, tiny_model, tokens, with_lora
@@ -39,7 +40,7 @@ def cut(model: PeftModel, *, steps: int, mask: Tensor | None = None, changed: Se
     left = slice_(model, groups, halves(groups).kept)
     if steps:
         names = [group.name for group in groups] if changed is None else changed
-        fit_blocks_(model, left, names, trace, rows(mask), scales, steps=steps, seed=0)
+        fit_blocks_(model, left, names, trace, rows(mask), BlockOptions(scales, steps, 0))
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi3", "gpt2", "olmo2"])
@@ -65,7 +66,7 @@ def test_a_stream_with_padding_is_accounted_token_by_token() -> None:
         given = {"input_ids": ids, "attention_mask": mask}
         scales, trace = weight_scales(model, groups), Trace(model, groups, given)
         left = slice_(model, groups, halves(groups).kept)
-        fit_blocks_(model, left, [group.name for group in groups], trace, given, scales, steps=5, seed=0)
+        fit_blocks_(model, left, [group.name for group in groups], trace, given, BlockOptions(scales, 5, 0))
         found.append(logits(model, IDS[:2]))
     assert relative(*found) < 1e-5
 
@@ -115,7 +116,7 @@ def test_a_block_whose_activations_are_no_numbers_ends_the_run() -> None:
     for outputs in trace.outputs.values():
         outputs[0] = torch.nan
     with pytest.raises(NumericsError, match=r"an output is NaN"):
-        fit_blocks_(model, groups, [groups[0].name], trace, rows(), weight_scales(model, groups), steps=400, seed=0)
+        fit_blocks_(model, groups, [groups[0].name], trace, rows(), BlockOptions(weight_scales(model, groups), 400, 0))
 
 
 @pytest.mark.parametrize("criterion", ["gate", "gradient", "taylor"])
@@ -132,7 +133,7 @@ def test_learning_blocks_add_nothing_to_the_scores(criterion: str) -> None:
             trace = Trace(model, groups, given)
             for outputs in trace.outputs.values():
                 outputs.mul_(1.5)  # there must be something to learn
-            fit_blocks_(model, groups, [g.name for g in groups], trace, given, pruner.scales, steps=5, seed=0)
+            fit_blocks_(model, groups, [g.name for g in groups], trace, given, BlockOptions(pruner.scales, 5, 0))
         model.train()
         found.append(pruner.scorer.collect())
     for name, scores in found[0].items():
@@ -181,3 +182,52 @@ def test_learning_enlarges_what_rounding_makes_of_the_adapters() -> None:
     apart = {steps: relative(*given) for steps, given in found.items()}
     assert 0 < apart[0] < 1e-5
     assert apart[200] > 10 * apart[0]
+
+
+def test_a_block_that_learning_makes_worse_gets_its_weights_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are far too large at this width, as 0.05 of the RMS was at 1,536 inputs with massive activations."""
+    found = {}
+    for factor in (1, 1e4):
+        model = with_lora(tiny_model("llama"))
+        groups = find_groups(model.config)
+        scales = {path: factor * step for path, step in weight_scales(model, groups).items()}
+        trace = Trace(model, groups, rows())
+        left = slice_(model, groups, halves(groups).kept)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        gains = fit_blocks_(model, left, [group.name for group in groups], trace, rows(), BlockOptions(scales, 30, 0))
+        same = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        found[factor] = same, [gain.kept for gain in gains.values()]
+    assert found[1e4] == (True, [False] * 4)
+    assert not found[1][0]  # the control
+    assert any(found[1][1])
+
+
+@pytest.mark.parametrize("width", [64, 1536, 11008])
+def test_one_step_moves_the_output_alike_at_every_width(width: int) -> None:
+    """Inputs that point the same way are the worst case: all weights of a row move their output in one direction."""
+    draw = torch.Generator().manual_seed(0)
+    model = with_lora(tiny_model("llama"))
+    projection = model.get_base_model().model.layers[0].mlp.down_proj
+    weight = torch.randn(32, width, generator=draw) * width**-0.5
+    projection.base_layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    step = weight_scales(model, find_groups(model.config))["model.layers.0.mlp.down_proj"]
+    aligned = torch.ones(width)
+    moved = step * aligned.sum() / (weight @ aligned).square().mean().sqrt()
+    assert 0.2 < moved < 0.8  # RATE, whatever the width
+
+
+def test_blocks_that_are_finished_are_read_and_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for key, steps in (("a", 20), ("a", 1), ("b", 1)):
+        model = with_lora(tiny_model("llama"))
+        groups = find_groups(model.config)
+        scales, trace = weight_scales(model, groups), Trace(model, groups, rows())
+        left = slice_(model, groups, halves(groups).kept)
+        options = BlockOptions(scales, steps, 0, Finished(tmp_path, key))
+        gains = fit_blocks_(model, left, [group.name for group in groups], trace, rows(), options)
+        found.append((logits(model, IDS[:2]), gains))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert not torch.equal(found[0][0], found[2][0])  # those of another removal are not read

@@ -11,6 +11,7 @@ import logging
 import math
 import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from loraprune.pruning.recovery.compensation import (
     token_streams,
     token_weights,
 )
+from loraprune.pruning.recovery.finished import Finished
 from loraprune.runtime.progress import Advance, phase
 
 RATE = 0.4
@@ -98,12 +100,9 @@ def fit_blocks_(
     changed: Collection[str],
     trace: Trace,
     rows: Rows,
-    scales: Scales,
-    *,
-    steps: int,
-    seed: int,
+    options: BlockOptions,
 ) -> dict[str, Gain]:
-    """Train every block with a group in `changed` for `steps` steps to reproduce what `trace` holds; call it after the cut.
+    """Train every block with a group in `changed` to reproduce what `trace` holds; call it after the cut.
 
     `groups` are the units left. Modifies the frozen weights of these blocks' projections, not their adapters. A block whose loss on
     rows kept aside does not fall gets its weights back.
@@ -123,18 +122,29 @@ def fit_blocks_(
     count = len(next(iter(rows.values())))
     blocks = blocks_of(groups)
     learning = [path for path, members in blocks.items() if any(group.name in changed for group in members)]
-    with phase("training blocks", steps * len(learning)) as advance:
+    with phase("training blocks", options.steps * len(learning)) as advance:
         for path, members in blocks.items():
-            block = _Block(model, path, members, trace, streams[members[0].stream], scales, count=count)
+            block = _Block(model, path, members, trace, streams[members[0].stream], count=count)
             handles += block.watch()
             if path in learning:
-                learn = block.learner(steps, torch.Generator().manual_seed(seed), gains, advance)
+                learn = block.learner(options, gains, advance)
                 handles.append(find_module(model, path).register_forward_pre_hook(learn, with_kwargs=True))
         for group in groups:
             if layer_of(group) is None:  # it learns nothing, but what it lost is missing from the stream
-                handles += _Block(model, "", [group], trace, streams[group.stream], scales, count=count).watch()
+                handles += _Block(model, "", [group], trace, streams[group.stream], count=count).watch()
         run(model, rows, handles)
     return gains
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOptions:
+    """How blocks are trained."""
+
+    scales: Scales
+    steps: int
+    seed: int
+    finished: Finished | None = None
+    """blocks that are trained already"""
 
 
 class _Block:
@@ -147,12 +157,11 @@ class _Block:
         groups: Sequence[Group],
         trace: Trace,
         stream: TokenStream,
-        scales: Scales,
         *,
         count: int,
     ) -> None:
         self.model, self.path, self.groups, self.trace = model, path, groups, trace
-        self.stream, self.scales, self.rows = stream, scales, count
+        self.stream, self.rows = stream, count
         self._given: list[tuple[Group, str, Tensor]] | None = None
 
     def watch(self) -> list[Any]:
@@ -174,13 +183,26 @@ class _Block:
         return after
 
     def learner(
-        self, steps: int, generator: torch.Generator, gains: dict[str, Gain], advance: Advance
+        self, options: BlockOptions, gains: dict[str, Gain], advance: Advance
     ) -> Callable[[nn.Module, Any, Any], None]:
         """Return a hook that trains the block just before it runs: by then its input is what the blocks below really send."""
+        steps, finished = options.steps, options.finished
+        generator = torch.Generator().manual_seed(options.seed)
 
         def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with dense_for_a_while(self.model, linear_paths(self.groups)):
+                weights = list(self._weights())
+                known = finished.read(self.path) if finished else None
+                if known:
+                    gains[self.path], tensors = known
+                    for place, weight in enumerate(weights):
+                        weight.data.copy_(tensors[str(place)])
+                    advance(steps, state=self.path)
+                    return
                 descend(module, args, kwargs)
+                if finished:
+                    tensors = {str(place): weight.detach() for place, weight in enumerate(weights)}
+                    finished.write(self.path, gains[self.path], tensors)
 
         def descend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls = _Calls(
@@ -194,7 +216,7 @@ class _Block:
             self._check_finite()
             before = self._loss_on(aside.nonzero().flatten())
             optimiser = torch.optim.Adam([
-                {"params": [master], "lr": self.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
+                {"params": [master], "lr": options.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
             ], fused=True)  # fmt: skip
             decay = torch.optim.lr_scheduler.LambdaLR(
                 optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from loraprune.groups import Group
 from loraprune.models.adapters import base_layer, base_model, find_module, linear_paths
 from loraprune.models.modes import evaluation_mode
 from loraprune.models.quantised import restore_, stored_parameters
-from loraprune.pruning.recovery.blockwise import Scales, fit_blocks_
+from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
 from loraprune.pruning.recovery.compensation import (
     LABELS,
     ROWS_AT_A_TIME,
@@ -30,6 +31,7 @@ from loraprune.pruning.recovery.compensation import (
     on_device,
     rows_aside,
 )
+from loraprune.pruning.recovery.finished import Finished, digest
 
 FAR = math.log(2)
 """rise of the loss, in nats, that is reported as damage: a perplexity twice as high"""
@@ -71,6 +73,8 @@ class Steps:
     changed: Collection[str]
     scales: Scales
     seed: int
+    folder: Path | None = None
+    """where trained blocks are kept, so that a run that is stopped meanwhile does not train them again"""
 
 
 def loss_on(model: nn.Module, rows: Rows) -> float:
@@ -110,9 +114,16 @@ def recover_(
             recovery.refits = compensate_(model, groups, kept, trace, rows)
     if steps.blocks:
         with _undone_if_worse(model, groups, rows, recovery, "blocks"):
-            recovery.blocks = fit_blocks_(
-                model, groups, steps.changed, trace, rows, steps.scales, steps=steps.blocks, seed=steps.seed
-            )
+            about = {
+                "kept": dict(kept),
+                "steps": steps.blocks,
+                "seed": steps.seed,
+                "refit": steps.refit,
+                "removed": losses["removed"],
+            }
+            finished = Finished(steps.folder, digest(trace, about)) if steps.folder else None
+            options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
+            recovery.blocks = fit_blocks_(model, groups, steps.changed, trace, rows, options)
     _report(recovery)
 
 
