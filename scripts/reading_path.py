@@ -41,7 +41,20 @@ def trail(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--data", "stdlib", "--output", f"{folder}/out", "--steps", "8", "--rows", "16", "--batch", "2", "--length", "64"]
+        options = [
+            "--data",
+            "stdlib",
+            "--output",
+            f"{folder}/out",
+            "--steps",
+            "8",
+            "--rows",
+            "16",
+            "--batch",
+            "2",
+            "--length",
+            "64",
+        ]
         files = trail(["prune", "--model", "demo", "--device", "cpu", "--html", "false", *options])
     returns = sum(name in files[:place] for place, name in enumerate(files))
     print(f"{len(set(files))} files, {returns} returns")

@@ -23,7 +23,9 @@ from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.schedule import Schedule
 from loraprune.pruning.verify import Verification
-from loraprune.reporting.report import Quality, Report, make_report, write_folder
+from loraprune.reporting.make import Quality, make_report
+from loraprune.reporting.report import Report, Shown
+from loraprune.reporting.write import write_folder
 from loraprune.scoring.criteria import criteria
 from loraprune.training.record import Training
 from tests.tiny import tiny_model, with_lora
@@ -174,13 +176,13 @@ def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
     model = tiny_model("llama")
     pruner = Pruner(with_lora(model), config.pruning()) if job == "prune" else None
     report = make_report(
-        config, quality=Quality(tasks.get("causal-lm"), measured, measured, {"examples": [], "speed": {}}),
-        training=Training(1, 1.0, 1, [], [], [], {}, 9),
-        plan=pruner.plan if pruner else Plan.full(find_groups(model.config)), pruner=pruner,
-        verification=Verification(0.0, 0.0, 1e-4, "llama"), parameters=(2, 1), began=0.0,
+        config, quality=Quality(tasks.get("causal-lm"), measured, measured, Shown([], {})),
+        training=Training(1, 1.0, 1, [], [], [], {}, 9), removed=pruner.removed() if pruner else None,
+        verification=Verification(0.0, 0.0, 1e-4, "float32", 0.0, 0.0, {}, "llama"), parameters=(2, 1), seconds=1.0,
     )  # fmt: skip
     output.mkdir()
-    write_folder(output, report, config, scores=pruner.scores.values if pruner else None)
+    plan = pruner.plan if pruner else Plan.full(find_groups(model.config))
+    write_folder(output, report, plan, config, scores=pruner.scores.values if pruner else None)
     return report, pruner
 
 

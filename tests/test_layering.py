@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("preflight", "pruning"),
     ("training",),
     ("reporting",),
-    ("export", "rounds", "api"),
+    ("export", "rounds", "api", "merge"),
     ("pipeline",),
     ("commands",),
     ("cli",),

@@ -15,7 +15,7 @@ from loraprune.api import save_pruned
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.families import find_groups
 from loraprune.models.loading import from_pretrained
-from loraprune.pruning import pruner
+from loraprune.pruning import target
 from loraprune.pruning.allocation import Space
 from tests import fitting
 from tests.cli.cases import Case, refused, run
@@ -68,7 +68,7 @@ def uneven_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
         return {group.name: max(1, group.units // (2 + place)) for place, group in enumerate(space.groups)}
 
-    monkeypatch.setattr(pruner, "goal_counts", goal_counts)
+    monkeypatch.setattr(target, "goal_counts", goal_counts)
 
 
 @pytest.mark.usefixtures("uneven_goal")

@@ -1,6 +1,6 @@
 """Joining a transformers Trainer (TRL's SFTTrainer too): scores before clipping, removal after the step.
 
-Knows nothing about criteria or plans; it only tells the `Pruner` when.
+Knows nothing about criteria or plans; it only tells the pruning method when.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.schedule import Schedule
-from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
@@ -39,11 +38,20 @@ class LoRAPruneCallback(TrainerCallback):
     Clipping by `max_grad_norm` is taken over: the Trainer would clip before the scores are taken.
     """
 
-    def __init__(self, config: LoRAPruneConfig, *, guarded: bool = False) -> None:
-        """Take the settings, and whether a `GuardedTrainer` trains, which wraps a cut model anew for several processes."""
-        self.config, self.guarded = config, guarded
+    def __init__(
+        self, config: LoRAPruneConfig, *, guarded: bool = False, goal: Goal | None = None, folder: Path | None = None
+    ) -> None:
+        """Take the settings.
+
+        Args:
+            config: Options of LoRA and pruning.
+            guarded: Whether a `GuardedTrainer` trains, which wraps a cut model again for several processes.
+            goal: What is to be removed, if that has been found already.
+            folder: Where blocks that are trained after a removal are kept, for a run that may be stopped.
+        """
+        self.config, self.guarded, self.goal, self.folder = config, guarded, goal, folder
         self.guard = StepGuard()
-        self.pruner: Pruner | Sparsifier | None = None
+        self.pruner: PruningMethod | None = None
         self.schedule: Schedule | None = None
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
@@ -51,8 +59,6 @@ class LoRAPruneCallback(TrainerCallback):
         self._rows: CalibrationRows | None = None
         self._turn = 0
         self._restored = False
-        self.folder: Path | None = None
-        """where blocks that are trained after a removal are kept, for a run that may be stopped"""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -89,9 +95,7 @@ class LoRAPruneCallback(TrainerCallback):
         if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
             logger.info("processes: %d; units are masked while training, and cut at its end", count())
             config = replace(config, shrink=False)
-        self.pruner = (Sparsifier if config.sparsity else Pruner)(model, config)
-        if isinstance(self.pruner, Pruner):
-            self.pruner.folder = self.folder
+        self.pruner = make_method(model, config, self.goal, folder=self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of scores, plan and history."""
@@ -146,8 +150,7 @@ class LoRAPruneCallback(TrainerCallback):
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
         progress = self.schedule.progress(state.global_step)
-        if isinstance(self.pruner, Pruner) and self.pruner.config.history:
-            self.pruner.note(state.global_step)
+        self.pruner.note(state.global_step)
         self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
