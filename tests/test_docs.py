@@ -175,14 +175,14 @@ def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
     config = PruneConfig(**options, heads=4, ffn=48) if job == "prune" else FinetuneConfig(**options)
     model = tiny_model("llama")
     pruner = Pruner(with_lora(model), config.pruning()) if job == "prune" else None
+    plan = pruner.plan if pruner else Plan.full(find_groups(model.config))
     report = make_report(
         config, quality=Quality(tasks.get("causal-lm"), measured, measured, Shown([], {})),
         training=Training(1, 1.0, 1, [], [], [], {}, 9), removed=pruner.removed() if pruner else None,
-        verification=Verification(0.0, 0.0, 1e-4, "float32", 0.0, 0.0, {}, "llama"), parameters=(2, 1), seconds=1.0,
+        verification=Verification(0.0, 0.0, 1e-4, "float32", 0.0, 0.0, {}, "llama"), parameters=(2, 1), plan=plan, seconds=1.0,
     )  # fmt: skip
     output.mkdir()
-    plan = pruner.plan if pruner else Plan.full(find_groups(model.config))
-    write_folder(output, report, plan, config, scores=pruner.scores.values if pruner else None)
+    write_folder(output, report, config, scores=pruner.scores.values if pruner else None)
     return report, pruner
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,16 +212,15 @@ def test_a_target_that_cannot_be_reached_is_refused_before_the_first_round(input
 def test_rounds_share_steps_and_target_and_shrink_lora(inputs: Path, tmp_path: Path) -> None:
     config = prune_config(inputs, tmp_path / "out", rounds=3, ratio=0.6, rank=4, alpha=8.0)
     places = [tmp_path / str(number) for number in range(3)]
-    reports: list[Any] = []
+    before: list[Removed] = []
     made, left = [], 1000
     aim = preview(config)
     assert aim.target.ratio == 0.6
     for turn in range(3):
-        made.append(rounds.round_config(config, turn, places, reports, aim=aim))
+        made.append(rounds.round_config(config, turn, places, before, aim=aim))
         now, left = left, round(left * (1 - made[-1].ratio))
-        removed = Removed(made[-1].ratio, made[-1].ratio, now, left, units={"model.layers.0.mlp": {}})
-        reports.append(SimpleNamespace(removed=removed))
-    assert [report.removed.prunable_pruned for report in reports] == [800, 600, 400]
+        before.append(Removed(made[-1].ratio, made[-1].ratio, now, left, units={"model.layers.0.mlp": {}}))
+    assert [removed.prunable_pruned for removed in before] == [800, 600, 400]
     assert sum(each.steps or 0 for each in made) == config.steps
     assert [(each.rank, each.alpha, each.lr) for each in made] == [(4, 8.0, 1e-3), (2, 4.0, 5e-4), (1, 2.0, 2.5e-4)]
     assert len({each.order_seed for each in made}) == 3

@@ -103,10 +103,10 @@ def _finish(  # noqa: PLR0913
             config, quality=Quality(setup.task, before, after, Shown(**show.to_json())), training=training,
             removed=pruner.removed() if pruner else None,
             verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=dense.noise),
-            parameters=(dense.parameters, held.model.num_parameters()), seconds=time.perf_counter() - began,
+            parameters=(dense.parameters, held.model.num_parameters()), plan=merged.plan, seconds=time.perf_counter() - began,
         )  # fmt: skip
         scores, history = (pruner.unit_scores(), pruner.noted_scores()) if pruner else (None, {})
-        write_folder(folder, report, merged.plan, config, scores=scores, history=history)
+        write_folder(folder, report, config, scores=scores, history=history)
         if config.html:
             write_page(folder)
     merged.checks.raise_failed()

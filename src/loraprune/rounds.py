@@ -28,6 +28,7 @@ from loraprune.models.loading import load_config, load_with_head
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
 from loraprune.pruning.preview import Preview, preview
+from loraprune.pruning.removed import Removed
 from loraprune.pruning.verify import check_difference, difference, logits_of, masked_logits, probe_of
 from loraprune.reporting.make import report_of_rounds
 from loraprune.reporting.report import Report, read_report
@@ -72,7 +73,8 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
         reports: list[Report] = []
         for turn, place in enumerate(places):
-            _run_round(round_config(config, turn, places, reports, aim=aim), places[turn:], prune)
+            before = [report.removed for report in reports if report.removed]
+            _run_round(round_config(config, turn, places, before, aim=aim), places[turn:], prune)
             reports.append(read_report(place))
         return first_alone(lambda: _write_last(config, folder, places, reports))
 
@@ -84,21 +86,18 @@ def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], repor
     report = report_of_rounds(config, reports, plan)
     found = _masked_vs_sliced(config, folder, plan, report.task)
     report = replace(report, verification=replace(report.verification, masked_vs_sliced=found))
-    write_folder(folder, report, plan, config, scores=scores)
+    write_folder(folder, report, config, scores=scores)
     return report
 
 
 def round_config(
-    config: PruneConfig, turn: int, places: Sequence[Path], reports: Sequence[Report], *, aim: Preview
+    config: PruneConfig, turn: int, places: Sequence[Path], before: Sequence[Removed], *, aim: Preview
 ) -> RoundConfig:
-    """Return the options of a round; `reports` are those of the rounds before it, `aim` is what the whole run is to reach."""
+    """Return the options of a round; `before` is what earlier ones removed, `aim` what the whole run is to reach."""
     due, kinds = aim.target.ratio * (turn + 1) / config.rounds, config.kinds
-    if reports:
-        first, last = reports[0].removed, reports[-1].removed
-        assert first is not None
-        assert last is not None
-        due = max(0.0, 1 - first.prunable_dense * (1 - due) / last.prunable_pruned)
-        named = set(first.units or {})
+    if before:
+        due = max(0.0, 1 - before[0].prunable_dense * (1 - due) / before[-1].prunable_pruned)
+        named = set(before[0].units or {})
         kinds = ",".join(dict.fromkeys(group.kind for group in aim.every if group.name in named))
     rank = max(1, int(config.rank * RANK_FACTOR**turn))
     steps = config.steps

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from loraprune.evaluation.measurement import PERPLEXITY, Compared
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
+from loraprune.plan import Plan
 from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.verify import Verification
 from loraprune.training.record import Training
 
 NAME = "report.json"
+OLDER: Mapping[str, Any] = {"precision": None, "adapted_vs_merged": None, "rounding": None, "noise": {}, "failed": ()}
+"""what the first reports did not say about their checks"""
 
 Part = TypeVar("Part")
 
@@ -58,6 +61,8 @@ class Report:
     load: str
     """one sentence that says what loads the folder"""
     shown: Shown = field(default_factory=Shown)
+    plan: Plan | None = None
+    """what is kept, which plan.json holds"""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -97,6 +102,7 @@ class Report:
     def from_json(cls, values: Mapping[str, Any]) -> Report:
         """Return the report that report.json holds; what older versions did not write is empty."""
         parameters, saved, metric = values["parameters"], values["saved_as"], values.get("metric", PERPLEXITY)
+        checks = {**OLDER, **values["verification"], "saved_as": saved["model_type"]}
         removed = None
         if "ratio_reached" in values:
             known = {**parameters, **values}
@@ -112,7 +118,7 @@ class Report:
             job=values["job"], model=values["model"], data=values["data"], task=values.get("task", "causal-lm"),
             load=saved["load"], processes=values.get("processes", 1), parameters=(parameters["dense"], parameters["pruned"]),
             removed=removed, metric=metric, quality=Compared.from_json(values[metric]),
-            verification=_make(Verification, values["verification"] | {"saved_as": saved["model_type"]}),
+            verification=_make(Verification, checks | {"failed": tuple(checks["failed"])}),
             training=_make(Training, training), total_seconds=values["total_seconds"], seed=values["seed"],
             versions=values["versions"], shown=_make(Shown, values),
         )  # fmt: skip
@@ -124,17 +130,19 @@ class Report:
 
 
 def read_report(folder: Path) -> Report:
-    """Read report.json.
+    """Read report.json, and plan.json where there is one.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if the report is no JSON.
+        CheckpointError: if the plan is torn.
     """
-    return Report.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
+    report = Report.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
+    return replace(report, plan=Plan.read(folder) if (folder / "plan.json").is_file() else None)
 
 
 def _make(kind: type[Part], values: Mapping[str, Any]) -> Part:
-    """Return a dataclass of those values that are its fields, None for what is not there."""
-    return kind(**{one.name: values.get(one.name) for one in fields(kind)})  # type: ignore[arg-type]
+    """Return a dataclass of those values that are its fields."""
+    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})  # type: ignore[arg-type]
 
 
 def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraprune.config.training import FinetuneConfig, PruneConfig, as_dict
-from loraprune.plan import Plan
 from loraprune.reporting.card import model_card
 from loraprune.reporting.report import NAME, Report
 
@@ -20,7 +19,6 @@ from loraprune.reporting.report import NAME, Report
 def write_folder(
     folder: Path,
     report: Report,
-    plan: Plan,
     config: PruneConfig | FinetuneConfig,
     *,
     scores: Mapping[str, Float[Tensor, " units"]] | None,
@@ -30,8 +28,8 @@ def write_folder(
     (folder / NAME).write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
     (folder / "README.md").write_text(model_card(report, output=config.output), encoding="utf-8")
-    if scores is not None:
-        (folder / "plan.json").write_text(plan.to_json() + "\n", encoding="utf-8")
+    if scores is not None and report.plan:
+        (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
         save_file(dict(scores), folder / "scores.safetensors")
     if history:
         save_file(dict(history), folder / "scores_history.safetensors")

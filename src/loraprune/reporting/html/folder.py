@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraprune.errors import CheckpointError
-from loraprune.plan import Plan
 from loraprune.reporting.report import NAME, Report, read_report
 
 EVALUATION = "evaluation.json"
@@ -52,7 +51,7 @@ def read_run(folder: Path) -> Run:
         return Run(
             report=report,
             recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
-            kept=Plan.read(folder).kept if (folder / "plan.json").is_file() else {},
+            kept=report.plan.kept if report.plan else {},
             scores={name: found[name].tolist() for name in units_of(report) if name in found},  # in the model's order
             evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
         )
