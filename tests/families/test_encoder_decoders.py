@@ -16,7 +16,7 @@ from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import find_module
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
-from loraprune.pruning.recovery.compensation import Trace, compensate_
+from loraprune.pruning.recovery.compensation import apply_refits_, solve_refits
 from loraprune.pruning.surgery import slice_
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria
@@ -135,7 +135,7 @@ def test_each_stack_is_refitted_on_its_own_stream(variant: str) -> None:
     def pruned(*, refitted: bool) -> Tensor:
         smaller = copy.deepcopy(model)
         if refitted:
-            compensate_(smaller, groups, plan.kept, Trace(smaller, groups, rows), rows)
+            apply_refits_(smaller, groups, plan.kept, solve_refits(smaller, groups, plan.kept, rows))
         slice_(smaller, groups, plan.kept)
         return answers(smaller)
 

@@ -24,7 +24,7 @@ from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
-from loraprune.pruning.recovery.compensation import Rows, Trace
+from loraprune.pruning.recovery.compensation import Rows, Trace, solve_refits
 from loraprune.pruning.recovery.recover import Recovery, Steps, loss_on, recover_
 from loraprune.pruning.removed import Removed
 from loraprune.pruning.surgery import renew_trained_, slice_
@@ -141,12 +141,9 @@ class Pruner:
     def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None) -> None:
         """Carry out a plan that keeps a part of what is there."""
         positions = plan.kept if self.masks else self.plan.positions(plan)
-        recovery = Recovery()
-        if rows and plan != self.plan:
-            recovery.losses["before"] = loss_on(self.model, rows)
-        with at_once():
-            trace = Trace(self.model, self.present, rows) if rows and plan != self.plan else None
-        due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if trace else {}
+        is_due = rows is not None and plan != self.plan
+        recovery, steps = self._prepare_recovery(rows, plan, positions) if is_due and rows else (Recovery(), None)
+        due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if is_due else {}
         if self.masks:
             self.masks.set(plan.kept)
         else:
@@ -155,13 +152,29 @@ class Pruner:
                 renew_trained_(self.model, optimizer)
             self.scorer.resize(self.present)
             rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
-            check_units(due, unit_sums(self.model, self.present) if trace else {}, rounded=rounded)
-        if trace and rows:
+            check_units(due, unit_sums(self.model, self.present) if is_due else {}, rounded=rounded)
+        if steps and rows:
             with together(), at_once():
-                self._recover(trace, rows, plan, recovery)
+                kept = plan.kept if self.masks else Plan.full(self.present).kept
+                recover_(self.model, self.present, kept, rows, steps, recovery)
             self._share_changed()
             self.recoveries.append(recovery)
         self.plan = plan
+
+    def _prepare_recovery(
+        self, rows: Rows, plan: Plan, positions: Mapping[str, Sequence[int]]
+    ) -> tuple[Recovery, Steps]:
+        """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
+        with at_once():
+            recovery = Recovery({"before": loss_on(self.model, rows)})
+            refits = solve_refits(self.model, self.present, positions, rows) if self.config.compensate else {}
+            trace = Trace(self.model, self.present, rows) if self.config.local else None
+        changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
+        if self.config.local_all:
+            names = list(plan.kept)
+            changed = names[names.index(changed[0]) :]
+        scales = self.scales if self.config.local else {}
+        return recovery, Steps(refits, trace, self.config.local, changed, scales, self.config.seed, self.folder)
 
     @torch.no_grad()
     def _share_changed(self) -> None:
@@ -171,18 +184,6 @@ class Pruner:
                 held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
                 take_from_first_(held.values())
                 restore_(layer, held)
-
-    def _recover(self, trace: Trace, rows: Rows, plan: Plan, recovery: Recovery) -> None:
-        """Bring what is left near to what the model gave before the cut."""
-        changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
-        if self.config.local_all:
-            names = list(plan.kept)
-            changed = names[names.index(changed[0]) :]
-        scales = self.scales if self.config.local else {}
-        steps = Steps(self.config.compensate, self.config.local, changed, scales, self.config.seed, self.folder)
-        recover_(
-            self.model, self.present, plan.kept if self.masks else Plan.full(self.present).kept, trace, rows, steps, recovery
-        )  # fmt: skip
 
     def finish(self) -> None:
         """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model.

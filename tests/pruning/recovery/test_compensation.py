@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,19 @@ from torch import Tensor
 
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
+from loraprune.groups import Group
 from loraprune.models.adapters import projection
 from loraprune.pruning.masking import Masks
-from loraprune.pruning.recovery.compensation import RIDGES, Fit, Trace, compensate_, refit, token_weights
+from loraprune.pruning.recovery.compensation import (
+    RIDGES,
+    Fit,
+    Rows,
+    Trace,
+    apply_refits_,
+    refit,
+    solve_refits,
+    token_weights,
+)
 from loraprune.pruning.surgery import slice_
 from loraprune.training.callback import CalibrationRows
 from tests.fitting import config, prune
@@ -121,6 +132,11 @@ def test_activations_that_are_no_numbers_are_refused() -> None:
         refit(fit, with_bias=False, path="w")
 
 
+def refitted(model: PeftModel, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], inputs: Rows) -> None:
+    """Refit a model that is not cut yet."""
+    apply_refits_(model, groups, kept, solve_refits(model, groups, kept, inputs))
+
+
 @pytest.mark.parametrize("variant", ["llama", "phi3", "olmo2"])
 def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
     ids = tokens(32, 48)
@@ -131,10 +147,10 @@ def test_a_refitted_model_is_nearer_to_the_dense_one(variant: str) -> None:
         groups = find_groups(model.get_base_model().config)
         plan = choose(groups, {g.name: 3 if g.kind == "attention" else 60 for g in groups})
         if way == "refitted":
-            compensate_(model, groups, plan.kept, Trace(model, groups, rows(ids)), rows(ids))
+            refitted(model, groups, plan.kept, rows(ids))
         slice_(model, groups, plan.kept)
         found[way] = (logits(model, ids) - dense).norm().item()
-    assert found["refitted"] < 0.95 * found["plain"]
+    assert found["refitted"] < 0.97 * found["plain"]
 
 
 def test_only_what_reads_units_is_changed() -> None:
@@ -142,7 +158,7 @@ def test_only_what_reads_units_is_changed() -> None:
     groups = find_groups(model.get_base_model().config)
     kept = {g.name: range(g.units // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    compensate_(model, groups, kept, Trace(model, groups, rows(ids)), rows(ids))
+    refitted(model, groups, kept, rows(ids))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
     readers = ("self_attn.o_proj", "mlp.down_proj")
     assert changed == {f"base_model.model.model.layers.{i}.{r}.base_layer.weight" for i in (0, 1) for r in readers}
@@ -152,35 +168,22 @@ def test_a_model_that_loses_nothing_stays_as_it_was() -> None:
     ids = tokens(32, 48)
     model, before = adapted(), logits(adapted(), ids)
     groups = find_groups(model.get_base_model().config)
-    compensate_(model, groups, {g.name: range(g.units) for g in groups}, Trace(model, groups, rows(ids)), rows(ids))
+    refitted(model, groups, {g.name: range(g.units) for g in groups}, rows(ids))
     assert relative(before, logits(model, ids)) < 1e-5
 
 
-def test_errors_of_the_layers_below_are_mended() -> None:
-    """A second layer that loses nothing still comes nearer to the dense model, as it makes up for the first."""
+def test_a_layer_that_loses_nothing_stays_as_it_was_whatever_the_layers_below_lose() -> None:
+    """Units are fitted to what they give in the whole model: with inputs that hold errors least squares would shrink weights."""
     ids = tokens(32, 48)
     model = adapted()
     groups = find_groups(model.get_base_model().config)
     kept = {g.name: range(g.units if "layers.1" in g.name else g.units // 2) for g in groups}
-    own = projection(model, "model.layers.1.mlp.down_proj").layer.weight
-    assert isinstance(own, torch.Tensor)
-    before = own.clone()
-    compensate_(model, groups, kept, Trace(model, groups, rows(ids)), rows(ids))
-    assert not torch.equal(before, own)
-    apart = adapted()
-    compensate_(
-        apart,
-        [replace(g, residual=False) for g in groups],
-        kept,
-        Trace(apart, [replace(g, residual=False) for g in groups], rows(ids)),
-        rows(ids),
-    )
-    dense = logits(adapted(), ids)
-    errors = []
-    for each in (model, apart):
-        slice_(each, groups, kept)
-        errors.append((logits(each, ids) - dense).norm().item())
-    assert errors[0] < errors[1]  # the control aims at each projection's own answer
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    refitted(model, groups, kept, rows(ids))
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert changed == {
+        f"base_model.model.model.layers.0.{r}.base_layer.weight" for r in ("self_attn.o_proj", "mlp.down_proj")
+    }
 
 
 def test_padding_is_not_looked_at() -> None:
@@ -191,13 +194,7 @@ def test_padding_is_not_looked_at() -> None:
         mask = torch.ones_like(ids)
         mask[:, 16:] = 0
         ids = torch.where(mask.bool(), ids, filler)
-        compensate_(
-            model,
-            groups,
-            {g.name: range(g.units // 2) for g in groups},
-            Trace(model, groups, rows(ids, mask)),
-            rows(ids, mask),
-        )
+        refitted(model, groups, {g.name: range(g.units // 2) for g in groups}, rows(ids, mask))
         weights.append(projection(model, "model.layers.1.mlp.down_proj").layer.weight)
     torch.testing.assert_close(*weights)
 
@@ -239,11 +236,11 @@ def test_masked_inputs_count_as_nothing() -> None:
         second = {name: kept[: len(kept) // 2] for name, kept in first.kept.items()}
         if way == "masked":
             Masks(model, groups).set(first.kept)
-            compensate_(model, groups, second, Trace(model, groups, rows(ids)), rows(ids))
+            refitted(model, groups, second, rows(ids))
         else:
             smaller = slice_(model, groups, first.kept)
             places = {name: range(len(kept)) for name, kept in second.items()}
-            compensate_(model, smaller, places, Trace(model, smaller, rows(ids)), rows(ids))
+            refitted(model, smaller, places, rows(ids))
         weight = projection(model, "model.layers.1.mlp.down_proj").layer.weight
         assert isinstance(weight, torch.Tensor)
         weights[way] = weight[:, list(second["model.layers.1.mlp"])] if way == "masked" else weight[:, :30]

@@ -1,9 +1,8 @@
 """Closed-form recovery: when units go, the projections that read them are refitted to what the model gave before.
 
-The model's answers to some training rows are written down, then the same rows go through it without the units, layer after
-layer: each reading projection gets the weights that bring the residual stream nearest to what it was, on what the already
-refitted layers below really send it, so that errors are mended instead of added up. One matrix of second moments exists at a
-time. Knows nothing about scores.
+Some training rows go through the whole model, and each projection that reads units gets the weights that give what it gave from the
+units that stay. One matrix of second moments exists at a time. What the layers below then give wrongly is mended by training blocks.
+Knows nothing about scores.
 """
 
 from __future__ import annotations
@@ -19,15 +18,18 @@ from torch import Tensor, nn
 
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
-from loraprune.models.adapters import backbone, find_module, no_cache, projection
+from loraprune.models.adapters import Projection, backbone, find_module, no_cache, projection
 from loraprune.models.modes import dropout_off
 from loraprune.pruning.recovery.spool import Spool
-from loraprune.runtime.progress import phase, shown
+from loraprune.runtime.progress import Advance, phase, shown
 
 ROWS_AT_A_TIME = 8
 """rows that a trace is taken of in one pass"""
 RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """multiples of the second moments' diagonal that may be added to it; rows kept aside choose"""
+SHARED = (
+    "--compensate, --local: {!r} is used by several layers, each of which would need weights of its own: leave them out"
+)
 ASIDE = 8
 """one calibration row in so many is kept aside"""
 
@@ -81,10 +83,7 @@ def _outputs(model: nn.Module, streams: Mapping[str, Stream], rows: Rows) -> dic
 
     run(model, rows, [find_module(model, path).register_forward_hook(keeper(path)) for path in streams])
     if shared := [path for path, parts in given.items() if len(parts) > 1]:
-        raise ConfigError(
-            f"--compensate, --local: {shared[0]!r} is used by several layers, each of which would need weights of its own: "
-            "leave them out"
-        )
+        raise ConfigError(SHARED.format(shared[0]))
     return {path: parts[0] for path, parts in given.items()}
 
 
@@ -126,37 +125,67 @@ class Gain:
         return self.after < self.before
 
 
-def compensate_(
-    model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], trace: Trace, rows: Rows
-) -> dict[str, Gain]:
-    """Refit every projection that reads units to what it gave for `rows` when `trace` was taken, before some units went.
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What closed-form recovery changes in one projection that reads units."""
 
-    `kept` holds indices into the units of `groups`: all of them once the others are cut. Modifies the frozen weights of `model`,
-    not its adapters. A refit that does not lower the error on rows kept aside is left out.
-    Source: least squares on calibration activations, as in SlimGPT and OSSCAR (PAPER.md, section 3), layer after layer on the
-    pruned model's own activations as in Frantar and Alistarh, SparseGPT (arXiv 2301.00774); that errors of the layers below
-    are mended too, and that tokens and ridge are weighted as below, is ours.
+    change: Float[Tensor, "out kept"]
+    """added to the columns that stay"""
+    shift: Float[Tensor, " out"] | None
+    """added to the bias, where there is one"""
+    gain: Gain
+
+
+def solve_refits(
+    model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], rows: Rows
+) -> dict[str, Refit]:
+    """Return how projections that read units must change so that the units in `kept` make up for the others.
+
+    Call it before the cut, and `apply_refits_` after it. What units send on is as in the whole model, and so is what is to be
+    given: fitted on the pruned model's own activations instead, weights shrink from layer to layer, as least squares does with inputs
+    that hold errors (docs/log.md has the figures). A refit that does not lower the error on rows kept aside changes nothing.
+    Source: least squares on calibration activations, as in SlimGPT (arXiv 2412.18110) and OSSCAR (arXiv 2403.12983); the weights of
+    tokens and the choice of the ridge are ours.
 
     Returns:
-        Path of every projection -> what its refit gained.
+        Path of every projection that loses columns -> its change.
     """
     rows = on_device(model, rows)
-    streams = token_streams(trace, rows)
-    gains: dict[str, Gain] = {}
+    streams: dict[Stream, TokenStream] = {}
+    found: dict[str, Refit] = {}
     handles = []
+    reading = [(group, span) for group in groups for span in consumers(group)]
+    with phase("refitting", len(reading)) as advance:
+        for group, span in reading:
+            solver = _Solver(model, group, span, kept[group.name], rows, streams, found, advance)
+            handles.append(find_module(model, span.module).register_forward_hook(solver.after))
+        run(model, rows, handles)
+    return found
+
+
+@torch.no_grad()
+def apply_refits_(
+    model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], refits: Mapping[str, Refit]
+) -> None:
+    """Change the frozen weights of projections by their refits; `kept` holds indices into the units of `groups`, as they are now."""
     for group in groups:
         for span in consumers(group):
-            before = trace.outputs[span.module]
-            refit_one = _Refit(model, group, span, kept[group.name], streams[group.stream], before, gains)
-            module = find_module(model, span.module)
-            handles += [
-                module.register_forward_pre_hook(refit_one.before),
-                module.register_forward_hook(refit_one.after),
-            ]
-    with phase("refitting", len(handles) // 2) as advance:
-        handles += [find_module(model, path).register_forward_hook(lambda *_: advance(1)) for path in trace.outputs]
-        run(model, rows, handles)
-    return gains
+            if span.module not in refits:
+                continue
+            refit_one, proj = refits[span.module], projection(model, span.module)
+            proj.add_columns_(_stays(proj, group, span, kept[group.name]), refit_one.change.to(proj.lora_a.device))
+            if refit_one.shift is not None:
+                bias = proj.layer.bias
+                assert isinstance(bias, Tensor)
+                bias += refit_one.shift.to(bias)
+
+
+def _stays(proj: Projection, group: Group, span: Span, kept: Sequence[int]) -> Bool[Tensor, " in_"]:
+    """Return which columns of a projection stay."""
+    size = proj.shape[1]
+    stays = torch.zeros(size, dtype=torch.bool, device=proj.lora_a.device)
+    stays[torch.from_numpy(kept_entries(size, [span], group.units, kept))] = True
+    return stays
 
 
 class TokenStream:
@@ -176,6 +205,11 @@ class TokenStream:
         self.aside: Bool[Tensor, " tokens"] = rows_aside(rows)[row_of_token]
         """the tokens that nothing is fitted to: what is fitted is judged by them"""
         self._shape = rows, places
+
+    @classmethod
+    def of(cls, present: Tensor | slice, rows: int, tokens: int) -> TokenStream:
+        """Return the stream of so many rows and tokens at the bottom of a model."""
+        return cls(present, rows, (len(present) if isinstance(present, Tensor) else tokens) // rows)
 
     def places(self) -> Int[Tensor, "rows seq"]:
         """Return where each row's tokens stand among all that are present, -1 for padding."""
@@ -204,12 +238,8 @@ def token_weights(stream: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "toke
 
 def token_streams(trace: Trace, rows: Rows) -> dict[Stream, TokenStream]:
     """Return every residual stream at the bottom of a model, for rows that a trace was taken of."""
-    count, found = len(next(iter(rows.values()))), {}
-    for name, tokens in trace.tokens.items():
-        present = trace.present[name]
-        places = len(present) if isinstance(present, Tensor) else tokens
-        found[name] = TokenStream(present, count, places // count)
-    return found
+    count = len(next(iter(rows.values())))
+    return {name: TokenStream.of(trace.present[name], count, tokens) for name, tokens in trace.tokens.items()}
 
 
 def rows_aside(count: int) -> Bool[Tensor, " rows"]:
@@ -220,8 +250,8 @@ def rows_aside(count: int) -> Bool[Tensor, " rows"]:
     return aside
 
 
-class _Refit:
-    """Refits a projection to what it gave before, then hands on its input without the units that go."""
+class _Solver:
+    """Solves the refit of one projection when the whole model's rows pass through it."""
 
     def __init__(
         self,
@@ -229,38 +259,45 @@ class _Refit:
         group: Group,
         span: Span,
         kept: Sequence[int],
-        state: TokenStream,
-        before: Tensor,
-        gains: dict[str, Gain],
+        rows: Rows,
+        streams: dict[Stream, TokenStream],
+        found: dict[str, Refit],
+        advance: Advance,
     ) -> None:
-        self.projection, self.group, self.state, self.former = projection(model, span.module), group, state, before
-        self.gains = gains
-        size = self.projection.shape[1]
-        self.stays = torch.zeros(size, dtype=torch.bool, device=self.projection.lora_a.device)
-        self.stays[torch.from_numpy(kept_entries(size, [span], group.units, kept))] = True
-
-    def before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        weight = self.projection.merged_rows(0, self.projection.shape[0])
-        z = args[0].flatten(0, -2)[self.state.present].to(weight.dtype)
-        bias = getattr(self.projection.layer, "bias", None)
-        former = self.former.to(z)
-        goal = (former + self.state.missing if self.group.residual else former) - (0 if bias is None else bias)
-        fit = Fit(
-            z[:, self.stays], weight[:, self.stays], goal,
-            self.state.weights(former, residual=self.group.residual), self.state.aside.to(z.device),
-        )  # fmt: skip
-        change, shift, error, left = refit(fit, with_bias=bias is not None, path=self.projection.path)
-        scale = (fit.weights[fit.judging] * former[fit.judging].square()).sum().clamp_min(torch.finfo(z.dtype).tiny)
-        self.gains[self.projection.path] = Gain(float(error / scale), float(left / scale))
-        self.projection.add_columns_(self.stays, change)
-        if bias is not None:
-            bias += shift.to(bias.dtype)
-        return (args[0] * self.stays.to(args[0].dtype), *args[1:])
+        self.projection, self.group, self.rows = projection(model, span.module), group, rows
+        self.streams, self.found, self.advance = streams, found, advance
+        self.stays = _stays(self.projection, group, span, kept)
+        self.is_done = False
 
     def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.is_done:
+            raise ConfigError(SHARED.format(self.projection.path))
+        self.is_done = True
+        present = present_tokens(self.rows)[self.group.stream]
+        former = output.flatten(0, -2)[present].to(self.projection.lora_a.dtype)
+        if self.group.stream not in self.streams:
+            count = len(next(iter(self.rows.values())))
+            self.streams[self.group.stream] = TokenStream.of(present, count, len(former))
+        stream = self.streams[self.group.stream]
+        if not self.stays.all():
+            self._solve(args[0].flatten(0, -2)[present], former, stream)
         if self.group.residual:
-            mine = output.flatten(0, -2)[self.state.present].to(self.projection.lora_a.dtype)
-            self.state.pass_on(self.former.to(mine), mine)
+            stream.pass_on(former, former)
+        self.advance(1)
+
+    def _solve(self, z: Tensor, former: Tensor, stream: TokenStream) -> None:
+        weight = self.projection.merged_rows(0, self.projection.shape[0])
+        bias = getattr(self.projection.layer, "bias", None)
+        fit = Fit(
+            z[:, self.stays].to(weight.dtype), weight[:, self.stays], former - (0 if bias is None else bias),
+            stream.weights(former, residual=self.group.residual), stream.aside.to(z.device),
+        )  # fmt: skip
+        change, shift, error, left = refit(fit, with_bias=bias is not None, path=self.projection.path)
+        scale = (
+            (fit.weights[fit.judging] * former[fit.judging].square()).sum().clamp_min(torch.finfo(weight.dtype).tiny)
+        )
+        gain = Gain(float(error / scale), float(left / scale))
+        self.found[self.projection.path] = Refit(change.cpu(), shift.cpu() if bias is not None else None, gain)
 
 
 @dataclass(frozen=True, slots=True)

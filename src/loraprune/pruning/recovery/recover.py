@@ -25,9 +25,10 @@ from loraprune.pruning.recovery.compensation import (
     LABELS,
     ROWS_AT_A_TIME,
     Gain,
+    Refit,
     Rows,
     Trace,
-    compensate_,
+    apply_refits_,
     on_device,
     rows_aside,
 )
@@ -67,7 +68,10 @@ class Recovery:
 class Steps:
     """What is done after a removal."""
 
-    refit: bool
+    refits: Mapping[str, Refit]
+    """solved before the removal; empty for none"""
+    trace: Trace | None
+    """what the model gave before the removal, for blocks to learn from"""
     blocks: int
     """steps of every block with a group in `changed`; 0 for none"""
     changed: Collection[str]
@@ -98,32 +102,32 @@ def recover_(
     model: nn.Module,
     groups: Sequence[Group],
     kept: Mapping[str, Sequence[int]],
-    trace: Trace,
     rows: Rows,
     steps: Steps,
     recovery: Recovery,
 ) -> None:
-    """Bring a model that lost units near to what `trace` holds, and note in `recovery` what each step gained.
+    """Bring a model that lost units near to what it was, and note in `recovery` what each step gained.
 
     `kept` holds indices into the units of `groups`.
     """
     losses = recovery.losses
     losses["removed"] = loss_on(model, rows)
-    if steps.refit:
+    if steps.refits:
+        recovery.refits = {path: one.gain for path, one in steps.refits.items()}
         with _undone_if_worse(model, groups, rows, recovery, "refitted"):
-            recovery.refits = compensate_(model, groups, kept, trace, rows)
-    if steps.blocks:
+            apply_refits_(model, groups, kept, steps.refits)
+    if steps.blocks and steps.trace:
         with _undone_if_worse(model, groups, rows, recovery, "blocks"):
             about = {
                 "kept": dict(kept),
                 "steps": steps.blocks,
                 "seed": steps.seed,
-                "refit": steps.refit,
+                "refit": bool(steps.refits),
                 "removed": losses["removed"],
             }
-            finished = Finished(steps.folder, digest(trace, about)) if steps.folder else None
+            finished = Finished(steps.folder, digest(steps.trace, about)) if steps.folder else None
             options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
-            recovery.blocks = fit_blocks_(model, groups, steps.changed, trace, rows, options)
+            recovery.blocks = fit_blocks_(model, groups, steps.changed, steps.trace, rows, options)
     _report(recovery)
 
 
