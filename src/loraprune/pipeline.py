@@ -72,7 +72,9 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
         show.write("dense", held.model)
         callback = None
         if setup.goal:
-            callback = LoRAPruneCallback(config.pruning(), guarded=True, goal=setup.goal, folder=workspace / BLOCKS)
+            callback = LoRAPruneCallback(
+                config.pruning(), guarded=True, goal=setup.goal, folder=workspace / BLOCKS, clip=config.clip
+            )
         # At every step the callback scores and averages before the update, and removes after it where the schedule says so.
         training = fit(setup, held, dense, callback, workspace, checkpoint)
         return first_alone(lambda: _finish(setup, held, dense, callback, folder, training, before, show, began))

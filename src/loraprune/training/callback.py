@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
@@ -35,11 +36,17 @@ logger = logging.getLogger(__name__)
 class LoRAPruneCallback(TrainerCallback):
     """Prunes the Trainer's model while it trains; the model must carry LoRA (see `attach_lora`).
 
-    Clipping by `max_grad_norm` is taken over: the Trainer would clip before the scores are taken.
+    It also clips gradients, after the scores are taken: the Trainer would clip before.
     """
 
     def __init__(
-        self, config: LoRAPruneConfig, *, guarded: bool = False, goal: Goal | None = None, folder: Path | None = None
+        self,
+        config: LoRAPruneConfig,
+        *,
+        guarded: bool = False,
+        goal: Goal | None = None,
+        folder: Path | None = None,
+        clip: float | None = None,
     ) -> None:
         """Take the settings.
 
@@ -48,6 +55,7 @@ class LoRAPruneCallback(TrainerCallback):
             guarded: Whether a `GuardedTrainer` trains, which wraps a cut model again for several processes.
             goal: What is to be removed, if that has been found already.
             folder: Where blocks that are trained after a removal are kept, for a run that may be stopped.
+            clip: Largest norm of the gradients, 0 for any; None takes `max_grad_norm` over from the Trainer while it trains.
         """
         self.config, self.guarded, self.goal, self.folder = config, guarded, goal, folder
         self.guard = StepGuard()
@@ -55,7 +63,7 @@ class LoRAPruneCallback(TrainerCallback):
         self.schedule: Schedule | None = None
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
-        self._clip = 0.0
+        self.clip, self._clip = clip, clip or 0.0
         self._rows: CalibrationRows | None = None
         self._turn = 0
         self._restored = False
@@ -87,7 +95,8 @@ class LoRAPruneCallback(TrainerCallback):
         if config.changed:
             self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration, turn=self._turn)
         self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
-        self._clip, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
+        if self.clip is None:
+            self._clip = take_over_clipping(args)
 
     def prepare(self, model: nn.Module) -> None:
         """Look at an adapted, dense model; the beginning of a training does so by itself."""
@@ -163,7 +172,8 @@ class LoRAPruneCallback(TrainerCallback):
         self.guard.on_train_end(args, state, control)
         self.pruner.finish()
         self._restored = False
-        args.max_grad_norm = self._clip
+        if self.clip is None:
+            give_back_clipping(args, self._clip)
         if not self.pruner.is_done:
             logger.warning(
                 "training stopped at step %d, before the target: ratio %.4f is reached",
