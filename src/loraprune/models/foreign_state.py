@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -15,7 +16,7 @@ CONTEXT = (("tensors", (None, None, None)), ("A", None))
 """attribute of the autograd node of an 8-bit product -> the value that holds nothing"""
 
 
-def drop_saved_input(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def drop_saved_input(layer: nn.Module, args: tuple[Any, ...], output: Float[Tensor, "*places out"]) -> None:
     """Drop the input of an 8-bit layer, and the copy of its outliers, from the autograd node of its output; a forward hook.
 
     They serve the gradient of the weight, which is frozen, and stay as attributes of the node instead of as saved tensors, so that neither

@@ -112,7 +112,7 @@ def choose_among(router: nn.Module, mask: Float[Tensor, " experts"]) -> Removabl
     return router.register_forward_hook(choose)
 
 
-def norm_left(norm: Any, x: Tensor, left: Int[Tensor, " left"]) -> Tensor:
+def norm_left(norm: Any, x: Float[Tensor, "*shape"], left: Int[Tensor, " left"]) -> Float[Tensor, "*shape"]:
     """Return what a layer norm over the channels `left` alone gives, and zero for the others."""
     x = channels_last(norm, x)
     normed = torch.zeros_like(x)

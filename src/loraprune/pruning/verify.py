@@ -103,7 +103,7 @@ def probe_of(model: PreTrainedModel) -> Inputs:
     return find_task(model.config).probe(model.config, PROBE_ROWS, PROBE_TOKENS)
 
 
-def difference(one: Tensor, other: Tensor) -> float:
+def difference(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:
     """Return the largest difference of two tensors relative to the largest value of the first."""
     return ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -56,7 +57,7 @@ class StepGuard(TrainerCallback):
         self._in_a_row = 0
         self._losses: list[Tensor] = []
 
-    def see(self, loss: Tensor) -> None:
+    def see(self, loss: Float[Tensor, ""]) -> None:
         """Look at the loss of a micro-batch, when the step ends: the device need not be waited for."""
         self._losses.append(loss.detach().float())
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
@@ -47,7 +48,7 @@ class GuardedTrainer(Trainer):
         if self._undivided and self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.ignored_modules = self._undivided
 
-    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Float[Tensor, ""]:
         """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
         loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
         self._guard.see(loss)
