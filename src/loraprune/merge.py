@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from loraprune.evaluation.samples import Showcase
 from loraprune.families.depth import numbered_as_before
-from loraprune.groups import Group
+from loraprune.groups import Group, Side
 from loraprune.models.adapters import merge_lora
 from loraprune.models.loading import load_with_head, resolve
 from loraprune.models.precision import compute_in_float32_
@@ -49,6 +50,8 @@ class Merged:
     """groups of the dense model that the plan is about"""
     plan: Plan
     sums: UnitSums
+    changed: Collection[Side]
+    """sides of projections whose frozen weights recovery changed"""
     logits: Float[Tensor, "..."]
     """of the probe, from weights as precise as the file's"""
     dtype: torch.dtype
@@ -65,7 +68,8 @@ def merge(setup: RunSetup, run: RunModel, dense: DenseFacts, pruner: PruningMeth
     assert adapted is not None
     groups = pruner.groups if pruner else setup.groups
     probe = probe_of(run.model)
-    sums = unit_sums(adapted, pruner.present if pruner else groups, changed=setup.config.pruning().changed)
+    changed: Collection[Side] = pruner.config.changed if pruner else ()
+    sums = unit_sums(adapted, pruner.present if pruner else groups, changed=changed)
     dequantised = compute_in_float32_(adapted)
     before = logits_of(adapted, probe)
     run.model = merge_lora(adapted, dequantised)
@@ -82,7 +86,7 @@ def merge(setup: RunSetup, run: RunModel, dense: DenseFacts, pruner: PruningMeth
     round_weights_(run.model, dense.stored)
     logits = logits_of(run.model, probe)
     checks.rounding = difference(merged, logits)
-    return Merged(groups, plan, sums, logits, run.model.dtype, checks, seconds)
+    return Merged(groups, plan, sums, changed, logits, run.model.dtype, checks, seconds)
 
 
 def save(setup: RunSetup, run: RunModel, dense: DenseFacts, merged: Merged, folder: Path) -> None:
@@ -122,7 +126,7 @@ def verify(
         dequantise_(full)
         if pruner:
             pruner.check_saved(folder, full)
-        expected = unit_sums(full, merged.groups, plan=plan, changed=setup.config.pruning().changed)
+        expected = unit_sums(full, merged.groups, plan=plan, changed=merged.changed)
         with checks.findings.check():
             check_units(expected, merged.sums, rounded=setup.config.quantize == "4bit")
         before = numbered_as_before({name: name for name in stored}, plan.counts())

@@ -18,6 +18,7 @@ from loraprune.config.commands import PlanConfig
 from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError
 from loraprune.scoring.criteria import criteria
+from tests.published import PUBLISHED
 from tests.samples import save_tiny, write_text
 from tests.tiny import relative
 
@@ -37,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
     paths = {"model": str(inputs / "model"), "data": str(inputs / "text.txt"), "output": str(output)}
-    return dict(pipeline.prune(PruneConfig(**(paths | SHORT | changes))).values)
+    return dict(pipeline.prune(PruneConfig(**(paths | PUBLISHED | SHORT | changes))).values)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -180,3 +181,17 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         recipes.path("bets")
     with pytest.raises(ConfigError, match="unknown recipe"):
         parser.parse(["prune", "--model", "m", "--data", "d", "--output", "o", "--recipe", "bets"])
+
+
+def test_the_recommended_recipe_is_what_runs_without_one(inputs: Path, tmp_path: Path) -> None:
+    """`best` spells the defaults out; the published method is another one."""
+    plain = {"model": str(inputs / "model"), "data": str(inputs / "text.txt"), **SHORT, "shrink": True}
+    found = {}
+    for name in ("none", "best", "paper"):
+        chosen = {} if name == "none" else recipes.recipe(name)
+        pipeline.prune(PruneConfig(**(plain | {"output": str(tmp_path / name)} | chosen)))
+        found[name] = weights(tmp_path / name)
+    assert all(torch.equal(tensor, found["best"][name]) for name, tensor in found["none"].items())
+    assert not all(
+        torch.equal(tensor, found["paper"].get(name, torch.empty(0))) for name, tensor in found["none"].items()
+    )

@@ -6,14 +6,18 @@ import copy
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 
 from loraprune.errors import NumericsError, VerificationError
+from loraprune.families import find_groups
+from loraprune.models.adapters import config_of
 from loraprune.models.precision import WIDER
 from loraprune.pruning.verify import (
     FLOOR,
     MARGIN,
     Checks,
     check_difference,
+    check_merging,
     difference,
     logits_of,
     probe_of,
@@ -21,6 +25,7 @@ from loraprune.pruning.verify import (
     tolerance,
 )
 from tests.samples import tiny_llama
+from tests.tiny import tiny_model, with_lora
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,3 +70,20 @@ def test_checks_that_fail_are_noted_and_raised_in_the_end_except_for_nan() -> No
     assert len(checks.verification(saved_as="llama", dense_noise=None).failed) == 2
     with pytest.raises(NumericsError):
         checks.compare("fourth", one, torch.nan * one)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "bert", "resnet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_is_checked_early_and_leaves_every_weight_as_it_was(variant: str, dtype: torch.dtype) -> None:
+    model = with_lora(tiny_model(variant).to(dtype))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check_merging(model, find_groups(config_of(model)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_scaling_that_merging_does_not_know_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_lora(tiny_model("llama"))
+    real = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 1.01 * real(self, adapter))
+    with pytest.raises(VerificationError, match="merging LoRA changes its weight"):
+        check_merging(model, find_groups(config_of(model)))

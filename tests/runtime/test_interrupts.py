@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loraprune import cli
-from loraprune.runtime.interrupts import Interrupted, handled, kept
+from loraprune.runtime.interrupts import Interrupted, at_once, handled, kept
 from loraprune.training.guarded_trainer import GuardedTrainer
 from tests.pipeline.cases import SHORT
 from tests.samples import save_tiny, write_text
@@ -111,3 +111,31 @@ def test_a_signalled_run_leaves_a_checkpoint_and_what_was_there(
     monkeypatch.setattr(GuardedTrainer, "compute_loss", real)
     assert cli.main([*arguments, "--overwrite", "--resume", "--json"]) == 0
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_long_part_of_a_step_is_ended_at_once() -> None:
+    reached = []
+
+    def step() -> None:
+        with kept(), at_once():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the end of the part")
+
+    with pytest.raises(Interrupted):
+        step()
+    assert reached == []
+
+
+def test_a_signal_that_waits_ends_a_long_part_before_it_begins() -> None:
+    reached = []
+
+    def step() -> None:
+        with kept():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the rest of the step")  # the control: elsewhere a signal waits
+            with at_once():
+                reached.append("the part")
+
+    with pytest.raises(Interrupted):
+        step()
+    assert reached == ["the rest of the step"]

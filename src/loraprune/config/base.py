@@ -141,9 +141,9 @@ class AdapterOptions(Options):
 
     rank: int = 8
     """rank of LoRA"""
-    alpha: float = 16.0
+    alpha: float = 32.0
     """LoRA is scaled by alpha / rank"""
-    dropout: float = 0.05
+    dropout: float = 0.0
     """dropout on the input of LoRA"""
     seed: int = 0
     """seed of data order, LoRA's start, dropout and the random criterion"""

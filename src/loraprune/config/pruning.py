@@ -14,6 +14,7 @@ from loraprune.config.sparsity import pattern_problems
 from loraprune.errors import ConfigError
 
 CriterionName = str
+ScheduleName = Literal["cubic", "linear", "oneshot"]
 UNIT_OPTIONS = (
     "parameters",
     "heads",
@@ -62,42 +63,44 @@ class LoRAPruneConfig(AdapterOptions):
     """kinds of units that may go, which --ratio counts in: `attention`, `ffn` or both as attention,ffn; `all`; or `auto`: all,
     but where --allocation gives equal widths only those that a stock checkpoint can hold, if there are any (GPT-2's can hold
     fewer channels, not fewer heads)"""
-    criterion: CriterionName = "lora"
-    """how units are scored: lora (Eq 10), sketch (an improved lora), gradient (the true gradient of the weights), gate (Fisher
-    score of a gate on each unit), taylor and movement (its first order), wanda and flap (activations), magnitude, random"""
+    criterion: CriterionName = "auto"
+    """how units are scored: wanda and flap (activations), lora (Eq 10), sketch (an improved lora), gradient (the true gradient of the
+    weights), gate (Fisher score of a gate on each unit), taylor and movement (its first order), magnitude, random; auto is wanda, with
+    --sparsity lora"""
     power: Literal[1, 2] = 2
     """saliencies are squared (2, the paper) or taken as absolute values (1, the authors' code)"""
     normalize: bool = False
     """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
     decay: float = 0.9
     """lambda of the moving average of scores, in [0, 1)"""
-    allocation: Literal["uniform", "balanced", "paper", "global"] = "uniform"
+    allocation: Literal["auto", "uniform", "balanced", "paper", "global"] = "auto"
     """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores) give all layers
     the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
-    model) give every layer its own"""
+    model) give every layer its own; auto is uniform"""
     depth: bool = False
     """with --allocation balanced: whole layers may go too, those that score least, where that loses less; the layers left are
     numbered anew"""
-    compensate: bool = False
-    """at each removal, refit the projections that read units to what they gave before, in closed form on training rows"""
-    local: int = 0
-    """at each removal, after --compensate: steps in which every block that lost units learns on its own to give what it gave
-    before; units that several layers share are left to --compensate; 0 for none"""
+    compensate: bool | None = None
+    """at each removal, refit the projections that read units to what they gave before, in closed form on training rows; without it
+    wherever that is possible: not with convolutions, --sparsity or FSDP"""
+    local: int | None = None
+    """at each removal, after --compensate: steps in which every block that lost units is trained to reproduce what it gave before;
+    units that several layers share are left to --compensate; 0 for none, which is the default"""
     local_all: bool = False
     """with --local: the blocks above the first that lost units learn too where they lost none, to mend what those below lost"""
-    calibration: int = 4096
+    calibration: int = 32768
     """tokens that --compensate and --local look at"""
     history: bool = False
     """write the scores before every removal to scores_history.safetensors: `loraprune compare` draws from it how criteria agree
     over the steps"""
-    schedule: Literal["cubic", "linear", "oneshot"] = "cubic"
-    """how removal grows over the run"""
+    schedule: Literal["auto", "cubic", "linear", "oneshot"] = "auto"
+    """how removal grows over the run; auto is oneshot, with --sparsity cubic"""
     interval: int | None = None
     """optimiser steps between two removals; without it 10, fewer where a run is so short that few removals would be left"""
-    warmup: float = 0.1
-    """fraction of the steps before the first removal"""
-    cooldown: float = 0.1
-    """fraction of the steps left for tuning after the last removal"""
+    warmup: float | None = None
+    """fraction of the steps before the first removal; without it none before a single removal, else 0.1"""
+    cooldown: float | None = None
+    """fraction of the steps left for tuning after the last removal; without it 0.975 after a single removal, else 0.1"""
     shrink: bool = True
     """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
 
@@ -105,6 +108,34 @@ class LoRAPruneConfig(AdapterOptions):
     def changed(self) -> tuple[Literal["in", "out"], ...]:
         """Return the sides of projections whose frozen weights a removal changes: those that read units, or both."""
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
+
+    @property
+    def chosen_criterion(self) -> CriterionName:
+        """Return the name of the criterion that `auto` stands for."""
+        if self.criterion != "auto":
+            return self.criterion
+        return "lora" if self.sparsity else "wanda"
+
+    @property
+    def chosen_allocation(self) -> str:
+        """Return the name of the allocation that `auto` stands for."""
+        return "uniform" if self.allocation == "auto" else self.allocation
+
+    @property
+    def chosen_schedule(self) -> ScheduleName:
+        """Return the name of the schedule that `auto` stands for."""
+        if self.schedule != "auto":
+            return self.schedule
+        return "cubic" if self.sparsity else "oneshot"
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Return the fractions of the steps before the first removal and after the last one."""
+        warmup, cooldown = (0.0, 0.975) if self.chosen_schedule == "oneshot" else (0.1, 0.1)
+        return (
+            warmup if self.warmup is None else self.warmup,
+            cooldown if self.cooldown is None else self.cooldown,
+        )
 
     @property
     def has_dimensions(self) -> bool:
@@ -131,19 +162,31 @@ class LoRAPruneConfig(AdapterOptions):
             ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
-            (self.local >= 0, f"--local {self.local}: 0 or a number of steps is needed, such as 200"),
-            (self.local > 0 or not self.local_all, "--local_all true: no block learns without steps; give --local 200"),
-            (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
-            (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
-            (0 <= self.warmup < 1, f"--warmup {self.warmup}: a fraction in [0, 1) is needed"),
-            (0 <= self.cooldown < 1, f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed"),
             (
-                self.warmup + self.cooldown < 1,
-                f"--warmup {self.warmup} --cooldown {self.cooldown}: they must sum to < 1",
+                self.local is None or self.local >= 0,
+                f"--local {self.local}: 0 or a number of steps is needed, such as 200",
             ),
             (
-                not self.depth or (self.allocation == "balanced" and not self.has_dimensions),
-                f"--depth true: scores choose the layers, which needs --allocation balanced (here {self.allocation}) and no "
+                bool(self.local) or not self.local_all,
+                "--local_all true: no block learns without steps; give --local 200",
+            ),
+            (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
+            (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
+            (
+                self.warmup is None or 0 <= self.warmup < 1,
+                f"--warmup {self.warmup}: a fraction in [0, 1) is needed",
+            ),
+            (
+                self.cooldown is None or 0 <= self.cooldown < 1,
+                f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed",
+            ),
+            (
+                sum(self.fractions) < 1,
+                f"--warmup {self.fractions[0]} --cooldown {self.fractions[1]}: they must sum to < 1",
+            ),
+            (
+                not self.depth or (self.chosen_allocation == "balanced" and not self.has_dimensions),
+                f"--depth true: scores choose the layers, which needs --allocation balanced (here {self.chosen_allocation}) and no "
                 "widths by hand",
             ),
             (

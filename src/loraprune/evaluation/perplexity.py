@@ -19,6 +19,7 @@ from loraprune.data import Collator, TokenRows
 from loraprune.errors import ConfigError, DataError, NumericsError
 from loraprune.evaluation.measurement import PERPLEXITY, Measured, ratio_error
 from loraprune.models.modes import evaluation_mode
+from loraprune.runtime.progress import shown
 
 NO_TARGET = -100
 """label of a token that is not to be predicted"""
@@ -109,7 +110,7 @@ def perplexity(
     counts: list[int] = []
     longest = 0
     with evaluation_mode(model):
-        for start in range(0, total, batch):
+        for start in shown(range(0, total, batch), "evaluating"):
             features = [rows[index] for index in range(start, min(start + batch, total))]
             longest = max(longest, *(len(feature["input_ids"]) for feature in features))
             for row_sum, row_count in _row_sums(model, collator(features), first=start, shifted=rows.shifted):

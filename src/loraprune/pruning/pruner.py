@@ -6,7 +6,9 @@ Knows nothing about the Trainer, data or files.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.errors import NumericsError
+from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group, Span
 from loraprune.models.adapters import base_layer, config_of, find_module, linear_paths, projection
@@ -24,18 +26,20 @@ from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
-from loraprune.pruning.recovery.compensation import Rows, Trace, solve_refits
+from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
 from loraprune.pruning.recovery.recover import Recovery, Steps, loss_on, recover_
 from loraprune.pruning.removed import Removed
 from loraprune.pruning.surgery import renew_trained_, slice_
-from loraprune.pruning.target import Target, find_target, tell_kinds
-from loraprune.pruning.verify import check_units, unit_sums
+from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
+from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, take_from_first_, together
 from loraprune.runtime.sharding import is_sharded
 from loraprune.scoring import make_scorer
 from loraprune.scoring.average import RunningScores, read_scores
 from loraprune.scoring.criteria import criteria
+
+logger = logging.getLogger(__name__)
 
 
 def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
@@ -48,10 +52,13 @@ class Pruner:
     def __init__(
         self, model: nn.Module, config: LoRAPruneConfig, target: Target | None = None, *, folder: Path | None = None
     ) -> None:
-        self.model, self.config = model, config
+        self.model = model
         self.dense_config = copy.deepcopy(config_of(model))
         self.target = target or find_target(model, config)
         self.groups, self.space = self.target.groups, self.target.space
+        self.refit_is_wanted = config.compensate is not None
+        """whether --compensate was given, so that it is an error where it cannot be done"""
+        self.config = config = decide_recovery(self.groups, config)
         tell_kinds(config_of(model), find_groups(config_of(model)), config)
         for path in linear_paths(self.groups):
             projection(model, path)
@@ -71,7 +78,7 @@ class Pruner:
         """step/group -> (units,) scores before the removal at that step, if they are kept"""
         if config.scores:
             self.scores.load(read_scores(config.scores, self.plan.units))
-        criterion = criteria.get(config.criterion)
+        criterion = criteria.get(config.chosen_criterion)
         self.scorer = make_scorer(
             criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
         )
@@ -128,7 +135,7 @@ class Pruner:
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
-        allocation = ALLOCATIONS[self.config.allocation]
+        allocation = ALLOCATIONS[self.config.chosen_allocation]
         final = self.target.counts
         if allocation.scored and not self.config.has_dimensions:
             final = reach(self.space, allocation, self.target.ratio, self._present_scores())
@@ -151,6 +158,8 @@ class Pruner:
             if are_joined() and optimizer is not None:
                 renew_trained_(self.model, optimizer)
             self.scorer.resize(self.present)
+            if self.plan == Plan.full(self.groups) and not is_sharded(self.model):
+                check_merging(self.model, self.present)
             rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
             check_units(due, unit_sums(self.model, self.present) if is_due else {}, rounded=rounded)
         if steps and rows:
@@ -167,14 +176,25 @@ class Pruner:
         """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
         with at_once():
             recovery = Recovery({"before": loss_on(self.model, rows)})
-            refits = solve_refits(self.model, self.present, positions, rows) if self.config.compensate else {}
+            refits = self._solve_refits(positions, rows) if self.config.compensate else {}
             trace = Trace(self.model, self.present, rows) if self.config.local else None
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
         if self.config.local_all:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        return recovery, Steps(refits, trace, self.config.local, changed, scales, self.config.seed, self.folder)
+        return recovery, Steps(refits, trace, self.config.local or 0, changed, scales, self.config.seed, self.folder)
+
+    def _solve_refits(self, positions: Mapping[str, Sequence[int]], rows: Rows) -> Mapping[str, Refit]:
+        """Solve the refits; of a model whose layers share projections none, unless they were asked for."""
+        try:
+            return solve_refits(self.model, self.present, positions, rows)
+        except ConfigError as error:
+            if self.refit_is_wanted:
+                raise
+            logger.info("no projection is refitted: %s", error)
+            self.config = replace(self.config, compensate=False)
+            return {}
 
     @torch.no_grad()
     def _share_changed(self) -> None:

@@ -6,9 +6,8 @@ Knows nothing about models: it maps a step to a number between 0 and 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-ScheduleName = Literal["cubic", "linear", "oneshot"]
+from loraprune.config.pruning import ScheduleName
 
 INTERVAL = 10
 """steps between two removals, unless another number is asked for; source: the authors' code"""

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from torch import nn
@@ -93,10 +93,10 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
     present = tuple(dict.fromkeys(group.kind for group in groups))
     if options.kinds in ("auto", "all"):
         storable = storable_kinds(config, groups)
-        free = options.kinds == "all" or not ALLOCATIONS[options.allocation].equal or not storable
+        free = options.kinds == "all" or not ALLOCATIONS[options.chosen_allocation].equal or not storable
         chosen: set[str] = set(present if free else storable)
         if options.kinds == "auto" and not options.scores:
-            criterion = criteria.get(options.criterion)
+            criterion = criteria.get(options.chosen_criterion)
             chosen -= {group.kind for group in groups if not can_score(criterion, group)}
     else:
         chosen = {kind.strip() for kind in options.kinds.split(",")}
@@ -111,12 +111,12 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
     """Say which kinds stay whole without having been asked to, or need modelling code in the folder."""
     left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
     coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
-    unscored = left & {group.kind for group in groups if not can_score(criteria.get(options.criterion), group)}
+    unscored = left & {group.kind for group in groups if not can_score(criteria.get(options.chosen_criterion), group)}
     if unscored:
         logger.info(
             "units of kind %s stay whole: --criterion %s cannot score them",
             " and ".join(sorted(unscored)),
-            options.criterion,
+            options.chosen_criterion,
         )
     left -= unscored
     if left and options.kinds == "auto":
@@ -129,6 +129,14 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
             "no stock checkpoint of type %r can hold fewer units of kind %s: modelling code will lie in the folder",
             config.model_type, " and ".join(sorted(coded)),
         )  # fmt: skip
+
+
+def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
+    """Return the options with those of recovery that were not given: refitting wherever it is possible."""
+    possible = not (config.sparsity or launch.is_sharded() or any(group.kind == "channel" for group in groups))
+    return replace(
+        config, compensate=possible if config.compensate is None else config.compensate, local=config.local or 0
+    )
 
 
 def check_recovery(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
@@ -166,7 +174,7 @@ def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneCon
     Equal widths are ones that a stock checkpoint can hold, unless a kind in play rules such a checkpoint out anyway.
     """
     stock = {group.kind for group in groups} <= set(storable_kinds(config_of(model), groups))
-    equal = ALLOCATIONS[config.allocation].equal and stock
+    equal = ALLOCATIONS[config.chosen_allocation].equal and stock
     storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
     if config.depth:
         check_layers(config_of(model), find_groups(config_of(model)), groups)
@@ -202,7 +210,7 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     if config.scores:
         units = {group.name: group.units for group in space.groups}
         scores = {name: values.tolist() for name, values in read_scores(config.scores, units).items()}
-    return reach(space, ALLOCATIONS[config.allocation], ratio, scores)
+    return reach(space, ALLOCATIONS[config.chosen_allocation], ratio, scores)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:

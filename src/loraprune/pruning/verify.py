@@ -21,7 +21,7 @@ from loraprune.errors import Findings, NumericsError, VerificationError
 from loraprune.evaluation.tasks import Inputs, find_task
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
-from loraprune.models.adapters import base_layer, cuts, find_module
+from loraprune.models.adapters import base_layer, cuts, find_module, linear_paths, merging_error
 from loraprune.models.precision import WIDER, has_room_for, wider_weights
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
@@ -130,6 +130,29 @@ def check_difference(
     if not value <= allowed:
         raise VerificationError(f"{what}: logits differ by {value:.2e} of the largest, rounding explains {allowed:.0e}")
     return value
+
+
+def check_merging(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Check on one projection of every shape that LoRA can be merged: hours before the whole model is.
+
+    Raises:
+        VerificationError: if what PEFT merges is something else than what pruning scores.
+    """
+    seen: set[tuple[object, ...]] = set()
+    for path in linear_paths(groups):
+        module = find_module(model, path)
+        layer = base_layer(module)
+        kind = (type(module), type(layer), *next(cuts(layer, "out")).shape)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        found = merging_error(model, path)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        if found is not None and not found <= MARGIN * torch.finfo(weight.dtype).eps:
+            raise VerificationError(
+                f"{path!r}: merging LoRA changes its weight by {found:.1e} more than rounding explains"
+            )
 
 
 class Checks:

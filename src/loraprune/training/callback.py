@@ -92,11 +92,24 @@ class LoRAPruneCallback(TrainerCallback):
         config = self.config
         if not self._restored:
             self.prepare(kwargs["model"])
-        if config.changed:
-            self._rows = CalibrationRows(kwargs["train_dataloader"], tokens=config.calibration, turn=self._turn)
-        self.schedule = Schedule(config.schedule, state.max_steps, config.interval, config.warmup, config.cooldown)
+        assert self.pruner is not None
+        if self.pruner.config.changed:
+            self._rows = self._calibration_rows(kwargs["train_dataloader"])
+        self.schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
         if self.clip is None:
             self._clip = take_over_clipping(args)
+
+    def _calibration_rows(self, loader: Any) -> CalibrationRows | None:
+        """Return the rows that recovery looks at; None for a stream of rows, which has none to look at, unless they are needed."""
+        assert self.pruner is not None
+        try:
+            return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
+        except ConfigError as error:
+            if self.config.compensate or self.config.local:
+                raise
+            logger.info("no projection is refitted: %s", error)
+            self.pruner.config = replace(self.pruner.config, compensate=False)
+            return None
 
     def prepare(self, model: nn.Module) -> None:
         """Look at an adapted, dense model; the beginning of a training does so by itself."""

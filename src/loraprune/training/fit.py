@@ -17,6 +17,7 @@ from loraprune.config.training import PruneConfig
 from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
+from loraprune.pruning.verify import check_merging
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
@@ -51,6 +52,8 @@ def fit(
     identity = _identity(setup, run, checkpoint, workspace)
     teacher = _teacher(setup, run, dense, str(identity["teacher"]), workspace)
     adapted = _attach(setup, run, dense)
+    if not is_sharded(adapted):
+        check_merging(adapted, setup.groups)
     trainable = adapted.num_parameters(only_trainable=True)
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()

@@ -21,6 +21,7 @@ class GuardedTrainer(Trainer):
 
     With FSDP2 every process holds the modules `undivided` whole. `counts_targets` says whether the model divides its loss by the
     targets of the whole optimiser step; None leaves that to the Trainer, which assumes it of every model whose forward has **kwargs.
+    `forward_only` leaves the backward pass out: for steps that only score, by what flows forward.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class GuardedTrainer(Trainer):
         guard: StepGuard,
         counts_targets: bool | None = None,
         undivided: Sequence[nn.Module] = (),
+        forward_only: bool = False,
         **options: Any,
     ) -> None:
-        self._undivided = list(undivided)
+        self._undivided, self._forward_only = list(undivided), forward_only
         super().__init__(*arguments, **options)
         if counts_targets is not None:
             self.model_accepts_loss_kwargs = counts_targets
@@ -50,7 +52,13 @@ class GuardedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Float[Tensor, ""]:
         """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
-        loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
+        loss: Any
+        if self._forward_only:
+            model.train()
+            with torch.no_grad():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        else:
+            loss = super().training_step(self._up_to_date(model), inputs, *arguments, **options)
         self._guard.see(loss)
         self._last = torch.where(torch.isfinite(loss), loss, self._last)
         return self._last

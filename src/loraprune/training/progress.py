@@ -6,10 +6,9 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import (
     TrainerCallback,
     TrainerControl,
@@ -17,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from loraprune.runtime import launch
+from loraprune.runtime.progress import Advance, phase
 
 LINES = 10
 """lines a run writes instead of a bar where stderr is no terminal"""
@@ -32,27 +31,27 @@ class TrainingBar(TrainerCallback):
         self.ratio = ratio
         self.curve: list[dict[str, float]] = []
         """step, loss and learning rate at every log"""
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=Console(file=sys.stderr), disable=not (sys.stderr.isatty() and launch.is_first()),
-        )  # fmt: skip
+        self._open = ExitStack()
+        self._advance: Advance | None = None
         self._loss = math.nan
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Show the bar."""
-        self._bar.start()
-        self._task = self._bar.add_task("pruning" if self.ratio else "training", total=state.max_steps, state="")
+        if sys.stderr.isatty():
+            name = "pruning" if self.ratio else "training"
+            self._advance = self._open.enter_context(phase(name, state.max_steps))
+            self._advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
         shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
         if self.ratio:
             shown.append(f"ratio {self.ratio():.3f}")
-        self._bar.update(self._task, completed=state.global_step, state="  ".join(shown))
-        if self._bar.disable and state.global_step % max(1, state.max_steps // LINES) == 0:
+        if self._advance:
+            self._advance(1, state="  ".join(shown))
+        elif state.global_step % max(1, state.max_steps // LINES) == 0:
             logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -75,4 +74,4 @@ class TrainingBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        self._open.close()

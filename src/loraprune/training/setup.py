@@ -121,14 +121,14 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     found, trust = Findings(), config.trust_remote_code
     device = torch.device("cpu")
     with found.check():
-        criteria.get(config.pruning().criterion)
+        criteria.get(config.pruning().chosen_criterion)
     with found.check():
         device = choose_device(config.device)
         check_training(config.dtype, config.optimizer, device)
     if config.compile:
         with found.check():
             check_compile(device)
-            check_graph(config.pruning().criterion)
+            check_graph(config.pruning().chosen_criterion)
     original = check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors or original is None:
         check_data(config.model, original, config.data, config.eval, found, task=config.task, trust_remote_code=trust)

@@ -29,6 +29,7 @@ from loraprune.models.quantised import quantised_layers
 from loraprune.runtime import launch
 from loraprune.runtime.device import tf32_products
 from loraprune.runtime.interrupts import kept
+from loraprune.scoring.criteria import criteria
 from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows
 from loraprune.training.guarded_trainer import GuardedTrainer
 from loraprune.training.resume.keeper import Keeper
@@ -91,6 +92,13 @@ def training_arguments(
     )
 
 
+def scores_forward(config: PruneConfig | FinetuneConfig) -> bool:
+    """Say whether a run needs no backward pass: it does not train, and its criterion looks at what flows forward."""
+    if config.steps != 0 or config.dtype == "float16" or not isinstance(config, PruneConfig):
+        return False
+    return not criteria.get(config.chosen_criterion).needs_gradient
+
+
 def train(
     model: nn.Module,
     data: Prepared,
@@ -119,6 +127,7 @@ def train(
             "callbacks": [*callbacks, keeper],
             "guard": keeper.guard,
             "counts_targets": task.counts_targets,
+            "forward_only": scores_forward(config),
             "undivided": [base_layer(layer) for layer in quantised_layers(model).values()],
         }
         if teacher:

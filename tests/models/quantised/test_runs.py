@@ -18,6 +18,7 @@ from loraprune.models.quantised import layers
 from loraprune.models.quantised.forms import Nf4Blocks
 from tests.fitting import config, prune
 from tests.pipeline.cases import SHORT
+from tests.published import PUBLISHED
 from tests.samples import save_inputs
 
 pytest.importorskip("bitsandbytes")
@@ -46,7 +47,9 @@ def stories(shared: Path, work: Path, **changes: Any) -> PruneConfig:
         )
     paths = {"data": str(work / "train.jsonl"), "eval": str(work / "valid.jsonl"), "output": str(work / "out")}
     model = str(shared / "models" / "llama-stories-260k")
-    return PruneConfig(model=model, **paths | SHORT | {"steps": 20, "length": 128, "rows": 80, "ratio": 0.5} | changes)
+    return PruneConfig(
+        model=model, **paths | PUBLISHED | SHORT | {"steps": 20, "length": 128, "rows": 80, "ratio": 0.5} | changes
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.loading import resolve
 from loraprune.models.modes import evaluation_mode
+from loraprune.runtime.progress import shown
 
 HEAD = ("classifier.", "beit.pooler.")
 """how the names of a head's parameters begin, which a checkpoint that was pre-trained for something else lacks"""
@@ -83,7 +84,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     rows, device = prepared.held_out, next(model.parameters()).device
     right: list[float] = []
     with evaluation_mode(model):
-        for start in range(0, len(rows), batch):
+        for start in shown(range(0, len(rows), batch), "evaluating"):
             inputs = prepared.collator([rows[place] for place in range(start, min(start + batch, len(rows)))])
             labels = inputs.pop("labels")
             logits = model(**{name: values.to(device, model.dtype) for name, values in inputs.items()}).logits

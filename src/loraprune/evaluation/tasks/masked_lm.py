@@ -20,6 +20,7 @@ from loraprune.evaluation.measurement import Measured, ratio_error
 from loraprune.evaluation.tasks.base import Prepared, Request, Task, register_task
 from loraprune.evaluation.tasks.text import fit_length, fitting_tokenizer, padded_tokens
 from loraprune.models.modes import evaluation_mode
+from loraprune.runtime.progress import shown
 
 HIDDEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 """tokens to be told; of these, those that the mask stands for, and those that another token stands for"""
@@ -96,7 +97,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     counts: list[int] = []
     right = 0
     with evaluation_mode(model):
-        for start in range(0, len(rows), batch):
+        for start in shown(range(0, len(rows), batch), "evaluating"):
             features = [rows[place] for place in range(start, min(start + batch, len(rows)))]
             inputs = {name: value.to(model.device) for name, value in prepared.collator(features).items()}
             labels = inputs.pop("labels")

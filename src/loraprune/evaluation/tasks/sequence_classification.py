@@ -20,6 +20,7 @@ from loraprune.evaluation.tasks.labelled_rows import LabelledRows, encode_labell
 from loraprune.evaluation.tasks.text import fit_length, fitting_tokenizer, padded_tokens
 from loraprune.models.auto_classes import find_head
 from loraprune.models.modes import evaluation_mode
+from loraprune.runtime.progress import shown
 
 HEAD = "AutoModelForSequenceClassification"
 HELD_OUT_SHARE = 10
@@ -101,7 +102,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     regression = model.config.problem_type == REGRESSION
     predicted: list[float] = []
     with evaluation_mode(model):
-        for start in range(0, len(rows), batch):
+        for start in shown(range(0, len(rows), batch), "evaluating"):
             features = [rows[place] for place in range(start, min(start + batch, len(rows)))]
             inputs = {name: value.to(model.device) for name, value in prepared.collator(features).items()}
             inputs.pop("labels")

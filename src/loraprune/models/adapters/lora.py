@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -205,6 +206,33 @@ def dense_for_a_while(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
             dense = projection(model, path)
             write_(layer, dense.base_rows(0, dense.shape[0]))
             module.base_layer = layer
+
+
+@torch.no_grad()
+def merging_error(model: nn.Module, path: str, *, seed: int = 0) -> float | None:
+    """Merge one projection by PEFT, with random factors, and undo it; every weight ends as it was.
+
+    Returns:
+        The largest difference from W0 + scaling * B A, relative to the largest weight; None for a quantised one, which PEFT does not
+        merge here.
+    """
+    proj: Any = projection(model, path)
+    module: Any = find_module(model, path)
+    if kind_of(proj.layer):
+        return None
+    assert isinstance(module, LoraLayer)
+    before, b = proj.layer.weight.detach().clone(), proj.lora_b.detach().clone()
+    draw = torch.Generator().manual_seed(seed)
+    proj.lora_b.copy_(torch.randn(b.shape, generator=draw))
+    try:
+        expected = proj.merged_rows(0, proj.shape[0])
+        module.merge(safe_merge=True)
+        found = proj.base_rows(0, proj.shape[0]).to(expected, copy=True)  # unmerging changes the weight in place
+        module.unmerge()
+    finally:
+        proj.lora_b.copy_(b)
+        proj.layer.weight.copy_(before)
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def dequantise_adapted_(model: PeftModel, dtype: torch.dtype) -> frozenset[str]:

@@ -44,11 +44,11 @@ from loraprune.scoring.scorers.saliency import saliency_rows
 
 def weight_criterion(config: LoRAPruneConfig) -> Saliency:
     """Return the criterion that `config` names, or raise a ConfigError if it scores no single weights after a step."""
-    criterion = criteria.get(config.criterion)
+    criterion = criteria.get(config.chosen_criterion)
     if not isinstance(criterion, Saliency):
         fitting = [name for name in criteria.names() if isinstance(criteria.get(name), Saliency)]
         raise ConfigError(
-            f"--sparsity {config.sparsity} --criterion {config.criterion}: it gives no score of single weights at the end of "
+            f"--sparsity {config.sparsity} --criterion {config.chosen_criterion}: it gives no score of single weights at the end of "
             f"a step; choose one of {', '.join(fitting)}"
         )
     return criterion

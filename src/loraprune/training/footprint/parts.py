@@ -22,6 +22,7 @@ from loraprune.models.adapters import STACKS, attach_lora, base_model, find_modu
 from loraprune.models.compat import enable_checkpointing
 from loraprune.models.loading import quiet
 from loraprune.pruning.surgery import slice_
+from loraprune.pruning.target import decide_recovery
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import Saliency, criteria
 from loraprune.training.footprint.gpus import Blocks
@@ -111,7 +112,7 @@ def _footprint(
     step = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu)
     parts = {"weights": weights, "lora": trained, "gradients": 0, "optimiser": ADAM_STATES * trained} | dict(step.peak)
     parts["activations"] += dequantised_bytes(model, setting)
-    criterion = criteria.get(options.criterion)
+    criterion = criteria.get(options.chosen_criterion)
     if not isinstance(criterion, Saliency):  # which look at gradients when activations are gone
         with torch.device("meta"):
             scorer = make_scorer(criterion, model, groups, power=options.power, normalize=options.normalize, seed=0)
@@ -124,7 +125,7 @@ def _footprint(
             learns_from_teacher=True,
         )  # fmt: skip
         parts["teacher"] = max(0, taught.total - step.total) + (weights if teacher == "copy" else 0)
-    if options.compensate:
+    if decide_recovery(groups, options).compensate:
         still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)
         parts["compensation"] = max(0, still + refit_bytes(model, groups, options.calibration) - sum(parts.values()))
     layers = [base_model(model).get_submodule(path) for path in {layer_of(group) for group in groups} if path]
