@@ -42,6 +42,8 @@ DOCUMENTS = [
     if path.is_file()
 ]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+DOTTED = re.compile(r"(loraprune(?:\.\w+)+)(?:\(.*\))?")
+FILE = re.compile(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+")
 EMITTED = {"run.yaml", "report.json", "plan.json", "scores.safetensors", "README.md"}
 
 
@@ -91,6 +93,15 @@ def test_a_guide_has_code_to_run(name: str) -> None:
     assert blocks(ROOT / "docs" / f"{name}.md")
 
 
+def test_the_checks_of_documents_have_something_to_check() -> None:
+    """Each of the checks below passes on an empty page: these pages are known to have what they look at."""
+    page = {name: ROOT / "docs" / f"{name}.md" for name in ("checkpoint-format", "paper", "layout")}
+    assert blocks(page["checkpoint-format"], "json")
+    assert len([word for word in ticked(page["paper"]) if DOTTED.fullmatch(word)]) > 30
+    assert len([word for word in ticked(page["paper"]) if FILE.fullmatch(word)]) > 15
+    assert len([word for path in DOCUMENTS for word in ticked(path) if DOTTED.fullmatch(word)]) > 60
+
+
 @every_document
 def test_json_blocks_are_json(path: Path) -> None:
     for _, code in blocks(path, "json"):
@@ -114,18 +125,13 @@ def resolve(name: str) -> object:
 @every_document
 def test_dotted_names_exist(path: Path) -> None:
     for word in ticked(path):
-        match = re.fullmatch(r"(loraprune(?:\.\w+)+)(?:\(.*\))?", word)
-        if match:
+        if match := DOTTED.fullmatch(word):
             resolve(match[1])
 
 
 @every_document
 def test_files_exist(path: Path) -> None:
-    words = [
-        word
-        for word in ticked(path)
-        if re.fullmatch(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+", word)
-    ]
+    words = [word for word in ticked(path) if FILE.fullmatch(word)]
     text = path.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     missing = [word for word in words if not (ROOT / word).exists()]

@@ -16,6 +16,7 @@ from loraprune import pipeline, rounds
 from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError, DataError, PlanError, VerificationError
 from loraprune.plan import Plan
+from loraprune.pruning.masking import Masks
 from loraprune.pruning.preview import preview
 from loraprune.pruning.removed import Removed
 from loraprune.reporting.report import Report
@@ -118,10 +119,21 @@ def test_a_plan_composed_wrongly_is_seen(inputs: Path, tmp_path: Path, monkeypat
     assert not kept_rows(inputs / "model", tmp_path / "out", Plan.read(tmp_path / "out"))
 
 
-def test_weights_damaged_after_the_last_round_are_noticed(
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_units_that_are_not_masked_after_the_last_round_are_noticed(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "difference", lambda one, other: 1.0)
+    real = rounds.masked_logits
+
+    def unmasked(*arguments: Any) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Masks, "set", lambda self, kept: None)
+            return real(*arguments)
+
+    monkeypatch.setattr(rounds, "masked_logits", unmasked)
     with pytest.raises(VerificationError, match="masked and sliced"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2))
     assert not (tmp_path / "out").exists()
@@ -175,13 +187,14 @@ def test_finished_rounds_with_other_options_are_refused_and_kept(
         patch.setattr(rounds, "_run_round", once)
         with pytest.raises(Stopped):
             pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2))
-    before = sorted(tmp_path.rglob("*"))
+    before = contents(tmp_path)
+    assert any(name.endswith("1/model.safetensors") for name in before)  # the first round is there to be kept
     with pytest.raises(ConfigError, match=r"--lr 0\.5 \(was 0\.001\)"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2, resume=True, lr=0.5))
     missing = str(tmp_path / "missing.txt")
     with pytest.raises(DataError):
         pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2, overwrite=True, data=missing))
-    assert sorted(tmp_path.rglob("*")) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
