@@ -11,7 +11,9 @@ from loraprune.scoring.criteria.base import Tile, register_saliency
 from loraprune.scoring.kernels import eq10_fits, eq10_sums, eq10_tiles
 
 
-def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+def lora_sums(
+    tile: Tile, *, power: int, rows: bool, columns: bool
+) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
     """Return the sums over rows and columns of a whole projection, from one pass of a kernel where it fits."""
     factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
     reduce = eq10_sums if eq10_fits(tile.base, factors) else eq10_tiles
