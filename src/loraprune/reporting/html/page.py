@@ -173,6 +173,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "everything", duration(report.total_seconds)
     yield "peak memory of the training", size(training.peak_memory_bytes)
     yield "seed", str(report.seed)
+    if check.failed:
+        yield "not verified", "; ".join(check.failed)
     yield (
         "masked = sliced = reloaded",
         f"differences {check.masked_vs_sliced:.1e} and {check.sliced_vs_reloaded:.1e}, {check.tolerance:.0e} allowed",
