@@ -1,4 +1,4 @@
-"""What the kernels read: a weight as it is stored, and LoRA's factors with their gradients.
+"""Weights as they are stored, dense or quantised: what the kernels of scoring read.
 
 Quantised weights are cut here where nothing is lost by it, without the library that made them.
 """
@@ -124,21 +124,6 @@ Weight: TypeAlias = Float[Tensor, "out in_"] | Quantised
 def weight_rows(weight: Weight, start: int, stop: int) -> Float[Tensor, "rows in_"]:
     """Return some rows of a weight as numbers: dense ones in their own dtype, others in float32."""
     return weight[start:stop] if isinstance(weight, Tensor) else weight.rows(start, stop)
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """LoRA of one projection, W = W0 + scaling * B A, and the gradients of A and B."""
-
-    a: Float[Tensor, "rank in_"]
-    b: Float[Tensor, "out rank"]
-    grad_a: Float[Tensor, "rank in_"]
-    grad_b: Float[Tensor, "out rank"]
-    scaling: float
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return A, B and their gradients."""
-        return self.a, self.b, self.grad_a, self.grad_b
 
 
 @functools.cache
