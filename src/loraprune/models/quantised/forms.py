@@ -98,6 +98,9 @@ class Nf4Blocks:
         codes, absmax = self.packed.view(rows, -1, NF4_BLOCK // 2), self.absmax.view(rows, -1)
         if dim == 0:
             return Nf4Blocks(codes[index].flatten(), absmax[index].flatten(), (len(index), self.shape[1]))
+        # 64 weights side by side in a row share one absmax, so that columns can be cut without quantising again only by such blocks: the
+        # columns left must be whole ones. Channels of FFNs rarely are, whole heads of 64 channels always. Padding columns, which the last
+        # block may have, are no part of `index`. Source: Dettmers et al., QLoRA (arXiv 2305.14314), section 2, block-wise quantization.
         blocks = index[::NF4_BLOCK] // NF4_BLOCK
         whole = blocks[:, None] * NF4_BLOCK + torch.arange(NF4_BLOCK, device=index.device)
         if not torch.equal(whole[whole < self.shape[1]], index):
