@@ -56,8 +56,8 @@ class Pruner:
         self.dense_config = copy.deepcopy(config_of(model))
         self.target = target or find_target(model, config)
         self.groups, self.space = self.target.groups, self.target.space
-        self.refit_is_wanted = config.compensate is not None
-        """whether --compensate was given, so that it is an error where it cannot be done"""
+        self.recovery_is_wanted = config.compensate is not None or config.local is not None
+        """whether --compensate or --local was given, so that it is an error where it cannot be done"""
         self.config = config = decide_recovery(self.groups, config)
         tell_kinds(config_of(model), find_groups(config_of(model)), config)
         for path in linear_paths(self.groups):
@@ -174,10 +174,9 @@ class Pruner:
         self, rows: Rows, plan: Plan, positions: Mapping[str, Sequence[int]]
     ) -> tuple[Recovery, Steps]:
         """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
+        recovery = Recovery({"before": loss_on(self.model, rows)})
         with at_once():
-            recovery = Recovery({"before": loss_on(self.model, rows)})
-            refits = self._solve_refits(positions, rows) if self.config.compensate else {}
-            trace = Trace(self.model, self.present, rows) if self.config.local else None
+            refits, trace = self._look_at_rows(positions, rows)
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
         if self.config.local_all:
             names = list(plan.kept)
@@ -185,16 +184,19 @@ class Pruner:
         scales = self.scales if self.config.local else {}
         return recovery, Steps(refits, trace, self.config.local or 0, changed, scales, self.config.seed, self.folder)
 
-    def _solve_refits(self, positions: Mapping[str, Sequence[int]], rows: Rows) -> Mapping[str, Refit]:
-        """Solve the refits; of a model whose layers share projections none, unless they were asked for."""
+    def _look_at_rows(
+        self, positions: Mapping[str, Sequence[int]], rows: Rows
+    ) -> tuple[Mapping[str, Refit], Trace | None]:
+        """Solve the refits and trace what blocks are to give; neither where layers share projections, unless it was asked for."""
         try:
-            return solve_refits(self.model, self.present, positions, rows)
+            refits = solve_refits(self.model, self.present, positions, rows) if self.config.compensate else {}
+            return refits, Trace(self.model, self.present, rows) if self.config.local else None
         except ConfigError as error:
-            if self.refit_is_wanted:
+            if self.recovery_is_wanted:
                 raise
-            logger.info("no projection is refitted: %s", error)
-            self.config = replace(self.config, compensate=False)
-            return {}
+            logger.info("nothing is refitted and no block is trained: %s", error)
+            self.config = replace(self.config, compensate=False, local=0)
+            return {}, None
 
     @torch.no_grad()
     def _share_changed(self) -> None:

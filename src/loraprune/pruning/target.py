@@ -31,6 +31,9 @@ from loraprune.scoring import can_score
 from loraprune.scoring.average import read_scores
 from loraprune.scoring.criteria import criteria
 
+BLOCK_STEPS = 400
+"""--local, where it is not given and blocks can be trained"""
+
 logger = logging.getLogger(__name__)
 
 
@@ -132,10 +135,12 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
 
 
 def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
-    """Return the options with those of recovery that were not given: refitting wherever it is possible."""
+    """Return the options with those of recovery that were not given: refits and trained blocks wherever they are possible."""
     possible = not (config.sparsity or launch.is_sharded() or any(group.kind == "channel" for group in groups))
     return replace(
-        config, compensate=possible if config.compensate is None else config.compensate, local=config.local or 0
+        config,
+        compensate=possible if config.compensate is None else config.compensate,
+        local=(BLOCK_STEPS if possible else 0) if config.local is None else config.local,
     )
 
 

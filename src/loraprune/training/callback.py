@@ -107,8 +107,8 @@ class LoRAPruneCallback(TrainerCallback):
         except ConfigError as error:
             if self.config.compensate or self.config.local:
                 raise
-            logger.info("no projection is refitted: %s", error)
-            self.pruner.config = replace(self.pruner.config, compensate=False)
+            logger.info("nothing is refitted and no block is trained: %s", error)
+            self.pruner.config = replace(self.pruner.config, compensate=False, local=0)
             return None
 
     def prepare(self, model: nn.Module) -> None:
