@@ -27,7 +27,11 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_tensor(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return a tensor with the parts of all processes."""
+    """Return a tensor with the parts of all processes.
+
+    `full_tensor` is a collective: every process must ask for the same tensors in the same order, also those that have no use for them, or
+    all wait for ever. Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -49,6 +53,7 @@ def parted_like(tensor: Shaped[Tensor, "*shape"], like: Shaped[Tensor, "..."]) -
     """Return a whole tensor, which all processes have, in parts if `like` is in parts."""
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
         return tensor
+    # Without a source rank every process cuts its shard out of its own copy, which all have, instead of a scatter from the first one.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.models.quantised.forms import Factors
 from loraprune.scoring.criteria.base import Tile, register_saliency
 from loraprune.scoring.kernels import eq10_fits, eq10_sums, eq10_tiles
+from loraprune.scoring.kernels.factors import Factors
 
 
 def lora_sums(
