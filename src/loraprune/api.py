@@ -19,29 +19,35 @@ from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.models import adapters
 from loraprune.models.adapters import merge_lora
+from loraprune.models.auto_classes import name_class_
 from loraprune.models.loading import load_model
 from loraprune.models.quantised import prepare_
 from loraprune.models.saving import save_model
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.runtime.hub import at_home
 from loraprune.runtime.workspace import new_folder
 from loraprune.training.callback import LoRAPruneCallback
 
 
 def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
-    """Put LoRA on every projection that can be pruned; all other weights are frozen.
+    """Put LoRA on every projection that can be pruned. A head for classes, tags, spans or rewards is trained whole.
+
+    All other weights are frozen.
 
     Raises:
-        UnsupportedModelError: if no family knows the model.
+        UnsupportedModelError: if no family knows the model, or no Auto class could load it again with its head.
         ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU.
     """
     groups = find_groups(adapters.config_of(model))
     check_groups(model, groups)
     assert isinstance(model, PreTrainedModel)  # else it had no configuration
+    name_class_(model)
     prepare_(model)
     return adapters.attach_lora(
-        model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
-    )
+        model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed,
+        whole=adapters.head_paths(model, groups),
+    )  # fmt: skip
 
 
 def save_pruned(
@@ -65,7 +71,8 @@ def save_pruned(
         raise ConfigError("this callback has not seen a training run: call trainer.train() first")
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
-    with new_folder(Path(output), overwrite=overwrite, costly=True) as folder:
+    dense = {"model": str(pruner.dense_config.name_or_path)}
+    with new_folder(Path(at_home(str(output))), overwrite=overwrite, costly=True, inputs=dense) as folder:
         merged = merge_lora(pruner.model)
         probe = probe_of(merged)
         expected = logits_of(merged, probe)

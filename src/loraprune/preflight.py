@@ -24,7 +24,7 @@ from loraprune.models.folder import check_weights
 from loraprune.models.known_shapes import published_config
 from loraprune.models.loading import load_config, resolve
 from loraprune.runtime.device import choose_device
-from loraprune.runtime.hub import SUFFIXES, needs_no_hub, without_hub
+from loraprune.runtime.hub import SUFFIXES, data_suffix, needs_no_hub, without_hub
 
 TRAINED = ("groups", "data", "weights")
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -101,7 +101,7 @@ def _read_texts(name: str, part: str) -> object:
     """Read a source that is surely one of texts, or leads nowhere."""
     folders = glob.glob(os.path.join(glob.escape(name), "*", ""))
     nowhere = needs_no_hub(name) and not os.path.exists(os.path.expanduser(name)) and not find_benchmark(name)
-    if nowhere or Path(name).suffix.lower() in SUFFIXES or (os.path.isdir(name) and not folders):
+    if nowhere or data_suffix(name) in SUFFIXES or (os.path.isdir(name) and not folders):
         return open_source(name).read(part)
     return None
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from loraprune.data import labelled, open_source
+from loraprune.data.files import Table
 from loraprune.data.glue import TASKS, GlueTask, glue_on_hub, glue_task
 from loraprune.data.labelled import Example, class_names, class_numbers, is_regression, make_labelled
+from loraprune.data.sources import Part
 from loraprune.errors import DataError
 from tests.samples import jsonl
 
@@ -62,6 +64,37 @@ def test_what_is_held_out_is_drawn_from_all_over_a_sorted_file() -> None:
     assert labelled.hold_out(data, 10)[1] == judged
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (("10001", "94105"), ("10001", "94105"), [0, 1]),
+        ((200000001, 100000000), ("100000000", "200000001"), [1, 0]),
+        (("01", "02"), ("01", "02"), [0, 1]),
+        ((0, 3), ("0", "1", "2", "3"), [0, 3]),  # the control: a class without a row keeps its number
+    ],
+)
+def test_numbers_far_apart_are_names(labels: tuple[object, ...], names: tuple[str, ...], numbers: list[int]) -> None:
+    assert class_names(examples(*labels)) == names
+    assert class_numbers(examples(*labels), names) == numbers
+
+
+def test_a_number_is_not_the_place_of_another_name() -> None:
+    with pytest.raises(DataError, match="label '1' is none"):
+        class_numbers(examples(1), ("10001", "94105"))
+    table = Table(
+        "t", ("text", "label"), [{"text": "a", "label": place} for place in (0, 1, 2)], ["1", "2", "3"], ("1", "2", "3")
+    )
+    found = make_labelled(Part("t", "all", [table])).examples
+    assert class_numbers(found, ("1", "2", "3")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("labels", "words"), [(["ok"] * 8, "all 8 rows"), (list(range(100, 200)), "as an id has")])
+def test_labels_that_are_no_classes_are_refused(labels: list[object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        class_names(examples(*labels))
+    assert class_names(examples(*labels, *["a", "b"] * 60)) != ()  # the control
+
+
 def line(task: GlueTask, label: str) -> str:
     if isinstance(task.columns[0], int):
         return f"gj04\t{label}\t\tone"
@@ -91,7 +124,8 @@ def test_every_task_of_glue_is_read_from_the_archives_own_files(task: GlueTask, 
     assert (train.names, train.metrics) == (task.labels, task.metrics)
     if task.labels:
         assert set(class_numbers(train.examples, train.names)) == {0, 1}
-    assert source.files == {folder / "train.tsv", folder / f"{task.dev}.tsv"}
+    assert source.files_of("train") == {folder / "train.tsv"}
+    assert source.files_of("held_out") == {folder / f"{task.dev}.tsv"}
 
 
 def test_a_task_is_found_in_any_spelling() -> None:

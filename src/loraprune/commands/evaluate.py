@@ -6,8 +6,9 @@ Knows nothing about pruning.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +21,7 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.evaluation.measurement import Measured, paired_difference
 from loraprune.evaluation.precision_check import settle_precision_
-from loraprune.evaluation.tasks import Request, Task, choose_task, same_task
+from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, same_task
 from loraprune.families import fitting_lengths
 from loraprune.models.loading import load_tokenizer, load_with_head
 from loraprune.preflight import check_judged, reference_first
@@ -28,6 +29,8 @@ from loraprune.reporting.html.folder import EVALUATION
 from loraprune.reporting.html.page import write_page
 from loraprune.runtime.atomic import replace_text
 from loraprune.runtime.device import choose_dtype
+
+logger = logging.getLogger(__name__)
 
 Window: TypeAlias = tuple[str, int]
 """name of the data, and tokens in a row"""
@@ -59,7 +62,9 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     answers: dict[str, Answers] = {}
     for name, config in configs.items():
         windows = {
-            (text, length): task.prepare(Request(name, config, None, text, length, trust_remote_code=trust))
+            (text, length): first_rows(
+                task.prepare(Request(name, config, None, text, length, trust_remote_code=trust)), options.rows
+            )
             for text in options.texts()
             for length in (lengths if task.unit == "tokens" else lengths[:1])
         }
@@ -67,6 +72,7 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
         if options.dtype == "auto" and device.type == "cpu" and model.dtype == torch.bfloat16 and windows:
             settle_precision_(model, task, next(iter(windows.values())), options.batch)
         for window, prepared in windows.items():
+            logger.info("%s: measured on %d rows of %s", name, len(prepared.held_out), window[0])
             measured.setdefault(window, {})[name] = task.judge(model, prepared, options.batch)
         if asked:
             tokenizer = load_tokenizer(name, trust_remote_code=trust)
@@ -86,6 +92,13 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
         replace_text(Path(options.model) / EVALUATION, json.dumps(result.values, indent=1) + "\n")
         write_page(Path(options.model))
     return result
+
+
+def first_rows(prepared: Prepared, count: int | None) -> Prepared:
+    """Return data with at most so many rows to measure on, the first ones; all without a count."""
+    if count is None or count >= len(prepared.held_out):
+        return prepared
+    return replace(prepared, held_out=prepared.held_out.take(range(count)))
 
 
 def _common_task(options: EvaluateConfig, configs: Mapping[str, PreTrainedConfig]) -> Task:

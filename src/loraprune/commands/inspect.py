@@ -17,6 +17,7 @@ from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.evaluation.tasks import find_task
 from loraprune.families import find_groups
 from loraprune.groups import Group, layer_of
+from loraprune.models.auto_classes import find_head
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
@@ -46,7 +47,8 @@ def inspect(options: InspectConfig) -> Description:
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
-    model = empty_model(config, head=find_task(config, options.task).head)
+    head = find_task(config, options.task).head if options.task else find_head(config)
+    model = empty_model(config, head=head)
     check_groups(model, groups)
     space = make_space(model, groups, LoRAPruneConfig())
     total = model.num_parameters()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_type_hints
@@ -24,12 +25,14 @@ from loraprune.commands.parser_errors import (
     unknown_option,
 )
 from loraprune.config import commands, export, recipes
-from loraprune.config.base import Options, null_problems
+from loraprune.config.base import Options, expanded, null_problems
 from loraprune.config.training import FinetuneConfig, PruneConfig
-from loraprune.errors import ConfigError, Findings
-from loraprune.runtime.hub import without_hub
+from loraprune.errors import SECRET, ConfigError, Findings
+from loraprune.runtime.hub import at_home, data_problem, model_problem, without_hub
 
 USAGE = 2
+MODELS, DATA = ("model", "models", "against"), ("data", "eval")
+"""options that name what a command reads"""
 NO_OPTIONS = ("config", "recipe", "json", "debug")
 """what every command takes besides its own options"""
 
@@ -139,7 +142,7 @@ def files_first(arguments: Sequence[str]) -> list[str]:
             others.append(argument)
     named = moved.pop("--recipe", [])
     ready = [f"--config={recipes.path(one)}" if one in recipes.names() else f"--recipe={one}" for one in named]
-    found = [*ready, *(f"--config={file}" for file in moved["--config"])]
+    found = [*ready, *(f"--config={at_home(file)}" for file in moved["--config"])]
     return [*others[:1], *found, *([waiting] if waiting else []), *others[1:]]
 
 
@@ -173,6 +176,8 @@ def make_options(verb: str, parsed: Namespace) -> Options:
     """
     values = _without(parsed.as_dict(), NO_OPTIONS)
     wrong = _wrong_options(verb, values)
+    if (names := wrong_names(verb, values)) and not _others_to_look_at(values):
+        raise ConfigError(*wrong, *names)
     if wrong:
         raise ConfigError(*wrong, *_wrong_inputs(verb, values))
     return COMMANDS[verb].options(**values)
@@ -233,8 +238,32 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
     return list(empty.values())
 
 
+def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every name of a model or data that leads nowhere: known at once, before torch is imported."""
+    if verb in ("push", "report"):  # what they name is a folder, and no model to load
+        return []
+    models = {name: model_problem(name) for option in MODELS for name in _named(values, option)}
+    data = {(option, name): data_problem(name) for option in DATA for name in _named(values, option)}
+    return [
+        *(f"--model {name}: {problem}" for name, problem in models.items() if problem),
+        *(f"--{option} {problem}" for (option, name), problem in data.items() if problem and "=" not in name),
+    ]
+
+
+def _others_to_look_at(values: Mapping[str, Any]) -> bool:
+    """Say whether there are models or data beside those that are wrong, which may be wrong in other ways."""
+    return any(os.path.exists(name) for option in (*MODELS, *DATA) for name in _named(values, option))
+
+
+def _named(values: Mapping[str, Any], option: str) -> list[str]:
+    value = expanded(values).get(option)
+    names = value if isinstance(value, list) else [value]
+    return [name for name in names if isinstance(name, str) and name and not SECRET.search(name)]
+
+
 def _wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with models and data that values name: looked at all the same, so that everything wrong is told at once."""
+    values = {**values, **expanded(values)}
     if any(without_hub(values.get(name)) for name in ("model", "models", "against", "data", "eval")):
         from loraprune.preflight import local_problems
 

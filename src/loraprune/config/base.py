@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from loraprune.errors import SECRET, ConfigError, nearest
+from loraprune.runtime.hub import at_home
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
@@ -20,6 +21,10 @@ QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """the library behind each"""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
+INPUTS = ("model", "models", "against", "data", "eval", "scores", "task_data")
+"""options that may name a file or folder to read"""
+PLACES = (*INPUTS, "output", "plots")
+"""options that may name a path: `~` is the home folder in all of them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,13 @@ class Options:
     """Base of all options: checked as a whole when made, each part adding what it finds wrong."""
 
     def __post_init__(self) -> None:
+        for name, value in expanded({one.name: getattr(self, one.name) for one in fields(self)}).items():
+            object.__setattr__(self, name, value)
         raise_all(self.problems())
+
+    def inputs(self) -> dict[str, str | None]:
+        """Return what the options that may name a file to read are set to."""
+        return {name: value for name in INPUTS if isinstance(value := getattr(self, name, None), str)}
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -180,6 +191,15 @@ class QuantizeOptions(Options):
         """Return one sentence for every option that is wrong."""
         absent = missing_quantiser(self.quantize) if self.needs_library else None
         return [*super().problems(), *failed((absent is None, f"--quantize {self.quantize}: {absent}"))]
+
+
+def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options with `~` expanded in those that may name a path."""
+    return {
+        name: [at_home(each) for each in value] if isinstance(value, list) else at_home(value)
+        for name, value in values.items()
+        if name in PLACES
+    }
 
 
 def missing_quantiser(kind: str) -> str | None:

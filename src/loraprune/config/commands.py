@@ -72,6 +72,8 @@ class EvaluateConfig(ModelOptions, MachineOptions):
     """a second model to show beside it, usually the dense one"""
     length: list[int] | int = 512
     """tokens in a window, several as [128, 2048], which the paper's protocols use; the longest is the most that a task's question has"""
+    rows: int | None = None
+    """windows or rows of each text to measure on at most, from the first on; without it all"""
     batch: int = 8
     """windows, rows or questions at a time"""
     tasks: str | None = None
@@ -105,7 +107,7 @@ class EvaluateConfig(ModelOptions, MachineOptions):
             ("shots", self.shots, 0),
             *(("length", length, 2) for length in self.lengths()),
         ]
-        least += [("limit", self.limit, 1)] if self.limit is not None else []
+        least += [(name, value, 1) for name, value in (("limit", self.limit), ("rows", self.rows)) if value is not None]
         checks = [
             (bool(self.texts() or self.task_names()), "nothing to measure: give --data, --tasks or both"),
             (bool(self.lengths()), "--length is empty: name at least one window"),

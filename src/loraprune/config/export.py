@@ -35,7 +35,7 @@ class ExportConfig(ModelOptions):
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        problem = output_problem(self.output, overwrite=self.overwrite)
+        problem = output_problem(self.output, overwrite=self.overwrite, inputs=self.inputs())
         least = at_least(("tensor-parallel", self.tensor_parallel, 1))
         return [*super().problems(), *least, *([problem] if problem else [])]
 

@@ -45,13 +45,13 @@ class LoRAPruneConfig(AdapterOptions):
     parameters: str | None = None
     """parameters the whole model is to have, such as 600M or 1.2B, reached as closely as a ratio; replaces --ratio"""
     heads: int | None = None
-    """query heads to keep in every layer; with --ffn, replaces --ratio"""
+    """query heads to keep in every layer; replaces --ratio; without --ffn all FFN channels stay"""
     ffn: int | None = None
-    """FFN channels to keep in every layer; with --heads, replaces --ratio"""
+    """FFN channels to keep in every layer; replaces --ratio; without --heads all heads stay"""
     heads_ratio: float | None = None
-    """fraction of the heads to remove from every layer; with --ffn-ratio, replaces --ratio"""
+    """fraction of the heads to remove from every layer; replaces --ratio; without --ffn-ratio all FFN channels stay"""
     ffn_ratio: float | None = None
-    """fraction of the FFN channels to remove from every layer; with --heads-ratio, replaces --ratio"""
+    """fraction of the FFN channels to remove from every layer; replaces --ratio; without --heads-ratio all heads stay"""
     scores: str | None = None
     """scores.safetensors of an earlier run of the same model: units are ranked by these and not scored anew"""
     sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
@@ -190,6 +190,10 @@ class LoRAPruneConfig(AdapterOptions):
                 "widths by hand",
             ),
             (
+                self.ratio == LoRAPruneConfig.ratio or not (self.parameters or self.has_dimensions),
+                f"--ratio {self.ratio} {self._other_target()}: give one target only; leave --ratio out",
+            ),
+            (
                 self.parameters is None or not self.has_dimensions,
                 f"--parameters {self.parameters} and widths by hand: give one target only",
             ),
@@ -201,6 +205,12 @@ class LoRAPruneConfig(AdapterOptions):
             except ConfigError as error:
                 found.append(str(error))
         return [*found, *self._sparsity_problems()]
+
+    def _other_target(self) -> str:
+        """Return the targets beside --ratio that are given, as they are typed."""
+        names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
 
     def _sparsity_problems(self) -> list[str]:
         if self.sparsity is None:

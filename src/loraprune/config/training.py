@@ -94,7 +94,7 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
         ))  # fmt: skip
         absent = None if self.optimizer == "adamw" else missing_quantiser("8bit")
         checks.append((absent is None, f"--optimizer {self.optimizer}: {absent}"))
-        problem = output_problem(self.output, overwrite=self.overwrite, resume=self.resume)
+        problem = output_problem(self.output, overwrite=self.overwrite, resume=self.resume, inputs=self.inputs())
         return [*super().problems(), *failed(*checks), *([problem] if problem else [])]
 
 

@@ -5,6 +5,8 @@ Knows nothing about where a table came from.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -15,9 +17,19 @@ from loraprune.errors import DataError
 Format = Literal["messages", "instruction", "pair", "text"]
 Message = Mapping[str, Any]
 
+EXCHANGES = (("instruction", "response"), ("instruction", "output"), ("prompt", "completion"), ("prompt", "response"))
+"""columns of a request and its answer: ours, those of Alpaca, of TRL, and of other tools"""
+CHATS = ("messages", "conversations")
+"""columns of whole chats; the second is ShareGPT's, whose turns are {from, value}"""
+SPEAKERS = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool",
+    "function": "tool",
+}  # fmt: skip
+"""who speaks in ShareGPT's chats -> role; other names are roles already"""
+
 COLUMNS: tuple[tuple[Format, tuple[str, ...]], ...] = (
-    ("messages", ("messages",)),
-    ("instruction", ("instruction", "response")),
+    *(("messages", (column,)) for column in CHATS),
+    *(("instruction", columns) for columns in EXCHANGES),
     ("text", ("text",)),
     *(("pair", columns) for columns in PAIRS),
 )
@@ -39,6 +51,8 @@ class Chat(NamedTuple):
     place: str
     """where it stands, as an error message gives it"""
     messages: Sequence[Message]
+    tools: Sequence[Any] | None = None
+    """functions that the assistant may call, as the chat template takes them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Exampl
     else:
         chat = _messages if form == "messages" else _exchange
         chats = [
-            Chat(f"{table.name}, {place}", chat(table, place, row))
+            Chat(f"{table.name}, {place}", chat(table, place, row), _tools(table, place, row))
             for table in tables
             for place, row in zip(table.places, table.rows, strict=True)
         ]
@@ -100,8 +114,8 @@ def find_format(table: Table) -> Format:
         raise DataError(f"{table.name}: there is no row in it: give a file that holds some")
     found = ", ".join(table.columns) or "none"
     raise DataError(
-        f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `messages`, or `source` and "
-        "`target`: rename them"
+        f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `prompt` and `completion`, or "
+        "`messages`, or `source` and `target`: rename them"
     )
 
 
@@ -119,30 +133,78 @@ def _texts(table: Table) -> list[str]:
 
 
 def _exchange(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Message]:
-    prompt = _string(table, place, row, "instruction")
-    if row.get("input") not in (None, ""):
+    asked, answered = next(columns for columns in EXCHANGES if set(columns) <= set(table.columns))
+    if isinstance(row.get(asked), list) and isinstance(row.get(answered), list):
+        return _spoken(table, place, [*_unlearnt(row[asked]), *row[answered]], column=answered)
+    prompt = _string(table, place, row, asked)
+    if asked == "instruction" and row.get("input") not in (None, ""):
         prompt = f"{prompt}\n{_string(table, place, row, 'input')}"
-    answer = _string(table, place, row, "response")
+    answer = _string(table, place, row, answered)
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
+def _unlearnt(messages: Sequence[Any]) -> list[Any]:
+    """Return the turns of a prompt, of which nothing is learnt."""
+    return [{**message, "weight": 0} if isinstance(message, dict) else message for message in messages]
+
+
 def _messages(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Message]:
-    messages = row.get("messages")
+    column = next(column for column in CHATS if column in table.columns)
+    return _spoken(table, place, row.get(column), column=column)
+
+
+def _spoken(table: Table, place: str, messages: object, *, column: str) -> Sequence[Message]:
+    """Return the turns of a chat with their roles, contents and weights checked."""
     where = f"{table.name}, {place}"
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise DataError(
-            f"{where}: messages is {_name(messages)}, a list of {{role, content}} is needed: correct the row"
+            f"{where}: {column} is {_name(messages)}, a list of {{role, content}} is needed: correct the row"
         )
-    for number, message in enumerate(messages, start=1):
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                found = _name(message.get(key))
-                raise DataError(f"{where}: {key} of message {number} is {found}, a string is needed: correct the row")
-    # `datasets` gives every message the keys of all others, with None where a message lacks them.
-    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    if not any(message["role"] == "assistant" for message in messages):
+    turns = [_turn(where, number, message) for number, message in enumerate(messages, start=1)]
+    if not any(turn["role"] == "assistant" for turn in turns):
         raise DataError(f"{where}: no message has the role assistant, so there is nothing to learn: remove the row")
-    return messages
+    return turns
+
+
+def _turn(where: str, number: int, message: Message) -> Message:
+    # `datasets` gives every message the keys of all others, with None where a message lacks them.
+    turn = {key: value for key, value in message.items() if value is not None}
+    if "role" not in turn and "from" in turn:
+        turn["role"] = SPEAKERS.get(turn["from"], turn["from"])
+        turn["content"] = turn.pop("value", None)
+        del turn["from"]
+    if turn.get("tool_calls") and turn.get("content") is None:
+        turn["content"] = ""  # OpenAI's API writes null beside a call
+    if isinstance(parts := turn.get("content"), list) and parts and all(_is_text(part) for part in parts):
+        turn["content"] = "".join(part["text"] for part in parts)
+    for key in ("role", "content"):
+        if not isinstance(turn.get(key), str):
+            found = _name(turn.get(key))
+            raise DataError(f"{where}: {key} of message {number} is {found}, a string is needed: correct the row")
+    if turn.get("weight", 1) not in (0, 1):
+        raise DataError(
+            f"{where}: weight of message {number} is {_name(turn['weight'])}: 0 or 1 is needed: correct the row"
+        )
+    return turn
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _tools(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Return the functions that a chat may call: a list, or the text of one in JSON, as tables of strings hold it."""
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        with contextlib.suppress(ValueError):
+            tools = json.loads(tools)
+    if tools in (None, "", []):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(
+            f"{table.name}, {place}: tools is {_name(tools)}, a list of functions is needed: correct the row"
+        )
+    return tools
 
 
 def _string(table: Table, place: str, row: Mapping[str, Any], column: str) -> str:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import csv
 import glob
+import gzip
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,7 @@ import datasets
 from datasets.utils import logging as datasets_logging
 
 from loraprune.errors import DataError
+from loraprune.runtime.hub import COMPRESSED, data_suffix
 
 PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
 """columns of what is read and what is written: translation, and how data sets of summaries name them"""
@@ -27,7 +32,8 @@ LABELLED = (
 )  # fmt: skip
 """columns of what has a label, see `loraprune.data.labelled`"""
 USED_COLUMNS = (
-    *("messages", "instruction", "input", "response", "text"), *(column for pair in PAIRS for column in pair), *LABELLED,
+    *("messages", "conversations", "tools", "instruction", "input", "response", "output", "prompt", "completion", "text"),
+    *(column for pair in PAIRS for column in pair), *LABELLED,
 )  # fmt: skip
 """the others are not loaded: they may be large, or of types that change from row to row"""
 
@@ -45,13 +51,16 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a .jsonl, .json, .csv or .parquet file.
+    """Read a .jsonl, .json, .csv, .tsv or .parquet file; all but the last may be compressed.
 
     Raises:
         DataError: if the file cannot be read, is empty, or is not what its suffix says.
     """
-    reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    return reader[path.suffix.lower()](path)
+    readers: dict[str, Callable[[Path], Table]] = {
+        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"),
+        ".parquet": _read_parquet,
+    }  # fmt: skip
+    return readers[data_suffix(path.name)](path)
 
 
 def read_text(path: Path) -> str:
@@ -81,7 +90,26 @@ def _read_bytes(path: Path, count: int = -1) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check the path and its permissions") from None
     if not data:
         raise DataError(f"{path}: the file is empty: give one that holds text")
-    return data
+    return data if count >= 0 else _decompressed(path, data)
+
+
+def _decompressed(path: Path, data: bytes) -> bytes:
+    """Return what is in a .gz or .zst file; of any other what is given."""
+    suffix = path.suffix.lower()
+    if suffix not in COMPRESSED:
+        return data
+    if suffix == ".zst" and find_spec("zstandard") is None:
+        raise DataError(
+            f"{path}: zstandard is not installed, which reads .zst files: pip install zstandard, or decompress the file"
+        )
+    try:
+        if suffix == ".gz":
+            return gzip.decompress(data)
+        with import_module("zstandard").ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+            whole: bytes = reader.read()
+            return whole
+    except Exception as error:  # zstandard has an error of its own
+        raise DataError(f"{path}: not a whole {suffix} file ({reason(error)}): compress it again") from None
 
 
 def _read_jsonl(path: Path) -> Table:
@@ -118,14 +146,32 @@ def _json_table(path: Path, rows: Sequence[Any], places: Sequence[str]) -> Table
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
             raise DataError(f'{path}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
+        if half := _half_character(row):
+            raise DataError(
+                f"{path}, {place}: it holds {half}, half of a character, which no tokenizer reads: correct or remove the row"
+            )
     columns = dict.fromkeys(column for row in rows for column in row)  # a dict keeps their order
     return Table(str(path), tuple(columns), rows, places)
 
 
-def _read_csv(path: Path) -> Table:
-    lines = read_text(path).split("\n")
+def _half_character(value: object) -> str | None:
+    """Return a surrogate without its other half in the texts of a JSON value, as a cut in the middle of an emoji leaves it."""
+    if isinstance(value, str):
+        if value.isascii():
+            return None
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"\\u{ord(value[error.start]):04x}"
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((half for part in parts if (half := _half_character(part))), None)
+
+
+def _read_csv(path: Path, *, delimiter: str = ",") -> Table:
+    text = read_text(path)
+    lines = text.split("\n")
     try:
-        header = next(csv.reader(lines), [])
+        header = next(csv.reader(lines, delimiter=delimiter), [])
     except csv.Error as error:
         raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file anew") from None
     used = [column for column in USED_COLUMNS if column in header]
@@ -133,13 +179,18 @@ def _read_csv(path: Path) -> Table:
         return Table(str(path), tuple(header), [], [])
     # Without declared types a file whose responses are all numbers would come back as numbers.
     strings = datasets.Features({column: datasets.Value("string") for column in used})
-    with _loaded(path, "csv", features=strings, na_filter=False) as table:
-        return as_table(str(path), table)._replace(columns=tuple(header))
+    with tempfile.TemporaryDirectory() as spare:
+        plain = path
+        if path.suffix.lower() in COMPRESSED:
+            plain = Path(spare) / path.stem
+            plain.write_text(text, encoding="utf-8")
+        with loaded(plain, "csv", features=strings, na_filter=False, sep=delimiter) as table:
+            return as_table(str(path), table)._replace(columns=tuple(header))
 
 
 def _read_parquet(path: Path) -> Table:
     _read_bytes(path, count=1)
-    with _loaded(path, "parquet") as table:
+    with loaded(path, "parquet") as table:
         return as_table(str(path), table)
 
 
@@ -153,7 +204,7 @@ def as_table(name: str, table: datasets.Dataset) -> Table:
 
 
 @contextmanager
-def _loaded(path: Path, builder: str, **options: Any) -> Iterator[datasets.Dataset]:
+def loaded(path: Path, builder: str, **options: Any) -> Iterator[datasets.Dataset]:
     """Read a file through `datasets`, silently and without leaving a copy in the user's cache."""
     bars, verbosity = not datasets.are_progress_bars_disabled(), datasets_logging.get_verbosity()
     datasets.disable_progress_bars()

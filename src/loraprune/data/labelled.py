@@ -26,6 +26,10 @@ TEXTS: tuple[tuple[str, ...], ...] = (
 )
 """columns that hold a text, or a text and its pair, in the order of preference where a table has several"""
 LABEL = "label"
+GAPS = 32
+"""a number below this, or below twice the number of classes, numbers a class; larger ones, such as zip codes, are only names"""
+MANY_CLASSES = 50
+"""more classes than this, and more than half as many as rows, are not classes"""
 
 
 class Example(NamedTuple):
@@ -91,11 +95,17 @@ def _texts(table: Table, place: str, row: Mapping[str, Any], columns: Sequence[s
 
 def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
     label = row.get(LABEL)
+    if isinstance(label, list):
+        raise DataError(
+            f"{table.name}, {place}: label is {label!r}: only one label a text is trained; give a name or a number"
+        )
     fine = isinstance(label, (int, str)) or (isinstance(label, float) and math.isfinite(label))
     if not fine or label == "":
         raise DataError(
             f"{table.name}, {place}: label is {'missing' if label in (None, '') else repr(label)}: give a name or a number"
         )
+    if table.names and isinstance(label, int) and 0 <= label < len(table.names):
+        return table.names[label]  # numbers may be names too, those of other classes
     return label
 
 
@@ -143,12 +153,27 @@ def is_regression(examples: Sequence[Example]) -> bool:
 
 
 def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the names of all classes, numbers in their order and words in the alphabet's."""
+    """Return the names of all classes, numbers in their order and words in the alphabet's.
+
+    Raises:
+        DataError: if all rows have the same label, or nearly every row has one of its own.
+    """
     names = {str(example.label) for example in examples}
-    if all(name.isdecimal() for name in names):
-        # A class that no row has keeps its number.
-        return tuple(str(number) for number in range(max(map(int, names)) + 1))
-    return tuple(sorted(names))
+    if len(names) == 1:
+        raise DataError(
+            f"{examples[0].place}: label {min(names)!r} is that of all {len(examples)} rows: at least two classes are needed"
+        )
+    if len(names) > max(MANY_CLASSES, len(examples) // 2):
+        raise DataError(
+            f"{examples[0].place}: `label` has {len(names)} different values in {len(examples)} rows, as an id has: rename the column "
+            "that holds classes to `label`"
+        )
+    if not all(name.isdecimal() and str(int(name)) == name for name in names):
+        return tuple(sorted(names))
+    numbers = sorted(map(int, names))
+    if numbers[-1] < max(GAPS, 2 * len(numbers)):
+        numbers = list(range(numbers[-1] + 1))  # a class that no row has keeps its number
+    return tuple(map(str, numbers))
 
 
 def class_numbers(examples: Sequence[Example], names: Sequence[str]) -> list[int]:
@@ -158,10 +183,12 @@ def class_numbers(examples: Sequence[Example], names: Sequence[str]) -> list[int
         DataError: if a label is neither.
     """
     places = {name: place for place, name in enumerate(names)}
+    are_numbers = all(name.isdecimal() for name in names)
     found = []
     for example in examples:
         label = str(example.label)
-        place = places.get(label, int(label) if label.isdecimal() else -1)
+        # The number of a class stands for its name, but not where names are numbers themselves.
+        place = places.get(label, int(label) if label.isdecimal() and not are_numbers else -1)
         if not 0 <= place < len(names):
             raise DataError(
                 f"{example.place}: label {label!r} is none of the model's or the training data's, {', '.join(names)[:200]}: "

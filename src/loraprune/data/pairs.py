@@ -47,6 +47,10 @@ def find_pairs(examples: Examples) -> Sequence[Pair]:
             f"{examples.source}: it holds {examples.format}; a model that encodes one text and decodes another needs the columns "
             "`source` and `target`, or `instruction` and `response`: rename them"
         )
+    if long := next((chat for chat in examples.chats if len(chat.messages) != 2), None):
+        raise DataError(
+            f"{long.place}: it has {len(long.messages)} turns, one question and one answer are needed: split the row"
+        )
     return [Pair(chat.place, *(str(message["content"]) for message in chat.messages)) for chat in examples.chats]
 
 

@@ -6,12 +6,13 @@ Knows nothing about tokens. Nothing is read before a split is asked for, except 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 from huggingface_hub import HfApi
@@ -20,9 +21,14 @@ from loraprune.data.files import Table, as_table, read_table, read_text, reason
 from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
 from loraprune.data.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
-from loraprune.runtime.hub import STDLIB, SUFFIXES, may_be_on_hub
+from loraprune.runtime.hub import STDLIB, SUFFIXES, data_problem, data_suffix, matching
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
+SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
+SHARD, VARIANT = r"([-_]?\d.*)?", r"([-_].*)?"
+"""what may follow the name of a split in a file's name: a number; or a word too, where every file of a folder is named for a split"""
+SAVED = ("dataset_dict.json", "state.json")
+"""one of these is in every folder of `save_to_disk`"""
 HUB_SECONDS = 10
 
 
@@ -41,7 +47,8 @@ class Source:
     """What a name leads to: either its split `all`, or its splits `train` and `held_out`."""
 
     splits: Mapping[str, Callable[[], Part]]
-    files: frozenset[Path] = frozenset()
+    files: Mapping[str, frozenset[Path]] = field(default_factory=dict)
+    """split -> the files it is read from"""
 
     def read(self, split: str) -> Part:
         """Return `train` or `held_out`, or everything where the source has no splits of its own.
@@ -50,6 +57,10 @@ class Source:
             DataError: if its files are malformed.
         """
         return (self.splits.get(split) or self.splits["all"])()
+
+    def files_of(self, split: str) -> frozenset[Path]:
+        """Return the files that `read` reads for a split."""
+        return self.files.get(split) or self.files.get("all", frozenset())
 
 
 def open_source(name: str) -> Source:
@@ -65,19 +76,31 @@ def open_source(name: str) -> Source:
         glue = glue_files(path)
         if glue:
             splits = {split: partial(_read_glue, name, split, file) for split, file in glue.items()}
-            return Source(splits, frozenset(file.resolve() for file in glue.values()))
-        files = data_files(path)
-        return Source({"all": partial(_read_files, name, files)}, frozenset(file.resolve() for file in files))
-    if not may_be_on_hub(name):
-        raise DataError(f"{name!r}: no such file or folder{_nearest_file(path)}: check the path")
+            return Source(splits, {split: frozenset({file.resolve()}) for split, file in glue.items()})
+        if is_saved(path):
+            return _saved(name, path)
+        parts = split_files(data_files(path), path)
+        splits = {part: partial(_read_files, name, split, files) for part, (split, files) in parts.items()}
+        return Source(splits, {part: frozenset(map(Path.resolve, files)) for part, (_, files) in parts.items()})
+    if problem := data_problem(name):
+        raise DataError(problem)
+    if found := [data_file(Path(file)) for file in matching(str(path))]:
+        return Source({"all": partial(_read_files, name, "all", found)}, {"all": frozenset(map(Path.resolve, found))})
     return _open_hub(name)
 
 
-def _nearest_file(path: Path) -> str:
-    try:
-        return nearest(path.name, os.listdir(path.parent))
-    except (OSError, ValueError):
-        return ""
+def data_file(path: Path) -> Path:
+    """Return a file whose type is read.
+
+    Raises:
+        DataError: for any other.
+    """
+    if data_suffix(path.name) not in SUFFIXES:
+        hint = nearest(path.suffix, SUFFIXES)
+        raise DataError(
+            f"{path}: files of type {path.suffix or 'none'!r} are not read{hint}: give one of {', '.join(SUFFIXES)}"
+        )
+    return path
 
 
 def data_files(path: Path) -> list[Path]:
@@ -88,32 +111,90 @@ def data_files(path: Path) -> list[Path]:
     """
     known = ", ".join(SUFFIXES)
     if not path.is_dir():
-        if path.suffix.lower() not in SUFFIXES:
-            hint = nearest(path.suffix, SUFFIXES)
-            raise DataError(f"{path}: files of type {path.suffix or 'none'!r} are not read{hint}: give one of {known}")
-        return [path]
+        return [data_file(path)]
     try:
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check its permissions") from None
     if not entries:
         raise DataError(f"{path}: the folder is empty: give one that holds files of type {known}")
-    other = [entry.name for entry in entries if entry.is_dir() or entry.suffix.lower() not in SUFFIXES]
+    other = [entry.name for entry in entries if entry.is_dir() or data_suffix(entry.name) not in SUFFIXES]
     if other:
         raise DataError(
             f"{path}: the folder holds {other[0]!r}, but only {known} files are read: move it out, or name a file"
         )
-    types = sorted({entry.suffix.lower() for entry in entries})
+    types = sorted({data_suffix(entry.name) for entry in entries})
     if len(types) > 1:
         raise DataError(f"{path}: the folder holds {' and '.join(types)} files: keep those of one type, or name a file")
     return entries
 
 
-def _read_files(name: str, files: Sequence[Path]) -> Part:
-    if files[0].suffix.lower() == ".txt":
+def is_saved(path: Path) -> bool:
+    """Say whether a folder is one that `save_to_disk` of `datasets` wrote."""
+    return any((path / name).is_file() for name in SAVED)
+
+
+def load_saved(path: Path) -> dict[str, tuple[str, datasets.Dataset]]:
+    """Load a folder that `save_to_disk` wrote; the splits are those of `load_hub`.
+
+    Raises:
+        DataError: if it cannot be read, or has no training split.
+    """
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # pyarrow and datasets share no base class
+        raise DataError(f"{path}: not a whole folder of save_to_disk ({reason(error)}): save it again") from None
+    return _parts(str(path), loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded})
+
+
+def _saved(name: str, path: Path) -> Source:
+    parts = load_saved(path).items()
+    return Source({part: partial(_read_hub, name, split, table, None) for part, (split, table) in parts})
+
+
+def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[Path]]]:
+    """Return files of a folder (or one file) as `all`, or as `train` and `held_out` where their names say so, each with the split's name.
+
+    Names are those of the hub's data sets: train.jsonl, validation.jsonl, test-00000-of-00002.parquet.
+
+    Raises:
+        DataError: where names say of some files only, or of none that is for training, what they are for.
+    """
+    if not path.is_dir():
+        return {"all": ("all", list(files))}
+    found = _by_split(files, VARIANT)
+    if "" in found:
+        found = _by_split(files, SHARD)
+    if len(found) == 1:
+        return {"all": ("all", list(files))}
+    if "" in found and len(found) > 1:
+        named_one = next(split for split in found if split)
+        raise DataError(
+            f"{path}: {found[named_one][0].name} is named for a split and {found[''][0].name} is not: name one file, or keep the files "
+            "of one purpose in the folder"
+        )
+    held_out = next((split for split in HELD_OUT_SPLITS if split in found), "train")
+    if "train" not in found:
+        raise DataError(
+            f"{path}: its files are named for {' and '.join(found)}, none for train: name the file that is meant"
+        )
+    return {"train": ("train", found["train"]), "held_out": (held_out, found[held_out])}
+
+
+def _by_split(files: Sequence[Path], ending: str) -> dict[str, list[Path]]:
+    """Return the files of every split that their names begin with; of none under the empty name."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        named = re.fullmatch(SPLIT_NAME + ending, file.name.split(".")[0].lower())
+        found.setdefault(named[1] if named else "", []).append(file)
+    return found
+
+
+def _read_files(name: str, split: str, files: Sequence[Path]) -> Part:
+    if data_suffix(files[0].name) == ".txt":
         rows = [{"text": read_text(file)} for file in files]
-        return Part(name, "all", [Table(name, ("text",), rows, [str(file) for file in files])])
-    return Part(name, "all", [read_table(file) for file in files])
+        return Part(name, split, [Table(name, ("text",), rows, [str(file) for file in files])])
+    return Part(name, split, [read_table(file) for file in files])
 
 
 def _read_glue(name: str, split: str, file: Path) -> Part:
@@ -145,6 +226,11 @@ def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
         raise DataError(
             f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
         ) from None
+    return _parts(name, loaded)
+
+
+def _parts(name: str, loaded: Mapping[Any, datasets.Dataset]) -> dict[str, tuple[str, datasets.Dataset]]:
+    """Return the only split as `all`, or those for `train` and `held_out`, with their own names."""
     splits = {str(split): (str(split), table) for split, table in loaded.items()}
     if len(splits) == 1:
         return {"all": next(iter(splits.values()))}
@@ -180,7 +266,7 @@ def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> Non
     """Check that nothing is both trained on and judged by; a source's own splits are apart."""
     if other is data and "held_out" in data.splits:
         return
-    shared = sorted(data.files & other.files)
+    shared = sorted(data.files_of("train") & other.files_of("held_out"))
     if shared or (name == held_out and "held_out" not in data.splits):
         raise DataError(
             f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "

@@ -63,17 +63,27 @@ def render_plain(chat: Chat, *, bos: str, eos: str) -> Rendered:
     An answer's span starts after the colon and ends with EOS, or with its newline where there is no EOS, so that the
     model learns to stop.
     """
+    if chat.tools or any(message.get("tool_calls") for message in chat.messages):
+        raise DataError(
+            f"{chat.place}: it has tools or tool_calls, and the tokenizer has no chat template to write them by: give it one or remove them"
+        )
     text, spans = bos, []
     for message in chat.messages:
         text += f"{message['role'].capitalize()}:"
         if message["role"] == "assistant":
             answer = f" {message['content']}{eos or chr(10)}"
             end = len(text) + len(answer)
-            spans.append(Span(len(text), end, end))
+            if is_learnt(message):
+                spans.append(Span(len(text), end, end))
             text += answer + ("\n" if eos else "")
         else:
             text += f" {message['content']}\n"
     return Rendered(text, spans)
+
+
+def is_learnt(message: Message) -> bool:
+    """Say whether a turn is to be learnt: the assistant's are, unless their `weight` is 0."""
+    return bool(message["role"] == "assistant" and message.get("weight", 1))
 
 
 def _render_guarded(chat: Chat, *, tokenizer: PreTrainedTokenizerBase, template: str) -> Rendered:
@@ -89,18 +99,22 @@ def _render_guarded(chat: Chat, *, tokenizer: PreTrainedTokenizerBase, template:
 
 def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> Rendered:
     def render(messages: Sequence[Message], *, answer: bool = False) -> str:
-        turns = [dict(turn) for turn in messages]
         text = tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=answer
+            _turns(messages),
+            tools=_functions(chat),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=answer,
         )
         return str(text)
 
     text = render(chat.messages)
-    spans = _marked_spans(chat, tokenizer, template) if MARKED.search(template) else []
+    whole = all(is_learnt(message) for message in chat.messages if message["role"] == "assistant")
+    spans = _marked_spans(chat, tokenizer, template) if whole and MARKED.search(template) else []
     if spans:
         return Rendered(text, spans)
     for index, message in enumerate(chat.messages):
-        if message["role"] == "assistant":
+        if is_learnt(message):
             span = find_span(chat, index, text, render=render)
             if index and "add_generation_prompt" in template:
                 # What the model is asked to write may begin before the content: Qwen 3's `<think>`.
@@ -110,10 +124,20 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> Re
     return Rendered(text, spans)
 
 
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return turns as a template takes them; their weight is not for it."""
+    return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
+
+
+def _functions(chat: Chat) -> list[Any] | None:
+    return list(chat.tools) if chat.tools else None
+
+
 def _marked_spans(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> list[Span]:
     """Return the characters of every token that the template itself marks as the assistant's."""
     encoded: Any = tokenizer.apply_chat_template(
-        [dict(turn) for turn in chat.messages],
+        _turns(chat.messages),
+        tools=_functions(chat),
         chat_template=template,
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -135,6 +159,8 @@ def find_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
     """
     exchanged = [*chat.messages[:index], {**chat.messages[index], "content": STAND_IN}, *chat.messages[index + 1 :]]
     around = render(exchanged).split(STAND_IN)
+    if len(around) == 1 and chat.messages[index].get("tool_calls"):
+        return _call_span(chat, index, text, render=render)
     if len(around) != 2:
         raise DataError(
             f"{chat.place}: the tokenizer's chat template prints message {index + 1} {len(around) - 1} times, "
@@ -147,6 +173,22 @@ def find_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
     closing = _shared(after, stopped) - (len(after) - common)
     said = len(text) - common
     return Span(start, said, said + max(0, closing))
+
+
+def _call_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
+    """Find what a turn puts into the text whose calls are printed instead of its content: what it adds to the turns before it.
+
+    Raises:
+        DataError: if the turns before it are printed in another way without it.
+    """
+    before, through = render(chat.messages[:index]), render(chat.messages[: index + 1])
+    start, end = _shared(through, before), _shared(text, through)
+    if not 0 < start < end:
+        raise DataError(
+            f"{chat.place}: the tokenizer's chat template prints the calls of message {index + 1} in a way that cannot be found: "
+            "give one exchange a row"
+        )
+    return Span(start, end, end)
 
 
 def _shared(text: str, other: str) -> int:

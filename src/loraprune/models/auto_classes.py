@@ -19,6 +19,8 @@ HEADS = {
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
 }
 """Auto class -> transformers' table of the classes it builds; a configuration that names no head gets the first that knows it"""
 
@@ -43,6 +45,28 @@ def find_head(config: PreTrainedConfig) -> str:
     return able[0]
 
 
+def name_class_(model: PreTrainedModel) -> None:
+    """Write into a model's configuration which class of transformers it is, so that it is saved with its own head.
+
+    A head that `from_pretrained` put on another checkpoint is not the one that its configuration names.
+
+    Raises:
+        UnsupportedModelError: if no Auto class builds the model, so that no folder could be loaded with its head.
+    """
+    known = {name for _, classes in _classes(model.config) for name in classes}
+    code = getattr(model.config, "auto_map", None) or {}
+    names = [each.__name__ for each in type(model).__mro__]
+    found = next((name for name in names if name in known), None)
+    if found is None and any(str(reference).rpartition(".")[2] in names for reference in code.values()):
+        found = type(model).__name__
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no Auto class loads a model with its head, so it could not be saved; load it as one of "
+            f"{', '.join(HEADS)}"
+        )
+    model.config.architectures = [found]
+
+
 def _classes(config: PreTrainedConfig) -> Iterator[tuple[str, set[str]]]:
     """Yield every Auto class with the names of the classes that it has for a configuration."""
     for head, table in HEADS.items():
@@ -54,6 +78,14 @@ def _classes(config: PreTrainedConfig) -> Iterator[tuple[str, set[str]]]:
 def can_build(config: PreTrainedConfig, head: str) -> bool:
     """Say whether an Auto class knows a model type, or the code that comes with the model has a class for it."""
     return bool(dict(_classes(config))[head]) or head in (getattr(config, "auto_map", None) or {})
+
+
+def forget_code_(described: object) -> None:
+    """Take out of a stock configuration, tokenizer or image processor the names of code that lies in a folder it leaves."""
+    if type(described).__module__.partition(".")[0] != "transformers":
+        return
+    for values in (vars(described), getattr(described, "init_kwargs", {})):
+        values.pop("auto_map", None)
 
 
 def auto_class(head: str) -> Any:

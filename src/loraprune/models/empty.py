@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, LoraPruneError
-from loraprune.models.auto_classes import auto_class, find_head
+from loraprune.models.auto_classes import auto_class, find_head, forget_code_
 from loraprune.models.loading import quiet
 
 MAX_SHARD_SIZE = "5GB"
@@ -73,6 +73,8 @@ def save_tensors(
     """
     config.dtype = dtype
     shell = empty_model(config, head=head)
+    if type(shell).__module__.partition(".")[0] == "transformers":
+        forget_code_(shell.config)
     fill_shell_(shell, {name: tensor.to(dtype) for name, tensor in tensors.items()})
     if generation is not None:
         shell.generation_config = generation

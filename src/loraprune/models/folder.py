@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,6 +21,9 @@ CONFIG, TOKENIZER_CONFIG, ADAPTER = "config.json", "tokenizer_config.json", "ada
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 """suffixes of files that can run any code when they are read"""
+TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "source.", "target.")
+TOKENIZER_SUFFIXES = (".model", ".spm", ".tiktoken", ".bpe")
+"""what the names of a tokenizer's files begin or end with"""
 LARGEST_JSON = 1 << 24
 """bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
 LAYERS = 10_000
@@ -36,7 +40,11 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if not any(folder.iterdir()):
             raise CheckpointError("the folder is empty; name one with config.json and model.safetensors")
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
-            raise CheckpointError("it holds an adapter (adapter_config.json); merge it into its base model first")
+            base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
+            raise CheckpointError(
+                f"it holds an adapter (adapter_config.json); merge it into its base model first: load {base}, then "
+                "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(another folder)"
+            )
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
         for key, value in read_json(folder / CONFIG).items():
@@ -46,6 +54,20 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
             for key, value in read_json(folder / TOKENIZER_CONFIG).items():
                 if key.endswith("_file") and isinstance(value, str):
                     _inside(TOKENIZER_CONFIG, value)
+
+
+def check_tokenizer(folder: Path, *, option: str) -> None:
+    """Check that a folder, if it is one, holds a tokenizer of any kind.
+
+    Raises:
+        CheckpointError: if it holds none of the files that tokenizers are saved as.
+    """
+    if os.path.isdir(folder) and not any(
+        file.name.startswith(TOKENIZERS) or file.suffix in TOKENIZER_SUFFIXES for file in folder.iterdir()
+    ):
+        raise CheckpointError(
+            f"{option}: the folder holds no tokenizer (tokenizer.json); save the model's own into it with save_pretrained"
+        )
 
 
 def _is_sensible(key: str, value: object) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,15 +28,21 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
-from loraprune.models.auto_classes import auto_class, find_head, start_anew
-from loraprune.models.folder import check_folder, check_weights
+from loraprune.models.auto_classes import auto_class, find_head, forget_code_, start_anew
+from loraprune.models.embeddings import is_untied, untie_config_
+from loraprune.models.folder import check_folder, check_tokenizer, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
-from loraprune.runtime.hub import DEMO, may_be_on_hub
+from loraprune.models.unread import check_unread
+from loraprune.runtime.hub import DEMO, at_home, model_problem
 
+HUB_SECONDS = 10
+"""how long the hub may take to answer"""
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
+PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""switches of a configuration that decide what a forward gives"""
 DESCRIBED_AT_MOST = 4
 """a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
@@ -65,12 +72,11 @@ def resolve(model: str) -> str:
     """
     if model == DEMO:
         return str(files("loraprune.models") / "demo")
-    if os.path.isdir(model):  # unlike Path.is_dir, no error for a name that is too long
+    model = at_home(model)
+    if problem := model_problem(model):
+        raise CheckpointError(f"--model {model}: {problem}")
+    if os.path.isdir(model):
         check_folder(Path(model))
-    elif os.path.isfile(model):
-        raise CheckpointError(f"--model {model}: this is a file; name the folder that holds it and config.json")
-    elif not may_be_on_hub(model):
-        raise CheckpointError(f"--model {model}: no such folder; check the path, or name a hub id such as org/name")
     return model
 
 
@@ -88,10 +94,29 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
 
 def _config(model: str, **options: Any) -> PreTrainedConfig:
     folder = resolve(model)
+    if (
+        not os.path.isdir(folder)
+        and not constants.HF_HUB_OFFLINE
+        and try_to_load_from_cache(folder, "config.json") is None
+    ):
+        HfApi().model_info(
+            folder, timeout=HUB_SECONDS
+        )  # says at once what transformers says after a minute of attempts
     _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
     config = AutoConfig.from_pretrained(folder, **options)
     assert isinstance(config, PreTrainedConfig)
+    if not options.get("trust_remote_code"):
+        forget_code_(config)
+    plain_outputs_(config)
     return config
+
+
+def plain_outputs_(config: PreTrainedConfig) -> None:
+    """Let a model give its logits and nothing else: attentions, hidden states and tuples are for who asks for them."""
+    for part in (config, config.get_text_config()):
+        for name, plain in PLAIN.items():
+            if getattr(part, name, plain) != plain:
+                setattr(part, name, plain)
 
 
 def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
@@ -136,10 +161,19 @@ def _load(
         allowed = set(filter(new, names)) if new else set()
         fresh |= {name.rpartition(".")[0] for name in allowed}
         wrong = names - allowed
+        named = ", ".join(config.architectures or ())
+        if wrong and head and type(loaded).__name__ not in named.split(", ") and key == "missing_keys":
+            raise CheckpointError(
+                f"--model {model}: it has no head for {head.removeprefix('AutoModelFor')} ({named or 'config.json'} lacks {min(wrong)}); "
+                "name a checkpoint that has one, or give data with labels"
+            )
         if wrong:
             raise CheckpointError(
                 f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
             )
+    check_unread(model, loaded, [str(name) for name in info.get("unexpected_keys") or ()])
+    if is_untied(loaded):
+        untie_config_(loaded.config)
     loaded.config.architectures = [type(loaded).__name__]
     return loaded, tuple(sorted(fresh))
 
@@ -239,9 +273,11 @@ def _let_go_of_files(model: nn.Module) -> None:
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
+    check_tokenizer(Path(resolve(model)), option=f"--model {model}")
     with quiet(), clear_errors(model, "its tokenizer"):
         _register(resolve(model))
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        forget_code_(tokenizer)
         tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

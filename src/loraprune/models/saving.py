@@ -20,6 +20,7 @@ from loraprune.families.base import families, find_groups, head_size
 from loraprune.families.depth import gone_layers, numbered_anew, shallower
 from loraprune.groups import Group, Kind, layer_of
 from loraprune.models.auto_classes import find_head
+from loraprune.models.embeddings import config_as_tied
 from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.register import stock_of
 from loraprune.models.layerwise.save import save_layerwise
@@ -176,6 +177,7 @@ def save_model(
     Raises:
         UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
     """
+    config = config_as_tied(config, model)
     others = [group for group in find_groups(config) if group.name not in counts]
     sizes = config_sizes([*groups, *others], {group.name: group.units for group in others} | dict(counts))
     if sizes is not None and stock_config(shallower(config, counts), sizes) is not None:

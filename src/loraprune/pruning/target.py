@@ -127,6 +127,13 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
             "units of kind %s stay whole: no stock checkpoint of type %r can hold fewer; --kinds all prunes them too and saves "
             "modelling code in the folder", " and ".join(sorted(left)), config.model_type,
         )  # fmt: skip
+    if options.has_dimensions:
+        for what, widths in (
+            ("heads", (options.heads, options.heads_ratio)),
+            ("FFN channels", (options.ffn, options.ffn_ratio)),
+        ):
+            if widths == (None, None):
+                logger.info("all %s stay: no number of them is asked for", what)
     if coded:
         logger.info(
             "no stock checkpoint of type %r can hold fewer units of kind %s: modelling code will lie in the folder",

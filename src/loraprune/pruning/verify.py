@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.errors import Findings, NumericsError, VerificationError
-from loraprune.evaluation.tasks import Inputs, find_task
+from loraprune.evaluation.tasks import Inputs, find_probe
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
 from loraprune.models.adapters import base_layer, cuts, find_module, linear_paths, merging_error
@@ -69,7 +69,9 @@ def logits_of(model: nn.Module, inputs: Inputs) -> Float[Tensor, "..."]:
     model.eval()
     one = next(model.parameters())
     placed = {name: _placed(value, one) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    logits: Tensor = model(**placed).logits
+    found: Any = model(**placed, return_dict=True)
+    spans = ("start_logits", "end_logits")  # what answers a question has two
+    logits: Tensor = torch.stack([found[name] for name in spans], -1) if spans[0] in found else found.logits
     return logits.float().cpu()
 
 
@@ -100,7 +102,7 @@ def rounding_noise(model: PreTrainedModel, inputs: Inputs) -> float | None:
 
 def probe_of(model: PreTrainedModel) -> Inputs:
     """Return the inputs on which a model and what is made of it are compared."""
-    return find_task(model.config).probe(model.config, PROBE_ROWS, PROBE_TOKENS)
+    return find_probe(model.config, PROBE_ROWS, PROBE_TOKENS)
 
 
 def difference(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:

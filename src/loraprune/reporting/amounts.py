@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+UNTRAINED = "untrained head"
+"""what a dense figure is of, where the checkpoint had no head for the task"""
+
+NEW_HEAD = "the head was new: `loraprune finetune` on the same data tunes a dense model to compare with"
+
 
 def size(count: int | float | None) -> str:
     """Write a number of bytes."""

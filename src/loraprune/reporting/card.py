@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 
 from loraprune.evaluation.tasks import tasks
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED
 from loraprune.reporting.report import Report
 from loraprune.runtime.hub import OURS, lies_here
 
@@ -82,11 +83,12 @@ def licence_line(values: Mapping[str, Any]) -> str:
 
 def model_card(report: Report, *, output: str) -> str:
     """Return the card of a run's folder, whose name is `output`."""
-    head = tasks.get(report.task).head
+    head, new = tasks.get(report.task).head, report.has_new_head
     about = metadata(report.model, report.data, report.task)
+    dense_figure = f"{report.quality.dense:.3f}" + (f" ({UNTRAINED})" if new else "")
     rows = [
         ("parameters", *(f"{each:,}" for each in report.parameters)),
-        (report.metric, f"{report.quality.dense:.3f}", f"{report.quality.pruned:.3f}"),
+        (report.metric, dense_figure, f"{report.quality.pruned:.3f}"),
     ]
     if removed := report.removed:
         what = "ratio of prunable weights that are zero" if removed.sparsity else "ratio of prunable parameters removed"
@@ -100,7 +102,9 @@ def model_card(report: Report, *, output: str) -> str:
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Measured on data held out of the training; the protocol stands in report.json.\n\n"
+        "Measured on data held out of the training; the protocol stands in report.json."
+        + (f" About the dense figure: {NEW_HEAD}." if new else "")
+        + "\n\n"
         f"Load it with {report.load}:\n\n"
         f"```python\nfrom transformers import {head}\n\n"
         f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'

@@ -65,6 +65,11 @@ class Report:
     """what is kept, which plan.json holds"""
 
     @property
+    def has_new_head(self) -> bool:
+        """Say whether the head was new, so that the dense figure is no measure of what pruning costs."""
+        return bool(self.training.new)
+
+    @property
     def values(self) -> dict[str, Any]:
         """Return what report.json holds."""
         training, dense, pruned = self.training, *self.parameters

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+PARTIAL = ".partial"
+"""what the name of the folder ends with that a run writes to until it is done"""
 OUR_FILES = ("report.json", "plan.json", "export.json")
 """a folder with one of these was written by `loraprune` or `save_pruned`"""
 
@@ -23,10 +26,17 @@ def holds_result(folder: Path) -> bool:
     return any((folder / name).is_file() for name in OUR_FILES)
 
 
-def output_problem(output: str, *, overwrite: bool, resume: bool = False) -> str | None:
-    """Return what is wrong with a folder to write, or to go on writing, in one sentence."""
+def output_problem(
+    output: str, *, overwrite: bool, resume: bool = False, inputs: Mapping[str, str | None] | None = None
+) -> str | None:
+    """Return what is wrong with a folder to write, or to go on writing, in one sentence.
+
+    `inputs` maps options to what they name: a path among them must not be in a folder that is replaced.
+    """
     if not output:
         return "--output is empty: name a folder to write"
+    if problem := replaced_input(output, inputs or {}):
+        return problem
     if os.path.exists(output):
         if not overwrite:
             ended = " (its run has ended, nothing is left to resume)" if resume and holds_result(Path(output)) else ""
@@ -35,6 +45,24 @@ def output_problem(output: str, *, overwrite: bool, resume: bool = False) -> str
             return f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
     why = unwritable(output)
     return f"--output {output}: cannot be written ({why}); choose another folder" if why else None
+
+
+def replaced_input(output: str, inputs: Mapping[str, str | None]) -> str | None:
+    """Return in one sentence which input would go with the folder that is replaced, or with what an unfinished run left."""
+    for option, name in inputs.items():
+        for place in (output, output + PARTIAL):
+            if name and _is_inside(name, place):
+                option = option.replace("_", "-")
+                return f"--{option} {name}: it is in {place}, which would be replaced; move it out, or choose another --output"
+    return None
+
+
+def _is_inside(name: str, folder: str) -> bool:
+    """Say whether a name leads to a folder that is there, or to anything in it."""
+    if "\0" in name + folder or not os.path.isdir(folder) or not os.path.lexists(name):
+        return False
+    inner, outer = os.path.realpath(name), os.path.realpath(folder)
+    return inner == outer or inner.startswith(outer + os.sep)
 
 
 def unwritable(output: str) -> str | None:

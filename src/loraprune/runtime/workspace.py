@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -25,10 +25,10 @@ from filelock import FileLock, Timeout
 
 from loraprune.errors import CheckpointError, LoraPruneError, NumericsError, VerificationError
 from loraprune.runtime.atomic import former_of, replace_folder
-from loraprune.runtime.output import output_problem
+from loraprune.runtime.output import PARTIAL, output_problem
 from loraprune.runtime.processes import first_alone
+from loraprune.runtime.written import carry_over, record
 
-PARTIAL = ".partial"
 CHECKPOINT = "step-"
 """what the names of checkpoints begin with"""
 RESULT = "result"
@@ -47,12 +47,19 @@ def workspace_of(output: Path) -> Path:
 
 
 @contextmanager
-def new_folder(output: Path, *, overwrite: bool, resume: bool = False, costly: bool = False) -> Iterator[Path]:
+def new_folder(
+    output: Path,
+    *,
+    overwrite: bool,
+    resume: bool = False,
+    costly: bool = False,
+    inputs: Mapping[str, str | None] | None = None,
+) -> Iterator[Path]:
     """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
 
-    If it fails, checkpoints stay, and nothing else; but what is `costly` and fails its checks with weights written is kept as
-    OUTPUT.unverified. With `resume` those of an earlier run are there. Of several processes, which
-    all see the folder, the first one makes and moves it.
+    A folder that is replaced hands on the files that no run wrote. If the block fails, checkpoints stay, and nothing else; but what is
+    `costly` and fails its checks with weights written is kept as OUTPUT.unverified. With `resume` those of an earlier run are there.
+    Of several processes, which all see the folder, the first one makes and moves it. `inputs` is as `output_problem` has it.
 
     Raises:
         CheckpointError: if `output` exists and may not be replaced, another run writes it, an unfinished run would be lost, or
@@ -60,17 +67,21 @@ def new_folder(output: Path, *, overwrite: bool, resume: bool = False, costly: b
     """
     with ExitStack() as stack:
         yield first_alone(
-            lambda: stack.enter_context(_new_folder(output, overwrite=overwrite, resume=resume, costly=costly))
+            lambda: stack.enter_context(
+                _new_folder(output, overwrite=overwrite, resume=resume, costly=costly, inputs=inputs)
+            )
         )
         first_alone(stack.close)
 
 
 @contextmanager
-def _new_folder(output: Path, *, overwrite: bool, resume: bool, costly: bool) -> Iterator[Path]:
+def _new_folder(
+    output: Path, *, overwrite: bool, resume: bool, costly: bool, inputs: Mapping[str, str | None] | None
+) -> Iterator[Path]:
     output = output.absolute()
     workspace = workspace_of(output)
     _recover(output)
-    problem = output_problem(str(output), overwrite=overwrite, resume=resume)
+    problem = output_problem(str(output), overwrite=overwrite, resume=resume, inputs=inputs)
     if problem:
         raise CheckpointError(problem)
     if not (overwrite or resume) and _checkpoints(workspace):
@@ -78,6 +89,13 @@ def _new_folder(output: Path, *, overwrite: bool, resume: bool, costly: bool) ->
             f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to go on with it, or "
             "--overwrite to start anew"
         )
+    if overwrite and resume and output.exists():
+        found = (
+            "goes on from the checkpoints of the run that was to replace it"
+            if _checkpoints(workspace)
+            else "starts anew"
+        )
+        logger.info("--resume --overwrite: %s exists, and is replaced at the end; this run %s", output, found)
     with _locked(output, workspace):
         _sweep(workspace, checkpoints=False)
         folder = workspace / RESULT
@@ -85,7 +103,11 @@ def _new_folder(output: Path, *, overwrite: bool, resume: bool, costly: bool) ->
             folder.mkdir()
             yield folder
             for file in folder.iterdir():
-                file.chmod(0o644)  # safetensors makes its files private
+                if file.is_file():
+                    file.chmod(0o644)  # safetensors makes its files private
+            record(folder)
+            if kept := carry_over(output, folder) if output.is_dir() else []:
+                logger.warning("--output %s: kept the files that no run wrote: %s", output, ", ".join(kept[:20]))
             replace_folder(folder, output)
             _sweep(workspace, checkpoints=True)
         except VerificationError as error:

@@ -13,20 +13,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.models.adapters import base_model
+from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
+from loraprune.models.modes import EveryLayer
 from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
+from loraprune.training.starts import check_arguments, check_optimizer
 from loraprune.training.teachers import ROW
 
-FOREIGN = ("bitsandbytes.", "torchao.")
-"""optimisers whose moments lie in blocks, or in pages of their own"""
 IMAGE_TOKENS = 64
 """what an image counts towards --calibration"""
 
@@ -67,37 +69,50 @@ class LoRAPruneCallback(TrainerCallback):
         self._rows: CalibrationRows | None = None
         self._turn = 0
         self._restored = False
+        self._ended = False
+        self._layers = EveryLayer(nn.Module())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the groups, check everything that could fail later, and take clipping over."""
-        if args.deepspeed or launch.uses_deepspeed():
-            raise ConfigError(launch.DEEPSPEED)
-        if launch.is_sharded() and not self.guarded:
-            raise ConfigError(
-                "FSDP: a model in parts cannot be cut at the end of a training of your own; use `loraprune prune`, or DDP"
-            )
-        optimizer = getattr(kwargs.get("optimizer"), "optimizer", None)
-        if self.config.shrink and not self.config.sparsity and type(optimizer).__module__.startswith(FOREIGN):
-            raise ConfigError(
-                f"{type(optimizer).__name__} of {type(optimizer).__module__.partition('.')[0]}: its state cannot be cut with the model; "
-                "train with torch's AdamW, or with shrink=False"
-            )
+        check_arguments(args, guarded=self.guarded)
+        if self.config.shrink and not self.config.sparsity:
+            check_optimizer(getattr(kwargs.get("optimizer"), "optimizer", None), kwargs["model"])
         if state.global_step and not self._restored:
             raise ConfigError(
                 "resume_from_checkpoint: the Trainer's checkpoints lack scores and shapes; `loraprune prune` writes and resumes "
                 "its own"
             )
         config = self.config
-        if not self._restored:
+        if not self._restored and not self._goes_on(kwargs["model"]):
             self.prepare(kwargs["model"])
         assert self.pruner is not None
         if self.pruner.config.changed:
             self._rows = self._calibration_rows(kwargs["train_dataloader"])
         self.schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
-        if self.clip is None:
-            self._clip = take_over_clipping(args)
+        if self.clip is None:  # where a training broke off, clipping is still taken over
+            self._clip = take_over_clipping(args) or self._clip
+        self._layers, self._ended = EveryLayer(kwargs["model"]), False
+        if self._layers:
+            logger.info("layerdrop is switched off while pruning: a layer that was skipped has no score")
+
+    def _goes_on(self, model: nn.Module) -> bool:
+        """Say whether a training begins again with the model that the last one left: after an error, or to tune it further.
+
+        Raises:
+            ConfigError: if the last one ended before the target was reached.
+        """
+        if self.pruner is None or self.pruner.model is not model:
+            return False
+        if self._ended and not self.pruner.is_done:
+            raise ConfigError(
+                "train() again: the last training ended before the target was reached; load the model anew, and attach LoRA and a new "
+                "callback"
+            )
+        if self.pruner.is_done:
+            logger.info("the target is reached already: this training only tunes what is left")
+        return True
 
     def _calibration_rows(self, loader: Any) -> CalibrationRows | None:
         """Return the rows that recovery looks at; None for a stream of rows, which has none to look at, unless they are needed."""
@@ -113,7 +128,9 @@ class LoRAPruneCallback(TrainerCallback):
 
     def prepare(self, model: nn.Module) -> None:
         """Look at an adapted, dense model; the beginning of a training does so by itself."""
-        config = self.config
+        config, base = self.config, base_model(model)
+        if isinstance(base, PreTrainedModel):
+            name_class_(base)
         if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
             logger.info("processes: %d; units are masked while training, and cut at its end", count())
             config = replace(config, shrink=False)
@@ -187,6 +204,9 @@ class LoRAPruneCallback(TrainerCallback):
         self._restored = False
         if self.clip is None:
             give_back_clipping(args, self._clip)
+            self._clip = 0.0
+        self._layers.end()
+        self._ended = True
         if not self.pruner.is_done:
             logger.warning(
                 "training stopped at step %d, before the target: ratio %.4f is reached",

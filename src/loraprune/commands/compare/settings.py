@@ -9,6 +9,7 @@ from typing import Literal
 from loraprune.commands.compare.grid import CELLS, OPTIONS, Cell, Value, expand
 from loraprune.config.base import Options, at_least
 from loraprune.config.training import PruneConfig
+from loraprune.runtime.output import replaced_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +46,6 @@ class CompareConfig(PruneConfig):
             found.append(f"--output {output}: this is a file; name a folder")
         elif output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
             found.append(f"--output {output}: it holds something else than a comparison; choose another folder")
+        if problem := replaced_input(str(output / CELLS), self.inputs()):
+            found.append(problem)
         return [*found, *self.expand()[1]]

@@ -19,7 +19,7 @@ from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
-from loraprune.reporting.amounts import change, size
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
@@ -33,7 +33,11 @@ def report(result: Report) -> None:
         left = "  not zero, in prunable groups" if removed.sparsity else "  in prunable groups"
         rows.append((left, f"{before:,}", f"{after:,}", change(before, after)))
     metric = result.metric.replace("_", " ")
-    rows.append((metric, f"{quality.dense:.3f}", f"{quality.pruned:.3f}", change(quality.dense, quality.pruned)))
+    new = result.has_new_head
+    rows.append((
+        metric, f"{quality.dense:.3f}" + (f" ({UNTRAINED})" if new else ""), f"{quality.pruned:.3f}",
+        "-" if new else change(quality.dense, quality.pruned),
+    ))  # fmt: skip
     what = "pruned" if result.job == "prune" else "tuned"
     show(f"{result.model} on {result.data}", ("", "dense", what, "change"), rows)
     trained, checks = training.trainable, result.verification
@@ -42,6 +46,8 @@ def report(result: Report) -> None:
              ("total", f"{result.total_seconds:.1f} s"), ("peak memory", size(training.peak_memory_bytes)),
              ("masked against sliced", f"{checks.masked_vs_sliced:.1e}"),
              ("sliced against reloaded", f"{checks.sliced_vs_reloaded:.1e}"), ("loads with", result.load)]  # fmt: skip
+    if new:
+        facts.append(("dense model to compare with", NEW_HEAD))
     if removed:
         asked = f" (asked {removed.ratio_requested:g})" if removed.ratio_requested is not None else ""
         facts.insert(0, ("ratio reached", f"{removed.ratio_reached:.4f}{asked}"))

@@ -21,6 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from loraprune.data.images.sources import LabelledImages, Stored
 from loraprune.errors import CheckpointError, ConfigError, DataError
+from loraprune.models.auto_classes import forget_code_
 from loraprune.models.compat import pillow_processor
 from loraprune.models.library_errors import clear_errors
 
@@ -118,6 +119,7 @@ def load_processor(model: str, *, image_size: object) -> BaseImageProcessor:
         )
     with clear_errors(model, "its image processor"):
         processor: BaseImageProcessor = kind.from_pretrained(model)
+        forget_code_(processor)
         pixels = processor(images=[Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"]
     if not torch.isfinite(pixels).all():
         raise CheckpointError(

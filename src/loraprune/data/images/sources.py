@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 import datasets
 from PIL import Image
 
+from loraprune.data.files import loaded
 from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
-from loraprune.data.sources import HELD_OUT_SPLITS, load_hub, naming
+from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming
 from loraprune.errors import DataError, nearest
 
 SUFFIXES = (".parquet", ".arrow")
@@ -145,6 +146,8 @@ def _open(name: str) -> Splits:
 def _read(name: str) -> Splits:
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
+        if is_saved(path):
+            return {part: _table(name, split, table) for part, (split, table) in load_saved(path).items()}
         return _folder(path) if path.is_dir() else {"all": _file(path)}
     if (
         name.startswith(VTAB_PREFIX)
@@ -204,11 +207,11 @@ def _file(path: Path) -> LabelledImages:
         raise DataError(
             f"{path}: no file of labelled images: give a folder of classes, or one of {', '.join(SUFFIXES)}"
         )
+    if path.suffix.lower() == ".parquet":
+        with loaded(path, "parquet", keep_in_memory=True) as rows:
+            return _table(str(path), "all", rows)
     try:
-        if path.suffix.lower() == ".arrow":
-            table = datasets.Dataset.from_file(str(path))
-        else:
-            table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+        table = datasets.Dataset.from_file(str(path))
     except Exception as error:  # pyarrow and datasets share no base class
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}): write it anew") from None
     return _table(str(path), "all", table)
@@ -216,6 +219,13 @@ def _file(path: Path) -> LabelledImages:
 
 def _hub(name: str) -> Splits:
     return {part: _table(name, split, table) for part, (split, table) in load_hub(name).items()}
+
+
+def _stored(place: str, image: Mapping[str, Any] | None) -> Stored:
+    """Return the bytes or the path of an image in a table."""
+    if image is None or not (image["bytes"] or image["path"]):
+        raise DataError(f"{place}: the image is missing, null or empty: correct or remove the row")
+    return image["bytes"] or Path(image["path"])
 
 
 def _table(name: str, split: str, table: datasets.Dataset) -> LabelledImages:
@@ -240,7 +250,7 @@ def _table(name: str, split: str, table: datasets.Dataset) -> LabelledImages:
     numbers = {value: number for number, value in enumerate(range(len(named)) if named else sorted(set(values)))}
     if odd := [place for place, each in enumerate(values) if each not in numbers]:
         raise DataError(f"{name}, row {odd[0] + 1}: the label {values[odd[0]]} is none of the {len(numbers)} classes")
-    stored = [row["bytes"] or Path(row["path"]) for row in table[image]]
+    stored = [_stored(f"{name}, row {place}", row) for place, row in enumerate(table[image], start=1)]
     return LabelledImages(
         name, split, tuple(stored), tuple(numbers[each] for each in values), tuple(named or map(str, numbers)),
         tuple(f"{name}, row {place + 1}" for place in range(len(values))),

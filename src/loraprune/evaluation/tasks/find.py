@@ -8,11 +8,14 @@ from transformers import PreTrainedConfig
 
 from loraprune.data import columns_of
 from loraprune.errors import ConfigError, UnsupportedModelError
-from loraprune.evaluation.tasks.base import Task, tasks
+from loraprune.evaluation.tasks.base import Inputs, Task, tasks
+from loraprune.evaluation.tasks.text import padded_tokens
 from loraprune.models.auto_classes import can_build, find_head
 
 PRETRAINING = ("AutoModelForMaskedLM",)
 """heads that a model keeps only where the data say nothing else"""
+WITHOUT_TASK = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+"""heads that are pruned and saved in a Trainer of one's own only"""
 
 
 def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Sequence[str] = ()) -> Task:
@@ -40,7 +43,21 @@ def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Seq
     for task in known:
         if task.head == head:
             return task
-    raise UnsupportedModelError(f"no task has the head {head}: known are {', '.join(tasks.names())}")
+    raise UnsupportedModelError(
+        f"no task trains or evaluates {head} ({_class(config)}): known are {', '.join(tasks.names())}; name another one by --task, or "
+        "prune the model in a Trainer of your own, as docs/trainer.md shows"
+    )
+
+
+def _class(config: PreTrainedConfig) -> str:
+    return ", ".join(config.architectures or ()) or str(config.model_type)
+
+
+def find_probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
+    """Return the inputs on which a model is compared with what is made of it; one whose head no task has reads texts."""
+    if find_head(config) in WITHOUT_TASK:
+        return padded_tokens(config, rows, tokens)
+    return find_task(config).probe(config, rows, tokens)
 
 
 def choose_task(config: PreTrainedConfig, name: str | None, *, data: str | None) -> Task:

@@ -15,12 +15,15 @@ from loraprune.data.images import ImageRows, check_images, collate, load_images,
 from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
+from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.models.loading import resolve
 from loraprune.models.modes import evaluation_mode
 from loraprune.runtime.progress import shown
 
 HEAD = ("classifier.", "beit.pooler.")
 """how the names of a head's parameters begin, which a checkpoint that was pre-trained for something else lacks"""
+INTERPOLATING = ("dinov2", "dinov2_with_registers")
+"""model types that stretch their positions to images of any size: the public ones state the size of another stage of their training"""
 PROBE_SIZE, PROBE_SEED = 64, 0
 """side of the images that models without an `image_size` are compared on"""
 
@@ -54,7 +57,9 @@ def fitting_processor(request: Request) -> BaseImageProcessor:
         raise ConfigError(
             f"--model {request.model}: it reads images of {channels} channels, only colour images are read"
         )
-    return load_processor(resolve(request.model), image_size=fixed_size(vision(request.config)))
+    part = vision(request.config)
+    size = None if part.model_type.removeprefix(TYPE_PREFIX) in INTERPOLATING else fixed_size(part)
+    return load_processor(resolve(request.model), image_size=size)
 
 
 def read(source: str, part: str) -> None:

@@ -25,12 +25,21 @@ from loraprune.runtime.progress import shown
 HEAD = "AutoModelForSequenceClassification"
 HELD_OUT_SHARE = 10
 """one row in so many is held out where the source has no split for it"""
-REGRESSION = "regression"
+REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
 PADDING = "pad_token_id"
 
 
 def prepare(request: Request) -> Prepared:
-    """Read labelled texts; the labels decide the head, unless the model has one already."""
+    """Read labelled texts; the labels decide the head, unless the model has one already.
+
+    Raises:
+        ConfigError: if the model gives several labels at once.
+    """
+    if request.config.problem_type == MULTI_LABEL and find_head(request.config) == HEAD:
+        raise ConfigError(
+            f"--model {request.model}: problem_type in its config.json is {MULTI_LABEL!r}, and only one label a text is trained and "
+            "measured; prune it in a Trainer of your own, as docs/trainer.md shows"
+        )
     tokenizer = fitting_tokenizer(request)
     length = fit_length(request)
     train, judged = _read(request)

@@ -17,6 +17,8 @@ from loraprune.models.quantised import cut_, kind_of, size, stored
 from loraprune.models.quantised.forms import weight_rows
 
 ADAPTER = "default"
+ADDED = frozenset({"lora_A", "lora_B", "modules_to_save", "token_adapter"})
+"""parts of the names of parameters that PEFT adds"""
 
 FEATURES: Mapping[Side, tuple[str, ...]] = {
     "in": ("in_features", "nx", "in_channels"),
@@ -97,16 +99,22 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
     yield Cut(layer, "weight", 1 - out_dim if side == "in" else out_dim)
     if side != "in" and getattr(layer, "bias", None) is not None:
         yield Cut(layer, "bias", 0)
-    if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
-        factors = module.lora_A if side == "in" else module.lora_B
-        yield Cut(factors[ADAPTER], "weight", 1 if side == "in" else 0)
-        if side == "out" and getattr(factors[ADAPTER], "bias", None) is not None:
-            yield Cut(factors[ADAPTER], "bias", 0)
+    for factor in _factors(module, side):
+        yield Cut(factor, "weight", 1 if side == "in" else 0)
+        if side == "out" and getattr(factor, "bias", None) is not None:
+            yield Cut(factor, "bias", 0)
+
+
+def _factors(module: nn.Module, side: Side) -> list[nn.Module]:
+    """Return A (for `in`) or B of every adapter of a projection: trainers of preferences keep a second one to compare with."""
+    if not isinstance(module, LoraLayer):
+        return []
+    return list((module.lora_A if side == "in" else module.lora_B).values())
 
 
 def count_parameters(model: nn.Module) -> int:
     """Return how many numbers the parameters of a model stand for, quantised or not, those of its adapter left out."""
-    places = (name.rpartition(".") for name, _ in model.named_parameters() if f".{ADAPTER}." not in name)
+    places = (name.rpartition(".") for name, _ in model.named_parameters() if ADDED.isdisjoint(name.split(".")))
     return sum(math.prod(Cut(model.get_submodule(path), name, 0).shape) for path, _, name in places)
 
 
@@ -121,7 +129,7 @@ def head_copies(module: nn.Module) -> list[nn.Module]:
     """Return the layer of a task's head; of one that is trained as it is, the frozen original and its trained copy."""
     if not isinstance(module, ModulesToSaveWrapper):
         return [module]
-    return [module.original_module, module.modules_to_save[ADAPTER]]
+    return [module.original_module, *module.modules_to_save.values()]
 
 
 def features(layer: nn.Module, side: Side) -> list[str]:
@@ -132,9 +140,7 @@ def features(layer: nn.Module, side: Side) -> list[str]:
 def set_features(module: nn.Module, side: Side, size: int) -> None:
     """Make the integers that layers print and check agree with their cut tensors."""
     layer = base_layer(module)
-    holders = head_copies(module) if side == "head" else [layer, module]
-    if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
-        holders.append((module.lora_A if side == "in" else module.lora_B)[ADAPTER])
+    holders = head_copies(module) if side == "head" else [layer, module, *_factors(module, side)]
     for holder in holders:
         for name in features(holder, side):
             setattr(holder, name, size)

@@ -122,6 +122,28 @@ def linear_paths(groups: Iterable[Group]) -> list[str]:
     return list(dict.fromkeys(s.module for group in groups for s in group.spans if s.side in ("out", "in")))
 
 
+def head_paths(model: PreTrainedModel, groups: Iterable[Group]) -> list[str]:
+    """Return the paths of the layers that make up a head for classes, tags, spans or rewards, its pooler included.
+
+    They are what is beside the part with the groups. A head that writes tokens is none of them: it comes with the backbone.
+    """
+    if model.get_output_embeddings() is not None:
+        return []
+    inside = {span.module for group in groups for span in group.spans if span.side != "head"}
+    heads = [
+        (name, child) for name, child in model.named_children() if not any(_is_below(path, name) for path in inside)
+    ]
+    layers = model.base_model
+    if layers is not model and isinstance(pooler := getattr(layers, "pooler", None), nn.Module):
+        heads.append((f"{model.base_model_prefix}.pooler", pooler))
+    paths = (f"{path}.{name}".rpartition(".")[0] for path, head in heads for name, _ in head.named_parameters())
+    return list(dict.fromkeys(paths))
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(f"{parent}.")
+
+
 def attach_lora(
     model: PreTrainedModel,
     groups: Iterable[Group],
@@ -253,6 +275,7 @@ def merge_lora(model: PeftModel, dequantised: Collection[str] = ()) -> PreTraine
     were quantised when LoRA was attached and are no longer. Masked weights (see
     `loraprune.pruning.sparsity.masks`) are zero, and their masks are gone.
     """
+    model.set_adapter(ADAPTER)  # a second one is what trainers of preferences compare with
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     for path in {*quantised_adapters(base), *dequantised}:

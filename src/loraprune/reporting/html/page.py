@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from loraprune.evaluation.measurement import PERPLEXITY, Compared
-from loraprune.reporting.amounts import change, duration, milliseconds, short, size
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, duration, milliseconds, short, size
 from loraprune.reporting.html import figures
 from loraprune.reporting.html.folder import Run, read_run
 from loraprune.reporting.html.labels import Plot, metric_of
@@ -119,8 +119,16 @@ def cards(report: Report) -> Iterator[Card]:
     yield Card("How much smaller?", smaller, lines)
     if speed:
         yield _faster(speed)
+    if report.has_new_head:
+        yield _first_head(metric_of(report), report.quality)
+        return
     is_perplexity = report.metric == PERPLEXITY
     yield _perplexity(report.quality) if is_perplexity else _score(metric_of(report), report.quality)
+
+
+def _first_head(name: str, found: Compared) -> Card:
+    """Return how good a model is whose head was new: there is nothing to compare it with."""
+    return Card("How good?", f"{found.pruned:.3f}", [f"{found.dense:.3f} {name} with an {UNTRAINED}", NEW_HEAD])
 
 
 def _perplexity(found: Compared) -> Card:
