@@ -29,7 +29,7 @@ from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria
 from loraprune.training.guard import StepGuard
 from loraprune.training.resume.keeper import Keeper
-from loraprune.training.setup import load_job
+from loraprune.training.setup import check_run, load_run
 from loraprune.training.trainer import train
 
 PARTS = {"out": "rows", "in": "columns"}
@@ -153,13 +153,14 @@ def main() -> None:
             model=options.model, data=options.data, output=str(Path(folder) / "none"), steps=max(options.at),
             length=options.length, batch=options.batch, lr=options.lr, dropout=options.dropout, seed=options.seed,
         )  # fmt: skip
-        job = load_job(config)
+        setup = check_run(config)
+        held, _ = load_run(setup)
         keeper = Keeper(Path(folder), {}, every=0, parts=[], guard=StepGuard())
     adapted = attach_lora(
-        job.model, job.groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
+        held.model, setup.groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
     )
-    compared = Agreement(adapted, job.groups, criterion=options.criterion, steps=options.at)
-    train(adapted, job.data, config=config, task=job.task, callbacks=[compared], device=job.device, keeper=keeper)
+    compared = Agreement(adapted, setup.groups, criterion=options.criterion, steps=options.at)
+    train(adapted, setup.data, config=config, task=setup.task, callbacks=[compared], device=setup.device, keeper=keeper)
     values = {"options": vars(options), "rows": compared.rows, "norms": compared.norms}
     common.write(options.name, values)
     draw(compared.rows, options.criterion, name=options.name)

@@ -23,8 +23,9 @@ import torch
 from helpers import common
 from torch import Tensor
 
-from loraprune.models.quantised.forms import NF4_BLOCK, Factors, Int8Rows, Nf4Blocks, Weight, nf4_levels
+from loraprune.models.quantised.forms import NF4_BLOCK, Int8Rows, Nf4Blocks, Weight, nf4_levels
 from loraprune.scoring.kernels import eq10_sums, eq10_tiles
+from loraprune.scoring.kernels.factors import Factors
 
 SHAPES = ((11008, 4096), (4096, 11008), (4096, 4096))
 """gate_proj and up_proj, down_proj, and the attention projections of a 7B Llama"""

@@ -32,7 +32,9 @@ from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
-METHODS = ("dense", "recommended", "paper", "layerwise", "optipfair")
+METHODS = ("dense", "recommended", "no-blocks", "paper", "layerwise", "optipfair")
+OWN: dict[str, dict[str, Any]] = {"recommended": {}, "no-blocks": {"local": 0}}
+"""methods that are no recipe: options of `prune`; the recommended recipe is its default"""
 TOKENS = 32_768
 """calibration tokens for every method"""
 
@@ -82,7 +84,7 @@ def cell(bench: Bench, method: str, ratio: float, steps: int, seed: int, room: P
         else:
             out = pruned
     else:
-        chosen = {} if method == "recommended" else recipe(method)
+        chosen = OWN[method] if method in OWN else recipe(method)
         chosen = chosen if method == "paper" else chosen | {"calibration": bench.tokens}
         # Without training the scores are of one pass over as many tokens as everything else sees.
         rows = {"rows": bench.tokens // bench.length} if steps == 0 else {}

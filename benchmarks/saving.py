@@ -24,7 +24,7 @@ from benchmarks.helpers import common
 from tests.samples import VOCABULARY, byte_tokenizer, write_text
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune import pipeline
+from loraprune import merge, pipeline
 from loraprune.config.training import PruneConfig
 
 SHAPE: dict[str, Any] = {
@@ -38,8 +38,11 @@ TINY: dict[str, Any] = SHAPE | {
     "num_attention_heads": 4,
 }
 SHARD = "20MB"
-STAGES = {"loading": "load_job", "training": "fit", "merging": "merge_lora", "rounding": "round_weights_", "casting": "cast_weights_",
-          "saving": "save_model", "verifying": "_verify_saved"}  # fmt: skip
+STAGES = {
+    "loading": (pipeline, "load_run"), "training": (pipeline, "fit"), "merging": (merge, "merge_lora"),
+    "rounding": (merge, "round_weights_"), "casting": (merge, "cast_weights_"), "saving": (merge, "save_model"),
+    "verifying": (pipeline, "verify"),
+}  # fmt: skip
 KINDS = {"private": ("RssAnon",), "mapped": ("RssFile", "RssShmem")}
 
 
@@ -113,8 +116,8 @@ def main() -> None:
         prune(tiny)
         gc.collect()
         watcher = Watcher()
-        for stage, function in STAGES.items():
-            setattr(pipeline, function, watcher.stage(stage, getattr(pipeline, function)))
+        for stage, (module, function) in STAGES.items():
+            setattr(module, function, watcher.stage(stage, getattr(module, function)))
         watcher.start()
         report = prune(folder)
         watcher.end()

@@ -23,7 +23,9 @@ from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.schedule import Schedule
 from loraprune.pruning.verify import Verification
-from loraprune.reporting.report import Quality, Report, make_report, write_folder
+from loraprune.reporting.make import Quality, make_report
+from loraprune.reporting.report import Report, Shown
+from loraprune.reporting.write import write_folder
 from loraprune.scoring.criteria import criteria
 from loraprune.training.record import Training
 from tests.tiny import tiny_model, with_lora
@@ -40,6 +42,8 @@ DOCUMENTS = [
     if path.is_file()
 ]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+DOTTED = re.compile(r"(loraprune(?:\.\w+)+)(?:\(.*\))?")
+FILE = re.compile(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+")
 EMITTED = {"run.yaml", "report.json", "plan.json", "scores.safetensors", "README.md"}
 
 
@@ -89,6 +93,15 @@ def test_a_guide_has_code_to_run(name: str) -> None:
     assert blocks(ROOT / "docs" / f"{name}.md")
 
 
+def test_the_checks_of_documents_have_something_to_check() -> None:
+    """Each of the checks below passes on an empty page: these pages are known to have what they look at."""
+    page = {name: ROOT / "docs" / f"{name}.md" for name in ("checkpoint-format", "paper", "layout")}
+    assert blocks(page["checkpoint-format"], "json")
+    assert len([word for word in ticked(page["paper"]) if DOTTED.fullmatch(word)]) > 30
+    assert len([word for word in ticked(page["paper"]) if FILE.fullmatch(word)]) > 15
+    assert len([word for path in DOCUMENTS for word in ticked(path) if DOTTED.fullmatch(word)]) > 60
+
+
 @every_document
 def test_json_blocks_are_json(path: Path) -> None:
     for _, code in blocks(path, "json"):
@@ -112,18 +125,13 @@ def resolve(name: str) -> object:
 @every_document
 def test_dotted_names_exist(path: Path) -> None:
     for word in ticked(path):
-        match = re.fullmatch(r"(loraprune(?:\.\w+)+)(?:\(.*\))?", word)
-        if match:
+        if match := DOTTED.fullmatch(word):
             resolve(match[1])
 
 
 @every_document
 def test_files_exist(path: Path) -> None:
-    words = [
-        word
-        for word in ticked(path)
-        if re.fullmatch(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+", word)
-    ]
+    words = [word for word in ticked(path) if FILE.fullmatch(word)]
     text = path.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     missing = [word for word in words if not (ROOT / word).exists()]
@@ -173,11 +181,11 @@ def finished_run(output: Path, job: str) -> tuple[Report, Pruner | None]:
     config = PruneConfig(**options, heads=4, ffn=48) if job == "prune" else FinetuneConfig(**options)
     model = tiny_model("llama")
     pruner = Pruner(with_lora(model), config.pruning()) if job == "prune" else None
+    plan = pruner.plan if pruner else Plan.full(find_groups(model.config))
     report = make_report(
-        config, quality=Quality(tasks.get("causal-lm"), measured, measured, {"examples": [], "speed": {}}),
-        training=Training(1, 1.0, 1, [], [], [], {}, 9),
-        plan=pruner.plan if pruner else Plan.full(find_groups(model.config)), pruner=pruner,
-        verification=Verification(0.0, 0.0, 1e-4, "llama"), parameters=(2, 1), began=0.0,
+        config, quality=Quality(tasks.get("causal-lm"), measured, measured, Shown([], {})),
+        training=Training(1, 1.0, 1, [], [], [], {}, 9), removed=pruner.removed() if pruner else None,
+        verification=Verification(0.0, 0.0, 1e-4, "float32", 0.0, 0.0, {}, "llama"), parameters=(2, 1), plan=plan, seconds=1.0,
     )  # fmt: skip
     output.mkdir()
     write_folder(output, report, config, scores=pruner.scores.values if pruner else None)

@@ -16,6 +16,9 @@ from loraprune import pipeline, rounds
 from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError, DataError, PlanError, VerificationError
 from loraprune.plan import Plan
+from loraprune.pruning.masking import Masks
+from loraprune.pruning.preview import preview
+from loraprune.pruning.removed import Removed
 from loraprune.reporting.report import Report
 from tests.pipeline.cases import SHORT, check_loads_anywhere, count, one_step, prune_config, read_report
 from tests.pipeline.test_resume import Stopped, results, stop_after
@@ -116,10 +119,21 @@ def test_a_plan_composed_wrongly_is_seen(inputs: Path, tmp_path: Path, monkeypat
     assert not kept_rows(inputs / "model", tmp_path / "out", Plan.read(tmp_path / "out"))
 
 
-def test_weights_damaged_after_the_last_round_are_noticed(
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_units_that_are_not_masked_after_the_last_round_are_noticed(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "difference", lambda one, other: 1.0)
+    real = rounds.masked_logits
+
+    def unmasked(*arguments: Any) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Masks, "set", lambda self, kept: None)
+            return real(*arguments)
+
+    monkeypatch.setattr(rounds, "masked_logits", unmasked)
     with pytest.raises(VerificationError, match="masked and sliced"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2))
     assert not (tmp_path / "out").exists()
@@ -129,26 +143,26 @@ def test_weights_damaged_after_the_last_round_are_noticed(
 def test_a_resumed_run_ends_with_the_same_bytes(
     where: int, step: int, inputs: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline._run
+    real = pipeline.run
     begun: list[str] = []
 
-    def stopping(config: PruneConfig, callback: Any) -> Report:
+    def stopping(config: PruneConfig) -> Report:
         begun.append(config.output)
         if len(begun) == where:
             stop_after(step, patch)
-        return real(config, callback)
+        return real(config)
 
-    def noted(config: PruneConfig, callback: Any) -> Report:
+    def noted(config: PruneConfig) -> Report:
         begun.append(config.output)
-        return real(config, callback)
+        return real(config)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_run", stopping)
+        patch.setattr(pipeline, "run", stopping)
         with pytest.raises(Stopped):
             pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2, save=1))
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     begun.clear()
-    monkeypatch.setattr(pipeline, "_run", noted)
+    monkeypatch.setattr(pipeline, "run", noted)
     pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2, save=1, resume=True))
     assert [Path(output).name for output in begun] == ["1", "2"][where - 1 :]
     assert results(tmp_path / "out") == results(pruned)
@@ -173,13 +187,14 @@ def test_finished_rounds_with_other_options_are_refused_and_kept(
         patch.setattr(rounds, "_run_round", once)
         with pytest.raises(Stopped):
             pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2))
-    before = sorted(tmp_path.rglob("*"))
+    before = contents(tmp_path)
+    assert any(name.endswith("1/model.safetensors") for name in before)  # the first round is there to be kept
     with pytest.raises(ConfigError, match=r"--lr 0\.5 \(was 0\.001\)"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2, resume=True, lr=0.5))
     missing = str(tmp_path / "missing.txt")
     with pytest.raises(DataError):
         pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2, overwrite=True, data=missing))
-    assert sorted(tmp_path.rglob("*")) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -210,15 +225,15 @@ def test_a_target_that_cannot_be_reached_is_refused_before_the_first_round(input
 def test_rounds_share_steps_and_target_and_shrink_lora(inputs: Path, tmp_path: Path) -> None:
     config = prune_config(inputs, tmp_path / "out", rounds=3, ratio=0.6, rank=4, alpha=8.0)
     places = [tmp_path / str(number) for number in range(3)]
-    reports: list[dict[str, Any]] = []
+    before: list[Removed] = []
     made, left = [], 1000
+    aim = preview(config)
+    assert aim.target.ratio == 0.6
     for turn in range(3):
-        made.append(rounds.round_config(config, turn, places, reports, ratio=0.6))
+        made.append(rounds.round_config(config, turn, places, before, aim=aim))
         now, left = left, round(left * (1 - made[-1].ratio))
-        reports.append(
-            {"parameters": {"prunable_dense": now, "prunable_pruned": left}, "units": {"model.layers.0.mlp": {}}}
-        )
-    assert [report["parameters"]["prunable_pruned"] for report in reports] == [800, 600, 400]
+        before.append(Removed(made[-1].ratio, made[-1].ratio, now, left, units={"model.layers.0.mlp": {}}))
+    assert [removed.prunable_pruned for removed in before] == [800, 600, 400]
     assert sum(each.steps or 0 for each in made) == config.steps
     assert [(each.rank, each.alpha, each.lr) for each in made] == [(4, 8.0, 1e-3), (2, 4.0, 5e-4), (1, 2.0, 2.5e-4)]
     assert len({each.order_seed for each in made}) == 3

@@ -23,7 +23,6 @@ from loraprune.models.auto_classes import name_class_
 from loraprune.models.loading import load_model
 from loraprune.models.quantised import prepare_
 from loraprune.models.saving import save_model
-from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
 from loraprune.runtime.hub import at_home
@@ -83,7 +82,6 @@ def save_pruned(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "plan.json").write_text(pruner.plan.to_json() + "\n", encoding="utf-8")
-        if isinstance(pruner, Sparsifier):
-            pruner.check_saved(folder, reloaded)
-        else:
-            save_file(dict(pruner.scores.values), folder / "scores.safetensors")
+        pruner.check_saved(folder, reloaded)
+        if scores := pruner.unit_scores():
+            save_file(dict(scores), folder / "scores.safetensors")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from loraprune.config.commands import KNOWN
 from loraprune.data import naming, open_source
@@ -46,13 +47,19 @@ MODELS = ("model", "against", "models")
 """options that name a model, or several"""
 
 
-def check_model(model: str, needs: tuple[str, ...], found: Findings, *, trust_remote_code: bool = False) -> None:
-    """Look at a model's configuration and groups; of weights only the headers are read."""
-    before = len(found.errors)
+def check_model(
+    model: str, needs: tuple[str, ...], found: Findings, *, trust_remote_code: bool = False
+) -> PreTrainedConfig | None:
+    """Look at a model's configuration and groups; of weights only the headers are read.
+
+    Returns:
+        The configuration, None if it cannot be read.
+    """
+    before, config = len(found.errors), None
     with found.check():
         resolve(model)
     if len(found.errors) > before:  # there is nothing to look at
-        return
+        return None
     with found.check():
         config = load_config(model, trust_remote_code=trust_remote_code)
         if "groups" in needs:
@@ -60,10 +67,12 @@ def check_model(model: str, needs: tuple[str, ...], found: Findings, *, trust_re
     if "weights" in needs and os.path.isdir(model):
         with found.check():
             check_weights(Path(model))
+    return config
 
 
 def check_data(
     model: str,
+    config: PreTrainedConfig | None,
     data: str | None,
     held_out: str | None,
     found: Findings,
@@ -73,11 +82,10 @@ def check_data(
 ) -> None:
     """Look at what is trained on, at what is judged by, and at what makes a model's inputs of both; all of it is read.
 
-    Where the model cannot be read, which is for `check_model` to tell, only texts are looked at.
+    Without the model's configuration, which `check_model` reads, only texts are looked at.
     """
     read: Callable[[str, str], object] = _read_texts
-    with Findings().check():
-        config = load_config(model, trust_remote_code=trust_remote_code)
+    if config is not None:
         with found.check():
             name = data or held_out
             task_of = choose_task(config, task, data=name) if name else find_task(config, task)
@@ -106,21 +114,23 @@ def check_judged(
     device: str,
     task: str | None = None,
     trust_remote_code: bool = False,
-) -> torch.device:
-    """Look at everything that a command which measures models is given, and return the device.
+) -> tuple[torch.device, dict[str, PreTrainedConfig]]:
+    """Look at everything that a command which measures models is given, and return the device and the models' configurations.
 
     Raises:
         LoraPruneError: with all that is wrong.
     """
     found, chosen = Findings(), torch.device("cpu")
+    configs: dict[str, PreTrainedConfig] = {}
     with found.check():
         chosen = choose_device(device)
     for model in models:
-        check_model(model, NEEDS[command], found, trust_remote_code=trust_remote_code)
+        config = check_model(model, NEEDS[command], found, trust_remote_code=trust_remote_code)
+        configs |= {model: config} if config else {}
         for text in texts:
-            check_data(model, None, text, found, task=task, trust_remote_code=trust_remote_code)
+            check_data(model, config, None, text, found, task=task, trust_remote_code=trust_remote_code)
     found.raise_all()
-    return chosen
+    return chosen, configs
 
 
 def reference_first(model: str, against: str | None) -> list[str]:
@@ -142,11 +152,10 @@ def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
     models = [name for option in named for name in _visible(values.get(option))]
     if command in DESCRIBING:
         models = [name for name in models if name != KNOWN and published_config(name) is None]
-    for model in models:
-        check_model(model, needs, found, trust_remote_code=trust)
+    configs = {model: check_model(model, needs, found, trust_remote_code=trust) for model in models}
     for model in (models or [""]) if "data" in needs else []:
         for data, judged in pairs:
-            check_data(model, data, judged, found, task=values.get("task"), trust_remote_code=trust)
+            check_data(model, configs.get(model), data, judged, found, task=values.get("task"), trust_remote_code=trust)
     return found.problems()
 
 

@@ -1,4 +1,4 @@
-"""One registry for the two extension points, families and criteria: name -> registered value.
+"""A registry for whatever can be added by name, such as families, criteria, tasks and formats: name -> registered value.
 
 Knows nothing about what it holds.
 """

@@ -9,14 +9,12 @@ Knows nothing about training: whoever calls says how one round is run.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jaxtyping import Float
@@ -29,9 +27,12 @@ from loraprune.families import find_groups
 from loraprune.models.loading import load_config, load_with_head
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
-from loraprune.pruning.preview import requested_ratio
+from loraprune.pruning.preview import Preview, preview
+from loraprune.pruning.removed import Removed
 from loraprune.pruning.verify import check_difference, difference, logits_of, masked_logits, probe_of
-from loraprune.reporting.report import Report, report_of_rounds, write_folder
+from loraprune.reporting.make import report_of_rounds
+from loraprune.reporting.report import Report, read_report
+from loraprune.reporting.write import write_folder
 from loraprune.runtime.device import choose_device, choose_dtype
 from loraprune.runtime.processes import first_alone, joined
 from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
@@ -68,39 +69,36 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
-        ratio = requested_ratio(config)
+        aim = preview(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
-        reports: list[dict[str, Any]] = []
+        reports: list[Report] = []
         for turn, place in enumerate(places):
-            _run_round(round_config(config, turn, places, reports, ratio=ratio), places[turn:], prune)
-            reports.append(json.loads((place / "report.json").read_text(encoding="utf-8")))
+            before = [report.removed for report in reports if report.removed]
+            _run_round(round_config(config, turn, places, before, aim=aim), places[turn:], prune)
+            reports.append(read_report(place))
         return first_alone(lambda: _write_last(config, folder, places, reports))
 
 
-def _write_last(
-    config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Mapping[str, Any]]
-) -> Report:
+def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report]) -> Report:
     """Write the last round's folder, told in terms of the dense model."""
     shutil.copytree(places[-1], folder, dirs_exist_ok=True)
     plan, scores = composed(places)
-    values = report_of_rounds(config, reports, plan)
-    values["verification"]["masked_vs_sliced"] = _masked_vs_sliced(config, folder, plan, values)
-    report = Report(values, plan)
+    report = report_of_rounds(config, reports, plan)
+    found = _masked_vs_sliced(config, folder, plan, report.task)
+    report = replace(report, verification=replace(report.verification, masked_vs_sliced=found))
     write_folder(folder, report, config, scores=scores)
     return report
 
 
 def round_config(
-    config: PruneConfig, turn: int, places: Sequence[Path], reports: Sequence[Mapping[str, Any]], *, ratio: float
+    config: PruneConfig, turn: int, places: Sequence[Path], before: Sequence[Removed], *, aim: Preview
 ) -> RoundConfig:
-    """Return the options of a round; `reports` are those of the rounds before it, `ratio` is the whole run's target."""
-    due, kinds = ratio * (turn + 1) / config.rounds, config.kinds
-    if reports:
-        dense, now = reports[0]["parameters"]["prunable_dense"], reports[-1]["parameters"]["prunable_pruned"]
-        due = max(0.0, 1 - dense * (1 - due) / now)
-        named = set(reports[0]["units"])
-        groups = find_groups(load_config(config.model, trust_remote_code=config.trust_remote_code))
-        kinds = ",".join(dict.fromkeys(group.kind for group in groups if group.name in named))
+    """Return the options of a round; `before` is what earlier ones removed, `aim` what the whole run is to reach."""
+    due, kinds = aim.target.ratio * (turn + 1) / config.rounds, config.kinds
+    if before:
+        due = max(0.0, 1 - before[0].prunable_dense * (1 - due) / before[-1].prunable_pruned)
+        named = set(before[0].units or {})
+        kinds = ",".join(dict.fromkeys(group.kind for group in aim.every if group.name in named))
     rank = max(1, int(config.rank * RANK_FACTOR**turn))
     steps = config.steps
     if steps is not None:
@@ -143,12 +141,12 @@ def composed(places: Sequence[Path]) -> tuple[Plan, dict[str, Float[Tensor, " un
     return plan, scores
 
 
-def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, values: Mapping[str, Any]) -> float:
+def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, job: str) -> float:
     """Compare the result with the dense model that holds its weights and is masked by the plan of the whole run."""
     device = choose_device(config.device)
-    stored = load_config(config.model, trust_remote_code=config.trust_remote_code).dtype
-    dtype = choose_dtype(config.dtype, device, stored)
-    task = tasks.get(values["task"])
+    known = load_config(config.model, trust_remote_code=config.trust_remote_code)
+    dtype = choose_dtype(config.dtype, device, known.dtype)
+    task = tasks.get(job)
     saved, _ = load_with_head(str(folder), task.head, device=device, dtype=dtype)
     probe = probe_of(saved)
     sliced = logits_of(saved, probe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from transformers import AutoModelForCausalLM
 from loraprune import cli
 from loraprune.api import save_pruned
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.data import load_rows
+from loraprune.evaluation.perplexity import perplexity
 from loraprune.families import find_groups
-from loraprune.models.loading import from_pretrained
-from loraprune.pruning import pruner
+from loraprune.models.loading import from_pretrained, load_tokenizer
+from loraprune.pruning import target
 from loraprune.pruning.allocation import Space
 from tests import fitting
 from tests.cli.cases import Case, refused, run
@@ -31,7 +34,9 @@ def test_looking_and_judging_need_no_flag(layerwise: Path, case: Case, capfd: py
     assert "trust_remote_code" in found["formats"]["layerwise"]
     assert found["parameters"] == from_pretrained(layerwise).num_parameters()
     measured = run(capfd, "evaluate", *model, "--data", str(case.text), "--length", "32", "--device", "cpu")
-    assert measured["models"][str(layerwise)]["perplexity"] > 1
+    rows = load_rows(str(case.text), load_tokenizer(str(layerwise)), length=32)
+    expected = math.exp(perplexity(from_pretrained(layerwise), rows).nll)
+    assert measured["models"][str(layerwise)]["perplexity"] == pytest.approx(expected, rel=1e-5)
     timing = ["--batches", "[1]", "--length", "16", "--tokens", "4", "--repeats", "1", "--device", "cpu"]
     speed = run(capfd, "benchmark", *model, "--against", str(case.model), *timing)
     assert speed["ratios"][str(layerwise)]["parameters"] < 1
@@ -68,7 +73,7 @@ def uneven_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
         return {group.name: max(1, group.units // (2 + place)) for place, group in enumerate(space.groups)}
 
-    monkeypatch.setattr(pruner, "goal_counts", goal_counts)
+    monkeypatch.setattr(target, "goal_counts", goal_counts)
 
 
 @pytest.mark.usefixtures("uneven_goal")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from loraprune.errors import UnsupportedModelError
 from loraprune.families import find_groups, t5
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import find_module
+from loraprune.models.loading import from_pretrained
+from loraprune.models.saving import save_model
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.compensation import apply_refits_, solve_refits
@@ -143,9 +147,19 @@ def test_each_stack_is_refitted_on_its_own_stream(variant: str) -> None:
     assert (pruned(refitted=True) - dense).norm() < 0.7 * (pruned(refitted=False) - dense).norm()
 
 
-def test_every_variant_of_t5_keeps_how_its_head_scales() -> None:
-    assert tiny_config("t5").scale_decoder_outputs
-    assert not tiny_config("t5-gated").scale_decoder_outputs
+@pytest.mark.parametrize(("variant", "scales"), [("t5", True), ("t5-gated", False)])
+def test_every_variant_of_t5_keeps_how_its_head_scales(variant: str, scales: bool, tmp_path: Path) -> None:
+    model = tiny_model(variant)
+    groups = find_groups(model.config)
+    dense, kept = (
+        copy.deepcopy(model.config),
+        choose(groups, {group.name: max(1, group.units // 2) for group in groups}, seed=0).kept,
+    )
+    slice_(model, groups, kept)
+    expected = output(model, variant)
+    save_model(model, tmp_path, config=dense, groups=groups, counts={name: len(units) for name, units in kept.items()})
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["scale_decoder_outputs"] is scales
+    assert relative(output(from_pretrained(tmp_path), variant), expected) < 1e-5
 
 
 @pytest.mark.parametrize(("installed", "refused"), [((5, 17), True), ((5, 18), False)])

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import CheckpointError, PlanError
-from loraprune.export.padding import write_padded
+from loraprune.export.padded import write_padded
 from loraprune.families import find_groups
 from loraprune.models.adapters import merge_lora
 from loraprune.models.compat import recompute_activations

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loraprune.errors import CheckpointError, PlanError, VerificationError
-from loraprune.export import padding as module
-from loraprune.export.padding import write_padded
+from loraprune.export import padded as module
+from loraprune.export.padded import write_padded
 from loraprune.groups import consumers
 from loraprune.models.adapters import cuts
 from loraprune.models.loading import from_pretrained

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from loraprune import pipeline
+from loraprune import merge, pipeline
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import CheckpointError, ConfigError, VerificationError
 from loraprune.families import find_groups
@@ -76,7 +76,7 @@ def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Pat
 
 
 def test_plan_that_names_other_units_is_noticed(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pipeline.unit_sums
+    real = merge.unit_sums
 
     def shifted(
         model: nn.Module, groups: Sequence[Group], *, plan: Plan | None = None, changed: Sequence[Side]
@@ -88,7 +88,7 @@ def test_plan_that_names_other_units_is_noticed(inputs: Path, tmp_path: Path, mo
         }
         return real(model, groups, plan=Plan(plan.units, mirrored), changed=changed)
 
-    monkeypatch.setattr(pipeline, "unit_sums", shifted)
+    monkeypatch.setattr(merge, "unit_sums", shifted)
     with pytest.raises(VerificationError, match="does not hold the units"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
     assert not (tmp_path / "out").exists()
@@ -101,7 +101,7 @@ def test_failed_overwrite_leaves_the_old_folder(inputs: Path, tmp_path: Path, mo
     before = tree(tmp_path)
     config = prune_config(inputs, tmp_path / "out", overwrite=True, steps=2)
     monkeypatch.setattr(verify, "difference", lambda one, other: 1.0)  # the merged model disagrees
-    monkeypatch.setattr(pipeline, "rounding_noise", lambda model, probe: None)
+    monkeypatch.setattr(merge, "rounding_noise", lambda model, probe: None)
     with pytest.raises(VerificationError, match=r"out was not written; the model is in .*out\.unverified"):
         pipeline.prune(config)
     left = tree(tmp_path)
@@ -131,7 +131,7 @@ def test_failure_after_saving_keeps_the_model_under_another_name(
 def test_weights_damaged_on_the_way_to_disk_are_noticed(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
-    save = pipeline.save_model
+    save = merge.save_model
 
     def damaged(model: Any, *arguments: Any, **options: Any) -> None:
         with torch.no_grad():
@@ -140,7 +140,7 @@ def test_weights_damaged_on_the_way_to_disk_are_noticed(
             )
             save(model, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "save_model", damaged)
+    monkeypatch.setattr(merge, "save_model", damaged)
     with pytest.raises(VerificationError, match="sliced and reloaded model: logits differ"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2, dtype=dtype))
     assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from loraprune import pipeline
+from loraprune import merge, pipeline
 from loraprune.training import setup
 from tests.pipeline.cases import (
     STEP,
@@ -83,7 +83,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    load = pipeline.load_with_head
+    load = merge.load_with_head
 
     def counting(*arguments: Any, **options: Any) -> Any:
         alive.append(
@@ -91,7 +91,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
         )
         return load(*arguments, **options)
 
-    for module in (setup, pipeline):
+    for module in (setup, merge):
         monkeypatch.setattr(module, "load_with_head", counting)
     before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
     pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))

@@ -59,7 +59,7 @@ def test_the_prediction_holds_for_quantised_bases(case: str, monkeypatch: pytest
     found = benchmark.compare("llama", benchmark.QUANTISED[case], length=64)
     assert found["ratio"] == pytest.approx(1, abs=0.1)
     if "8bit" in case:  # the control: left alone, its layers hold their inputs
-        monkeypatch.setattr(models, "_let_input_go", lambda *_: None)
+        monkeypatch.setattr(models, "drop_saved_input", lambda *_: None)
         alone = benchmark.compare("llama", benchmark.QUANTISED[case], length=64)
         assert alone["ratio"] < 0.9
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.commands import BenchmarkConfig
 from loraprune.config.export import ExportConfig
@@ -45,9 +45,9 @@ def benchmark(options: BenchmarkConfig) -> Speed:
     """
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
-    device = check_judged("benchmark", names, (), device=options.device, trust_remote_code=trust)
+    device, configs = check_judged("benchmark", names, (), device=options.device, trust_remote_code=trust)
     if options.formats:
-        check_engines(options)
+        check_engines(options, configs[options.model])
         device = torch.device("cpu")
     dtype = choose_dtype(options.dtype, device, load_config(names[0], trust_remote_code=trust).dtype)
     models = {name: load_model(name, device=device, dtype=dtype, trust_remote_code=trust) for name in names}
@@ -75,9 +75,8 @@ def with_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     return apart
 
 
-def check_engines(options: BenchmarkConfig) -> None:
+def check_engines(options: BenchmarkConfig, config: PreTrainedConfig) -> None:
     """Raise a ConfigError for a model that no engine times, or if what would run a format is not installed."""
-    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
     task = find_task(config).name
     if task != "causal-lm":
         raise ConfigError(

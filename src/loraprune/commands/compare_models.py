@@ -18,7 +18,7 @@ from loraprune.evaluation.benchmark import compare_speed
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.evaluation.tasks import Request, choose_task, same_task
 from loraprune.families import fitting_lengths
-from loraprune.models.loading import load_config, load_with_head, resolve
+from loraprune.models.loading import load_with_head, resolve
 from loraprune.preflight import check_judged
 from loraprune.reporting.amounts import milliseconds, size
 from loraprune.reporting.plotting import (
@@ -55,8 +55,9 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
         LoraPruneError: for anything wrong with models or data; nothing is written then.
     """
     trust, texts = options.trust_remote_code, [options.data] if options.data else []
-    device = check_judged("compare-models", options.models, texts, device=options.device, trust_remote_code=trust)
-    configs = {name: load_config(name, trust_remote_code=trust) for name in options.models}
+    device, configs = check_judged(
+        "compare-models", options.models, texts, device=options.device, trust_remote_code=trust
+    )
     dtype = choose_dtype(options.dtype, device, configs[options.models[0]].dtype)
     task = same_task({name: choose_task(config, None, data=options.data) for name, config in configs.items()})
     if task.unit != "tokens":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,8 +20,8 @@ CLASSES = frozenset({"class_path", "init_args", "dict_kwargs"})
 """keys by which the parser finds and imports Python code"""
 
 
-def one_by_one(name: str) -> list[tuple[str, str]]:
-    """Return every key of a file with a YAML text that says it alone.
+def read_config(name: str) -> dict[str, Any]:
+    """Return the options that a file sets.
 
     Raises:
         ConfigError: if it does not hold plain YAML: a mapping of a sensible size, without anything that would be run.
@@ -42,7 +43,7 @@ def one_by_one(name: str) -> list[tuple[str, str]]:
         found = next((key for key in _keys(node, set()) if key in CLASSES), None)
         if found:
             raise ConfigError(f"--config {name}: {found!r} would name Python code to run; only plain values are read")
-        return [(str(key), yaml.safe_dump({key: value}, default_flow_style=True)) for key, value in values.items()]
+        return {str(key): value for key, value in values.items()}
     except OSError as error:
         raise ConfigError(f"--config {name}: cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:

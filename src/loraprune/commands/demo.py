@@ -42,4 +42,4 @@ def demo(options: DemoConfig) -> Report:
     speed = compare_speed(models, batches=(1, 16), length=256, repeats=5, folders=folders)
     prompt = tokenizer(PROMPT)["input_ids"]
     texts = {name: PROMPT + complete(model, tokenizer, prompt) for name, model in models.items()}
-    return replace(report, values={**report.values, "speed": speed.to_json(), "completions": texts})
+    return replace(report, shown=replace(report.shown, speed=speed.to_json(), completions=texts))

@@ -23,7 +23,7 @@ from loraprune.evaluation.measurement import Measured, paired_difference
 from loraprune.evaluation.precision_check import settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, same_task
 from loraprune.families import fitting_lengths
-from loraprune.models.loading import load_config, load_tokenizer, load_with_head
+from loraprune.models.loading import load_tokenizer, load_with_head
 from loraprune.preflight import check_judged, reference_first
 from loraprune.reporting.html.folder import EVALUATION
 from loraprune.reporting.html.page import write_page
@@ -51,10 +51,9 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     """
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
-    device = check_judged(
+    device, configs = check_judged(
         "evaluate", names, options.texts(), device=options.device, task=options.task, trust_remote_code=trust
     )
-    configs = {name: load_config(name, trust_remote_code=trust) for name in names}
     dtype = choose_dtype(options.dtype, device, configs[names[0]].dtype)
     task = _common_task(options, configs)
     lengths = fitting_lengths(options.lengths(), configs.values())

@@ -10,13 +10,20 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from loraprune.commands.compare.settings import CompareConfig
-from loraprune.commands.config_file import one_by_one
-from loraprune.commands.parser_errors import explain, missing_options, split_words
+from loraprune.commands.parser_errors import (
+    HELP,
+    Setting,
+    missing_options,
+    settings_of,
+    split_words,
+    unknown_command,
+    unknown_option,
+)
 from loraprune.config import commands, export, recipes
 from loraprune.config.base import Options, expanded, null_problems
 from loraprune.config.training import FinetuneConfig, PruneConfig
@@ -150,16 +157,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
     if not arguments:
         parser.print_help()
         raise SystemExit(USAGE)
+    if verb not in (*COMMANDS, *HELP):
+        raise ConfigError(unknown_command(verb, COMMANDS))
     normal = normalise(arguments)
     try:
         for option in split_words(normal):
-            _pieces(option)
+            settings_of(option)
         return verb, parser.parse_args(normal)[verb]
-    except ConfigError as error:
-        told = list(error.args)
-    except argparse.ArgumentError as error:
-        told = [_explain(error, verb)]
-    raise ConfigError(*(_all_wrong(parser, verb, normal[1:]) if verb in COMMANDS else []) or told)
+    except (ConfigError, argparse.ArgumentError) as error:
+        raise ConfigError(*_all_wrong(parser, verb, normal[1:]) or (str(error),)) from None
 
 
 def make_options(verb: str, parsed: Namespace) -> Options:
@@ -177,23 +183,11 @@ def make_options(verb: str, parsed: Namespace) -> Options:
     return COMMANDS[verb].options(**values)
 
 
-def _explain(error: argparse.ArgumentError, verb: str) -> str:
-    options = [one.name for one in fields(COMMANDS[verb].options)] if verb in COMMANDS else []
-    return explain(str(error), verb, commands=COMMANDS, options=options)
-
-
-def _pieces(option: list[str]) -> list[tuple[str, list[str]]]:
-    """Return the name that an option sets with its words; a key of a file is one like any other.
-
-    Raises:
-        ConfigError: if it names a file or recipe that cannot be read.
-    """
-    name, _, value = option[0].removeprefix("--").partition("=")
-    if name == "recipe" and value:
-        recipes.path(value)
-    if name == "config" and value:
-        return [(key, [f"--config={text}"]) for key, text in one_by_one(value)]
-    return [(name, option)]
+def _types(verb: str) -> dict[str, Any]:
+    """Return the type of every option of a command."""
+    hints = get_type_hints(COMMANDS[verb].options)
+    plain = {"config": str, "recipe": str, "json": bool, "debug": bool}
+    return {one.name: hints[one.name] for one in fields(COMMANDS[verb].options)} | plain
 
 
 def _needed(verb: str) -> list[str]:
@@ -205,21 +199,23 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
     """Return everything that is wrong with a command line, of which the parser tells the first only: each option is read alone."""
     needed = _needed(verb)
     command = [verb, *(f"--{name}=[]" for name in needed)]
-    files, found, right, given = Findings(), [], set(), set()
-    pieces: list[tuple[str, list[str]]] = []
+    files, found, right, types = Findings(), [], set(), _types(verb)
+    settings: list[Setting] = []
     for option in split_words(words):
         with files.check():
-            pieces += _pieces(option)
-    for name, piece in pieces:
-        given.add(name)
+            settings += settings_of(option)
+    for one in settings:
+        if one.option not in types:
+            found.append(unknown_option(one.name, verb, types.keys() - NO_OPTIONS))
+            continue
         try:
-            parser.parse_args([*command, *piece])
-        except argparse.ArgumentError as error:
-            found.append(_explain(error, verb))
+            parser.parse_args([*command, *one.words])
+        except argparse.ArgumentError:
+            found.append(one.problem(types[one.option]))
         else:
-            right.add(name)
-            command += piece
-    missing = [name for name in needed if name not in given]
+            right.add(one.name)
+            command += one.words
+    missing = [name for name in needed if name not in {one.option for one in settings}]
     if missing and not files.errors:  # a file that cannot be read may name them
         found.append(missing_options(missing, verb))
     unknown = set(needed) - right

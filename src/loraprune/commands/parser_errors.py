@@ -1,45 +1,53 @@
-"""What the command-line parser complains of, in one line with the value and what is right.
+"""What is wrong with the words of a command line, in one line each with the value and what is right.
 
-Its messages are read by their form, and what has another form is passed on as it is. Knows nothing about options.
+Names and values are checked here, against the options of the command; no message of the parser's is read.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import yaml
+
+from loraprune.commands.config_file import read_config
+from loraprune.config import recipes
+from loraprune.config.values import wrong_value
 from loraprune.errors import nearest
 
-WORDS = {
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "list": "a list, such as [1, 2]",
-    "dict": "a mapping, such as {name: value}",
-    "NoneType": "null",
-}
-"""type -> what a value of it is"""
+HELP = ("-h", "--help")
 
 
-def explain(message: str, verb: str, *, commands: Collection[str], options: Collection[str]) -> str:
-    """Turn the parser's message about a command line that begins with `verb` into one line, with the nearest known name."""
-    text = " ".join(message.split())
-    unknown = re.search(
-        r"(?i:unrecognized arguments): (?:--)?([\w.-]+)|does not accept option '([^']+)'|invalid choice: '([^']+)'",
-        text,
-    )
-    missing = re.search(r"the following arguments are required: (.+)", text)
-    wrong = re.match(r'Parser key "([\w.]+)": ', text)
-    if unknown:
-        word = next(group for group in unknown.groups() if group)
-        what, known, page = ("option", options, f"{verb} --help") if options else ("command", commands, "--help")
-        return f"unknown {what} {word!r}{nearest(word, known)}: see `loraprune {page}`"
-    if missing:
-        return missing_options([name.strip().split(".")[-1] for name in missing[1].split(",")], verb)
-    if wrong:
-        return f"--{wrong[1].split('.')[-1]}{explain_value(text)}"
-    return text
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option as it is set, on the command line or by a key of a file."""
+
+    name: str
+    words: Sequence[str]
+    """what sets it on a command line"""
+    value: Any
+    """what it is set to; empty where nothing is given"""
+
+    @property
+    def option(self) -> str:
+        """Return the option that it sets or adds to: `grid` for `grid.ratio`, `batches` for `batches+`."""
+        return self.name.removesuffix("+").partition(".")[0]
+
+    def problem(self, hint: Any) -> str:
+        """Return what is wrong with the value for an option of type `hint`."""
+        return f"--{self.option}{wrong_value(hint, [self.value] if self.name.endswith('+') else self.value)}"
+
+
+def unknown_command(word: str, commands: Collection[str]) -> str:
+    """Return the line about a word that names no command."""
+    name = word.removeprefix("--")
+    return f"unknown command {name!r}{nearest(name, commands)}: see `loraprune --help`"
+
+
+def unknown_option(name: str, verb: str, options: Collection[str]) -> str:
+    """Return the line about an option that a command does not have."""
+    return f"unknown option {name!r}{nearest(name, options)}: see `loraprune {verb} --help`"
 
 
 def missing_options(names: Sequence[str], verb: str) -> str:
@@ -47,20 +55,31 @@ def missing_options(names: Sequence[str], verb: str) -> str:
     return f"missing {' '.join('--' + name for name in names)}: see `loraprune {verb} --help`"
 
 
-def explain_value(message: str) -> str:
-    """Return " VALUE: what is needed instead" for the parser's message about the value of an option."""
-    text = re.sub(r'^Parser key "[\w.]+": ', "", " ".join(message.split()))
-    found = re.search(r"Subtypes: \[(.+)\] Errors: .* Given value: (.*)", text) or re.search(
-        r"Expected an? (.+)\. Got value: (.*)", text
-    )
-    if not found:
-        return f": {text}"
-    types, value = found.groups()
-    literal = re.search(r"Literal\[(.+?)\]", types)
-    choices = [choice.strip(" '\"") for choice in literal[1].split(",")] if literal else []
-    kinds = [f"one of {', '.join(choices)}"] if len(choices) > 1 else choices
-    kinds += sorted((WORDS.get(name, name) for name in re.findall(r"<class '(\w+)'>", types)), key="null".__eq__)
-    return f" {value}{nearest(value, choices)}: {' or '.join(kinds)} is needed"
+def settings_of(option: Sequence[str]) -> list[Setting]:
+    """Return what the words of an option set; every key of a file is a setting like any other.
+
+    Raises:
+        ConfigError: if it names a file or recipe that cannot be read.
+    """
+    name, equals, value = option[0].removeprefix("--").partition("=")
+    if name == "recipe" and value:
+        recipes.path(value)
+    if name == "config" and value:
+        return [
+            Setting(key, [f"--config={yaml.safe_dump({key: one}, default_flow_style=True)}"], one)
+            for key, one in read_config(value).items()
+        ]
+    given = value if equals else " ".join(option[1:])
+    return [Setting(name, option, _listed(given))]
+
+
+def _listed(text: str) -> Any:
+    """Return a list that a word spells out, or the word itself."""
+    try:
+        value = yaml.safe_load(text) if text.startswith("[") else text
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, list) else text
 
 
 def split_words(words: Sequence[str]) -> list[list[str]]:

@@ -21,7 +21,6 @@ from loraprune.models.layerwise.register import stock_of
 from loraprune.models.saving import config_sizes, layer_sizes, stock_config
 from loraprune.pruning.allocation import Counts, Space
 from loraprune.pruning.preview import Preview, preview
-from loraprune.pruning.target import target_ratio
 from loraprune.runtime.memory import available_memory_bytes
 from loraprune.training.footprint import GPUS, Setting, dtype_of, footprints, gpus_needed, on_each_gpu
 
@@ -43,7 +42,7 @@ def dry_run(options: PlanConfig) -> Description:
 def predict(options: PlanConfig) -> dict[str, Any]:
     """Return what `plan` says about one model."""
     aim = preview(options)
-    config, space, counts, dense = aim.config, aim.space, aim.counts, aim.model.num_parameters()
+    config, space, counts, dense = aim.config, aim.target.space, aim.target.counts, aim.model.num_parameters()
     pruned = dense - space.budget.prunable + space.budget.kept(counts) - _beside_units(aim.model, space, counts)
     sizes = config_sizes(space.groups, counts)
     stock = stock_config(shallower(config, counts), sizes) if sizes is not None else None
@@ -52,7 +51,7 @@ def predict(options: PlanConfig) -> dict[str, Any]:
     bytes_each = dtype_of(options.dtype).itemsize
     return {
         "model": options.model, "family": config.model_type,
-        "ratio_requested": None if options.has_dimensions else target_ratio(space, options, model_parameters=dense),
+        "ratio_requested": None if options.has_dimensions else aim.target.ratio,
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
@@ -78,7 +77,7 @@ def _footprint(aim: Preview, options: PlanConfig) -> dict[str, Any]:
     )
     length = min(options.length, positions(aim.config) or options.length)
     both = footprints(
-        aim.model, aim.every, aim.counts, aim.task.probe(aim.config, options.batch, length), options=options, setting=setting
+        aim.model, aim.every, aim.target.counts, aim.task.probe(aim.config, options.batch, length), options=options, setting=setting
     )  # fmt: skip
     dense, pruned = (
         on_each_gpu(one.parts, one.blocks, trained=one.trained, gpus=options.gpus, sharding=options.sharding)

@@ -85,7 +85,7 @@ class LoRAPruneConfig(AdapterOptions):
     wherever that is possible: not with convolutions, --sparsity or FSDP"""
     local: int | None = None
     """at each removal, after --compensate: steps in which every block that lost units is trained to reproduce what it gave before;
-    units that several layers share are left to --compensate; 0 for none, which is the default"""
+    units that several layers share are left to --compensate; 0 for none; without it 400 wherever that is possible"""
     local_all: bool = False
     """with --local: the blocks above the first that lost units learn too where they lost none, to mend what those below lost"""
     calibration: int = 32768

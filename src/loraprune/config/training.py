@@ -102,6 +102,8 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
 class FinetuneConfig(AdapterOptions, TrainConfig):
     """Plain LoRA fine-tuning of the dense model: the baseline to compare with."""
 
+    job: ClassVar[str] = "finetune"
+
     def pruning(self) -> LoRAPruneConfig:
         """Return the settings of LoRA in the form that both jobs share, with nothing to remove."""
         return LoRAPruneConfig(**{f.name: getattr(self, f.name) for f in fields(AdapterOptions)}, ratio=0.0)
@@ -111,6 +113,7 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 class PruneConfig(LoRAPruneConfig, TrainConfig):
     """Prune while fine-tuning with LoRA, merge, verify and save."""
 
+    job: ClassVar[str] = "prune"
     teacher: Literal["none", "auto", "copy", "8bit", "cache"] = "none"
     """learn from the dense model too: copy keeps a second one in memory, 8bit one whose linear layers are quantised, cache writes its
     most likely tokens to disk before training; auto takes the first that memory allows"""

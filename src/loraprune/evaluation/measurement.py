@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 PERPLEXITY = "perplexity"
@@ -47,16 +47,47 @@ class Measured:
         }
 
 
-def compared(dense: Measured, pruned: Measured) -> dict[str, Any]:
-    """Return the entry of a report about the same measurement before and after."""
-    return {
-        "dense": dense.value,
-        "pruned": pruned.value,
-        **{name: {"dense": dense.others[name], "pruned": value} for name, value in pruned.others.items()},
-        "standard_error": {"dense": dense.standard_error, "pruned": pruned.standard_error},
-        **pruned.counts,
-        "protocol": dict(pruned.protocol),
-    }
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The same measurement before and after."""
+
+    dense: float
+    pruned: float
+    standard_error: Mapping[str, float | None]
+    """`dense` and `pruned`"""
+    counts: Mapping[str, int]
+    protocol: Mapping[str, object]
+    others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """what was measured beside it -> `dense` and `pruned`"""
+
+    @classmethod
+    def of(cls, dense: Measured, pruned: Measured) -> Compared:
+        """Compare two measurements by the same protocol."""
+        others = {name: {"dense": dense.others[name], "pruned": value} for name, value in pruned.others.items()}
+        errors = {"dense": dense.standard_error, "pruned": pruned.standard_error}
+        return cls(dense.value, pruned.value, errors, pruned.counts, pruned.protocol, others)
+
+    def with_dense(self, first: Compared) -> Compared:
+        """Return this measurement beside the dense model's of another one."""
+        others = {name: {**pair, "dense": first.others[name]["dense"]} for name, pair in self.others.items()}
+        errors = {**self.standard_error, "dense": first.standard_error["dense"]}
+        return replace(self, dense=first.dense, standard_error=errors, others=others)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of a report."""
+        return {
+            "dense": self.dense, "pruned": self.pruned, **self.others, "standard_error": dict(self.standard_error),
+            **self.counts, "protocol": dict(self.protocol),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Compared:
+        """Return what an entry of a report says."""
+        named = ("dense", "pruned", "standard_error", "protocol")
+        rest = {name: value for name, value in values.items() if name not in named}
+        others = {name: value for name, value in rest.items() if isinstance(value, Mapping)}
+        counts = {name: value for name, value in rest.items() if name not in others}
+        return cls(values["dense"], values["pruned"], values["standard_error"], counts, values["protocol"], others)
 
 
 def loss_of(metric: str, value: float) -> float:

@@ -99,7 +99,8 @@ def perplexity(
         DataError: there are no rows, or no row has a target.
         NumericsError: the loss of a row is NaN or infinite.
 
-    Source: PAPER.md, section 5: mean token NLL over fixed windows, not lm-eval's word or byte perplexity.
+    Source: https://huggingface.co/docs/transformers/perplexity, with windows that do not overlap: the mean over tokens, not
+    lm-eval's word or byte perplexity.
     """
     for name, number in (("batch", batch), ("limit", limit)):
         if number is not None and number < 1:

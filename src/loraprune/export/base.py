@@ -64,6 +64,8 @@ class Format:
     """modules that the extra `export` brings"""
     quantizations: tuple[str, ...] = ()
     """values of --quantization, the first being what stands without it"""
+    any_task: bool = False
+    """whether models for every task can be written"""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """well-known values of --quantization that another tool must write -> the remedy"""
 
@@ -106,7 +108,7 @@ def check_task(name: str, config: PreTrainedConfig, *tasks: str) -> None:
     if task not in tasks:
         raise ConfigError(
             f"--format {name}: it holds models for {' or '.join(tasks)}, and this {config.model_type!r} is for {task}; "
-            "onnx and torch hold it"
+            f"{' and '.join(one for one in formats.names() if formats.get(one).any_task)} hold it"
         )
 
 

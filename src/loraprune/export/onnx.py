@@ -163,4 +163,4 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return logits.float()
 
 
-formats.add("onnx", Format(write, needs=("onnx", "onnxscript", "onnxruntime")))
+formats.add("onnx", Format(write, needs=("onnx", "onnxscript", "onnxruntime"), any_task=True))

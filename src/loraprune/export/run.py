@@ -18,7 +18,7 @@ from loraprune.errors import Findings
 from loraprune.export import formats
 from loraprune.export.base import Format, Source, check_installed, choose_quantization
 from loraprune.export.card import write_card
-from loraprune.models.loading import load_config, load_model, resolve
+from loraprune.models.loading import load_model, resolve
 from loraprune.preflight import NEEDS, check_model
 from loraprune.runtime.workspace import new_folder
 
@@ -49,16 +49,17 @@ def check_export(options: ExportConfig) -> tuple[Format, str, PreTrainedConfig]:
         LoraPruneError: as `export`.
     """
     found = Findings()
-    check_model(options.model, NEEDS["export"], found, trust_remote_code=options.trust_remote_code)
+    config = check_model(options.model, NEEDS["export"], found, trust_remote_code=options.trust_remote_code)
     with found.check():
         entry = formats.get(options.format)
         with found.check():
             check_installed(options.format, entry)
         with found.check():
             quantization = choose_quantization(options.format, entry, options)
-        config = load_config(options.model, trust_remote_code=options.trust_remote_code)
-        entry.check(config, options)
+        if config:
+            entry.check(config, options)
     found.raise_all()
+    assert config is not None
     return entry, quantization, config
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from loraprune.export.base import Format, Source, formats, save_companions
@@ -39,10 +40,10 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     }
 
 
-def other_sizes(tensor: Tensor) -> Tensor:
+def other_sizes(tensor: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "more ..."]:
     """Return inputs with one row more, and fewer tokens."""
     rows = torch.cat([tensor, tensor[:1]])
     return rows[:, : rows.shape[1] // 2] if rows.ndim == 2 else rows
 
 
-formats.add("torch", Format(write))
+formats.add("torch", Format(write, any_task=True))

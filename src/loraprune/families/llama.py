@@ -17,7 +17,7 @@ LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 def llama_as_mistral(config: Config) -> Mapping[str, object] | None:
     """Return the same model as a Mistral: LlamaConfig refuses head counts that do not divide the hidden size.
 
-    Source: ECOSYSTEM facts, "Config limits": same weight names, same mathematics, logits equal.
+    Source: transformers' configuration_llama.py and modeling_mistral.py: same names of weights, same computation without a sliding window.
     """
     if config.attention_bias or config.mlp_bias:
         return None

@@ -5,6 +5,7 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -217,6 +218,7 @@ def load_with_head(
     device: torch.device,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    original: PreTrainedConfig | None = None,
     values: Mapping[str, Any] | None = None,
     new: Callable[[str], bool] | None = None,
     seed: int = 0,
@@ -224,8 +226,9 @@ def load_with_head(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
 
-    They are drawn by the seed then. `values` are keys of its configuration to set, such as num_labels. With a `quantisation`
-    weights are quantised one by one as they are read: the whole model is never in memory in 16 bits.
+    They are drawn by the seed then. `original` is its configuration where that has been read before, `values` are keys of it to set,
+    such as num_labels. With a `quantisation` weights are quantised one by one as they are read: the whole model is never in memory
+    in 16 bits.
 
     Returns:
         The model, and the paths of the modules that started anew.
@@ -234,7 +237,7 @@ def load_with_head(
         CheckpointError: for other weights that are missing, torn, or of other shapes than the configuration says.
         NumericsError: for NaN or infinite weights.
     """
-    config = load_config(model, trust_remote_code=trust_remote_code)
+    config = copy.deepcopy(original) if original else load_config(model, trust_remote_code=trust_remote_code)
     named = dict(config.id2label or {})
     config.update(dict(values or {}))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import layer_norm
 from torch.utils.hooks import RemovableHandle
 
@@ -57,7 +58,7 @@ class Masks:
         if span.side == "expert_in":
             self._stacks[key] = (cut.tensor, cut.tensor.data)
         elif span.side == "router":
-            self._handles += choose_among(module, masks[key])
+            self._handles.append(choose_among(module, masks[key]))
         elif span.side in ("in", "head"):
             self._handles.append(module.register_forward_pre_hook(mask_input, prepend=True))
         elif span.side == "layer_norm":
@@ -89,23 +90,29 @@ class Masks:
         self._stacks.clear()
 
 
-def choose_among(router: nn.Module, mask: Tensor) -> list[RemovableHandle]:
-    """Let a router choose among the experts in `mask` alone: it sees their rows only, and its answers get the experts' numbers."""
-    whole = router.weight
-    assert isinstance(whole, Tensor)
+def choose_among(router: nn.Module, mask: Float[Tensor, " experts"]) -> RemovableHandle:
+    """Let a router choose among the experts in `mask` alone: it sees their rows only, and its answers get the experts' numbers.
 
-    def hide(_: nn.Module, __: Any) -> None:
-        router.weight = nn.Parameter(whole[mask.bool()], requires_grad=False)
+    A router chooses inside its forward pass, where no hook reaches, so that it is called a second time with the rows that are left.
+    """
+    called: list[bool] = []
 
-    def number(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        router.weight = whole
+    def choose(_: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if called:  # by the call below, which runs this hook too
+            return None
+        called.append(True)
+        try:
+            weight = router.get_parameter("weight").detach()
+            chosen = functional_call(router, {"weight": weight[mask.bool()]}, args)
+        finally:
+            called.clear()
         left = mask.nonzero().squeeze(1)
-        return tuple(each if each.is_floating_point() else left[each] for each in output)
+        return tuple(each if each.is_floating_point() else left[each] for each in chosen)
 
-    return [router.register_forward_pre_hook(hide), router.register_forward_hook(number)]
+    return router.register_forward_hook(choose)
 
 
-def norm_left(norm: Any, x: Tensor, left: Int[Tensor, " left"]) -> Tensor:
+def norm_left(norm: Any, x: Float[Tensor, "*shape"], left: Int[Tensor, " left"]) -> Float[Tensor, "*shape"]:
     """Return what a layer norm over the channels `left` alone gives, and zero for the others."""
     x = channels_last(norm, x)
     normed = torch.zeros_like(x)

@@ -14,9 +14,8 @@ from loraprune.groups import Group
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.loading import load_config
-from loraprune.pruning.allocation import Counts, Space
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.target import goal_counts, groups_in_play, make_space, target_ratio
+from loraprune.pruning.target import Target, find_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,7 @@ class Preview:
     task: Task
     model: PreTrainedModel
     every: tuple[Group, ...]
-    space: Space
-    counts: Counts
+    target: Target
 
 
 def preview(options: PlanConfig | PruneConfig) -> Preview:
@@ -41,17 +39,4 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     task, groups = find_task(config, options.task), find_groups(config)
     model = empty_model(config, head=task.head)
     check_groups(model, groups)
-    space = make_space(model, groups_in_play(config, groups, options), options)
-    return Preview(
-        config, task, model, groups, space, goal_counts(space, options, model_parameters=model.num_parameters())
-    )
-
-
-def requested_ratio(options: PruneConfig) -> float:
-    """Return the ratio of prunable parameters that a run is to remove, without weights.
-
-    Raises:
-        PlanError: if it cannot be reached.
-    """
-    aim = preview(options)
-    return target_ratio(aim.space, options, model_parameters=aim.model.num_parameters())
+    return Preview(config, task, model, groups, find_target(model, options))

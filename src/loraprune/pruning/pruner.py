@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group, Span
-from loraprune.models.adapters import base_layer, config_of, count_parameters, find_module, linear_paths, projection
+from loraprune.models.adapters import base_layer, config_of, find_module, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
@@ -27,16 +28,9 @@ from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
 from loraprune.pruning.recovery.recover import Recovery, Steps, loss_on, recover_
-from loraprune.pruning.surgery import check_groups, renew_trained_, slice_
-from loraprune.pruning.target import (
-    check_recovery,
-    decide_recovery,
-    goal_counts,
-    groups_in_play,
-    make_space,
-    target_ratio,
-    tell_kinds,
-)
+from loraprune.pruning.removed import Removed
+from loraprune.pruning.surgery import renew_trained_, slice_
+from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, take_from_first_, together
@@ -55,33 +49,28 @@ def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
 class Pruner:
     """Owns the scores, the plan and the removal of units of one adapted model."""
 
-    def __init__(self, model: nn.Module, config: LoRAPruneConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: LoRAPruneConfig, target: Target | None = None, *, folder: Path | None = None
+    ) -> None:
         self.model = model
         self.dense_config = copy.deepcopy(config_of(model))
-        every = find_groups(config_of(model))
-        check_groups(model, every)
-        self.groups = groups_in_play(config_of(model), every, config)
-        """groups that may lose units"""
-        self.refit_is_wanted = config.compensate is not None
-        """whether --compensate was given, so that it is an error where it cannot be done"""
+        self.target = target or find_target(model, config)
+        self.groups, self.space = self.target.groups, self.target.space
+        self.recovery_is_wanted = config.compensate is not None or config.local is not None
+        """whether --compensate or --local was given, so that it is an error where it cannot be done"""
         self.config = config = decide_recovery(self.groups, config)
-        tell_kinds(config_of(model), every, config)
+        tell_kinds(config_of(model), find_groups(config_of(model)), config)
         for path in linear_paths(self.groups):
             projection(model, path)
-        check_recovery(self.groups, config)
         if config.local:
             self.scales = weight_scales(model, self.groups)
-        self.space = make_space(model, self.groups, config)
-        parameters = count_parameters(model)
-        self.target = target_ratio(self.space, config, model_parameters=parameters)
-        self.final = goal_counts(self.space, config, model_parameters=parameters)
         self.plan = Plan.full(self.groups)
-        self.is_done = self.counts() == self.final
+        self.is_done = self.counts() == self.target.counts
         """whether the target is reached"""
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
-        self.folder: Path | None = None
+        self.folder = folder
         """where blocks that are trained after a removal are kept until the run ends"""
         self.recoveries: list[Recovery] = []
         """what every removal cost, and what recovery gained"""
@@ -111,8 +100,8 @@ class Pruner:
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
     def note(self, step: int) -> None:
-        """Keep a copy of the scores as they are at a step, NaN for units that are gone."""
-        for name, kept in self.plan.kept.items():
+        """Keep a copy of the scores as they are at a step, NaN for units that are gone, if the options ask for it."""
+        for name, kept in self.plan.kept.items() if self.config.history else ():
             values = torch.full_like(self.scores.values[name], torch.nan, dtype=torch.float32)
             values[list(kept)] = self.scores.values[name][list(kept)].float()
             self.history[f"{step}/{name}"] = values
@@ -147,9 +136,9 @@ class Pruner:
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
         allocation = ALLOCATIONS[self.config.chosen_allocation]
-        final = self.final
+        final = self.target.counts
         if allocation.scored and not self.config.has_dimensions:
-            final = reach(self.space, allocation, self.target, self._present_scores())
+            final = reach(self.space, allocation, self.target.ratio, self._present_scores())
         return towards(self.space, final, progress)
 
     def _present_scores(self) -> Scores:
@@ -185,27 +174,29 @@ class Pruner:
         self, rows: Rows, plan: Plan, positions: Mapping[str, Sequence[int]]
     ) -> tuple[Recovery, Steps]:
         """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
+        recovery = Recovery({"before": loss_on(self.model, rows)})
         with at_once():
-            recovery = Recovery({"before": loss_on(self.model, rows)})
-            refits = self._solve_refits(positions, rows) if self.config.compensate else {}
-            trace = Trace(self.model, self.present, rows) if self.config.local else None
+            refits, trace = self._look_at_rows(positions, rows)
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
         if self.config.local_all:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        return recovery, Steps(refits, trace, self.config.local, changed, scales, self.config.seed, self.folder)
+        return recovery, Steps(refits, trace, self.config.local or 0, changed, scales, self.config.seed, self.folder)
 
-    def _solve_refits(self, positions: Mapping[str, Sequence[int]], rows: Rows) -> Mapping[str, Refit]:
-        """Solve the refits; of a model whose layers share projections none, unless they were asked for."""
+    def _look_at_rows(
+        self, positions: Mapping[str, Sequence[int]], rows: Rows
+    ) -> tuple[Mapping[str, Refit], Trace | None]:
+        """Solve the refits and trace what blocks are to give; neither where layers share projections, unless it was asked for."""
         try:
-            return solve_refits(self.model, self.present, positions, rows)
+            refits = solve_refits(self.model, self.present, positions, rows) if self.config.compensate else {}
+            return refits, Trace(self.model, self.present, rows) if self.config.local else None
         except ConfigError as error:
-            if self.refit_is_wanted:
+            if self.recovery_is_wanted:
                 raise
-            logger.info("no projection is refitted: %s", error)
-            self.config = replace(self.config, compensate=False)
-            return {}
+            logger.info("nothing is refitted and no block is trained: %s", error)
+            self.config = replace(self.config, compensate=False, local=0)
+            return {}, None
 
     @torch.no_grad()
     def _share_changed(self) -> None:
@@ -269,6 +260,29 @@ class Pruner:
         """Let go of the model, so that its memory can be had back; scores and plan stay."""
         self.model = nn.Module()
         del self.scorer
+
+    def check_saved(self, folder: Path, dense: nn.Module) -> None:
+        """Do nothing: shapes show what was removed."""
+
+    def removed(self) -> Removed:
+        """Return what the report says about the removal."""
+        budget, config = self.space.budget, self.config
+        names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+        is_ratio = config.parameters is None and not config.has_dimensions
+        return Removed(
+            ratio_requested=config.ratio if is_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
+            prunable_pruned=budget.kept(self.counts()),
+            target=None if is_ratio else {name: getattr(config, name) for name in names},
+            units=self.plan.by_group(), recovery=[recovery.to_json() for recovery in self.recoveries],
+        )  # fmt: skip
+
+    def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return the last score of every unit of the dense model."""
+        return self.scores.values
+
+    def noted_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return step/group -> the scores that `note` kept."""
+        return self.history
 
     def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
         values = self.scores.values[name][torch.tensor(units)]

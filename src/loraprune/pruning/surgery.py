@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.errors import GroupMismatchError
@@ -92,7 +93,7 @@ def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 @torch.no_grad()
-def rescale_norm_(weight: Tensor, *, before: int, after: int) -> None:
+def rescale_norm_(weight: Float[Tensor, " units"], *, before: int, after: int) -> None:
     """Make an RMS norm over `after` channels give what it gave over `before` with the others zero."""
     weight.data.mul_(math.sqrt(before / after))
 

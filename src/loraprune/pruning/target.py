@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from torch import nn
@@ -20,10 +20,10 @@ from loraprune.errors import ConfigError, PlanError, nearest
 from loraprune.families import find_groups
 from loraprune.families.depth import check_layers
 from loraprune.groups import EXPERTS, Group, consumers
-from loraprune.models.adapters import base_layer, config_of, cuts, find_module
+from loraprune.models.adapters import base_layer, config_of, count_parameters, cuts, find_module
 from loraprune.models.saving import storable_counts, storable_kinds
 from loraprune.plan import Budget
-from loraprune.pruning.allocation import ALLOCATIONS, Scores, Space, Storable, exact_counts, reach, widths_left
+from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, Storable, exact_counts, reach, widths_left
 from loraprune.pruning.recovery.blockwise import check_blocks
 from loraprune.pruning.recovery.compensation import check_compensation
 from loraprune.runtime import launch
@@ -31,7 +31,37 @@ from loraprune.scoring import can_score
 from loraprune.scoring.average import read_scores
 from loraprune.scoring.criteria import criteria
 
+BLOCK_STEPS = 400
+"""--local, where it is not given and blocks can be trained"""
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which units a run may remove, and how many of them stay."""
+
+    groups: tuple[Group, ...]
+    """groups that may lose units"""
+    space: Space
+    ratio: float
+    """fraction of the prunable parameters to remove"""
+    counts: Counts
+    """units that every group keeps in the end, where scores do not decide that"""
+
+
+def find_target(model: nn.Module, config: LoRAPruneConfig) -> Target:
+    """Return what the options ask for of a model, with weights or without.
+
+    Raises:
+        ConfigError: if the model has no such units, or cannot recover in the ways that the options ask for.
+        PlanError: if the target cannot be reached.
+    """
+    groups = groups_in_play(config_of(model), find_groups(config_of(model)), config)
+    check_recovery(groups, config)
+    space, parameters = make_space(model, groups, config), count_parameters(model)
+    counts = goal_counts(space, config, model_parameters=parameters)
+    return Target(groups, space, target_ratio(space, config, model_parameters=parameters), counts)
 
 
 def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
@@ -112,10 +142,12 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
 
 
 def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
-    """Return the options with those of recovery that were not given: refitting wherever it is possible."""
+    """Return the options with those of recovery that were not given: refits and trained blocks wherever they are possible."""
     possible = not (config.sparsity or launch.is_sharded() or any(group.kind == "channel" for group in groups))
     return replace(
-        config, compensate=possible if config.compensate is None else config.compensate, local=config.local or 0
+        config,
+        compensate=possible if config.compensate is None else config.compensate,
+        local=(BLOCK_STEPS if possible else 0) if config.local is None else config.local,
     )
 
 

@@ -50,10 +50,10 @@ class Verification:
     sliced_vs_reloaded: float
     tolerance: float
     """largest difference allowed: the floor of the precision, or `MARGIN` times the merged model's noise if that is more"""
-    precision: str
-    """what all sides were computed in"""
-    adapted_vs_merged: float
-    rounding: float
+    precision: str | None
+    """what all sides were computed in; reports that are older than these figures have None"""
+    adapted_vs_merged: float | None
+    rounding: float | None
     """how far rounding the merged weights to the file's precision moves the logits; 0 if the file is as precise"""
     noise: Mapping[str, float | None]
     """`dense` and `merged`: logits in the model's precision against those in the next wider one; None where memory is too short"""
@@ -105,7 +105,7 @@ def probe_of(model: PreTrainedModel) -> Inputs:
     return find_probe(model.config, PROBE_ROWS, PROBE_TOKENS)
 
 
-def difference(one: Tensor, other: Tensor) -> float:
+def difference(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:
     """Return the largest difference of two tensors relative to the largest value of the first."""
     return ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item()
 

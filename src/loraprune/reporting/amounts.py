@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 UNTRAINED = "untrained head"
 """what a dense figure is of, where the checkpoint had no head for the task"""
 
 NEW_HEAD = "the head was new: `loraprune finetune` on the same data tunes a dense model to compare with"
-
-
-def has_new_head(report: Mapping[str, Any]) -> bool:
-    """Say whether the head of a run was new, so that the dense figure is no measure of what pruning costs."""
-    return bool(report.get("trained_whole"))
 
 
 def size(count: int | float | None) -> str:

@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 
 from loraprune.evaluation.tasks import tasks
-from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, has_new_head
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED
+from loraprune.reporting.report import Report
 from loraprune.runtime.hub import OURS, lies_here
 
 CARD = "README.md"
@@ -23,14 +23,6 @@ UNKNOWN = "unknown"
 """the hub's word for a licence that nobody stated"""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-PIPELINES = {
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-    "seq2seq": "text2text-generation",
-    "sequence-classification": "text-classification",
-    "image-classification": "image-classification",
-}
-"""task -> pipeline_tag of the hub"""
 
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
@@ -43,7 +35,8 @@ def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = (
         "datasets": [data] if data and "/" in data and is_hub_name(data) else None,
         "library_name": "transformers",
     }
-    values |= {"pipeline_tag": PIPELINES.get(task), "tags": ["loraprune", "pruned", *tags]}
+    pipeline = tasks.get(task).pipeline if task in tasks.names() else None
+    values |= {"pipeline_tag": pipeline, "tags": ["loraprune", "pruned", *tags]}
     return {key: value for key, value in values.items() if value}
 
 
@@ -88,39 +81,32 @@ def licence_line(values: Mapping[str, Any]) -> str:
     return f"Licence: {values.get('license_name', known)}, that of the base model."
 
 
-def model_card(values: Mapping[str, Any], *, output: str, seed: int) -> str:
-    """Return the card of a run's folder; `values` is its report.json, `output` its name."""
-    parameters, metric, new = values["parameters"], values["metric"], has_new_head(values)
-    head = tasks.get(values["task"]).head
-    about = metadata(values["model"], values["data"], values["task"])
+def model_card(report: Report, *, output: str) -> str:
+    """Return the card of a run's folder, whose name is `output`."""
+    head, new = tasks.get(report.task).head, report.has_new_head
+    about = metadata(report.model, report.data, report.task)
+    dense_figure = f"{report.quality.dense:.3f}" + (f" ({UNTRAINED})" if new else "")
     rows = [
-        ("parameters", f"{parameters['dense']:,}", f"{parameters['pruned']:,}"),
-        (
-            metric,
-            f"{values[metric]['dense']:.3f}" + (f" ({UNTRAINED})" if new else ""),
-            f"{values[metric]['pruned']:.3f}",
-        ),
+        ("parameters", *(f"{each:,}" for each in report.parameters)),
+        (report.metric, dense_figure, f"{report.quality.pruned:.3f}"),
     ]
-    if "ratio_reached" in values:
-        what = (
-            "ratio of prunable weights that are zero"
-            if "sparsity" in values
-            else "ratio of prunable parameters removed"
-        )
-        rows.insert(1, (what, "0", f"{values['ratio_reached']:.4f}"))
-    flag = ", trust_remote_code=True" if values["saved_as"]["model_type"].startswith(TYPE_PREFIX) else ""
+    if removed := report.removed:
+        what = "ratio of prunable weights that are zero" if removed.sparsity else "ratio of prunable parameters removed"
+        rows.insert(1, (what, "0", f"{removed.ratio_reached:.4f}"))
+    flag = ", trust_remote_code=True" if report.needs_code else ""
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return join_card(
         about,
         f"# {Path(output).name}\n\n"
-        f"Made from `{values['model']}` by `loraprune {values['job']}` on `{values['data']}` ({values['steps']} steps, seed {seed}).\n"
+        f"Made from `{report.model}` by `loraprune {report.job}` on `{report.data}` ({report.training.steps} steps, "
+        f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
         "Measured on data held out of the training; the protocol stands in report.json."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
-        f"Load it with {values['saved_as']['load']}:\n\n"
+        f"Load it with {report.load}:\n\n"
         f"```python\nfrom transformers import {head}\n\n"
         f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
-        "To repeat the run: `loraprune " + values["job"] + " --config run.yaml --output another/folder`.\n",
+        f"To repeat the run: `loraprune {report.job} --config run.yaml --output another/folder`.\n",
     )

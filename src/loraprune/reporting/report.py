@@ -1,4 +1,4 @@
-"""What a run leaves beside the model: report.json, run.yaml, plan.json, scores.safetensors and a model card.
+"""One run in figures: what report.json holds, and what page, card and tables read.
 
 Knows nothing about how anything was measured.
 """
@@ -6,188 +6,149 @@ Knows nothing about how anything was measured.
 from __future__ import annotations
 
 import json
-import platform
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-from safetensors.torch import save_file
-from torch import Tensor
-
-from loraprune.config.training import FinetuneConfig, PruneConfig, as_dict
-from loraprune.evaluation.measurement import Measured, compared
-from loraprune.evaluation.tasks import Task
+from loraprune.evaluation.measurement import PERPLEXITY, Compared
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.plan import Plan
-from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.sparsity.sparsifier import Sparsifier
+from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.verify import Verification
-from loraprune.reporting.card import model_card
-from loraprune.runtime import launch
 from loraprune.training.record import Training
 
-LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+NAME = "report.json"
+OLDER: Mapping[str, Any] = {"precision": None, "adapted_vs_merged": None, "rounding": None, "noise": {}, "failed": ()}
+"""what the first reports did not say about their checks"""
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
-    """How good the model is at its task before and after."""
+class Shown:
+    """What a page shows beside the figures, where it was asked for."""
 
-    task: Task
-    dense: Measured
-    pruned: Measured
-    shown: Mapping[str, Any] = field(default_factory=dict)
-    """what a `Showcase` has to show: `examples` and `speed`"""
+    examples: Sequence[Mapping[str, str]] | None = None
+    """prompts with what the dense and the pruned model write"""
+    speed: Mapping[str, Any] | None = None
+    """size and speed of both, as `loraprune benchmark --json` has them"""
+    completions: Mapping[str, str] | None = None
+    """the demo's prompt, continued by both models"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A run's report.json, and the plan that belongs to it."""
+    """A finished run."""
 
-    values: Mapping[str, Any]
-    plan: Plan
+    job: str
+    """prune or finetune"""
+    model: str
+    data: str
+    task: str
+    processes: int
+    parameters: tuple[int, int]
+    """of the whole dense and of the whole pruned model"""
+    removed: Removed | None
+    """None for plain fine-tuning"""
+    metric: str
+    quality: Compared
+    verification: Verification
+    training: Training
+    total_seconds: float
+    seed: int
+    versions: Mapping[str, str]
+    load: str
+    """one sentence that says what loads the folder"""
+    shown: Shown = field(default_factory=Shown)
+    plan: Plan | None = None
+    """what is kept, which plan.json holds"""
 
+    @property
+    def has_new_head(self) -> bool:
+        """Say whether the head was new, so that the dense figure is no measure of what pruning costs."""
+        return bool(self.training.new)
 
-def make_report(
-    config: PruneConfig | FinetuneConfig,
-    *,
-    quality: Quality,
-    training: Training,
-    plan: Plan,
-    pruner: Pruner | Sparsifier | None,
-    verification: Verification,
-    parameters: tuple[int, int],
-    began: float,
-) -> Report:
-    """Put all figures of a run together; `parameters` are those of the whole dense and pruned model."""
-    values: dict[str, Any] = {
-        "format": 1,
-        "job": "prune" if pruner else "finetune",
-        "model": config.model,
-        "data": config.data,
-        "task": quality.task.name,
-        "processes": launch.count(),
-    }
-    dense, pruned = parameters
-    values["parameters"] = {"dense": dense, "pruned": pruned, "trainable": training.trainable}
-    if isinstance(pruner, Sparsifier):
-        values |= pruner.figures()
-        weights, zeros = values["sparsity"]["weights"], values["sparsity"]["zeros"]
-        values["parameters"] |= {"prunable_dense": weights, "prunable_pruned": weights - zeros}
-    elif pruner:
-        budget, counts = pruner.space.budget, pruner.counts()
-        values |= _target(config)
-        values["ratio_reached"] = budget.ratio(counts)
-        values["parameters"] |= {"prunable_dense": budget.prunable, "prunable_pruned": budget.kept(counts)}
-        values["ratio_of_whole_model"] = 1 - pruned / dense
-        values["units"] = _units(plan)
-        values["recovery"] = [recovery.to_json() for recovery in pruner.recoveries]
-    values |= {
-        "metric": quality.pruned.metric,
-        quality.pruned.metric: compared(quality.dense, quality.pruned),
-        "verification": {name: value for name, value in asdict(verification).items() if name != "saved_as"},
-        "saved_as": {
-            "model_type": verification.saved_as,
-            "load": how_to_load(verification.saved_as, quality.task.head),
-        },
-        "steps": training.steps,
-        "wall_seconds": training.seconds,
-        "total_seconds": time.perf_counter() - began,
-        "peak_memory_bytes": training.peak_memory_bytes,
-        "seed": config.seed,
-        "training_data": dict(training.protocol),
-        "trained_whole": list(training.new),
-        "curve": list(training.curve),
-        "evaluations": list(training.evaluations),
-        "kept_step": training.kept_step,
-        "removals": list(training.removals),
-        "skipped_steps": list(training.skipped),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        **quality.shown,
-    }
-    return Report(values, plan)
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return what report.json holds."""
+        training, dense, pruned = self.training, *self.parameters
+        parameters = {"dense": dense, "pruned": pruned, "trainable": training.trainable}
+        found: dict[str, Any] = {
+            "format": 1, "job": self.job, "model": self.model, "data": self.data, "task": self.task, "processes": self.processes,
+            "parameters": parameters,
+        }  # fmt: skip
+        if removed := self.removed:
+            parameters |= {"prunable_dense": removed.prunable_dense, "prunable_pruned": removed.prunable_pruned}
+            found |= {"ratio_requested": removed.ratio_requested, "ratio_reached": removed.ratio_reached}
+            found |= {"target": dict(removed.target)} if removed.target else {}
+            if removed.sparsity:
+                found["sparsity"] = asdict(removed.sparsity)
+            else:
+                found |= {
+                    "ratio_of_whole_model": 1 - pruned / dense,
+                    "units": removed.units,
+                    "recovery": list(removed.recovery),
+                }
+        return found | {
+            "metric": self.metric,
+            self.metric: self.quality.to_json(),
+            "verification": _without(asdict(self.verification), "saved_as"),
+            "saved_as": {"model_type": self.verification.saved_as, "load": self.load},
+            "steps": training.steps, "wall_seconds": training.seconds, "total_seconds": self.total_seconds,
+            "peak_memory_bytes": training.peak_memory_bytes, "seed": self.seed, "training_data": dict(training.protocol),
+            "trained_whole": list(training.new), "curve": list(training.curve), "evaluations": list(training.evaluations),
+            "kept_step": training.kept_step, "removals": list(training.removals), "skipped_steps": list(training.skipped),
+            "versions": dict(self.versions),
+            **{name: value for name, value in asdict(self.shown).items() if value is not None},
+        }  # fmt: skip
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Report:
+        """Return the report that report.json holds; what older versions did not write is empty."""
+        parameters, saved, metric = values["parameters"], values["saved_as"], values.get("metric", PERPLEXITY)
+        checks = {**OLDER, **values["verification"], "saved_as": saved["model_type"]}
+        removed = None
+        if "ratio_reached" in values:
+            known = {**parameters, **values}
+            zeros = _make(Zeros, values["sparsity"]) if "sparsity" in values else None
+            removed = _make(Removed, known | {"sparsity": zeros, "recovery": values.get("recovery", ())})
+        training = {
+            **values, "seconds": values["wall_seconds"], "skipped": values.get("skipped_steps", ()),
+            "protocol": values.get("training_data", {}), "trainable": parameters.get("trainable", 0),
+            "new": values.get("trained_whole", ()), "curve": values.get("curve", ()), "removals": values.get("removals", ()),
+            "evaluations": values.get("evaluations", ()),
+        }  # fmt: skip
+        return cls(
+            job=values["job"], model=values["model"], data=values["data"], task=values.get("task", "causal-lm"),
+            load=saved["load"], processes=values.get("processes", 1), parameters=(parameters["dense"], parameters["pruned"]),
+            removed=removed, metric=metric, quality=Compared.from_json(values[metric]),
+            verification=_make(Verification, checks | {"failed": tuple(checks["failed"])}),
+            training=_make(Training, training), total_seconds=values["total_seconds"], seed=values["seed"],
+            versions=values["versions"], shown=_make(Shown, values),
+        )  # fmt: skip
 
-def report_of_rounds(config: PruneConfig, reports: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
-    """Return the report of a run in rounds from theirs: steps count on, and what is dense is so in the first one."""
-    first, last = reports[0], reports[-1]
-    values = {**last, "model": config.model, "trained_whole": first["trained_whole"], **_target(config)}
-    parameters = {**first["parameters"], **{name: last["parameters"][name] for name in ("pruned", "prunable_pruned")}}
-    metric = last["metric"]
-    values |= {
-        "parameters": parameters,
-        "ratio_reached": 1 - parameters["prunable_pruned"] / parameters["prunable_dense"],
-        "ratio_of_whole_model": 1 - parameters["pruned"] / parameters["dense"],
-        "units": _units(plan),
-        metric: _with_dense(first[metric], last[metric]),
-        "verification": dict(last["verification"]),
-        "peak_memory_bytes": max(report["peak_memory_bytes"] for report in reports),
-    }
-    values |= {name: sum(report[name] for report in reports) for name in ("steps", "wall_seconds", "total_seconds")}
-    steps, left = 0, 1.0
-    lists: dict[str, list[dict[str, Any]]] = {"curve": [], "removals": [], "skipped_steps": []}
-    for report in reports:
-        removals = [{**entry, "ratio": 1 - left * (1 - entry["ratio"])} for entry in report["removals"]]
-        for name, entries in lists.items():
-            entries += [
-                {**entry, "step": entry["step"] + steps} for entry in (removals if name == "removals" else report[name])
-            ]
-        steps += report["steps"]
-        left = report["parameters"]["prunable_pruned"] / parameters["prunable_dense"]
-    return values | lists
-
-
-def _target(config: PruneConfig | FinetuneConfig) -> dict[str, Any]:
-    """Return the entries that say what was asked for."""
-    if not isinstance(config, PruneConfig):
-        return {"ratio_requested": 0.0}
-    if config.parameters is None and not config.has_dimensions:
-        return {"ratio_requested": config.ratio}
-    names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-    return {"ratio_requested": None, "target": {name: getattr(config, name) for name in names}}
+    @property
+    def needs_code(self) -> bool:
+        """Say whether plain transformers needs the modelling code in the folder."""
+        return self.verification.saved_as.startswith(TYPE_PREFIX)
 
 
-def _units(plan: Plan) -> dict[str, dict[str, int]]:
-    return {name: {"dense": plan.units[name], "kept": len(kept)} for name, kept in plan.kept.items()}
+def read_report(folder: Path) -> Report:
+    """Read report.json, and plan.json where there is one.
+
+    Raises:
+        ValueError: if the report is no JSON.
+        CheckpointError: if the plan is torn.
+    """
+    report = Report.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
+    return replace(report, plan=Plan.read(folder) if (folder / "plan.json").is_file() else None)
 
 
-def _with_dense(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the last round measured, with what the first one did on the dense model."""
-    both = {name: value for name, value in last.items() if isinstance(value, Mapping) and "dense" in value}
-    inner = {name: {**value, "dense": first[name]["dense"]} for name, value in both.items()}
-    return {**last, "dense": first["dense"], **inner}
+def _make(kind: type[Part], values: Mapping[str, Any]) -> Part:
+    """Return a dataclass of those values that are its fields."""
+    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})  # type: ignore[arg-type]
 
 
-def write_folder(
-    folder: Path,
-    report: Report,
-    config: PruneConfig | FinetuneConfig,
-    *,
-    scores: Mapping[str, Tensor] | None,
-    history: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write everything but the model itself into an output folder."""
-    (folder / "report.json").write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
-    (folder / "README.md").write_text(
-        model_card(report.values, output=config.output, seed=config.seed), encoding="utf-8"
-    )
-    if scores is not None:
-        (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
-        save_file(dict(scores), folder / "scores.safetensors")
-    if history:
-        save_file(dict(history), folder / "scores_history.safetensors")
-
-
-def how_to_load(model_type: str, head: str) -> str:
-    """Say in one sentence what loads an output folder."""
-    if not model_type.startswith(TYPE_PREFIX):
-        return f"{head}.from_pretrained(folder) of plain transformers, without a flag"
-    return (
-        f"loraprune.from_pretrained(folder), or {head}.from_pretrained(folder, trust_remote_code=True) of "
-        "plain transformers, as the layers' widths need the modelling code in the folder"
-    )
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}

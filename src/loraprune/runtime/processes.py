@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from jaxtyping import Shaped
 from torch import Tensor
 
 from loraprune.errors import LoraPruneError
@@ -134,7 +135,7 @@ def agreed(reason: str | None) -> str | None:
     return next(filter(None, gather(reason)))
 
 
-def add_up(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def add_up(sums: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
     """Return sums over all processes, which have the same names and shapes: in float64, the same bits everywhere."""
     if count() == 1 or not sums:
         return dict(sums)
@@ -145,7 +146,7 @@ def add_up(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(sums[name].shape).to(sums[name]) for name, part in zip(names, parts, strict=True)}
 
 
-def take_from_first_(tensors: Iterable[Tensor]) -> None:
+def take_from_first_(tensors: Iterable[Shaped[Tensor, "..."]]) -> None:
     """Give tensors the values that they have in the first process; they stay on their devices."""
     if count() > 1:
         for tensor in tensors:

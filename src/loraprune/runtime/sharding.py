@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_part(tensor: Shaped[Tensor, "..."]) -> bool:
     """Say whether this process holds a part of a tensor."""
     return isinstance(tensor, DTensor)
 
@@ -25,12 +26,16 @@ def is_sharded(model: nn.Module) -> bool:
     return any(map(is_part, model.parameters()))
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor with the parts of all processes."""
+def whole_tensor(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Return a tensor with the parts of all processes.
+
+    `full_tensor` is a collective: every process must ask for the same tensors in the same order, also those that have no use for them, or
+    all wait for ever. Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def own_part(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """Return this process's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -44,10 +49,11 @@ def whole_tree(tree: Any) -> Any:
     return whole_tensor(tree.detach()) if isinstance(tree, Tensor) else tree
 
 
-def parted_like(tensor: Tensor, like: Tensor) -> Tensor:
+def parted_like(tensor: Shaped[Tensor, "*shape"], like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "*shape"]:
     """Return a whole tensor, which all processes have, in parts if `like` is in parts."""
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
         return tensor
+    # Without a source rank every process cuts its shard out of its own copy, which all have, instead of a scatter from the first one.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 

@@ -1,6 +1,6 @@
 """Joining a transformers Trainer (TRL's SFTTrainer too): scores before clipping, removal after the step.
 
-Knows nothing about criteria or plans; it only tells the `Pruner` when.
+Knows nothing about criteria or plans; it only tells the pruning method when.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
+from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.models.modes import EveryLayer
-from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.schedule import Schedule
-from loraprune.pruning.sparsity.sparsifier import Sparsifier
 from loraprune.runtime import launch
-from loraprune.runtime.processes import agreed, are_joined, count
+from loraprune.runtime.processes import are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
 from loraprune.training.starts import check_arguments, check_optimizer
 from loraprune.training.teachers import ROW
@@ -38,25 +38,39 @@ logger = logging.getLogger(__name__)
 class LoRAPruneCallback(TrainerCallback):
     """Prunes the Trainer's model while it trains; the model must carry LoRA (see `attach_lora`).
 
-    Clipping by `max_grad_norm` is taken over: the Trainer would clip before the scores are taken.
+    It also clips gradients, after the scores are taken: the Trainer would clip before.
     """
 
-    def __init__(self, config: LoRAPruneConfig, *, guarded: bool = False) -> None:
-        """Take the settings, and whether a `GuardedTrainer` trains, which wraps a cut model anew for several processes."""
-        self.config, self.guarded = config, guarded
+    def __init__(
+        self,
+        config: LoRAPruneConfig,
+        *,
+        guarded: bool = False,
+        goal: Goal | None = None,
+        folder: Path | None = None,
+        clip: float | None = None,
+    ) -> None:
+        """Take the settings.
+
+        Args:
+            config: Options of LoRA and pruning.
+            guarded: Whether a `GuardedTrainer` trains, which wraps a cut model again for several processes.
+            goal: What is to be removed, if that has been found already.
+            folder: Where blocks that are trained after a removal are kept, for a run that may be stopped.
+            clip: Largest norm of the gradients, 0 for any; None takes `max_grad_norm` over from the Trainer while it trains.
+        """
+        self.config, self.guarded, self.goal, self.folder = config, guarded, goal, folder
         self.guard = StepGuard()
-        self.pruner: Pruner | Sparsifier | None = None
+        self.pruner: PruningMethod | None = None
         self.schedule: Schedule | None = None
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
-        self._clip = 0.0
+        self.clip, self._clip = clip, clip or 0.0
         self._rows: CalibrationRows | None = None
         self._turn = 0
         self._restored = False
         self._ended = False
         self._layers = EveryLayer(nn.Module())
-        self.folder: Path | None = None
-        """where blocks that are trained after a removal are kept, for a run that may be stopped"""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,11 +91,11 @@ class LoRAPruneCallback(TrainerCallback):
         if self.pruner.config.changed:
             self._rows = self._calibration_rows(kwargs["train_dataloader"])
         self.schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
+        if self.clip is None:  # where a training broke off, clipping is still taken over
+            self._clip = take_over_clipping(args) or self._clip
         self._layers, self._ended = EveryLayer(kwargs["model"]), False
         if self._layers:
             logger.info("layerdrop is switched off while pruning: a layer that was skipped has no score")
-        # Where a training broke off, clipping is still taken over.
-        self._clip, args.max_grad_norm = args.max_grad_norm or self._clip, 0.0
 
     def _goes_on(self, model: nn.Module) -> bool:
         """Say whether a training begins again with the model that the last one left: after an error, or to tune it further.
@@ -108,8 +122,8 @@ class LoRAPruneCallback(TrainerCallback):
         except ConfigError as error:
             if self.config.compensate or self.config.local:
                 raise
-            logger.info("no projection is refitted: %s", error)
-            self.pruner.config = replace(self.pruner.config, compensate=False)
+            logger.info("nothing is refitted and no block is trained: %s", error)
+            self.pruner.config = replace(self.pruner.config, compensate=False, local=0)
             return None
 
     def prepare(self, model: nn.Module) -> None:
@@ -120,9 +134,7 @@ class LoRAPruneCallback(TrainerCallback):
         if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
             logger.info("processes: %d; units are masked while training, and cut at its end", count())
             config = replace(config, shrink=False)
-        self.pruner = (Sparsifier if config.sparsity else Pruner)(model, config)
-        if isinstance(self.pruner, Pruner):
-            self.pruner.folder = self.folder
+        self.pruner = make_method(model, config, self.goal, folder=self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of scores, plan and history."""
@@ -150,15 +162,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
         model: nn.Module = kwargs["model"]
-        if self.guard.overflowed(model, take_scale_out(kwargs["optimizer"])):
+        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), score=self._score):
             self._forget()
-            return
-        if reason := self.guard.reason(model) or agreed(self._score()):
-            self.guard.skip(model, state, reason)
-            self._forget()
-            return
-        self.guard.accept()
-        if self._clip > 0:
+        elif self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
 
     def _score(self) -> str | None:
@@ -183,8 +189,7 @@ class LoRAPruneCallback(TrainerCallback):
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
         progress = self.schedule.progress(state.global_step)
-        if isinstance(self.pruner, Pruner) and self.pruner.config.history:
-            self.pruner.note(state.global_step)
+        self.pruner.note(state.global_step)
         self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
@@ -197,8 +202,11 @@ class LoRAPruneCallback(TrainerCallback):
         self.guard.on_train_end(args, state, control)
         self.pruner.finish()
         self._restored = False
+        if self.clip is None:
+            give_back_clipping(args, self._clip)
+            self._clip = 0.0
         self._layers.end()
-        args.max_grad_norm, self._clip, self._ended = self._clip, 0.0, True
+        self._ended = True
         if not self.pruner.is_done:
             logger.warning(
                 "training stopped at step %d, before the target: ratio %.4f is reached",

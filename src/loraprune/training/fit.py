@@ -1,12 +1,13 @@
-"""The training of a job: LoRA attached, a checkpoint or a teacher taken up where there is one, and one whole model in the end.
+"""Train the model of a run: attach LoRA, resume a checkpoint, make a teacher, and end with a model that is not sharded.
 
-Knows nothing about merging, saving or judging a result.
+Knows nothing about merging, saving or evaluating a result.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import nn
@@ -16,7 +17,6 @@ from loraprune.config.training import PruneConfig
 from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
-from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.verify import check_merging
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
@@ -29,102 +29,122 @@ from loraprune.training.progress import TrainingBar
 from loraprune.training.record import Training
 from loraprune.training.resume.keeper import Checkpoint, Keeper
 from loraprune.training.resume.run import check_same, digest_of_model, digest_of_rows, options_of
-from loraprune.training.setup import Job, free
-from loraprune.training.teachers import choose_teacher, make_teacher
+from loraprune.training.setup import DenseFacts, RunModel, RunSetup
+from loraprune.training.teachers import Teacher, choose_teacher, make_teacher
 from loraprune.training.trainer import train
 from loraprune.training.watch import Watch, changing
 
 
-def fit(job: Job, callback: LoRAPruneCallback | None, workspace: Path, checkpoint: Checkpoint | None) -> Training:
-    """Attach LoRA and train, which gives `job.adapted`; from a checkpoint on if there is one.
+def fit(
+    setup: RunSetup,
+    run: RunModel,
+    dense: DenseFacts,
+    callback: LoRAPruneCallback | None,
+    workspace: Path,
+    checkpoint: Checkpoint | None,
+) -> Training:
+    """Attach LoRA and train, which gives `run.adapted`; from a checkpoint on if there is one.
 
-    The time counts scoring and slicing, not loading and judging.
+    The time counts scoring and slicing, not loading and evaluation.
     """
-    reset_peak_memory(job.device)
+    reset_peak_memory(setup.device)
     started = time.perf_counter()
-    rows, collator = job.data.training, job.data.collator
-    asked = job.config.teacher if isinstance(job.config, PruneConfig) else "none"
-    teaching = choose_teacher(asked, job.model, quantisable=job.quantisable)
-    run = options_of(job.config) | {
-        "model": digest_of_model(job.model), "data": digest_of_rows(rows), "teacher": from_first(teaching),
-        "processes": count(), "sharded": launch.is_sharded(),
-    }  # fmt: skip
-    if checkpoint:
-        check_same(checkpoint, run)
-        run |= {"teacher": checkpoint.run["teacher"]}
-    else:
-        first_alone(lambda: forget_checkpoints(workspace, but=(BLOCKS,) if job.config.resume else ()))
-    with in_turn():
-        teacher = make_teacher(
-            run["teacher"], job.model, rows, collator, batch=job.config.batch, cache=workspace / "teacher",
-            small=lambda: job.load_dense(job.dtype, quantisation=Quantisation("8bit", job.quantisable)),
-        )  # fmt: skip
-    adapted = _attach(job)
+    identity = _identity(setup, run, checkpoint, workspace)
+    teacher = _teacher(setup, run, dense, str(identity["teacher"]), workspace)
+    adapted = _attach(setup, run, dense)
     if not is_sharded(adapted):
-        check_merging(adapted, job.groups)
+        check_merging(adapted, setup.groups)
     trainable = adapted.num_parameters(only_trainable=True)
-    if callback:
-        callback.folder = workspace / BLOCKS
     bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()
-    watch = _watch(job, callback)
+    watch = _watch(setup, callback)
     parts = [callback or guard, watch, bar]
-    keeper = Keeper(workspace, run, every=job.config.save, parts=parts, guard=guard)
+    keeper = Keeper(workspace, identity, every=setup.config.save, parts=parts, guard=guard)
     if checkpoint:
         if callback:
             callback.prepare(adapted)
         keeper.restore(checkpoint, adapted)
     steps = train(
-        adapted,
-        job.data,
-        config=job.config,
-        task=job.task,
-        callbacks=parts,
-        device=job.device,
-        keeper=keeper,
+        adapted, setup.data, config=setup.config, task=setup.task, callbacks=parts, device=setup.device, keeper=keeper,
         teacher=teacher,
-    )
-    job.adapted = _whole(job, adapted, callback) if is_sharded(adapted) else adapted
+    )  # fmt: skip
+    run.adapted = _gathered(setup, run, dense, adapted, callback) if is_sharded(adapted) else adapted
     return Training(
         steps=steps, seconds=keeper.earlier + time.perf_counter() - started - watch.seconds,
-        peak_memory_bytes=peak_memory_bytes(job.device), curve=bar.curve, removals=callback.history if callback else [],
-        skipped=guard.skipped, protocol=dict(rows.protocol), trainable=trainable, new=job.new,
+        peak_memory_bytes=peak_memory_bytes(setup.device), curve=bar.curve, removals=callback.history if callback else [],
+        skipped=guard.skipped, protocol=dict(setup.data.training.protocol), trainable=trainable, new=dense.new,
         evaluations=watch.history, kept_step=watch.kept_step,
     )  # fmt: skip
 
 
-def _attach(job: Job) -> PeftModel:
-    pruning = job.config.pruning()
+def _identity(setup: RunSetup, run: RunModel, checkpoint: Checkpoint | None, workspace: Path) -> dict[str, Any]:
+    """Return what a checkpoint of this run says about it; `checkpoint` must say the same, but for the teacher, which it names.
+
+    Without one, what a former run left in the workspace is deleted.
+    """
+    asked = setup.config.teacher if isinstance(setup.config, PruneConfig) else "none"
+    teaching = choose_teacher(asked, run.model, quantisable=setup.quantisable)
+    identity = options_of(setup.config) | {
+        "model": digest_of_model(run.model), "data": digest_of_rows(setup.data.training), "teacher": from_first(teaching),
+        "processes": count(), "sharded": launch.is_sharded(),
+    }  # fmt: skip
+    if checkpoint:
+        check_same(checkpoint, identity)
+        return identity | {"teacher": checkpoint.run["teacher"]}
+    first_alone(lambda: forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ()))
+    return identity
+
+
+def _teacher(setup: RunSetup, run: RunModel, dense: DenseFacts, kind: str, workspace: Path) -> Teacher | None:
+    """Return the dense model as a teacher of a kind; one process after the other, as each may need memory for it."""
+
+    def small() -> PreTrainedModel:
+        return setup.load_dense(dense.dtype, quantisation=Quantisation("8bit", setup.quantisable))[0]
+
+    with in_turn():
+        return make_teacher(
+            kind, run.model, setup.data.training, setup.data.collator, batch=setup.config.batch, cache=workspace / "teacher",
+            small=small,
+        )  # fmt: skip
+
+
+def _attach(setup: RunSetup, run: RunModel, dense: DenseFacts) -> PeftModel:
+    pruning = setup.config.pruning()
     return attach_lora(
-        job.model, job.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
-        whole=job.new,
+        run.model, setup.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
+        whole=dense.new,
     )  # fmt: skip
 
 
-def _whole(job: Job, parts: PeftModel, callback: LoRAPruneCallback | None) -> PeftModel:
-    """Return a trained model that lies in parts whole, and cut: frozen weights are those of the checkpoint."""
-    trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(parts)}
-    dtype = job.model.dtype
-    free(job)
-    job.model = job.load_dense(dtype, quantisation=job.quantisation)
-    adapted = _attach(job)
+def _gathered(
+    setup: RunSetup, run: RunModel, dense: DenseFacts, sharded: PeftModel, callback: LoRAPruneCallback | None
+) -> PeftModel:
+    """Return a sharded model that was trained as one that is not, and cut.
+
+    Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
+    spares their traffic. Masks become cuts here: a cut would change the shapes of shards, which FSDP2 fixes when it wraps a module.
+    """
+    trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(sharded)}
+    run.free()
+    run.model, _ = setup.load_dense(dense.dtype, quantisation=setup.quantisation)
+    adapted = _attach(setup, run, dense)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])
-    if callback and isinstance(callback.pruner, Pruner):
+    if callback and callback.pruner:
         callback.pruner.cut(adapted)
     return adapted
 
 
-def _watch(job: Job, callback: LoRAPruneCallback | None) -> Watch:
-    """Return what looks at the held-out data while the model trains."""
+def _watch(setup: RunSetup, callback: LoRAPruneCallback | None) -> Watch:
+    """Return what evaluates the model on held-out data while it trains."""
 
     def judge(model: nn.Module) -> Measured:
         base = base_model(model)
         assert isinstance(base, PreTrainedModel)
         with callable_inside(model):
-            return from_first(job.task.judge(base, job.data, job.config.batch))
+            return from_first(setup.task.judge(base, setup.data, setup.config.batch))
 
     def ratio() -> tuple[float, bool]:
         return (callback.pruner.ratio(), callback.pruner.is_done) if callback and callback.pruner else (0.0, True)
 
-    return Watch(judge, every=job.config.eval_every, patience=job.config.patience, ratio=ratio)
+    return Watch(judge, every=setup.config.eval_every, patience=setup.config.patience, ratio=ratio)

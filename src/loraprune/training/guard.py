@@ -6,10 +6,11 @@ Knows nothing about pruning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -56,7 +57,7 @@ class StepGuard(TrainerCallback):
         self._in_a_row = 0
         self._losses: list[Tensor] = []
 
-    def see(self, loss: Tensor) -> None:
+    def see(self, loss: Float[Tensor, ""]) -> None:
         """Look at the loss of a micro-batch, when the step ends: the device need not be waited for."""
         self._losses.append(loss.detach().float())
 
@@ -85,11 +86,22 @@ class StepGuard(TrainerCallback):
             self._losses.clear()
         return found == OVERFLOW
 
-    def accept(self) -> None:
-        """Let a step pass."""
-        self._in_a_row = 0
+    def passes(
+        self, model: nn.Module, state: TrainerState, scale: float, *, score: Callable[[], str | None] = lambda: None
+    ) -> bool:
+        """Decide whether the optimiser may use this step's gradients; `score` reads them, and says what is wrong with its scores.
 
-    def skip(self, model: nn.Module, state: TrainerState, reason: str) -> None:
+        One that may not is skipped and counted here, unless its loss scale was too large: whoever scales skips that one.
+        """
+        if self.overflowed(model, scale):
+            return False
+        if reason := self.reason(model) or agreed(score()):
+            self._skip(model, state, reason)
+            return False
+        self._in_a_row = 0
+        return True
+
+    def _skip(self, model: nn.Module, state: TrainerState, reason: str) -> None:
         """Drop the gradients of this step, so that the optimiser leaves everything as it is."""
         for parameter in model.parameters():
             parameter.grad = None
@@ -116,12 +128,7 @@ class StepGuard(TrainerCallback):
         optimizer = kwargs.get("optimizer")
         # Where the Trainer clips it has taken the scale out.
         scale = loss_scale(optimizer) if args.max_grad_norm else take_scale_out(optimizer)
-        if self.overflowed(kwargs["model"], scale):
-            return
-        if reason := self.reason(kwargs["model"]):
-            self.skip(kwargs["model"], state, reason)
-        else:
-            self.accept()
+        self.passes(kwargs["model"], state, scale)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

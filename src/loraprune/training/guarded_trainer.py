@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
+from loraprune.models.foreign_state import shard_on_cpus
 from loraprune.runtime import launch
 from loraprune.training.guard import StepGuard
 
@@ -18,20 +19,24 @@ from loraprune.training.guard import StepGuard
 class GuardedTrainer(Trainer):
     """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps.
 
-    With FSDP2 every process holds the modules `undivided` whole. `forward_only` leaves the backward pass out: for steps that only score,
-    by what flows forward.
+    With FSDP2 every process holds the modules `undivided` whole. `counts_targets` says whether the model divides its loss by the
+    targets of the whole optimiser step; None leaves that to the Trainer, which assumes it of every model whose forward has **kwargs.
+    `forward_only` leaves the backward pass out: for steps that only score, by what flows forward.
     """
 
     def __init__(
         self,
         *arguments: Any,
         guard: StepGuard,
+        counts_targets: bool | None = None,
         undivided: Sequence[nn.Module] = (),
         forward_only: bool = False,
         **options: Any,
     ) -> None:
         self._undivided, self._forward_only = list(undivided), forward_only
         super().__init__(*arguments, **options)
+        if counts_targets is not None:
+            self.model_accepts_loss_kwargs = counts_targets
         self._guard = guard
         self._last = torch.zeros((), device=self.args.device)
         self._wrapper: DistributedDataParallel | None = None
@@ -40,15 +45,14 @@ class GuardedTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Let FSDP2 work on CPUs too, where accelerate leaves what its launcher asks for aside, and part what can be parted."""
         super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        if launch.is_sharded() and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
-            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+        if launch.is_sharded() and shard_on_cpus(self.accelerator):
             self.is_fsdp_enabled = True
         if self._undivided and self.is_fsdp_enabled:
-            state.fsdp_plugin.ignored_modules = self._undivided
+            self.accelerator.state.fsdp_plugin.ignored_modules = self._undivided
 
-    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Float[Tensor, ""]:
         """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
+        loss: Any
         if self._forward_only:
             model.train()
             with torch.no_grad():

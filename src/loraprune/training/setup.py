@@ -1,4 +1,4 @@
-"""What a run needs, checked and loaded: everything wrong is told at once, before any weights are read."""
+"""Check what a run is given, before any weights are read, and load its model. Everything that is wrong is reported at once."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
 from loraprune.models.adapters import linear_paths
 from loraprune.models.empty import empty_model
-from loraprune.models.loading import load_config, load_with_head
+from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
-from loraprune.pruning.sparsity.sparsifier import check_sparsity
+from loraprune.pruning.method import Goal, find_goal
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.target import check_recovery, goal_counts, groups_in_play, make_space
 from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
@@ -40,32 +39,24 @@ LEAVES_WHOLE = "1.11"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Job:
-    """Everything a run needs, loaded and checked."""
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """What a run is given, checked before any weights are read. Nothing in it changes."""
 
     config: PruneConfig | FinetuneConfig
     device: torch.device
     dtype: torch.dtype | None
-    """precision to compute in; None for the checkpoint's"""
-    computed: torch.dtype
-    """the precision that `dtype` came to"""
-    stored: torch.dtype
-    """precision to save in: the checkpoint's, unless one is asked for"""
-    model: PreTrainedModel
+    """precision that is asked for; None for the checkpoint's"""
     task: Task
     data: Prepared
-    new: tuple[str, ...]
-    """modules that the checkpoint lacks: they start anew and are trained whole"""
+    original: PreTrainedConfig
+    """the checkpoint's configuration"""
     groups: tuple[Group, ...]
-    dense_config: PreTrainedConfig
-    dense_parameters: int
-    quantisation: Quantisation | None = None
+    """all groups of the dense model"""
+    goal: Goal | None
+    """what is to be removed; None for plain fine-tuning"""
+    quantisation: Quantisation | None
     """how the frozen weights are held while training"""
-    noise: float | None = None
-    """rounding noise of the dense model in the precision of computation; None if it is quantised or memory is too short"""
-    adapted: PeftModel | None = None
-    """the model with LoRA that was trained, until it is merged"""
 
     @property
     def quantisable(self) -> frozenset[str]:
@@ -76,72 +67,123 @@ class Job:
             return frozenset()
         return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
 
-    def load_dense(self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None) -> PreTrainedModel:
-        """Return the dense model once more, whose new modules start as they did."""
+    def load_dense(
+        self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None
+    ) -> tuple[PreTrainedModel, tuple[str, ...]]:
+        """Return the dense model, and the modules that the checkpoint lacks: they are drawn by the seed, alike at every call."""
         config = self.config
-        loaded, _ = load_with_head(
+        return load_with_head(
             config.model, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
-            values=self.data.values, new=self.task.new, seed=config.seed, quantisation=quantisation,
+            original=self.original, values=self.data.values, new=self.task.new, seed=config.seed, quantisation=quantisation,
         )  # fmt: skip
-        return loaded
 
 
-def check_job(config: PruneConfig | FinetuneConfig) -> tuple[Task, Prepared]:
-    """Check everything that a run is given, and return its task and data.
+@dataclass(frozen=True, slots=True)
+class DenseFacts:
+    """What is remembered of the dense model, which is not kept."""
+
+    config: PreTrainedConfig
+    parameters: int
+    dtype: torch.dtype
+    """precision of computation"""
+    stored: torch.dtype
+    """precision to save in: the checkpoint's, unless one is asked for"""
+    new: tuple[str, ...]
+    """modules that the checkpoint lacks: randomly initialized, and trained without LoRA"""
+    noise: float | None
+    """rounding noise in the precision of computation; None if the model is quantised or memory is too short"""
+
+
+@dataclass(slots=True)
+class RunModel:
+    """The one model that a run holds: dense, then with LoRA, then merged, then as the folder gives it."""
+
+    model: PreTrainedModel
+    adapted: PeftModel | None = None
+    """the same model with LoRA, from the beginning of training until it is merged"""
+
+    def free(self) -> None:
+        """Drop the model, so that its memory can be had back."""
+        device = self.model.device
+        del self.model
+        self.adapted = None
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
+    """Check everything that a run is given, without weights.
 
     Raises:
         LoraPruneError: for everything that is wrong, at once.
     """
     found, trust = Findings(), config.trust_remote_code
+    device = torch.device("cpu")
     with found.check():
         criteria.get(config.pruning().chosen_criterion)
     with found.check():
-        check_training(config.dtype, config.optimizer, choose_device(config.device))
+        device = choose_device(config.device)
+        check_training(config.dtype, config.optimizer, device)
     if config.compile:
         with found.check():
-            check_compile(choose_device(config.device))
-            if not isinstance(criteria.get(config.pruning().chosen_criterion), Saliency):
-                raise ConfigError(
-                    f"--compile true --criterion {config.pruning().chosen_criterion}: it scores by hooks, each a graph of its own, more "
-                    "than torch.compile keeps; use lora, or leave --compile out"
-                )
-    check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
-    if found.errors:
-        check_data(config.model, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
+            check_compile(device)
+            check_graph(config.pruning().chosen_criterion)
+    original = check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
+    if found.errors or original is None:
+        check_data(config.model, original, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
         found.raise_all()
-    original = load_config(config.model, trust_remote_code=trust)
+    assert original is not None
     task = data = None
     with found.check():
         task = choose_task(original, config.task, data=config.data)
         request = Request(config.model, original, config.data, config.eval, config.length, config.seed, trust)
         data = task.prepare(request)
         data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
+    groups: tuple[Group, ...] = ()
+    goal: Goal | None = None
     with found.check():
-        _check_target(config, original, task, data)
+        groups, goal = check_goal(config, original, task, data, device=device)
     found.raise_all()
     assert task is not None
     assert data is not None
-    return task, data
+    quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
+    dtype = choose_dtype(config.dtype, device, original.dtype)
+    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation)
 
 
-def _check_target(
-    config: PruneConfig | FinetuneConfig, original: PreTrainedConfig, task: Task | None, data: Prepared | None
-) -> None:
-    """Check that the groups are those of the model and that what is asked for can be reached, without weights."""
-    pruning, described = config.pruning(), copy.deepcopy(original)
+def check_goal(
+    config: PruneConfig | FinetuneConfig,
+    original: PreTrainedConfig,
+    task: Task | None,
+    data: Prepared | None,
+    *,
+    device: torch.device,
+) -> tuple[tuple[Group, ...], Goal | None]:
+    """Return the groups of a model without weights and what is to be removed of it, if it can be reached."""
+    described = copy.deepcopy(original)
     described.update(dict(data.values) if data else {})
     groups = find_groups(described)
-    shell = empty_model(described, head=task.head if task else None)
-    check_groups(shell, groups)
-    check_base(config.quantize, groups, choose_device(config.device))
-    if isinstance(config, PruneConfig):
-        check_quantize("--teacher", config.teacher, groups, choose_device(config.device))
-    if pruning.sparsity:
-        check_sparsity(shell, groups, pruning)
-    elif isinstance(config, PruneConfig):
-        in_play = groups_in_play(described, groups, pruning)
-        check_recovery(in_play, pruning)
-        goal_counts(make_space(shell, in_play, pruning), pruning, model_parameters=shell.num_parameters())
+    empty = empty_model(described, head=task.head if task else None)
+    check_groups(empty, groups)
+    check_base(config.quantize, groups, device)
+    if not isinstance(config, PruneConfig):
+        return groups, None
+    check_quantize("--teacher", config.teacher, groups, device)
+    return groups, find_goal(empty, config.pruning())
+
+
+def check_graph(criterion: str) -> None:
+    """Refuse --compile for a criterion that scores by hooks.
+
+    Raises:
+        ConfigError: for such a criterion.
+    """
+    if not isinstance(criteria.get(criterion), Saliency):
+        raise ConfigError(
+            f"--compile true --criterion {criterion}: it scores by hooks, each a graph of its own, more "
+            "than torch.compile keeps; use lora, or leave --compile out"
+        )
 
 
 def check_base(kind: str, groups: Sequence[Group], device: torch.device) -> None:
@@ -174,29 +216,19 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
             raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
 
 
-def load_job(config: PruneConfig | FinetuneConfig) -> Job:
-    """Check and load model, processor and data."""
-    task, data = check_job(config)
-    device = choose_device(config.device)
-    original = load_config(config.model, trust_remote_code=config.trust_remote_code)
-    dtype = choose_dtype(config.dtype, device, original.dtype)
-    described = copy.deepcopy(original)
-    described.update(dict(data.values))
-    quantisation = None
-    if config.quantize != "none":
-        quantisation = Quantisation(config.quantize, frozenset(linear_paths(find_groups(described))))
-    model, new = load_with_head(
-        config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code,
-        values=data.values, new=task.new, seed=config.seed, quantisation=quantisation,
-    )  # fmt: skip
+def load_run(setup: RunSetup) -> tuple[RunModel, DenseFacts]:
+    """Load the dense model of a run.
+
+    Raises:
+        ConfigError: for a module that the checkpoint lacks, where options need a trained one.
+    """
+    config = setup.config
+    model, new = setup.load_dense(setup.dtype, quantisation=setup.quantisation)
     if new:
         logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
-    if config.dtype == "auto" and model.dtype == torch.bfloat16 and device.type == "cpu" and not new:
-        settle_precision_(model, task, data, config.batch)
-        dtype = model.dtype
-    groups = find_groups(model.config)
-    check_groups(model, groups)
-    dense_config = copy.deepcopy(model.config)
+    if config.dtype == "auto" and model.dtype == torch.bfloat16 and setup.device.type == "cpu" and not new:
+        settle_precision_(model, setup.task, setup.data, config.batch)
+    check_groups(model, setup.groups)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
         raise ConfigError(
             f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
@@ -206,17 +238,8 @@ def load_job(config: PruneConfig | FinetuneConfig) -> Job:
         raise ConfigError(
             f"--dtype float16: {new[0]} is new and would be trained in 16 bits; use --dtype bfloat16 or float32"
         )
-    stored = original.dtype if config.dtype == "auto" and isinstance(original.dtype, torch.dtype) else model.dtype
-    noise = None if quantisation else rounding_noise(model, probe_of(model))
-    return Job(
-        config, device, dtype, model.dtype, stored, model, task, data, new, groups, dense_config, model.num_parameters(),
-        quantisation, noise,
-    )  # fmt: skip
-
-
-def free(job: Job) -> None:
-    """Let go of the model in memory."""
-    del job.model
-    gc.collect()
-    if job.device.type == "cuda":
-        torch.cuda.empty_cache()
+    known = setup.original.dtype
+    stored = known if config.dtype == "auto" and isinstance(known, torch.dtype) else model.dtype
+    noise = None if setup.quantisation else rounding_noise(model, probe_of(model))
+    dense = DenseFacts(copy.deepcopy(model.config), model.num_parameters(), model.dtype, stored, new, noise)
+    return RunModel(model), dense

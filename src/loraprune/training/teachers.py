@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -45,7 +45,7 @@ class Opinion(NamedTuple):
 class Teacher(Protocol):
     """Says what the dense model thinks of a batch."""
 
-    def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
+    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> Opinion:
         """Return the dense model's opinion, and take the rows' numbers out of `inputs`."""
 
 
@@ -65,7 +65,7 @@ class CopyTeacher:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
 
-    def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
+    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> Opinion:
         """Return the copy's opinion."""
         inputs.pop(ROW)
         return ask(self.model, inputs)
@@ -92,7 +92,7 @@ class CachedTeacher:
         self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
         self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
 
-    def opinion(self, inputs: dict[str, Tensor]) -> Opinion:
+    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> Opinion:
         """Return what was written down about the rows that `inputs` numbers."""
         labels, rows = inputs[LABELS], inputs.pop(ROW).tolist()
         # Rows may have been padded to another length then; what is beyond the shorter of the two is padding.

@@ -23,7 +23,7 @@ from transformers import (
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.tasks import Prepared, Task
-from loraprune.models.adapters import base_layer, base_model
+from loraprune.models.adapters import base_layer
 from loraprune.models.compat import enable_checkpointing
 from loraprune.models.quantised import quantised_layers
 from loraprune.runtime import launch
@@ -77,7 +77,7 @@ def training_arguments(
         gradient_accumulation_steps=config.accumulate,
         learning_rate=0.0 if config.steps == 0 else config.lr,
         lr_scheduler_type="cosine",
-        max_grad_norm=config.clip,
+        max_grad_norm=0.0 if isinstance(config, PruneConfig) else config.clip,  # else the callback clips, after scoring
         seed=config.order_seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
@@ -118,9 +118,6 @@ def train(
     steps = optimiser_steps(config, len(rows))
     if config.checkpointing:
         enable_checkpointing(model)
-    # The Trainer takes every model with **kwargs for one that divides its loss by the targets of the whole step.
-    base: Any = base_model(model)
-    base.accepts_loss_kwargs = task.counts_targets
     with tempfile.TemporaryDirectory() as folder, dashboards(f"{config.output}-logs"):
         arguments: dict[str, Any] = {
             "model": model,
@@ -129,6 +126,7 @@ def train(
             "data_collator": NumberedCollator(collator) if teacher else collator,
             "callbacks": [*callbacks, keeper],
             "guard": keeper.guard,
+            "counts_targets": task.counts_targets,
             "forward_only": scores_forward(config),
             "undivided": [base_layer(layer) for layer in quantised_layers(model).values()],
         }

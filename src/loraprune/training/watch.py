@@ -14,6 +14,7 @@ from itertools import chain
 from time import perf_counter
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -120,7 +121,7 @@ class Watch(TrainerCallback):
         self._worse, self._sent_ratio = int(state["worse"]), float(state["sent_ratio"])
 
 
-def changing(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def changing(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield name and tensor of whatever training changes: trained parameters and buffers."""
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return chain(trained, model.named_buffers())

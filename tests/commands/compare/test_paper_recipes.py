@@ -16,9 +16,8 @@ from loraprune.commands import parser
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.config.training import PruneConfig
 from loraprune.data.images.benchmarks import BENCHMARKS
-from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.sparsity.sparsifier import Sparsifier
-from loraprune.training.setup import load_job
+from loraprune.pruning.method import make_method
+from loraprune.training.setup import check_run, load_run
 from tests.data.images.conftest import save_classifier, write_images
 from tests.evaluation.tasks.cases import reviews, save_bert, write_csv
 from tests.samples import jsonl, save_tiny, sentences
@@ -117,10 +116,8 @@ def test_a_recipe_is_ready_to_run_on_a_tiny_model(
     for config in cells_of(path):
         kinds.setdefault((config.criterion, config.schedule, config.allocation, config.sparsity), config)
     for config in kinds.values():
-        job = load_job(small(config, stand_ins, tmp_path / "out"))
-        options = job.config.pruning()
-        make = Sparsifier if options.sparsity else Pruner
-        make(with_lora(job.model), options)  # type: ignore[operator]
+        job = check_run(small(config, stand_ins, tmp_path / "out"))
+        make_method(with_lora(load_run(job)[0].model), job.config.pruning(), job.goal)
 
 
 @pytest.mark.parametrize("name", ["llama-7b", "llama-7b-untuned", "vit-b16-vtab", "bert-base-glue"])

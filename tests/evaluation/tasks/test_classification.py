@@ -18,7 +18,7 @@ from loraprune.models.adapters import attach_lora
 from loraprune.models.loading import load_with_head
 from loraprune.training.guard import StepGuard
 from loraprune.training.resume.keeper import Keeper
-from loraprune.training.setup import load_job
+from loraprune.training.setup import check_run, load_run
 from loraprune.training.trainer import train
 from tests.cli.cases import refused, run
 from tests.evaluation.tasks.cases import SHORT, reviews, save_bert, write_csv
@@ -197,8 +197,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path, tmp_pa
             model=str(model), data=str(inputs / "reviews.csv"), output=str(tmp_path / str(batch)), steps=1, batch=batch,
             accumulate=accumulate, dropout=0.0, clip=0.0, length=24, device="cpu",
         )  # fmt: skip
-        job = load_job(config)
-        adapted = attach_lora(job.model, job.groups, rank=4, alpha=8.0, dropout=0.0, seed=0, whole=job.new)
+        job = check_run(config)
+        held, dense = load_run(job)
+        adapted = attach_lora(held.model, job.groups, rank=4, alpha=8.0, dropout=0.0, seed=0, whole=dense.new)
         callback = Norms()
         keeper = Keeper(tmp_path, {}, every=0, parts=[], guard=StepGuard())
         train(

@@ -15,7 +15,7 @@ from loraprune import pipeline
 from loraprune.commands.plan import dry_run
 from loraprune.config.commands import PlanConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError
-from loraprune.export.padding import write_padded
+from loraprune.export.padded import write_padded
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers, numbered_as_before
 from loraprune.models.empty import empty_model

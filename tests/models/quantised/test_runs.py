@@ -107,8 +107,17 @@ def test_what_a_run_can_do_it_can_do_on_a_quantised_base(changes: dict[str, Any]
 
 
 def test_a_quantised_base_is_tuned_without_pruning(inputs: Path, tmp_path: Path) -> None:
-    pipeline.finetune(FinetuneConfig(**of_inputs(inputs, tmp_path / "out", quantize="4bit", optimizer="adamw-8bit")))
-    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    options = of_inputs(inputs, tmp_path / "out", quantize="4bit", optimizer="adamw-8bit", lr=1e-2, steps=12)
+    report = pipeline.finetune(FinetuneConfig(**options))
+    assert report.quality.pruned < 0.97 * report.quality.dense  # learnt
+    dense, tuned = (
+        AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (inputs / "model", tmp_path / "out")
+    )
+    assert torch.equal(
+        tuned["model.embed_tokens.weight"], dense["model.embed_tokens.weight"]
+    )  # frozen, and not quantised
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (tuned[name] - dense[name]).norm() > 0.01 * dense[name].norm()  # 4 bits and what LoRA adds
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery import recover
 from loraprune.pruning.recovery.compensation import Gain
 from loraprune.pruning.recovery.recover import Recovery
-from loraprune.pruning.target import decide_recovery
+from loraprune.pruning.target import BLOCK_STEPS, decide_recovery
 from tests.fitting import config
 from tests.tiny import EVERY, tiny_config, tiny_model, tokens, with_lora
 
@@ -72,7 +72,9 @@ def test_damage_is_reported_in_words_at_once(caplog: pytest.LogCaptureFixture) -
 
 
 def test_refits_are_the_default_wherever_they_are_possible() -> None:
-    given = config(compensate=None)
+    given = config(compensate=None, local=None)
+    assert decide_recovery(find_groups(tiny_config("llama")), given).local == BLOCK_STEPS
+    assert decide_recovery(find_groups(tiny_config("resnet")), given).local == 0
     assert decide_recovery(find_groups(tiny_config("llama")), given).compensate is True
     assert decide_recovery(find_groups(tiny_config("resnet")), given).compensate is False
     assert (
@@ -83,7 +85,9 @@ def test_refits_are_the_default_wherever_they_are_possible() -> None:
 def test_layers_that_share_projections_are_refitted_only_if_asked_to() -> None:
     inputs = EVERY["albert"].inputs()
     for wanted in (None, True):
-        pruner = Pruner(with_lora(tiny_model("albert", layers=3)), config(compensate=wanted, kinds="ffn"))
+        pruner = Pruner(
+            with_lora(tiny_model("albert", layers=3)), config(compensate=wanted, local=wanted and 5, kinds="ffn")
+        )
         if wanted:
             with pytest.raises(ConfigError, match="used by several layers"):
                 pruner.apply(halved(pruner), rows=inputs)

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
-from loraprune import LoRAPruneConfig, pipeline
+from loraprune import LoRAPruneConfig, merge
 from loraprune.config.commands import PlanConfig
 from loraprune.config.sparsity import parse_pattern
 from loraprune.errors import ConfigError, NumericsError, VerificationError
@@ -76,7 +76,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 def test_a_number_where_a_zero_was_trained_leaves_an_unverified_folder(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = pipeline.save_model
+    save = merge.save_model
 
     def damaged(model: Any, folder: Path, **options: Any) -> None:
         save(model, folder, **options)
@@ -85,7 +85,7 @@ def test_a_number_where_a_zero_was_trained_leaves_an_unverified_folder(
         weight[weight == 0] = 1e-30  # invisible in the logits
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(pipeline, "save_model", damaged)
+    monkeypatch.setattr(merge, "save_model", damaged)
     with pytest.raises(VerificationError, match=r"up_proj.*where it is masked"):
         run(inputs, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]

@@ -116,7 +116,7 @@ def test_the_same_run_gives_the_same_page(folder: Path, text: str) -> None:
     "changes",
     [
         {"job": "finetune", "units": {}, "removals": [], "evaluations": [], "kept_step": None},
-        {"sparsity": {"pattern": "2:4"}, "units": {}},
+        {"sparsity": {"pattern": "2:4", "ratio_requested": 0.5, "ratio_reached": 0.5, "zeros": 5, "weights": 10}, "units": {}},
         {"curve": [], "removals": [], "evaluations": [], "examples": [], "ratio_requested": None},
         {"perplexity": {"dense": 10.0, "pruned": 9.0, "nll": {"dense": 2.3, "pruned": 2.2}, "tokens": 9, "protocol": {},
                         "standard_error": {"dense": None, "pruned": None}}},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Factors, Int8Rows, Nf4Blocks
+from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Int8Rows, Nf4Blocks
+from loraprune.scoring.kernels.factors import Factors
 
 FORMS = ("float32", "bfloat16", "float16", "int8", "nf4")
 

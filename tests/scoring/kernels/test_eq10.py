@@ -10,10 +10,11 @@ from torch import nn
 
 from loraprune.groups import Side
 from loraprune.models.adapters import Projection
-from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Factors, Nf4Blocks
+from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Nf4Blocks
 from loraprune.scoring import kernels
 from loraprune.scoring.criteria import Saliency, criteria
 from loraprune.scoring.kernels import MAX_RANK, eq10_fits, eq10_sums, eq10_tiles, tiles
+from loraprune.scoring.kernels.factors import Factors
 from loraprune.scoring.scorers.saliency import saliency_sums
 from tests.scoring.kernels.stored import FORMS, expected, random_factors, stored, to_int8, to_nf4
 

@@ -5,7 +5,6 @@ Knows nothing about torch, processes or results. Which options there are, and th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -15,12 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, get_type_hints
 
-from jsonargparse import ArgumentParser
-
-from loraprune.commands.parser_errors import explain_value
 from loraprune.config.recipes import recipe
 from loraprune.config.sparsity import in_base_60
 from loraprune.config.training import WITHOUT_EFFECT, FinetuneConfig, PruneConfig
+from loraprune.config.values import WrongValueError, read_value
 from loraprune.errors import ConfigError, nearest, problems_of
 
 RUN = "run"
@@ -185,9 +182,9 @@ def _typed(place: str, name: str, values: Iterable[Any], problems: list[str]) ->
             problems.append(f"{place}: a value is needed, not null")
             continue
         try:
-            typed = _reader(name).parse_object({name: value})[name]
-        except argparse.ArgumentError as error:
-            problems.append(place + explain_value(str(error)))
+            typed = read_value(_hints()[name], value)
+        except WrongValueError as error:
+            problems.append(f"{place}{error}")
             continue
         if name == "sparsity" and isinstance(typed, int):
             problems.append(f"{place}: {in_base_60(typed)}")
@@ -196,11 +193,9 @@ def _typed(place: str, name: str, values: Iterable[Any], problems: list[str]) ->
 
 
 @cache
-def _reader(name: str) -> ArgumentParser:
-    """Return a parser of one option."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{name}", type=get_type_hints(PruneConfig)[name])
-    return parser
+def _hints() -> dict[str, Any]:
+    """Return the type of every option."""
+    return get_type_hints(PruneConfig)
 
 
 def _cell(labels: Mapping[str, str], options: Mapping[str, Any], baselines: Sequence[str]) -> Cell:

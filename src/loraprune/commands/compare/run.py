@@ -89,11 +89,13 @@ def check_cells(cells: Sequence[Cell]) -> None:
     for device in dict.fromkeys(config.device for config in configs):
         with found.check():
             choose_device(device)
-    for model, trust in dict.fromkeys((config.model, config.trust_remote_code) for config in configs):
-        check_model(model, NEEDS["compare"], found, trust_remote_code=trust)
+    read = {
+        (model, trust): check_model(model, NEEDS["compare"], found, trust_remote_code=trust)
+        for model, trust in dict.fromkeys((config.model, config.trust_remote_code) for config in configs)
+    }
     asked = ((one.model, one.data, one.eval, one.task, one.trust_remote_code) for one in configs)
     for model, data, held_out, task, trust in dict.fromkeys(asked):
-        check_data(model, data, held_out, found, task=task, trust_remote_code=trust)
+        check_data(model, read[model, trust], data, held_out, found, task=task, trust_remote_code=trust)
     found.raise_all()
 
 

@@ -19,53 +19,38 @@ from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
-from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, has_new_head, size
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
 
 def report(result: Report) -> None:
     """Print what a run gave."""
-    values = result.values
-    parameters, measured = values["parameters"], values[values["metric"]]
-    rows = [
-        (
-            "parameters",
-            f"{parameters['dense']:,}",
-            f"{parameters['pruned']:,}",
-            change(parameters["dense"], parameters["pruned"]),
-        )
-    ]
-    if "prunable_dense" in parameters:
-        dense, pruned = parameters["prunable_dense"], parameters["prunable_pruned"]
-        left = "  not zero, in prunable groups" if "sparsity" in values else "  in prunable groups"
-        rows.append((left, f"{dense:,}", f"{pruned:,}", change(dense, pruned)))
-    new = has_new_head(values)
-    rows.append(
-        (
-            values["metric"].replace("_", " "),
-            f"{measured['dense']:.3f}" + (f" ({UNTRAINED})" if new else ""),
-            f"{measured['pruned']:.3f}",
-            "-" if new else change(measured["dense"], measured["pruned"]),
-        )
-    )
-    what = "pruned" if values["job"] == "prune" else "tuned"
-    show(f"{values['model']} on {values['data']}", ("", "dense", what, "change"), rows)
-    trained = parameters["trainable"]
-    facts = [("trainable parameters", f"{trained:,} ({100 * trained / parameters['dense']:.2f} % of the dense model's)"),
-             ("steps", str(values["steps"])), ("training", f"{values['wall_seconds']:.1f} s"),
-             ("total", f"{values['total_seconds']:.1f} s"), ("peak memory", size(values["peak_memory_bytes"])),
-             ("masked against sliced", f"{values['verification']['masked_vs_sliced']:.1e}"),
-             ("sliced against reloaded", f"{values['verification']['sliced_vs_reloaded']:.1e}")]  # fmt: skip
-    facts.append(("loads with", values["saved_as"]["load"]))
+    (dense, pruned), quality, training = result.parameters, result.quality, result.training
+    rows = [("parameters", f"{dense:,}", f"{pruned:,}", change(dense, pruned))]
+    if removed := result.removed:
+        before, after = removed.prunable_dense, removed.prunable_pruned
+        left = "  not zero, in prunable groups" if removed.sparsity else "  in prunable groups"
+        rows.append((left, f"{before:,}", f"{after:,}", change(before, after)))
+    metric = result.metric.replace("_", " ")
+    new = result.has_new_head
+    rows.append((
+        metric, f"{quality.dense:.3f}" + (f" ({UNTRAINED})" if new else ""), f"{quality.pruned:.3f}",
+        "-" if new else change(quality.dense, quality.pruned),
+    ))  # fmt: skip
+    what = "pruned" if result.job == "prune" else "tuned"
+    show(f"{result.model} on {result.data}", ("", "dense", what, "change"), rows)
+    trained, checks = training.trainable, result.verification
+    facts = [("trainable parameters", f"{trained:,} ({100 * trained / dense:.2f} % of the dense model's)"),
+             ("steps", str(training.steps)), ("training", f"{training.seconds:.1f} s"),
+             ("total", f"{result.total_seconds:.1f} s"), ("peak memory", size(training.peak_memory_bytes)),
+             ("masked against sliced", f"{checks.masked_vs_sliced:.1e}"),
+             ("sliced against reloaded", f"{checks.sliced_vs_reloaded:.1e}"), ("loads with", result.load)]  # fmt: skip
     if new:
         facts.append(("dense model to compare with", NEW_HEAD))
-    if "ratio_reached" in values:
-        asked = values["ratio_requested"]
-        facts.insert(
-            0,
-            ("ratio reached", f"{values['ratio_reached']:.4f}" + (f" (asked {asked:g})" if asked is not None else "")),
-        )
+    if removed:
+        asked = f" (asked {removed.ratio_requested:g})" if removed.ratio_requested is not None else ""
+        facts.insert(0, ("ratio reached", f"{removed.ratio_reached:.4f}{asked}"))
     show("", ("", "run"), facts)
 
 
@@ -188,13 +173,8 @@ def pushed(result: Pushed) -> None:
 def demo(result: Report) -> None:
     """Print dense against pruned: size, quality, speed, and a completion of the same prompt by both."""
     report(result)
-    comparison(Speed(result.values["speed"]))
-    show(
-        "the same prompt, continued",
-        ("", "text"),
-        [(name, text) for name, text in result.values["completions"].items()],
-        figures=False,
-    )
+    comparison(Speed(dict(result.shown.speed or {})))
+    show("the same prompt, continued", ("", "text"), list((result.shown.completions or {}).items()), figures=False)
 
 
 def compared(result: Comparison) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -57,7 +58,7 @@ class ImageRows(Dataset[dict[str, Any]]):
         return ImageRows(self.images.take(places, split=self.images.split), self.processor)
 
 
-def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Shaped[Tensor, "rows ..."]]:
     """Return a batch of `pixel_values` (batch, channels, height, width) and `labels` (batch)."""
     return {
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),

@@ -37,6 +37,6 @@ def count_macs(model: PreTrainedModel, *, length: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def text_inputs(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> dict[str, Tensor]:
+def text_inputs(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> dict[str, Int[Tensor, "batch seq"]]:
     """Return what a forward pass reads: tokens, and as many in the decoder where the model has one of its own."""
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})

@@ -1,6 +1,7 @@
 """What a model is trained for and judged by: one small file a task.
 
-A task is a `Task` of functions that is registered in a file of its own, imported below; no other file names it. To add one:
+A task is a `Task` of functions that is registered in a file of its own, imported below. Other files
+name a task only where they serve that one alone: a command that generates text, a graph with a cache. To add one:
 
 1. `tasks/<name>.py` writes the functions and ends with `register_task(Task("<name>", "AutoModelFor...", ...))`:
    - `prepare(request)` reads `request.data` and `request.eval` (None: hold a part of the data out; data None: only judge), loads the

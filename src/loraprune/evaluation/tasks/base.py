@@ -94,6 +94,8 @@ class Task:
     """load the tokenizer or image processor, and check that it fits the model"""
     read: Callable[[str, str], object]
     """read the part `train` or `held_out` of a source, without a model; only its errors count: what `prepare` would fail on"""
+    pipeline: str | None = None
+    """`pipeline_tag` of the hub, by which it lists the model"""
     columns: tuple[str, ...] = ()
     """columns of data that make a model that is only pre-trained one of this task"""
     unit: Literal["tokens", "images"] = "tokens"

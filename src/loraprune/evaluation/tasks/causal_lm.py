@@ -47,6 +47,7 @@ def predictions(
 register_task(
     Task(
         "causal-lm", "AutoModelForCausalLM", prepare, judge, probe, predictions, fitting_tokenizer, read_examples,
+        pipeline="text-generation",
         counts_targets=True,
     )
 )  # fmt: skip

@@ -123,6 +123,7 @@ def is_head(name: str) -> bool:
 register_task(
     Task(
         "image-classification", "AutoModelForImageClassification", prepare, judge, probe, predictions, fitting_processor, read,
+        pipeline="image-classification",
         unit="images", new=is_head,
     )
 )  # fmt: skip

@@ -126,6 +126,7 @@ def predictions(
 register_task(
     Task(
         "masked-lm", "AutoModelForMaskedLM", prepare, judge, padded_tokens, predictions, fitting_tokenizer, read_examples,
+        pipeline="fill-mask",
         columns=("text",),
     )
 )  # fmt: skip

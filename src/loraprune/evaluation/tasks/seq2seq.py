@@ -82,4 +82,9 @@ def read(source: str, part: str) -> object:
     return find_pairs(read_examples(source, part))
 
 
-register_task(Task("seq2seq", "AutoModelForSeq2SeqLM", prepare, judge, probe, predictions, fitting_tokenizer, read))
+register_task(
+    Task(
+        "seq2seq", "AutoModelForSeq2SeqLM", prepare, judge, probe, predictions, fitting_tokenizer, read,
+        pipeline="text2text-generation",
+    )
+)  # fmt: skip

@@ -165,6 +165,7 @@ def read(source: str, part: str) -> object:
 register_task(
     Task(
         "sequence-classification", HEAD, prepare, judge, padded_tokens, predictions, fitting_tokenizer, read,
+        pipeline="text-classification",
         columns=("label",), new=is_head,
     )
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -237,7 +238,8 @@ def merging_error(model: nn.Module, path: str, *, seed: int = 0) -> float | None
         The largest difference from W0 + scaling * B A, relative to the largest weight; None for a quantised one, which PEFT does not
         merge here.
     """
-    proj, module = projection(model, path), find_module(model, path)
+    proj: Any = projection(model, path)
+    module: Any = find_module(model, path)
     if kind_of(proj.layer):
         return None
     assert isinstance(module, LoraLayer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def kernel_size(layer: nn.Module) -> int:
     return math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
 
 
-def channels_last(module: nn.Module, tensor: Tensor) -> Float[Tensor, "batch *places channels"]:
+def channels_last(module: nn.Module, tensor: Shaped[Tensor, "..."]) -> Float[Tensor, "batch *places channels"]:
     """Return what a layer reads or gives with its channels last, as linear layers have them."""
     return tensor.movedim(1, -1) if is_channels_first(module) else tensor
 

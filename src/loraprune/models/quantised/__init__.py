@@ -5,6 +5,7 @@ Knows nothing about LoRA, units or scores.
 
 from __future__ import annotations
 
+from loraprune.models.foreign_state import forget_quantiser
 from loraprune.models.quantised.layers import (
     cut_,
     dense_layer,
@@ -19,7 +20,6 @@ from loraprune.models.quantised.layers import (
 from loraprune.models.quantised.models import (
     Quantisation,
     dequantise_,
-    forget_quantiser,
     loading_options,
     prepare_,
     quantised_layers,

@@ -1,4 +1,4 @@
-"""What the kernels read: a weight as it is stored, and LoRA's factors with their gradients.
+"""Weights as they are stored, dense or quantised: what the kernels of scoring read.
 
 Quantised weights are cut here where nothing is lost by it, without the library that made them.
 """
@@ -98,6 +98,9 @@ class Nf4Blocks:
         codes, absmax = self.packed.view(rows, -1, NF4_BLOCK // 2), self.absmax.view(rows, -1)
         if dim == 0:
             return Nf4Blocks(codes[index].flatten(), absmax[index].flatten(), (len(index), self.shape[1]))
+        # 64 weights side by side in a row share one absmax, so that columns can be cut without quantising again only by such blocks: the
+        # columns left must be whole ones. Channels of FFNs rarely are, whole heads of 64 channels always. Padding columns, which the last
+        # block may have, are no part of `index`. Source: Dettmers et al., QLoRA (arXiv 2305.14314), section 2, block-wise quantization.
         blocks = index[::NF4_BLOCK] // NF4_BLOCK
         whole = blocks[:, None] * NF4_BLOCK + torch.arange(NF4_BLOCK, device=index.device)
         if not torch.equal(whole[whole < self.shape[1]], index):
@@ -124,21 +127,6 @@ Weight: TypeAlias = Float[Tensor, "out in_"] | Quantised
 def weight_rows(weight: Weight, start: int, stop: int) -> Float[Tensor, "rows in_"]:
     """Return some rows of a weight as numbers: dense ones in their own dtype, others in float32."""
     return weight[start:stop] if isinstance(weight, Tensor) else weight.rows(start, stop)
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """LoRA of one projection, W = W0 + scaling * B A, and the gradients of A and B."""
-
-    a: Float[Tensor, "rank in_"]
-    b: Float[Tensor, "out rank"]
-    grad_a: Float[Tensor, "rank in_"]
-    grad_b: Float[Tensor, "out rank"]
-    scaling: float
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return A, B and their gradients."""
-        return self.a, self.b, self.grad_a, self.grad_b
 
 
 @functools.cache

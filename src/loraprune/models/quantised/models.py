@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.errors import ConfigError
+from loraprune.models.foreign_state import compute_as_in_training, drop_saved_input, forget_quantiser
 from loraprune.models.quantised.forms import NF4_BLOCK, Nf4Blocks, weight_rows
 from loraprune.models.quantised.layers import Layer, dense_layer, kind_of, library, parts, stored, write_
 
@@ -70,24 +71,9 @@ def prepare_(model: nn.Module) -> None:
             if weight.width % NF4_BLOCK:
                 write_(layer, weight.rows(0, weight.shape[0]))
         if kind_of(layer) != "int8":
-            layer.register_forward_pre_hook(_as_in_training)
+            layer.register_forward_pre_hook(compute_as_in_training)
         if kind_of(layer) == "8bit":
-            layer.register_forward_hook(_let_input_go)
-
-
-def _let_input_go(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    """Take an 8-bit layer's input, and the copy of its outliers, from the node of its output.
-
-    They are there for the gradient of the weight, which is frozen, as attributes that gradient checkpointing does not see: 8 GiB of a
-    step of LLaMA-7B with 8 x 512 tokens. Source: bitsandbytes 0.50, `MatMul8bitLt` and, on CPUs, `MatMul8bitFp`.
-    """
-    for name, nothing in (("tensors", (None, None, None)), ("A", None)):
-        if hasattr(output.grad_fn, name):
-            setattr(output.grad_fn, name, nothing)
-
-
-def _as_in_training(layer: nn.Module, args: tuple[Any, ...]) -> None:
-    layer.training = layer.training or args[0].device.type == "cpu"
+            layer.register_forward_hook(drop_saved_input)
 
 
 def _pad(layer: Layer, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -108,11 +94,3 @@ def dequantise_(model: PreTrainedModel) -> None:
         weight = stored(layer)
         model.set_submodule(path, dense_layer(layer, weight_rows(weight, 0, weight.shape[0]).to(model.dtype)))
     forget_quantiser(model)
-
-
-def forget_quantiser(model: Any) -> None:
-    """Make transformers treat a model whose layers are numbers again as any other."""
-    quantiser = getattr(model, "hf_quantizer", None)
-    if quantiser is not None:
-        quantiser.remove_quantization_config(model)
-        model.is_loaded_in_8bit = model.is_loaded_in_4bit = False

@@ -17,7 +17,7 @@ from loraprune.pruning.allocation.uniform import uniform_counts
 def paper_counts(space: Space, ratio: float) -> dict[str, int]:
     """Return the counts that remove `ratio` of all prunable parameters from the layers that may lose some.
 
-    Source: PAPER.md section 1: the first floor(10 %) of the layers and the last layer are kept.
+    Source: the code that the paper's authors published (docs/paper.md): the first floor(10 %) of the layers and the last layer are kept.
 
     Raises:
         PlanError: if these layers do not hold as many.

@@ -189,6 +189,9 @@ class _Block:
         steps, finished = options.steps, options.finished
         generator = torch.Generator().manual_seed(options.seed)
 
+        # Training inside a forward pre-hook gives every block the input that the pruned and already reconstructed blocks below send, in one
+        # pass over the model and without storing it for all blocks. BRECQ reconstructs block by block in the same order.
+        # Source: Li et al., BRECQ (arXiv 2102.05426), algorithm 1, for quantised weights.
         def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with dense_for_a_while(self.model, linear_paths(self.groups)):
                 weights = list(self._weights())
@@ -227,7 +230,7 @@ class _Block:
                 for _ in range(steps):
                     size = min(self._calls.batch, len(taught))
                     chosen = taught[torch.randint(len(taught), (size,), generator=generator)]
-                    with torch.enable_grad():
+                    with torch.enable_grad():  # the pass around this hook builds no graph
                         gradients = torch.autograd.grad(self._loss(chosen), list(weights))
                     for master, gradient in zip(masters, gradients, strict=True):
                         master.grad = gradient.float()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from safetensors import safe_open
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class SavedZeros:
         return self.zeros / self.weights
 
 
-def saved_weights(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+def saved_weights(folder: Path, names: set[str]) -> Iterator[tuple[str, Float[Tensor, "out in_"]]]:
     """Yield some tensors of a folder's safetensors files, one in memory at a time."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

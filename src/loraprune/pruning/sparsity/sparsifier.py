@@ -1,4 +1,4 @@
-"""Pruning of single weights while training: score, average, decide, mask. Stands in for a `Pruner` wherever one is held.
+"""Pruning of single weights while training: score, average, decide, mask. A `PruningMethod` like `Pruner`.
 
 Knows nothing about the Trainer or data.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
@@ -31,10 +31,10 @@ from loraprune.models.adapters import (
     zero_weights_,
 )
 from loraprune.plan import Plan
+from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.sparsity.masks import mask_weight
 from loraprune.pruning.sparsity.saved import SavedZeros, count_saved
 from loraprune.pruning.sparsity.scores import WeightScores
-from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
 from loraprune.runtime.processes import take_from_first_
 from loraprune.scoring.criteria import Saliency, criteria
@@ -86,12 +86,11 @@ def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneC
 class Sparsifier:
     """Owns the scores and masks of all weights of one adapted model's prunable projections."""
 
-    def __init__(self, model: nn.Module, config: LoRAPruneConfig) -> None:
+    def __init__(self, model: nn.Module, config: LoRAPruneConfig, pattern: Pattern | None = None) -> None:
         self.model, self.config = model, config
         self.dense_config = copy.deepcopy(config_of(model))
         self.groups = find_groups(config_of(model))
-        check_groups(model, self.groups)
-        self.pattern = check_sparsity(model, self.groups, config)
+        self.pattern = pattern or check_sparsity(model, self.groups, config)
         self.present = self.groups
         """groups of the model as it is now: units stay"""
         self.plan = Plan.full(self.groups)
@@ -141,6 +140,9 @@ class Sparsifier:
     def forget(self) -> None:
         """Do nothing: what is not scored leaves no trace."""
 
+    def note(self, step: int) -> None:
+        """Do nothing: the scores of single weights would be as large as the model at every step."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs; the masks are told by the scores."""
         return {
@@ -188,6 +190,9 @@ class Sparsifier:
     def finish(self) -> None:
         """Do nothing: the masks are a part of the model until `merge_lora` writes them into the weights."""
 
+    def cut(self, model: nn.Module) -> None:
+        """Do nothing: sharded weights are refused, and nothing is cut."""
+
     def check_saved(self, folder: Path, dense: nn.Module) -> None:
         """Check zeros and pattern in the files of a folder, and mask the `dense` model, so that it can be compared with them.
 
@@ -204,15 +209,16 @@ class Sparsifier:
             folder, self.kept, self.pattern if self.is_done else Pattern(1, 1), transposed=transposed
         )
 
-    def figures(self) -> dict[str, Any]:
+    def removed(self) -> Removed:
         """Return what the report says about the zeros, counted in the saved files."""
         assert self._saved is not None
         asked, saved = self.pattern.ratio(self.config.ratio), self._saved
-        return {
-            "ratio_requested": asked,
-            "ratio_reached": saved.ratio,
-            "sparsity": {
-                "pattern": self.pattern.name, "ratio_requested": asked, "ratio_reached": saved.ratio,
-                "zeros": saved.zeros, "weights": saved.weights,
-            },
-        }  # fmt: skip
+        zeros = Zeros(self.pattern.name, asked, saved.ratio, saved.zeros, saved.weights)
+        return Removed(asked, saved.ratio, saved.weights, saved.weights - saved.zeros, sparsity=zeros)
+
+    def unit_scores(self) -> None:
+        """Return None: scores of single weights would be as large as the model."""
+
+    def noted_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return nothing, as `note` keeps nothing."""
+        return {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.reporting.amounts import milliseconds, short, size
-from loraprune.reporting.html.folder import Run, parts
+from loraprune.reporting.html.folder import Run, parts, units_of
 from loraprune.reporting.html.heat import heat_maps
 from loraprune.reporting.html.labels import (
     DENSE,
@@ -23,16 +23,17 @@ from loraprune.reporting.html.labels import (
     named,
 )
 from loraprune.reporting.plotting import GRID, INK, new_figure, plain_frame, plain_ticks
+from loraprune.reporting.report import Report
 
 
 def all_plots(run: Run) -> Iterator[Plot]:
     """Yield every plot that a run has something for; must be called within `plotting.styled`."""
-    if "speed" in run.report:
-        yield Plot("size-and-speed", "Size and speed", _speed_words(run.report["speed"]), size_and_speed(run.report))
-    if run.report.get("curve"):
+    if speed := run.report.shown.speed:
+        yield Plot("size-and-speed", "Size and speed", _speed_words(speed), size_and_speed(speed))
+    if run.report.training.curve:
         yield Plot("training", "Loss and ratio over steps",
                    "Training loss; below it the fraction of the prunable parameters removed.", training(run.report))  # fmt: skip
-    if run.report.get("evaluations"):
+    if run.report.training.evaluations:
         yield Plot(
             "held-out",
             f"Held-out {metric_of(run.report)} over steps",
@@ -43,19 +44,19 @@ def all_plots(run: Run) -> Iterator[Plot]:
     yield from heat_maps(run)
 
 
-def training(report: Mapping[str, Any]) -> Any:
+def training(report: Report) -> Any:
     """Draw the loss, and below it the ratio if there is one."""
-    removals = report.get("removals") or []
+    curve, removals = report.training.curve, report.training.removals
     figure = new_figure(WIDTH, 3.3 if removals else 2.5)
     panels = figure.subplots(
         2 if removals else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(removals)]
     )
     loss = panels[0, 0]
-    loss.plot([p["step"] for p in report["curve"]], [p["loss"] for p in report["curve"]], color=PRUNED, linewidth=1.8)
+    loss.plot([p["step"] for p in curve], [p["loss"] for p in curve], color=PRUNED, linewidth=1.8)
     loss.set_ylabel("loss")
     panels[-1, 0].set_xlabel("optimiser step")
     if removals:
-        steps = [0, *(p["step"] for p in removals), max(report["steps"], removals[-1]["step"])]
+        steps = [0, *(p["step"] for p in removals), max(report.training.steps, removals[-1]["step"])]
         ratios = [0.0, *(p["ratio"] for p in removals), removals[-1]["ratio"]]
         panels[1, 0].step(steps, ratios, where="post", color=OTHER, linewidth=1.8)
         panels[1, 0].set_ylabel("ratio")
@@ -65,19 +66,19 @@ def training(report: Mapping[str, Any]) -> Any:
     return figure
 
 
-def held_out(report: Mapping[str, Any]) -> Any:
+def held_out(report: Report) -> Any:
     """Draw what the model is judged by on held-out data, from the dense model on."""
-    metric = report.get("metric", PERPLEXITY)
+    metric, evaluations, kept = report.metric, report.training.evaluations, report.training.kept_step
     figure = new_figure(WIDTH, 2.8)
     axes = figure.subplots()
-    points = [(0, report[metric]["dense"])] + [(e["step"], e[metric]) for e in report["evaluations"]]
+    points = [(0, report.quality.dense)] + [(e["step"], e[metric]) for e in evaluations]
     steps, values = zip(*points, strict=True)
     axes.plot(steps, values, color=PRUNED, marker="o", markersize=4.5, linewidth=1.8)
     if metric == PERPLEXITY and max(values) > 3 * min(values):
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
-    for entry in report["evaluations"]:
-        if entry["step"] == report.get("kept_step"):
+    for entry in evaluations:
+        if entry["step"] == kept:
             axes.plot(
                 entry["step"],
                 entry[metric],
@@ -93,14 +94,14 @@ def held_out(report: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _held_out_words(report: Mapping[str, Any]) -> str:
+def _held_out_words(report: Report) -> str:
     words = f"{metric_of(report).capitalize()} on held-out data while the model trains; step 0 is the dense model."
-    return words if report.get("kept_step") is None else f"{words} The circled step is the one that was kept."
+    return words if report.training.kept_step is None else f"{words} The circled step is the one that was kept."
 
 
 def widths(run: Run) -> Iterator[Plot]:
     """Draw for every part of a layer how many units each layer keeps, of how many."""
-    units = run.report.get("units", {})
+    units = units_of(run.report)
     for part, rows in parts(list(units)).items():
         kept = [units[group]["kept"] for group in rows.values()]
         dense = [units[group]["dense"] for group in rows.values()]
@@ -122,9 +123,9 @@ def widths(run: Run) -> Iterator[Plot]:
         yield Plot(f"kept-{part}", title, "Blue: kept. Grey: removed." + (HEADS if part == "self_attn" else ""), figure)
 
 
-def size_and_speed(report: Mapping[str, Any]) -> Any:
+def size_and_speed(speed: Mapping[str, Any]) -> Any:
     """Draw the pruned model's sizes and times as bars beside the dense model's, which are 100 per cent."""
-    bars = list(_bars(report["speed"]))
+    bars = list(_bars(speed))
     figure = new_figure(WIDTH, 0.7 + 0.52 * len(bars))
     axes = figure.subplots()
     for place, (_, dense, pruned, words) in enumerate(bars):

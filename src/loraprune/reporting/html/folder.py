@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraprune.errors import CheckpointError
-from loraprune.plan import Plan
+from loraprune.reporting.report import NAME, Report, read_report
 
 EVALUATION = "evaluation.json"
 """what `evaluate --record` leaves in a folder"""
@@ -25,7 +25,7 @@ EVALUATION = "evaluation.json"
 class Run:
     """The files of a run's folder."""
 
-    report: Mapping[str, Any]
+    report: Report
     recipe: str
     """the text of run.yaml"""
     kept: Mapping[str, Sequence[int]]
@@ -42,24 +42,26 @@ def read_run(folder: Path) -> Run:
     Raises:
         CheckpointError: if it is no folder of a run, or a file is torn.
     """
-    report = folder / "report.json"
-    if not report.is_file():
+    if not (folder / NAME).is_file():
         raise CheckpointError(f"no report.json in {str(folder)!r}: name a folder that `prune` or `finetune` wrote")
     evaluation, scores, recipe = folder / EVALUATION, folder / "scores.safetensors", folder / "run.yaml"
     try:
-        values = json.loads(report.read_text(encoding="utf-8"))
+        report = read_report(folder)
         found = load_file(scores) if scores.is_file() else {}
         return Run(
-            report=values,
+            report=report,
             recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
-            kept=Plan.read(folder).kept if (folder / "plan.json").is_file() else {},
-            scores={
-                name: found[name].tolist() for name in values.get("units", {}) if name in found
-            },  # in the model's order
+            kept=report.plan.kept if report.plan else {},
+            scores={name: found[name].tolist() for name in units_of(report) if name in found},  # in the model's order
             evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
         )
     except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{str(folder)!r}: a file of the run is torn ({error}); run it again") from None
+
+
+def units_of(report: Report) -> Mapping[str, Mapping[str, int]]:
+    """Return group -> `dense` and `kept`; empty where no units were removed."""
+    return report.removed.units or {} if report.removed else {}
 
 
 def parts(groups: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.reporting.plotting import PALETTE
+from loraprune.reporting.report import Report
 
 WIDTH = 4.7
 """inches: at this width an 9-point letter is as large on a phone as the text around it"""
@@ -29,9 +28,9 @@ class Plot:
     figure: Any
 
 
-def metric_of(report: Mapping[str, Any]) -> str:
-    """Return in words what the models of a run are judged by; reports that are older than tasks do not say it."""
-    return str(report.get("metric", PERPLEXITY)).replace("_", " ")
+def metric_of(report: Report) -> str:
+    """Return in words what the models of a run are judged by."""
+    return report.metric.replace("_", " ")
 
 
 def named(part: str) -> str:

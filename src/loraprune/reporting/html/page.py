@@ -14,12 +14,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from loraprune.evaluation.measurement import PERPLEXITY
-from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, duration, has_new_head, milliseconds, short, size
+from loraprune.evaluation.measurement import PERPLEXITY, Compared
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, duration, milliseconds, short, size
 from loraprune.reporting.html import figures
 from loraprune.reporting.html.folder import Run, read_run
 from loraprune.reporting.html.labels import Plot, metric_of
 from loraprune.reporting.plotting import MissingMatplotlib, inline_svg, save, styled
+from loraprune.reporting.report import Report
 from loraprune.runtime.atomic import replace_text
 
 NAME = "report.html"
@@ -79,12 +80,12 @@ def render(run: Run) -> str:
     )  # fmt: skip
     report, evaluation = run.report, run.evaluation
     return environment.get_template("report.html.j2").render(
-        report=report, title=f"{ending(report['model'], 1)}, {_word(report)}", word=_word(report), cards=list(cards(report)),
-        facts=list(facts(report)), plots=drawn, examples=report.get("examples", []), tasks=evaluation.get("tasks"),
+        report=report, title=f"{ending(report.model, 1)}, {_word(report)}", word=_word(report), cards=list(cards(report)),
+        facts=list(facts(report)), plots=drawn, examples=report.shown.examples or [], tasks=evaluation.get("tasks"),
         task_rows=list(task_rows(evaluation)), windows=list(windows(evaluation)), heads=heads(evaluation),
         names=evaluation.get("names", []), recipe=run.recipe, metric=metric_of(report),
-        protocol=report[report.get("metric", PERPLEXITY)]["protocol"],
-        command=f"loraprune {report['job']} --config run.yaml --output another/folder",
+        protocol=report.quality.protocol,
+        command=f"loraprune {report.job} --config run.yaml --output another/folder",
     )  # fmt: skip
 
 
@@ -96,21 +97,21 @@ def _plots(run: Run) -> Iterator[Plot]:
         yield Plot("tasks", "Tasks", caption, figures.tasks(found["rows"], list(run.evaluation["names"])))
 
 
-def _word(report: Mapping[str, Any]) -> str:
-    return "pruned" if report["job"] == "prune" else "tuned"
+def _word(report: Report) -> str:
+    return "pruned" if report.job == "prune" else "tuned"
 
 
-def cards(report: Mapping[str, Any]) -> Iterator[Card]:
+def cards(report: Report) -> Iterator[Card]:
     """Yield how much smaller, faster and worse the model is."""
-    parameters = report["parameters"]
-    lines = [f"{short(parameters['dense'])} → {short(parameters['pruned'])} parameters"]
-    smaller = change(parameters["dense"], parameters["pruned"]).lstrip("-")
-    if "sparsity" in report:
-        smaller = f"{100 * report['ratio_reached']:.1f} %"
+    before, after = report.parameters
+    lines = [f"{short(before)} → {short(after)} parameters"]
+    smaller = change(before, after).lstrip("-")
+    if report.removed and report.removed.sparsity:
+        smaller = f"{100 * report.removed.ratio_reached:.1f} %"
         lines = ["of the prunable weights are zero; shapes stay", *lines]
-    elif "ratio_reached" in report:
-        lines.append(f"ratio {report['ratio_reached']:.4f} of the prunable ones")
-    speed = report.get("speed")
+    elif report.removed:
+        lines.append(f"ratio {report.removed.ratio_reached:.4f} of the prunable ones")
+    speed = report.shown.speed
     if speed:
         dense, pruned = speed["rows"].values()
         if dense["file_bytes"] and pruned["file_bytes"]:
@@ -118,38 +119,38 @@ def cards(report: Mapping[str, Any]) -> Iterator[Card]:
     yield Card("How much smaller?", smaller, lines)
     if speed:
         yield _faster(speed)
-    metric = report.get("metric", PERPLEXITY)
-    if has_new_head(report):
-        yield _first_head(metric_of(report), report[metric])
+    if report.has_new_head:
+        yield _first_head(metric_of(report), report.quality)
         return
-    yield _perplexity(report[metric]) if metric == PERPLEXITY else _score(metric_of(report), report[metric])
+    is_perplexity = report.metric == PERPLEXITY
+    yield _perplexity(report.quality) if is_perplexity else _score(metric_of(report), report.quality)
 
 
-def _first_head(name: str, found: Mapping[str, Any]) -> Card:
+def _first_head(name: str, found: Compared) -> Card:
     """Return how good a model is whose head was new: there is nothing to compare it with."""
-    return Card("How good?", f"{found['pruned']:.3f}", [f"{found['dense']:.3f} {name} with an {UNTRAINED}", NEW_HEAD])
+    return Card("How good?", f"{found.pruned:.3f}", [f"{found.dense:.3f} {name} with an {UNTRAINED}", NEW_HEAD])
 
 
-def _perplexity(found: Mapping[str, Any]) -> Card:
-    lines = [f"{found['dense']:.2f} → {found['pruned']:.2f} perplexity"]
-    errors = found["standard_error"]
+def _perplexity(found: Compared) -> Card:
+    lines = [f"{found.dense:.2f} → {found.pruned:.2f} perplexity"]
+    errors, loss = found.standard_error, found.others.get("nll", {})
     if errors["dense"] is not None and errors["pruned"] is not None:
-        lines.append(f"loss {found['nll']['dense']:.3f} ± {errors['dense']:.3f} → "
-                     f"{found['nll']['pruned']:.3f} ± {errors['pruned']:.3f}")  # fmt: skip
-    lines.append(f"{found['tokens']:,} held-out tokens")
-    times = found["pruned"] / found["dense"]
+        lines.append(f"loss {loss['dense']:.3f} ± {errors['dense']:.3f} → "
+                     f"{loss['pruned']:.3f} ± {errors['pruned']:.3f}")  # fmt: skip
+    lines.append(f"{found.counts['tokens']:,} held-out tokens")
+    times = found.pruned / found.dense
     return Card("How much worse?" if times >= 1 else "How much better?", f"{times:.2f}×", lines)
 
 
-def _score(name: str, found: Mapping[str, Any]) -> Card:
+def _score(name: str, found: Compared) -> Card:
     """Return how far a figure that is to be high, and 1 at best, has moved."""
-    errors = found["standard_error"]
+    errors = found.standard_error
     dense, pruned = (
-        f"{found[which]:.3f}" + (f" ± {errors[which]:.3f}" if errors[which] is not None else "")
-        for which in ("dense", "pruned")
+        f"{value:.3f}" + (f" ± {errors[which]:.3f}" if errors[which] is not None else "")
+        for which, value in (("dense", found.dense), ("pruned", found.pruned))
     )
-    moved = found["pruned"] - found["dense"]
-    lines = [f"{dense} → {pruned} {name}", f"{found['rows']:,} held-out rows"]
+    moved = found.pruned - found.dense
+    lines = [f"{dense} → {pruned} {name}", f"{found.counts['rows']:,} held-out rows"]
     return Card("How much better?" if moved > 0 else "How much worse?", f"{abs(moved):.3f}", lines)
 
 
@@ -166,29 +167,27 @@ def _faster(speed: Mapping[str, Any]) -> Card:
     return Card("How much faster?", f"{last['prefill_speedup'][batch]:.2f}×", lines)
 
 
-def facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def facts(report: Report) -> Iterator[tuple[str, str]]:
     """Yield name and value of what else there is to know about a run."""
-    if "ratio_reached" in report:
-        asked = report["ratio_requested"]
+    if removed := report.removed:
+        asked = removed.ratio_requested
         words = f" (asked {asked:g})" if asked is not None else ""
-        yield "ratio reached", f"{report['ratio_reached']:.4f}{words}"
-    if "prunable_dense" in report["parameters"]:
-        dense, pruned = (report["parameters"][f"prunable_{which}"] for which in ("dense", "pruned"))
-        yield "prunable parameters", f"{dense:,} → {pruned:,}"
-    kept = report.get("kept_step")
-    yield "optimiser steps", f"{report['steps']:,}" + (f", step {kept} kept" if kept is not None else "")
-    yield "training", duration(report["wall_seconds"])
-    yield "everything", duration(report["total_seconds"])
-    yield "peak memory of the training", size(report["peak_memory_bytes"])
-    yield "seed", str(report["seed"])
-    check = report["verification"]
+        yield "ratio reached", f"{removed.ratio_reached:.4f}{words}"
+        yield "prunable parameters", f"{removed.prunable_dense:,} → {removed.prunable_pruned:,}"
+    training, check = report.training, report.verification
+    kept = training.kept_step
+    yield "optimiser steps", f"{training.steps:,}" + (f", step {kept} kept" if kept is not None else "")
+    yield "training", duration(training.seconds)
+    yield "everything", duration(report.total_seconds)
+    yield "peak memory of the training", size(training.peak_memory_bytes)
+    yield "seed", str(report.seed)
+    if check.failed:
+        yield "not verified", "; ".join(check.failed)
     yield (
         "masked = sliced = reloaded",
-        (
-            f"differences {check['masked_vs_sliced']:.1e} and {check['sliced_vs_reloaded']:.1e}, {check['tolerance']:.0e} allowed"
-        ),
+        f"differences {check.masked_vs_sliced:.1e} and {check.sliced_vs_reloaded:.1e}, {check.tolerance:.0e} allowed",
     )
-    yield "loads with", report["saved_as"]["load"]
+    yield "loads with", report.load
 
 
 def heads(evaluation: Mapping[str, Any]) -> list[str]:

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.models.quantised.forms import Factors
 from loraprune.scoring.criteria.base import Tile, register_saliency
 from loraprune.scoring.kernels import eq10_fits, eq10_sums, eq10_tiles
+from loraprune.scoring.kernels.factors import Factors
 
 
-def lora_sums(tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+def lora_sums(
+    tile: Tile, *, power: int, rows: bool, columns: bool
+) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
     """Return the sums over rows and columns of a whole projection, from one pass of a kernel where it fits."""
     factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
     reduce = eq10_sums if eq10_fits(tile.base, factors) else eq10_tiles

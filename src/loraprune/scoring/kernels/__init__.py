@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.models.quantised.forms import Factors, Nf4Blocks, Weight
+from loraprune.models.quantised.forms import Nf4Blocks, Weight
+from loraprune.scoring.kernels.factors import Factors
 from loraprune.scoring.kernels.tiles import eq10_tiles
 
 __all__ = ["eq10_fits", "eq10_sums", "eq10_tiles"]

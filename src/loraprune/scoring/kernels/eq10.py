@@ -29,7 +29,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.models.quantised.forms import Factors, Int8Rows, Nf4Blocks, Weight, nf4_levels
+from loraprune.models.quantised.forms import Int8Rows, Nf4Blocks, Weight, nf4_levels
+from loraprune.scoring.kernels.factors import Factors
 
 EXACT_RANK = 32
 """three TF32 products need twice the room of the BF16 pieces; 32-bit weights of a higher rank make do with these"""

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprune.models.quantised.forms import Factors, Weight, weight_rows
+from loraprune.models.quantised.forms import Weight, weight_rows
+from loraprune.scoring.kernels.factors import Factors
 
 TILE_BYTES = {"cpu": 1 << 20}
 """one of the two buffers: narrower tiles pay for packing the same factors more often, larger ones leave the cache"""

@@ -39,7 +39,7 @@ def tiles(proj: Projection, rows: Rows, *, power: int) -> Iterator[tuple[int, Fl
         yield start, saliency.square() if power == 2 else saliency.abs()
 
 
-def side_sums(proj: Projection, rows: Rows, *, power: int, wanted: set[Side]) -> dict[Side, Tensor]:
+def side_sums(proj: Projection, rows: Rows, *, power: int, wanted: set[Side]) -> dict[Side, Float[Tensor, " entries"]]:
     """Return the sums over rows (`in`, by input channel) and over columns (`out`, by row) of the saliencies' power."""
     count, columns = proj.shape
     device, dtype = proj.lora_a.device, working_dtype(proj)
@@ -59,7 +59,11 @@ def wanted_sides(group: Group, path: str) -> set[Side]:
 
 
 def unit_totals(
-    group: Group, sums: Mapping[str, Mapping[Side, Tensor]], *, kept: Sequence[int] | None, normalize: bool
+    group: Group,
+    sums: Mapping[str, Mapping[Side, Float[Tensor, " entries"]]],
+    *,
+    kept: Sequence[int] | None,
+    normalize: bool,
 ) -> Float[Tensor, " units"]:
     """Return what each unit owns of the sums, over all spans of its group; `kept` chooses units.
 
@@ -85,7 +89,7 @@ def span_units(values: Float[Tensor, " entries"], span: Span, units: int) -> Flo
     return values[span.offset : span.offset + units * span.width].view(units, span.width).sum(1)
 
 
-def to_cpu(scores: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " units"]]:
+def to_cpu(scores: Mapping[str, Float[Tensor, " units"]]) -> dict[str, Float[Tensor, " units"]]:
     """Move scores to the CPU in float64, all at once: a device is waited for one time, not once a group."""
     moved = torch.cat(list(scores.values())).cpu().double()
     return dict(zip(scores, moved.split([len(score) for score in scores.values()]), strict=True))

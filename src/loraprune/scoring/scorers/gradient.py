@@ -83,7 +83,7 @@ class GradientScorer(Hooks):
         self.sums = {name: {} for name in self.sums}
 
 
-def added_up(sums: Mapping[Side, Tensor]) -> dict[Side, Tensor]:
+def added_up(sums: Mapping[Side, Float[Tensor, " entries"]]) -> dict[Side, Float[Tensor, " entries"]]:
     """Return the sums of both sides of a projection over all processes."""
     found = add_up({str(side): values for side, values in sums.items()})
     return {side: found[side] for side in sums}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -28,7 +29,9 @@ class _Told(torch.autograd.Function):
         return grads[0], None, None
 
 
-def told(passed: Tensor, saved: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
+def told(
+    passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], tell: Callable[[Tensor, Tensor], None]
+) -> Float[Tensor, "..."]:
     """Return `passed`, for the model to go on with: its backward pass calls `tell` with `saved` and the gradient of `passed`.
 
     A hook on the gradient would hold what it closes over until the whole backward pass is done, in gradient checkpointing the

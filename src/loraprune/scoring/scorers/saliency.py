@@ -77,7 +77,7 @@ class SaliencyScorer:
 
 def saliency_sums(
     criterion: Saliency, proj: Projection, generator: torch.Generator, *, power: int, wanted: set[Side]
-) -> dict[Side, Tensor]:
+) -> dict[Side, Float[Tensor, " entries"]]:
     """Return the sums of a criterion's saliencies by row and by column, from its fused form where it has one."""
     if criterion.fused is None:
         return side_sums(proj, saliency_rows(criterion, proj, generator), power=power, wanted=wanted)

@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 def options_of(config: PruneConfig | FinetuneConfig) -> dict[str, Any]:
     """Return the job and the options that bear on the result, as JSON gives them back."""
     options = {name: value for name, value in as_dict(config).items() if name not in WITHOUT_EFFECT}
-    job = "prune" if isinstance(config, PruneConfig) else "finetune"
-    found: dict[str, Any] = json.loads(json.dumps({"job": job, "options": options}))
+    found: dict[str, Any] = json.loads(json.dumps({"job": config.job, "options": options}))
     return found
 
 

@@ -1,0 +1,77 @@
+"""Values of options: read one as the command line reads it, and say what is needed instead of a wrong one.
+
+Everything is taken from the types of the options. Knows nothing about commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentParser
+
+from loraprune.errors import nearest
+
+WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list, such as [1, 2]",
+    dict: "a mapping, such as {name: value}",
+    types.NoneType: "null",
+}
+"""type -> what a value of it is"""
+
+
+class WrongValueError(ValueError):
+    """A value that an option cannot have; the text is " VALUE: what is needed instead"."""
+
+
+def read_value(hint: Any, value: object) -> Any:
+    """Return a value as an option of type `hint` holds it.
+
+    Raises:
+        WrongValueError: if it has another type.
+    """
+    try:
+        return _reader(hint).parse_object({"value": value})["value"]
+    except argparse.ArgumentError:
+        raise WrongValueError(wrong_value(hint, value)) from None
+
+
+def wrong_value(hint: Any, value: object) -> str:
+    """Return " VALUE: what is needed instead" for a value that an option of type `hint` cannot have."""
+    inner = next((get_args(one) for one in _members(hint) if get_origin(one) is list), ())
+    if inner and isinstance(value, list):
+        for each in value:
+            try:
+                read_value(inner[0], each)
+            except WrongValueError as error:
+                return str(error)
+    choices = [str(choice) for one in _members(hint) if get_origin(one) is Literal for choice in get_args(one)]
+    kinds = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
+    plain = [get_origin(one) or one for one in _members(hint)]
+    kinds += sorted((WORDS[one] for one in plain if one in WORDS), key=WORDS[types.NoneType].__eq__)
+    told = f" {value}" if value != "" else ""
+    return f"{told}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    """Yield the types that a union allows, or the type itself."""
+    if get_origin(hint) in (Union, types.UnionType):
+        for one in get_args(hint):
+            yield from _members(one)
+    else:
+        yield hint
+
+
+@cache
+def _reader(hint: Any) -> ArgumentParser:
+    """Return a parser of one option."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser

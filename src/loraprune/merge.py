@@ -1,0 +1,141 @@
+"""Merge LoRA into the weights, save the model, and verify what was saved.
+
+Three models must agree: the dense one with masks, the one in memory, and the one that the folder gives.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprune.evaluation.samples import Showcase
+from loraprune.families.depth import numbered_as_before
+from loraprune.groups import Group, Side
+from loraprune.models.adapters import merge_lora
+from loraprune.models.loading import load_with_head, resolve
+from loraprune.models.precision import compute_in_float32_
+from loraprune.models.quantised import dequantise_
+from loraprune.models.saving import cast_weights_, round_weights_, save_model
+from loraprune.models.stored_tensors import stored_tensors
+from loraprune.plan import Plan
+from loraprune.pruning.method import PruningMethod
+from loraprune.pruning.verify import (
+    Checks,
+    UnitSums,
+    check_units,
+    difference,
+    logits_of,
+    masked_logits,
+    probe_of,
+    rounding_noise,
+    unit_sums,
+)
+from loraprune.training.setup import DenseFacts, RunModel, RunSetup
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merged model was before it was saved, to compare the folder with."""
+
+    groups: tuple[Group, ...]
+    """groups of the dense model that the plan is about"""
+    plan: Plan
+    sums: UnitSums
+    changed: Collection[Side]
+    """sides of projections whose frozen weights recovery changed"""
+    logits: Float[Tensor, "..."]
+    """of the probe, from weights as precise as the file's"""
+    dtype: torch.dtype
+    """precision of computation: float32 where memory has room for it"""
+    checks: Checks
+    seconds: float
+    """that merging itself took"""
+
+
+def merge(setup: RunSetup, run: RunModel, dense: DenseFacts, pruner: PruningMethod | None) -> Merged:
+    """Merge LoRA: `run` holds a model without adapters afterwards, its weights rounded to the precision of the file."""
+    began = time.perf_counter()
+    adapted, run.adapted = run.adapted, None
+    assert adapted is not None
+    groups = pruner.groups if pruner else setup.groups
+    probe = probe_of(run.model)
+    changed: Collection[Side] = pruner.config.changed if pruner else ()
+    sums = unit_sums(adapted, pruner.present if pruner else groups, changed=changed)
+    dequantised = compute_in_float32_(adapted)
+    before = logits_of(adapted, probe)
+    run.model = merge_lora(adapted, dequantised)
+    del adapted
+    seconds = time.perf_counter() - began
+    plan = pruner.plan if pruner else Plan.full(groups)
+    if pruner:
+        pruner.release()
+    checks = Checks(run.model.dtype, rounding_noise(run.model, probe))
+    merged = logits_of(run.model, probe)
+    checks.adapted_vs_merged = checks.compare(
+        "adapted and merged model", before, merged, rounded=setup.config.quantize == "8bit" and not dequantised
+    )
+    round_weights_(run.model, dense.stored)
+    logits = logits_of(run.model, probe)
+    checks.rounding = difference(merged, logits)
+    return Merged(groups, plan, sums, changed, logits, run.model.dtype, checks, seconds)
+
+
+def save(setup: RunSetup, run: RunModel, dense: DenseFacts, merged: Merged, folder: Path) -> None:
+    """Write the merged model with its tokenizer or image processor, and free its memory."""
+    cast_weights_(run.model, dense.stored)
+    save_model(
+        run.model, folder, config=dense.config, groups=merged.groups, counts=merged.plan.counts(), dtype=dense.stored,
+        max_shard_size=setup.config.max_shard_size,
+    )  # fmt: skip
+    run.free()
+    setup.data.processor.save_pretrained(folder)
+
+
+def verify(
+    setup: RunSetup,
+    run: RunModel,
+    dense: DenseFacts,
+    merged: Merged,
+    folder: Path,
+    *,
+    pruner: PruningMethod | None,
+    show: Showcase,
+) -> None:
+    """Compare what was merged with the masked dense model and with the model that the folder gives, which `run` then holds.
+
+    No two models are in memory at any time: the dense one is filled from the files, tensor by tensor.
+    """
+    dtype, head, plan, checks = merged.dtype, setup.task.head, merged.plan, merged.checks
+    saved, _ = load_with_head(str(folder), head, device=setup.device, dtype=dtype)
+    probe = probe_of(saved)
+    reloaded = logits_of(saved, probe)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as spare:
+        stored = stored_tensors(saved, folder, Path(spare))
+        del saved
+        gc.collect()
+        full, _ = setup.load_dense(dtype, quantisation=setup.quantisation)
+        dequantise_(full)
+        if pruner:
+            pruner.check_saved(folder, full)
+        expected = unit_sums(full, merged.groups, plan=plan, changed=merged.changed)
+        with checks.findings.check():
+            check_units(expected, merged.sums, rounded=setup.config.quantize == "4bit")
+        before = numbered_as_before({name: name for name in stored}, plan.counts())
+        masked = masked_logits(full, stored.named(before), merged.groups, plan, probe)
+    as_computed: Any = full
+    as_computed = as_computed.to(dense.dtype)
+    show.time("dense", as_computed, Path(resolve(setup.config.model)))
+    del full, as_computed
+    gc.collect()
+    checks.masked_vs_sliced = checks.compare("masked and sliced model", masked, merged.logits)
+    checks.sliced_vs_reloaded = checks.compare("sliced and reloaded model", merged.logits, reloaded)
+    run.model, _ = load_with_head(str(folder), head, device=setup.device, dtype=dense.dtype)

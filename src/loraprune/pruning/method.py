@@ -1,0 +1,115 @@
+"""What a training loop and a run ask of whatever removes: units (`Pruner`) or single weights (`Sparsifier`).
+
+A method scores, averages, decides and removes. The loop calls `score` after every backward pass and `remove` where the schedule says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.sparsity import Pattern
+from loraprune.families import find_groups
+from loraprune.groups import Group
+from loraprune.models.adapters import config_of
+from loraprune.plan import Plan
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.recovery.compensation import Rows
+from loraprune.pruning.removed import Removed
+from loraprune.pruning.sparsity.sparsifier import Sparsifier, check_sparsity
+from loraprune.pruning.surgery import check_groups
+from loraprune.pruning.target import Target, find_target
+
+Goal: TypeAlias = Target | Pattern
+"""what a method is to reach: units that stay, or a pattern of zeros"""
+
+
+@runtime_checkable
+class PruningMethod(Protocol):
+    """The scores, the plan and the removal of one adapted model."""
+
+    model: nn.Module
+    config: LoRAPruneConfig
+    dense_config: PreTrainedConfig
+    groups: tuple[Group, ...]
+    """groups of the dense model that the plan is about"""
+    present: tuple[Group, ...]
+    """the same groups as the model has them now"""
+    plan: Plan
+    is_done: bool
+    """whether the target is reached"""
+
+    def ratio(self) -> float:
+        """Return the fraction that is removed now."""
+
+    def counts(self) -> dict[str, int]:
+        """Return the units that every group keeps now."""
+
+    def score(self) -> None:
+        """Average in the scores of this step; gradients must be gathered, unscaled and unclipped."""
+
+    def forget(self) -> None:
+        """Drop what was gathered for the scores of this step."""
+
+    def note(self, step: int) -> None:
+        """Keep the scores as they are at a step, if the options ask for it."""
+
+    def remove(
+        self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
+    ) -> None:
+        """Remove what scores lowest until `progress` (0 to 1) of the way to the target."""
+
+    def finish(self) -> None:
+        """End scoring; what was only masked while training is removed."""
+
+    def cut(self, model: nn.Module) -> None:
+        """Remove from `model` what was masked while its weights were sharded."""
+
+    def release(self) -> None:
+        """Drop the reference to the model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+
+    def check_saved(self, folder: Path, dense: nn.Module) -> None:
+        """Check what only the files can show, and mask single weights of the `dense` model like those of the saved one."""
+
+    def removed(self) -> Removed:
+        """Return what the report says about the removal."""
+
+    def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]] | None:
+        """Return the last score of every unit; None where single weights were scored."""
+
+    def noted_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return the scores that `note` kept."""
+
+
+def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
+    """Return what the options ask for of a model, with weights or without.
+
+    Raises:
+        ConfigError: if it cannot be had of this model.
+        PlanError: if the target cannot be reached.
+    """
+    if config.sparsity:
+        return check_sparsity(model, find_groups(config_of(model)), config)
+    return find_target(model, config)
+
+
+def make_method(
+    model: nn.Module, config: LoRAPruneConfig, goal: Goal | None = None, *, folder: Path | None = None
+) -> PruningMethod:
+    """Return what prunes an adapted model; without a `goal` it is found here. Trained blocks are kept in `folder`."""
+    check_groups(model, find_groups(config_of(model)))
+    goal = goal or find_goal(model, config)
+    return Pruner(model, config, goal, folder=folder) if isinstance(goal, Target) else Sparsifier(model, config, goal)
