@@ -122,13 +122,15 @@ def verify(
         stored = stored_tensors(saved, folder, Path(spare))
         del saved
         gc.collect()
-        full, _ = setup.load_dense(dtype, quantisation=setup.quantisation)
+        full, _ = setup.load_dense(dense.dtype, quantisation=setup.quantisation)
         dequantise_(full)
         if pruner:
             pruner.check_saved(folder, full)
         expected = unit_sums(full, merged.groups, plan=plan, changed=merged.changed)
         with checks.findings.check():
             check_units(expected, merged.sums, rounded=setup.config.quantize == "4bit")
+        as_merged: Any = full  # rounded as the trained model was, then as precise as the other side
+        as_merged.to(dtype)
         before = numbered_as_before({name: name for name in stored}, plan.counts())
         masked = masked_logits(full, stored.named(before), merged.groups, plan, probe)
     as_computed: Any = full
