@@ -152,7 +152,8 @@ def test_output_that_cannot_be_written_is_refused(case: Case, capfd: pytest.Capt
 
 @pytest.mark.parametrize("command", ["prune", "finetune"])
 def test_loss_that_becomes_nan_is_refused(command: str, case: Case, capfd: pytest.CaptureFixture[str]) -> None:
-    refused([*case.arguments(command), "--lr", "1e30"], capfd, "step", "--lr", root=case.root)
+    where = "step" if command == "finetune" else "an activation is NaN"  # seen when the first removal is made up for
+    refused([*case.arguments(command), "--lr", "1e30"], capfd, where, "--lr", root=case.root)
 
 
 def test_missing_device_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) -> None:

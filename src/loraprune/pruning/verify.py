@@ -127,7 +127,9 @@ def check_difference(
         NumericsError: if the value is NaN.
     """
     if math.isnan(value):
-        raise NumericsError(f"{what}: logits are NaN or infinite: lower --lr, or use --dtype float32")
+        raise NumericsError(
+            f"{what}: after the last step logits are NaN or infinite: lower --lr, or use --dtype float32"
+        )
     allowed = max(tolerance(dtype, noise), ROUNDED_TOLERANCE if rounded else 0.0)
     if not value <= allowed:
         raise VerificationError(f"{what}: logits differ by {value:.2e} of the largest, rounding explains {allowed:.0e}")

@@ -130,7 +130,7 @@ def test_weights_are_dropped_unless_kept(make: Make, started: list[str]) -> None
 
 
 def test_two_recipes_with_the_same_options_are_one_run(make: Make, started: list[str]) -> None:
-    values = go(make(runs={"plain": {}, "explicit": {"criterion": "lora"}}))
+    values = go(make(runs={"plain": {}, "explicit": {"criterion": "auto"}}))
     assert len(started) == 1
     assert [cell["perplexity"]["pruned"] for cell in values["cells"]] == [6.0, 6.0]
 

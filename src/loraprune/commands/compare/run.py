@@ -83,7 +83,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
         LoraPruneError: for everything that is wrong, at once.
     """
     found, configs = Findings(), [cell.config for cell in cells]
-    for name in dict.fromkeys(config.criterion for config in configs if isinstance(config, PruneConfig)):
+    for name in dict.fromkeys(config.chosen_criterion for config in configs if isinstance(config, PruneConfig)):
         with found.check():
             criteria.get(name)
     for device in dict.fromkeys(config.device for config in configs):

@@ -30,6 +30,10 @@ RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 SHARED = (
     "--compensate, --local: {!r} is used by several layers, each of which would need weights of its own: leave them out"
 )
+CHANGING = (
+    "--compensate, --local: the residual stream of this model changes its shape at {!r}, so that its tokens cannot be followed: leave "
+    "them out"
+)
 ASIDE = 8
 """one calibration row in so many is kept aside"""
 
@@ -70,6 +74,10 @@ class Trace:
             for path, part in given.items():
                 spool.add(path, part)
         self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = spool.tensors() if spool else {}
+        shapes: dict[Stream, torch.Size] = {}
+        for path, outputs in self.outputs.items():
+            if shapes.setdefault(streams[path], outputs.shape) != outputs.shape:
+                raise ConfigError(CHANGING.format(path))
         self.tokens: dict[Stream, int] = {streams[path]: len(given) for path, given in self.outputs.items()}
 
 
@@ -279,6 +287,8 @@ class _Solver:
             count = len(next(iter(self.rows.values())))
             self.streams[self.group.stream] = TokenStream.of(present, count, len(former))
         stream = self.streams[self.group.stream]
+        if isinstance(stream.total, Tensor) and stream.total.shape != former.shape:
+            raise ConfigError(CHANGING.format(self.projection.path))
         if not self.stays.all():
             self._solve(args[0].flatten(0, -2)[present], former, stream)
         if self.group.residual:
