@@ -100,7 +100,8 @@ class LoRAPruneConfig(AdapterOptions):
     warmup: float | None = None
     """fraction of the steps before the first removal; without it none before a single removal, else 0.1"""
     cooldown: float | None = None
-    """fraction of the steps left for tuning after the last removal; without it 0.975 after a single removal, else 0.1"""
+    """fraction of the steps left for tuning after the last removal; without it all but a fortieth of what the
+    warm-up leaves after a single removal, else 0.1"""
     shrink: bool = True
     """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
 
@@ -131,11 +132,11 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def fractions(self) -> tuple[float, float]:
         """Return the fractions of the steps before the first removal and after the last one."""
-        warmup, cooldown = (0.0, 0.975) if self.chosen_schedule == "oneshot" else (0.1, 0.1)
-        return (
-            warmup if self.warmup is None else self.warmup,
-            cooldown if self.cooldown is None else self.cooldown,
-        )
+        once = self.chosen_schedule == "oneshot"
+        warmup = self.warmup if self.warmup is not None else 0.0 if once else 0.1
+        # A single removal comes soon after the warm-up.
+        cooldown = max(0.0, 0.975 - warmup) if once else 0.1
+        return warmup, cooldown if self.cooldown is None else self.cooldown
 
     @property
     def has_dimensions(self) -> bool:

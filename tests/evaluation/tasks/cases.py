@@ -16,7 +16,7 @@ from tests.samples import WORDS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GOOD, BAD = ("happy", "red", "big"), ("old", "small", "near")
-SHORT = ["--steps", "40", "--batch", "16", "--length", "24", "--lr", "0.01", "--rank", "4", "--device", "cpu",
+SHORT = ["--steps", "40", "--batch", "16", "--length", "24", "--lr", "0.005", "--rank", "4", "--device", "cpu",
          "--html", "false"]  # fmt: skip
 
 
