@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from loraprune.commands import parser
+from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks import tasks
@@ -165,9 +166,9 @@ def test_the_paper_page_names_functions_options_and_tests() -> None:
      ("lr", 1e-4), ("epochs", 2.0), ("length", 512), ("power", 2), ("normalize", False), ("criterion", "lora"),
      ("schedule", "cubic")],
 )  # fmt: skip
-def test_the_defaults_are_the_papers(option: str, value: object) -> None:
-    default = {field.name: field.default for field in fields(PruneConfig)}[option]
-    assert default == value
+def test_the_recipe_paper_is_the_papers(option: str, value: object) -> None:
+    chosen = {field.name: field.default for field in fields(PruneConfig)} | recipe("paper")
+    assert chosen[option] == value
 
 
 def test_the_interval_of_a_long_run_is_the_papers_and_of_a_short_one_less() -> None:

@@ -136,7 +136,7 @@ def verify(
     as_computed: Any = full
     as_computed = as_computed.to(dense.dtype)
     show.time("dense", as_computed, Path(resolve(setup.config.model)))
-    del full, as_computed
+    del full, as_merged, as_computed
     gc.collect()
     checks.masked_vs_sliced = checks.compare("masked and sliced model", masked, merged.logits)
     checks.sliced_vs_reloaded = checks.compare("sliced and reloaded model", merged.logits, reloaded)

@@ -56,12 +56,13 @@ def test_output_that_appears_meanwhile_is_refused_too(inputs: Path, tmp_path: Pa
         pipeline.prune(config)
 
 
-def test_overwrite_replaces_the_whole_folder(inputs: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_what_a_run_wrote_and_keeps_the_rest(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text("{}")
     (tmp_path / "out" / "old").write_text("old")
     pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
-    assert not (tmp_path / "out" / "old").exists()
+    assert (tmp_path / "out" / "old").read_text() == "old"  # no run wrote it
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["job"] == "prune"
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from loraprune.commands.tables.results import report as print_report
-from loraprune.plan import Plan
 from loraprune.reporting.card import model_card
 from loraprune.reporting.html.page import cards
 from loraprune.reporting.report import Report
@@ -30,11 +29,11 @@ def test_the_table_the_card_and_the_page_say_that_the_head_was_new(
     new: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    found = values("classifier") if new else values()
-    print_report(Report(found, Plan({}, {})))
+    found = Report.from_json(values("classifier") if new else values())
+    print_report(found)
     table = capsys.readouterr().out
     assert (UNTRAINED in table, "+50.4 %" in table) == (new, not new)
-    card = model_card(found, output="o", seed=0)
+    card = model_card(found, output="o")
     assert (UNTRAINED in card, "loraprune finetune" in card) == (new, new)
     page = list(cards(found))[-1]
     assert (UNTRAINED in " ".join(page.lines), page.question == "How much better?") == (new, not new)

@@ -80,7 +80,10 @@ def test_every_task_has_a_page_with_its_own_metric(task: str, tmp_path: Path) ->
     assert report["kept_step"] == 4 or case.metric == "accuracy"
     assert f"Held-out {case.metric} over steps" in page
     assert f"protocol of the {case.metric}" in page
-    assert "How much worse?" in page or "How much better?" in page
+    if report["trained_whole"]:  # an untrained head has nothing to lose
+        assert "How good?" in page
+    else:
+        assert "How much worse?" in page or "How much better?" in page
     assert ("speed" in report) == ("How much faster?" in page) == case.is_timed
     assert ("examples" in report) == ("What they write" in page) == case.writes
     if case.writes:

@@ -33,7 +33,8 @@ def prune(shared: Path, output: Path, *, batch: int, more: tuple[str, ...] = ())
     text = shared / "data" / "text" / "tinystories" / "valid.jsonl"
     return [
         "prune", "--model", str(shared / "models" / "llama-stories-260k"), "--data", str(text), "--output", str(output),
-        "--ratio", "0.5", "--steps", "6", "--rows", "64", "--batch", str(batch), "--length", "64", "--lr", "1e-3", "--dropout", "0",
+        "--recipe", "paper", "--ratio", "0.5", "--steps", "6",
+        "--rows", "64", "--batch", str(batch), "--length", "64", "--lr", "1e-3", "--dropout", "0",
         "--device", "cpu", "--html", "false", *more,
     ]  # fmt: skip
 
