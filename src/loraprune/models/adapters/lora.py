@@ -125,16 +125,17 @@ def linear_paths(groups: Iterable[Group]) -> list[str]:
 def head_paths(model: PreTrainedModel, groups: Iterable[Group]) -> list[str]:
     """Return the paths of the layers that make up a head for classes, tags, spans or rewards, its pooler included.
 
-    They are what is beside the part with the groups. A head that writes tokens is none of them: it comes with the backbone.
+    They are what is beside the part with the groups. A head that writes tokens is none of them: it comes with the backbone. Nor has a
+    model that is all one module a head beside it.
     """
-    if model.get_output_embeddings() is not None:
+    if model.get_output_embeddings() is not None or model.base_model is model:
         return []
     inside = {span.module for group in groups for span in group.spans if span.side != "head"}
     heads = [
         (name, child) for name, child in model.named_children() if not any(_is_below(path, name) for path in inside)
     ]
     layers = model.base_model
-    if layers is not model and isinstance(pooler := getattr(layers, "pooler", None), nn.Module):
+    if isinstance(pooler := getattr(layers, "pooler", None), nn.Module):
         heads.append((f"{model.base_model_prefix}.pooler", pooler))
     paths = (f"{path}.{name}".rpartition(".")[0] for path, head in heads for name, _ in head.named_parameters())
     return list(dict.fromkeys(paths))
