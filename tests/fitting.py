@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from loraprune import LoRAPruneCallback, LoRAPruneConfig, attach_lora
-from tests.published import published
+from tests.published import by_the_paper
 from tests.tiny import tiny_model, tokens
 
 
@@ -42,7 +42,7 @@ def arguments(folder: Path, *, steps: int = 30, seed: int = 0, **changes: Any) -
 def config(**changes: Any) -> LoRAPruneConfig:
     """Return the settings of a run by the published method, without dropout, whose random numbers depend on shapes."""
     values: dict[str, Any] = {"ratio": 0.5, "rank": 4, "dropout": 0.0, "interval": 3}
-    return LoRAPruneConfig(**published(**values | changes))
+    return LoRAPruneConfig(**by_the_paper(**values | changes))
 
 
 def adapted(settings: LoRAPruneConfig, *, variant: str = "llama", dtype: torch.dtype = torch.float32) -> PeftModel:

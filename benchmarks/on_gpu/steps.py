@@ -66,7 +66,7 @@ def see_no_device() -> None:
 def predict(shape: str, case: Case, variant: str, length: int) -> dict[str, int]:
     """Return what `loraprune plan` says that a step takes, by part."""
     setting = Setting(torch.bfloat16, quantize=case.base, checkpointing=case.checkpointing)
-    options = LoRAPruneConfig(criterion=variant if variant in criteria.names() else "lora")
+    options = LoRAPruneConfig(criterion=variant if variant in criteria.names() else "lora", compensate=False)
     return dict(footprint.predicted(config_of(shape), setting, options, batch=case.batch, length=length).parts)
 
 

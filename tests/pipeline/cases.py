@@ -10,7 +10,7 @@ from typing import Any
 
 from loraprune.config.training import PruneConfig
 from tests.pipeline.stranger import load_and_generate
-from tests.published import published
+from tests.published import by_the_paper
 
 SHORT: dict[str, Any] = {"steps": 10, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu",
                          "html": False}  # fmt: skip
@@ -22,7 +22,7 @@ STEP = 8
 
 def prune_config(inputs: Path, output: Path, **changes: Any) -> PruneConfig:
     paths = {"model": str(inputs / "model"), "data": str(inputs / "text.txt"), "output": str(output)}
-    return PruneConfig(**(paths | published(**(SHORT | {"ratio": 0.5} | changes))))
+    return PruneConfig(**(paths | by_the_paper(**(SHORT | {"ratio": 0.5} | changes))))
 
 
 def read_report(folder: Path) -> dict[str, Any]:

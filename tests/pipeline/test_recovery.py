@@ -18,7 +18,7 @@ from loraprune.config.commands import PlanConfig
 from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError
 from loraprune.scoring.criteria import criteria
-from tests.published import published
+from tests.published import by_the_paper
 from tests.samples import save_tiny, write_text
 from tests.tiny import relative
 
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
     paths = {"model": str(inputs / "model"), "data": str(inputs / "text.txt"), "output": str(output)}
-    return dict(pipeline.prune(PruneConfig(**(paths | published(**(SHORT | changes))))).values)
+    return dict(pipeline.prune(PruneConfig(**(paths | by_the_paper(**(SHORT | changes))))).values)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ from loraprune.training.footprint import (
     gpus_needed,
     on_each_gpu,
 )
+from tests.published import by_the_paper
 from tests.tiny import tiny_config, tiny_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -68,7 +69,7 @@ def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -
     setting = Setting(torch.float32, checkpointing=True, cpu=True)
 
     def measured(criterion: str) -> int:
-        options = LoRAPruneConfig(criterion=criterion)
+        options = LoRAPruneConfig(**by_the_paper(criterion=criterion))
         return benchmark.measured(benchmark.config_of("llama"), setting, options, batch=4, length=64)
 
     def closed_over(passed: torch.Tensor, saved: torch.Tensor, tell: Any) -> torch.Tensor:
@@ -85,7 +86,8 @@ def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -
 def predict(variant: str, **values: Any) -> Any:
     config = tiny_config(variant)
     task, groups = find_task(config), find_groups(config)
-    options = LoRAPruneConfig(**{name: values.pop(name) for name in ("criterion", "compensate") if name in values})
+    given = {name: values.pop(name) for name in ("criterion", "compensate") if name in values}
+    options = LoRAPruneConfig(**by_the_paper(**given))
     inputs = task.probe(config, values.pop("batch", 2), 16)
     half = {group.name: max(1, group.units // 2) for group in groups}
     setting = Setting(values.pop("dtype", torch.float32), **values)

@@ -18,7 +18,6 @@ from loraprune.models.quantised import layers
 from loraprune.models.quantised.forms import Nf4Blocks
 from tests.fitting import config, prune
 from tests.pipeline.cases import SHORT
-from tests.published import PUBLISHED
 from tests.samples import save_inputs
 
 pytest.importorskip("bitsandbytes")
