@@ -47,7 +47,7 @@ def stories(shared: Path, work: Path, **changes: Any) -> PruneConfig:
     paths = {"data": str(work / "train.jsonl"), "eval": str(work / "valid.jsonl"), "output": str(work / "out")}
     model = str(shared / "models" / "llama-stories-260k")
     return PruneConfig(
-        model=model, **paths | PUBLISHED | SHORT | {"steps": 20, "length": 128, "rows": 80, "ratio": 0.5} | changes
+        model=model, **paths | SHORT | {"local": 0, "steps": 20, "length": 128, "rows": 80, "ratio": 0.5} | changes
     )
 
 
