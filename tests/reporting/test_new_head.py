@@ -17,7 +17,8 @@ UNTRAINED = "untrained head"
 def values(*new: str) -> dict[str, Any]:
     return {
         "job": "prune", "model": "m", "data": "d", "task": "sequence-classification", "metric": "accuracy", "trained_whole": list(new),
-        "parameters": {"dense": 100, "pruned": 70, "trainable": 5}, "seed": 0, "versions": {}, "steps": 3, "wall_seconds": 1.0, "total_seconds": 2.0,
+        "parameters": {"dense": 100, "pruned": 70, "trainable": 5}, "seed": 0, "versions": {},
+        "steps": 3, "wall_seconds": 1.0, "total_seconds": 2.0,
         "accuracy": {"dense": 0.532, "pruned": 0.8, "rows": 9, "protocol": {},
                      "standard_error": {"dense": None, "pruned": None}},
         "peak_memory_bytes": 5, "verification": {"masked_vs_sliced": 0.0, "sliced_vs_reloaded": 0.0, "tolerance": 1e-4},
