@@ -22,6 +22,7 @@ HOMES = {
     "scipy": ("evaluation.metrics",),
     "bitsandbytes": ("models.quantised",),
     "gguf": ("export",),
+    "zstandard": ("data.files",),
     "onnxruntime": ("export",),
     "torchao": ("export", "models.quantised"),
     "triton": ("scoring.kernels",),
