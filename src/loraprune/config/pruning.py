@@ -31,6 +31,7 @@ UNIT_OPTIONS = (
     "compensate",
     "local",
     "local_all",
+    "end_to_end",
     "shrink",
 )
 """options that say which units go or how: they mean nothing where single weights go"""
@@ -73,23 +74,28 @@ class LoRAPruneConfig(AdapterOptions):
     """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
     decay: float = 0.9
     """lambda of the moving average of scores, in [0, 1)"""
-    allocation: Literal["auto", "uniform", "balanced", "paper", "global"] = "auto"
-    """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores) give all layers
-    the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
-    model) give every layer its own; auto is uniform"""
+    allocation: Literal["auto", "measured", "uniform", "balanced", "paper", "global"] = "auto"
+    """how removal is spread: uniform (heads and channels by the same ratio), balanced (split by the scores) and measured (the split
+    that changes the outputs least on calibration rows; needs a single removal) give all layers the same widths, which loads
+    anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the model) give every layer its own; auto is
+    measured with --schedule oneshot, else uniform"""
     depth: bool = False
     """with --allocation balanced: whole layers may go too, those that score least, where that loses less; the layers left are
     numbered anew"""
     compensate: bool | None = None
     """at each removal, refit the projections that read units to what they gave before, in closed form on training rows; without it
     wherever that is possible: not with convolutions, --sparsity or FSDP"""
-    local: int | None = None
-    """at each removal, after --compensate: steps in which every block that lost units is trained to reproduce what it gave before;
-    units that several layers share are left to --compensate; 0 for none; without it 400 wherever that is possible"""
+    local: int = 0
+    """at each removal, after --compensate: steps in which every block that lost units is trained, on its own, to reproduce its output
+    from before the removal; units that several layers share are left to --compensate; 0 for none"""
     local_all: bool = False
     """with --local: the blocks above the first that lost units learn too where they lost none, to mend what those below lost"""
+    end_to_end: int | None = None
+    """at each removal, after --compensate and --local: steps of 256 tokens in which the adapters of the whole model are trained to
+    reproduce its outputs from before the removal; 0 for none; without it one pass over --calibration, wherever that is possible: not
+    with --sparsity or FSDP"""
     calibration: int = 32768
-    """tokens that --compensate and --local look at"""
+    """tokens that --compensate, --local and --end-to-end use"""
     history: bool = False
     """write the scores before every removal to scores_history.safetensors: `loraprune compare` draws from it how criteria agree
     over the steps"""
@@ -111,6 +117,13 @@ class LoRAPruneConfig(AdapterOptions):
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
+    def recovers(self) -> bool:
+        """Say whether a removal is followed by recovery on calibration rows."""
+        return not self.sparsity and (
+            bool(self.changed) or self.end_to_end != 0 or self.chosen_allocation == "measured"
+        )
+
+    @property
     def chosen_criterion(self) -> CriterionName:
         """Return the name of the criterion that `auto` stands for."""
         if self.criterion != "auto":
@@ -120,7 +133,9 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def chosen_allocation(self) -> str:
         """Return the name of the allocation that `auto` stands for."""
-        return "uniform" if self.allocation == "auto" else self.allocation
+        if self.allocation != "auto":
+            return self.allocation
+        return "measured" if self.chosen_schedule == "oneshot" and not self.has_dimensions else "uniform"
 
     @property
     def chosen_schedule(self) -> ScheduleName:
@@ -164,11 +179,15 @@ class LoRAPruneConfig(AdapterOptions):
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
             (
-                self.local is None or self.local >= 0,
+                self.end_to_end is None or self.end_to_end >= 0,
+                f"--end-to-end {self.end_to_end}: 0 or a number of steps is needed, such as 100",
+            ),
+            (
+                self.local >= 0,
                 f"--local {self.local}: 0 or a number of steps is needed, such as 200",
             ),
             (
-                bool(self.local) or not self.local_all,
+                self.local > 0 or not self.local_all,
                 "--local_all true: no block learns without steps; give --local 200",
             ),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
@@ -184,6 +203,10 @@ class LoRAPruneConfig(AdapterOptions):
             (
                 sum(self.fractions) < 1,
                 f"--warmup {self.fractions[0]} --cooldown {self.fractions[1]}: they must sum to < 1",
+            ),
+            (
+                self.allocation != "measured" or self.chosen_schedule == "oneshot",
+                f"--allocation measured --schedule {self.schedule}: the split is measured once; use --schedule oneshot",
             ),
             (
                 not self.depth or (self.chosen_allocation == "balanced" and not self.has_dimensions),

@@ -88,7 +88,7 @@ class LoRAPruneCallback(TrainerCallback):
         if not self._restored and not self._goes_on(kwargs["model"]):
             self.prepare(kwargs["model"])
         assert self.pruner is not None
-        if self.pruner.config.changed:
+        if self.pruner.config.recovers:
             self._rows = self._calibration_rows(kwargs["train_dataloader"])
         self.schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
         if self.clip is None:  # where a training broke off, clipping is still taken over
@@ -120,10 +120,10 @@ class LoRAPruneCallback(TrainerCallback):
         try:
             return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
         except ConfigError as error:
-            if self.config.compensate or self.config.local:
+            if self.config.compensate or self.config.local or self.config.end_to_end:
                 raise
-            logger.info("nothing is refitted and no block is trained: %s", error)
-            self.pruner.config = replace(self.pruner.config, compensate=False, local=0)
+            logger.info("nothing is reconstructed after a removal: %s", error)
+            self.pruner.config = replace(self.pruner.config, compensate=False, local=0, end_to_end=0)
             return None
 
     def prepare(self, model: nn.Module) -> None:
@@ -226,7 +226,7 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate or local: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
+                f"compensate, local or end_to_end: {type(self._data).__name__} has no rows by number; train on a map-style data set"
             )
         first = self._collate([self._data[0]])
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)

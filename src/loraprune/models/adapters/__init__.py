@@ -20,6 +20,7 @@ from loraprune.models.adapters.lora import (
     merging_error,
     projection,
     projection_of,
+    trained_factors,
     zero_weights_,
 )
 from loraprune.models.adapters.modules import (
@@ -70,5 +71,6 @@ __all__ = [
     "projection_of",
     "read_columns",
     "set_features",
+    "trained_factors",
     "zero_weights_",
 ]

@@ -181,6 +181,17 @@ def lora_weights(model: PeftModel) -> dict[str, Tensor]:
     return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
+def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Return the factors that training changes, and the scale, alpha over rank or its like, of the adapter that each belongs to."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and ADAPTER in module.lora_A]
+    return {
+        weight: float(layer.scaling[ADAPTER])
+        for layer in layers
+        for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
+        if isinstance(weight := factor.weight, nn.Parameter) and weight.requires_grad
+    }
+
+
 def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     """Return the layers that hold A and B of an adapted projection."""
     assert isinstance(module, LoraLayer)

@@ -52,9 +52,10 @@ def present_tokens(rows: Rows) -> dict[Stream, Tensor | slice]:
     return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
-def on_device(model: nn.Module, rows: Rows) -> Rows:
+def on_device(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
     """Return rows where the model is."""
-    return {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
+    device = next(model.parameters()).device
+    return {name: values.to(device) if isinstance(values, Tensor) else values for name, values in rows.items()}
 
 
 class Trace:
