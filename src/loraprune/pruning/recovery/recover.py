@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,10 +114,10 @@ def recover_(
     losses["removed"] = loss_on(model, rows)
     if steps.refits:
         recovery.refits = {path: one.gain for path, one in steps.refits.items()}
-        with _undone_if_worse(model, groups, rows, recovery, "refitted"):
+        with _undone_if_worse(model, steps.refits, rows, recovery, "refitted"):
             apply_refits_(model, groups, kept, steps.refits)
     if steps.blocks and steps.trace:
-        with _undone_if_worse(model, groups, rows, recovery, "blocks"):
+        with _undone_if_worse(model, linear_paths(groups), rows, recovery, "blocks"):
             about = {
                 "kept": dict(kept),
                 "steps": steps.blocks,
@@ -133,10 +133,10 @@ def recover_(
 
 @contextmanager
 def _undone_if_worse(
-    model: nn.Module, groups: Sequence[Group], rows: Rows, recovery: Recovery, step: str
+    model: nn.Module, paths: Iterable[str], rows: Rows, recovery: Recovery, step: str
 ) -> Iterator[None]:
-    """Take a step of recovery back if the model's loss is higher afterwards."""
-    layers = {path: base_layer(find_module(model, path)) for path in linear_paths(groups)}
+    """Take a step of recovery, which changes the projections at `paths`, back if the model's loss is higher afterwards."""
+    layers = {path: base_layer(find_module(model, path)) for path in paths}
     former = {
         path: {name: each.cpu().clone() for name, each in stored_parameters(layer)} for path, layer in layers.items()
     }
