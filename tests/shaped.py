@@ -17,4 +17,4 @@ def shaped_modules() -> list[str]:
         if "from jaxtyping import" in path.read_text(encoding="utf-8"):
             parts = path.relative_to(SOURCE).with_suffix("").parts
             found.append(".".join(part for part in parts if part != "__init__"))
-    return [name for name in found if name not in HOT]
+    return [name for name in found if not name.startswith(tuple(HOT))]
