@@ -41,6 +41,8 @@ def annotations(node: ast.stmt) -> Iterator[tuple[str, ast.expr | None]]:
             yield from ((f"{node.name}.{name}", annotation) for name, annotation in annotations(each))
     elif isinstance(node, ast.AnnAssign):  # of an alias, the value is the type
         yield ast.unparse(node.target), node.value if ast.unparse(node.annotation) == "TypeAlias" else node.annotation
+    elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+        yield ast.unparse(node.targets[0]), node.value
 
 
 def bare(path: Path) -> list[str]:
@@ -55,10 +57,10 @@ def test_every_public_signature_names_the_shapes_of_its_tensors(tmp_path: Path) 
         "def shaped(x: Float[Tensor, 'rows']) -> Int[Tensor, '']: ...\n"
         "def given(x: Mapping[str, Tensor]) -> None: ...\n"
         "class Held:\n    field: torch.Tensor | None\n    def _own(self) -> Tensor: ...\n"
-        "Alias: TypeAlias = Callable[[Tensor], None]\n",
+        "Alias: TypeAlias = Callable[[Tensor], None]\nOther = Mapping[str, Tensor]\n",
         encoding="utf-8",
     )
-    assert bare(tmp_path / "bare.py") == ["given", "Held.field", "Alias"]
+    assert bare(tmp_path / "bare.py") == ["given", "Held.field", "Alias", "Other"]
 
 
 def test_a_tensor_of_another_shape_is_refused() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,7 @@ PairFunction: TypeAlias = Callable[[Float[Tensor, "rows in_"], Float[Tensor, "ro
 GateFunction: TypeAlias = Callable[[Float[Tensor, "samples units"]], Float[Tensor, " units"]]
 UnitFunction: TypeAlias = Callable[[Float[Tensor, " units"]], Float[Tensor, " units"]]
 ChannelFunction: TypeAlias = Callable[[Channels], Float[Tensor, " channels"]]
+Function = TypeVar("Function")
 Sums: TypeAlias = tuple[Float[Tensor, " rows"] | None, Float[Tensor, " in_"] | None]
 """sums of a tile's rows and of its columns"""
 
@@ -123,22 +124,12 @@ def register_saliency(
     name: str, *, needs_gradient: bool = True, fused: Fused | None = None
 ) -> Callable[[TileFunction], TileFunction]:
     """Register an elementwise criterion; with `needs_gradient=False` it also works before any training step."""
-
-    def register(function: TileFunction) -> TileFunction:
-        criteria.add(name, Saliency(name, function, fused, needs_gradient))
-        return function
-
-    return register
+    return _registering(name, lambda function: Saliency(name, function, fused, needs_gradient))
 
 
 def register_gradient(name: str) -> Callable[[PairFunction], PairFunction]:
     """Register an elementwise criterion on the weight and its true gradient."""
-
-    def register(function: PairFunction) -> PairFunction:
-        criteria.add(name, Gradient(name, function))
-        return function
-
-    return register
+    return _registering(name, lambda function: Gradient(name, function))
 
 
 def unchanged(sums: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
@@ -148,19 +139,19 @@ def unchanged(sums: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
 
 def register_gate(name: str, *, finish: UnitFunction = unchanged) -> Callable[[GateFunction], GateFunction]:
     """Register a criterion on the gates' effects; `finish` is applied to the sum over a step."""
-
-    def register(function: GateFunction) -> GateFunction:
-        criteria.add(name, Gate(name, function, finish))
-        return function
-
-    return register
+    return _registering(name, lambda function: Gate(name, function, finish))
 
 
 def register_activation(name: str) -> Callable[[ChannelFunction], ChannelFunction]:
     """Register a criterion on activations alone."""
+    return _registering(name, lambda function: Activation(name, function))
 
-    def register(function: ChannelFunction) -> ChannelFunction:
-        criteria.add(name, Activation(name, function))
+
+def _registering(name: str, describe: Callable[[Function], Criterion]) -> Callable[[Function], Function]:
+    """Return a decorator that registers what `describe` makes of a function, and leaves the function as it is."""
+
+    def register(function: Function) -> Function:
+        criteria.add(name, describe(function))
         return function
 
     return register
