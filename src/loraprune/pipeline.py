@@ -91,7 +91,8 @@ def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase,
         show.time("pruned", held.model, folder)
         show.write("pruned", held.model)
         report = make_report(
-            config, quality=Quality(setup.task, **show.measured, shown=Shown(**show.to_json())), training=training,
+            config, training=training,
+            quality=Quality(setup.task, show.measured["dense"], show.measured["pruned"], Shown(**show.to_json())),
             removed=pruner.removed() if pruner else None,
             verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=held.dense.noise),
             parameters=(held.dense.parameters, held.model.num_parameters()), plan=merged.plan,
