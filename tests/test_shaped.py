@@ -72,7 +72,5 @@ def test_a_tensor_of_another_shape_is_refused() -> None:
 
 def test_what_is_not_checked_exists() -> None:
     assert HOT
-    for name in HOT:
-        assert (SOURCE / name.replace(".", "/")).is_dir() or (SOURCE / name.replace(".", "/")).with_suffix(
-            ".py"
-        ).is_file()
+    for place in (SOURCE / name.replace(".", "/") for name in HOT):
+        assert place.is_dir() or place.with_suffix(".py").is_file()

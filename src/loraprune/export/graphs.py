@@ -118,12 +118,12 @@ def cache_name(model: PreTrainedModel) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def filled(tensors: Sequence[Float[Tensor, "batch _heads _past _size"]]) -> DynamicCache:
-    """Return a cache of keys and values in turn."""
+def filled(tensors: Sequence[Float[Tensor, "..."]]) -> DynamicCache:
+    """Return a cache of keys and values in turn, (batch, heads of the layer, past, size of a head) each."""
     return DynamicCache(list(zip(tensors[0::2], tensors[1::2], strict=True)))
 
 
-def in_turn(cache: Any) -> tuple[Float[Tensor, "batch _heads _past _size"], ...]:
+def in_turn(cache: Any) -> tuple[Float[Tensor, "..."], ...]:
     """Return keys and values of every layer of a cache in turn."""
     return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
