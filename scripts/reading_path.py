@@ -24,8 +24,8 @@ from loraprune import cli, pipeline
 
 SOURCE = Path(loraprune.__file__).parent
 OPTIONS = (
-    "--model", "demo", "--data", "stdlib", "--device", "cpu", "--html", "false", "--steps", "8", "--rows", "16", "--batch", "2",
-    "--length", "64", "--local", "3", "--calibration", "1024",
+    "--model", "demo", "--data", "stdlib", "--device", "cpu", "--html", "false", "--steps", "8", "--rows", "64", "--batch", "16",
+    "--length", "32", "--local", "3", "--calibration", "1024",
 )  # fmt: skip
 BEFORE = -1
 """depth of what runs before `pipeline.run` is called, or after it"""
