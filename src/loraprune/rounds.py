@@ -84,7 +84,7 @@ def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], repor
     shutil.copytree(places[-1], folder, dirs_exist_ok=True)
     plan, scores = composed(places)
     report = report_of_rounds(config, reports, plan)
-    found = _masked_vs_sliced(config, folder, plan, report.task)
+    found = _masked_vs_sliced(config, folder, plan, places[-1], report.task)
     report = replace(report, verification=replace(report.verification, masked_vs_sliced=found))
     write_folder(folder, report, config, scores=scores)
     return report
@@ -141,15 +141,21 @@ def composed(places: Sequence[Path]) -> tuple[Plan, dict[str, Float[Tensor, " un
     return plan, scores
 
 
-def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, job: str) -> float:
-    """Compare the result with the dense model that holds its weights and is masked by the plan of the whole run."""
+def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, last: Path, job: str) -> float:
+    """Compare the dense model, given the weights in `folder` and masked by the plan of the whole run, with that of the `last` round.
+
+    The two are read from different files, so that weights of `folder` that are not those the round has verified are noticed.
+    """
     device = choose_device(config.device)
     known = load_config(config.model, trust_remote_code=config.trust_remote_code)
     dtype = choose_dtype(config.dtype, device, known.dtype)
     task = tasks.get(job)
+    verified, _ = load_with_head(str(last), task.head, device=device, dtype=dtype)
+    probe = probe_of(verified)
+    sliced = logits_of(verified, probe)
+    del verified
+    gc.collect()
     saved, _ = load_with_head(str(folder), task.head, device=device, dtype=dtype)
-    probe = probe_of(saved)
-    sliced = logits_of(saved, probe)
     decided = {name: getattr(saved.config, name) for name in HEAD_KEYS if hasattr(saved.config, name)}
     dtype = saved.dtype
     with tempfile.TemporaryDirectory(dir=folder.parent) as spare:

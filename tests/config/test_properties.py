@@ -70,6 +70,15 @@ def test_any_number_is_accepted_or_refused_in_a_sentence_that_names_its_option(
             assert "\n" not in problem
 
 
+def test_numbers_of_both_kinds_are_refused() -> None:
+    """The control of the test above, which passes where nothing is refused."""
+    with pytest.raises(ConfigError) as caught:
+        PruneConfig(model="m", data="d", output=OUTPUT, rank=0, lr=-1.0)
+    assert [name for name in ("--rank 0", "--lr -1.0") if any(name in problem for problem in caught.value.args)] == [
+        "--rank 0", "--lr -1.0",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["ratio", "seed", "overwrite", "schedule"])
 def test_null_is_no_value_where_the_default_is_one(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config.pruning import LoRAPruneConfig
@@ -22,6 +22,7 @@ from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.models.modes import EveryLayer
 from loraprune.pruning.method import Goal, PruningMethod, make_method
+from loraprune.pruning.recovery.compensation import Rows
 from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
@@ -215,7 +216,7 @@ class LoRAPruneCallback(TrainerCallback):
             )
 
 
-class CalibrationRows(Iterator[Mapping[str, Tensor]]):
+class CalibrationRows(Iterator[Rows]):
     """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
 
     Raises:
@@ -233,10 +234,10 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         self._count = min(len(self._data), max(1, tokens // longest))
         self.turn = turn
 
-    def __next__(self) -> Mapping[str, Tensor]:
+    def __next__(self) -> Rows:
         """Return the model inputs of the next rows."""
         rows = len(self._data)
         places = [(place * rows // self._count + self.turn) % rows for place in range(self._count)]
         self.turn += 1
-        batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
+        batch: Rows = self._collate([self._data[place] for place in places])
         return {name: values for name, values in batch.items() if name != ROW}

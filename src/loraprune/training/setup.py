@@ -26,7 +26,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
-from loraprune.pruning.method import Goal, find_goal
+from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
@@ -99,8 +99,11 @@ class RunModel:
     """The one model that a run holds: dense, then with LoRA, then merged, then as the folder gives it."""
 
     model: PreTrainedModel
+    dense: DenseFacts
     adapted: PeftModel | None = None
-    """the same model with LoRA, from the beginning of training until it is merged"""
+    """the same model with LoRA, from the end of training until it is merged"""
+    pruner: PruningMethod | None = None
+    """what removed units or weights of it while it was trained"""
 
     def free(self) -> None:
         """Drop the model, so that its memory can be had back."""
@@ -216,7 +219,7 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
             raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
 
 
-def load_run(setup: RunSetup) -> tuple[RunModel, DenseFacts]:
+def load_run(setup: RunSetup) -> RunModel:
     """Load the dense model of a run.
 
     Raises:
@@ -241,5 +244,6 @@ def load_run(setup: RunSetup) -> tuple[RunModel, DenseFacts]:
     known = setup.original.dtype
     stored = known if config.dtype == "auto" and isinstance(known, torch.dtype) else model.dtype
     noise = None if setup.quantisation else rounding_noise(model, probe_of(model))
-    dense = DenseFacts(copy.deepcopy(model.config), model.num_parameters(), model.dtype, stored, new, noise)
-    return RunModel(model), dense
+    return RunModel(
+        model, DenseFacts(copy.deepcopy(model.config), model.num_parameters(), model.dtype, stored, new, noise)
+    )

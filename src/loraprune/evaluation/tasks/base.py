@@ -20,7 +20,7 @@ from loraprune.registry import Registry
 
 Inputs: TypeAlias = Mapping[str, Any]
 """arguments of a model's forward; tensors lie on the CPU and go to the model's device"""
-Collate: TypeAlias = Callable[[Any], dict[str, Tensor]]
+Collate: TypeAlias = Callable[[Any], dict[str, Shaped[Tensor, "rows ..."]]]
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ HIDDEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 class MaskedRows:
     """Rows of tokens, some hidden: always the same ones of a row, so that dense and pruned model are asked alike.
 
-    Source: Devlin et al., BERT (arXiv 1810.04805), section 3.1, with its fixed masks.
+    Source: Devlin et al., BERT (arXiv 1810.04805); masks are fixed here.
     """
 
     rows: TokenRows

@@ -175,7 +175,7 @@ def attach_lora(
     return adapted
 
 
-def lora_weights(model: PeftModel) -> dict[str, Tensor]:
+def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     """Return the adapter's weights under the names of an adapter_model.safetensors, whole."""
     found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}

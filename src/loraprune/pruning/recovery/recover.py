@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,10 +102,10 @@ def recover_(
     recovery.note("removed", steps.outputs.distance(model))
     if steps.refits:
         recovery.refits = {path: one.gain for path, one in steps.refits.items()}
-        with _undone_if_worse(model, groups, steps.outputs, recovery, "refitted"):
+        with _undone_if_worse(model, steps.refits, steps.outputs, recovery, "refitted"):
             apply_refits_(model, groups, kept, steps.refits)
     if steps.blocks and steps.trace:
-        with _undone_if_worse(model, groups, steps.outputs, recovery, "blocks"):
+        with _undone_if_worse(model, linear_paths(groups), steps.outputs, recovery, "blocks"):
             about = {
                 "kept": dict(kept),
                 "steps": steps.blocks,
@@ -117,23 +117,21 @@ def recover_(
             options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
             recovery.blocks = fit_blocks_(model, groups, steps.changed, steps.trace, rows, options)
     if steps.end_to_end:
-        with _undone_if_worse(model, groups, steps.outputs, recovery, "end_to_end"):
+        with _undone_if_worse(model, (), steps.outputs, recovery, "end_to_end"):
             learn_outputs_(model, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
     _report(recovery)
 
 
 @contextmanager
 def _undone_if_worse(
-    model: nn.Module, groups: Sequence[Group], outputs: Outputs, recovery: Recovery, step: str
+    model: nn.Module, paths: Iterable[str], outputs: Outputs, recovery: Recovery, step: str
 ) -> Iterator[None]:
-    """Take a step of recovery back if the model's outputs are further from what they were afterwards."""
-    layers = (
-        {path: base_layer(find_module(model, path)) for path in linear_paths(groups)} if step != "end_to_end" else {}
-    )
+    """Undo a step of recovery, which changes the projections at `paths` and the adapters, if the outputs are further away afterwards."""
+    layers = {path: base_layer(find_module(model, path)) for path in paths}
     former = {
         path: {name: each.cpu().clone() for name, each in stored_parameters(layer)} for path, layer in layers.items()
     }
-    factors = {factor: factor.detach().clone() for factor in trained_factors(model)} if step == "end_to_end" else {}
+    factors = {factor: factor.detach().clone() for factor in trained_factors(model)}
     earlier = list(recovery.errors)[-1]
     yield
     recovery.note(step, outputs.distance(model))
