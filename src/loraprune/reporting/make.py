@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +14,7 @@ from loraprune.evaluation.measurement import Compared, Measured
 from loraprune.evaluation.tasks import Task
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.plan import Plan
-from loraprune.pruning.removed import Removed
+from loraprune.pruning.removed import Removed, Units
 from loraprune.pruning.verify import Verification
 from loraprune.reporting.report import Report, Shown
 from loraprune.runtime import launch
@@ -50,7 +51,7 @@ def make_report(
         parameters=parameters, removed=removed, metric=quality.pruned.metric, quality=Compared.of(quality.dense, quality.pruned),
         verification=verification, training=training, total_seconds=seconds,
         seed=config.seed, load=how_to_load(verification.saved_as, task.head),
-        shown=quality.shown, plan=plan, folder=config.output,
+        shown=quality.shown, plan=plan, finished=datetime.now(UTC).isoformat(timespec="seconds"), folder=config.output,
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     )  # fmt: skip
 
@@ -58,10 +59,10 @@ def make_report(
 def how_to_load(model_type: str, head: str) -> str:
     """Say in one sentence what loads an output folder."""
     if not model_type.startswith(TYPE_PREFIX):
-        return f"{head}.from_pretrained(folder) of plain transformers, without a flag"
+        return f"{head}.from_pretrained(folder) in plain transformers, without a flag"
     return (
-        f"loraprune.from_pretrained(folder), or {head}.from_pretrained(folder, trust_remote_code=True) of "
-        "plain transformers, as the layers' widths need the modelling code in the folder"
+        f"loraprune.from_pretrained(folder), or {head}.from_pretrained(folder, trust_remote_code=True) in "
+        "plain transformers: layers of different widths need the modelling code in the folder"
     )
 
 
@@ -72,8 +73,10 @@ def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan)
     assert last.removed is not None
     is_ratio = config.parameters is None and not config.has_dimensions
     names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+    before = first.removed.units or {}
+    units: dict[str, Units] = {name: {**counts, "kept": len(plan.kept[name])} for name, counts in before.items()}
     removed = replace(
-        last.removed, prunable_dense=first.removed.prunable_dense, units=plan.by_group(),
+        last.removed, prunable_dense=first.removed.prunable_dense, units=units,
         ratio_requested=config.ratio if is_ratio else None,
         ratio_reached=1 - last.removed.prunable_pruned / first.removed.prunable_dense,
         target=None if is_ratio else {name: getattr(config, name) for name in names},

@@ -22,6 +22,8 @@ MARKERS = "osD^vP"
 INK = "#1f2328"
 """text, ticks and frames"""
 GRID = "#dddddd"
+PALE = "#b8bec6"
+"""what another colour is compared with: dense beside pruned, removed beside kept"""
 
 
 class MissingMatplotlib(LoraPruneError):
@@ -72,7 +74,7 @@ def save(figure: Any, folder: Path, name: str) -> None:
 
 
 def inline_svg(figure: Any) -> str:
-    """Return a figure as an SVG element for an HTML page, whose custom properties --ink, --grid and --c0 to --c6 colour it."""
+    """Return a figure as an SVG element for an HTML page, whose custom properties --ink, --grid, --pale and --c0 to --c6 colour it."""
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -80,7 +82,7 @@ def inline_svg(figure: Any) -> str:
     # Groups are named alike in every figure, and an id may stand once in a page.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, name in ((INK, "ink"), (GRID, "grid"), *((one, f"c{n}") for n, one in enumerate(PALETTE))):
+    for colour, name in ((INK, "ink"), (GRID, "grid"), (PALE, "pale"), *((one, f"c{n}") for n, one in enumerate(PALETTE))):
         svg = svg.replace(colour, f"var(--{name})")
     return svg
 
@@ -107,6 +109,13 @@ def plain_frame(axes: Any, *, grid: str = "both") -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def whole_ticks(axis: Any) -> None:
+    """Put ticks at whole numbers only: there is no step 2.5 and no half of a head."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
 def plain_ticks(axis: Any) -> None:

@@ -64,6 +64,8 @@ class Report:
     shown: Shown = field(default_factory=Shown)
     plan: Plan | None = None
     """what is kept, which plan.json holds"""
+    finished: str | None = None
+    """when, as ISO 8601 in UTC; None in a report of the first versions"""
     folder: str | None = None
     """where the model and this report are, as the run was given it or as it was read"""
 
@@ -84,8 +86,8 @@ class Report:
         training, dense, pruned = self.training, *self.parameters
         parameters = {"dense": dense, "pruned": pruned, "trainable": training.trainable}
         found: dict[str, Any] = {
-            "format": 1, "job": self.job, "model": self.model, "data": self.data, "task": self.task, "processes": self.processes,
-            "parameters": parameters,
+            "format": 1, "finished": self.finished, "job": self.job, "model": self.model, "data": self.data, "task": self.task,
+            "processes": self.processes, "parameters": parameters,
         }  # fmt: skip
         if removed := self.removed:
             parameters |= {"prunable_dense": removed.prunable_dense, "prunable_pruned": removed.prunable_pruned}
@@ -135,7 +137,7 @@ class Report:
             removed=removed, metric=metric, quality=Compared.from_json(values[metric]),
             verification=_make(Verification, checks | {"failed": tuple(checks["failed"])}),
             training=_make(Training, training), total_seconds=values["total_seconds"], seed=values["seed"],
-            versions=values["versions"], shown=_make(Shown, values),
+            versions=values["versions"], shown=_make(Shown, values), finished=values.get("finished"),
         )  # fmt: skip
 
     @property
