@@ -31,9 +31,7 @@ def rows_by_units(units: Mapping[str, Units]) -> dict[str, dict[str, str]]:
     by_name: dict[str, list[str]] = {}
     for group, counts in units.items():
         by_name.setdefault(name_of(group, counts.get("kind")), []).append(group)
-    return {
-        name: {label: group for group, label in layer_labels(groups).items()} for name, groups in by_name.items()
-    }
+    return {name: {label: group for group, label in layer_labels(groups).items()} for name, groups in by_name.items()}
 
 
 def name_of(group: str, kind: str | None) -> str:

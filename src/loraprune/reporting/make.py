@@ -1,4 +1,4 @@
-"""Put the report of a run together, from its parts or from the reports of its rounds."""
+"""Assemble the report of a run from its parts, or from the reports of its rounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIBRARIES = ("loraprune", "torch", "transformers", "peft", "accelerate", "datase
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How good the model is at its task before and after."""
+    """Evaluation of the model before and after the run."""
 
     task: Task
     dense: Measured
@@ -44,7 +44,7 @@ def make_report(
     plan: Plan,
     seconds: float,
 ) -> Report:
-    """Put all figures of a run together; `parameters` are those of the whole dense and pruned model."""
+    """Assemble the figures of a run; `parameters` counts those of the whole dense and of the whole pruned model."""
     task = quality.task
     return Report(
         job=config.job, model=config.model, data=config.data, task=task.name, processes=launch.count(),
@@ -57,7 +57,7 @@ def make_report(
 
 
 def how_to_load(model_type: str, head: str) -> str:
-    """Say in one sentence what loads an output folder."""
+    """Return one sentence that says how to load an output folder."""
     if not model_type.startswith(TYPE_PREFIX):
         return f"{head}.from_pretrained(folder) in plain transformers, without a flag"
     return (
@@ -67,7 +67,7 @@ def how_to_load(model_type: str, head: str) -> str:
 
 
 def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan) -> Report:
-    """Return the report of a run in rounds from theirs: steps count on, and what is dense is so in the first one."""
+    """Return the report of a run from those of its rounds: steps are counted through, and dense figures are the first round's."""
     first, last = reports[0], reports[-1]
     assert first.removed is not None
     assert last.removed is not None
@@ -96,7 +96,7 @@ def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan)
 
 
 def _counted_on(reports: Sequence[Report], name: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the entries of all rounds with the steps of the whole run."""
+    """Yield the entries of all rounds, with steps counted over the whole run."""
     steps = 0
     for report in reports:
         for entry in getattr(report.training, name):
@@ -105,7 +105,7 @@ def _counted_on(reports: Sequence[Report], name: str) -> Iterator[Mapping[str, A
 
 
 def _removals(reports: Sequence[Report]) -> Iterator[Mapping[str, Any]]:
-    """Yield the removals of all rounds, their ratios in terms of the dense model."""
+    """Yield the removals of all rounds, with ratios relative to the dense model."""
     assert reports[0].removed is not None
     left, dense = 1.0, reports[0].removed.prunable_dense
     entries = iter(_counted_on(reports, "removals"))

@@ -26,7 +26,9 @@ def report(**changes: Any) -> dict[str, Any]:
     sizes = {"self_attn": HEADS, "mlp": CHANNELS}
     kinds = {"self_attn": "attention", "mlp": "ffn"}
     parts = {name: name.split(".")[-1] for name in names}
-    units = {name: {"kind": kinds[part], "dense": sizes[part], "kept": sizes[part] // 2} for name, part in parts.items()}
+    units = {
+        name: {"kind": kinds[part], "dense": sizes[part], "kept": sizes[part] // 2} for name, part in parts.items()
+    }
     return {
         "format": 1, "finished": "2026-11-30T01:54:38+00:00", "job": "prune", "model": f"org/{HOSTILE}", "data": HOSTILE,
         "parameters": {"dense": 4_000_000, "pruned": 2_500_000, "prunable_dense": 3_000_000, "prunable_pruned": 1_500_000},

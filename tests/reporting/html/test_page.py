@@ -148,7 +148,9 @@ def test_without_the_extra_one_line_names_it(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     write_page(folder)
     assert not (folder / NAME).exists()
-    assert caplog.messages == ["report.html was not written: install what draws it with pip install 'loraprune[report]'"]
+    assert caplog.messages == [
+        "report.html was not written: install what draws it with pip install 'loraprune[report]'"
+    ]
 
 
 def test_a_plot_that_fails_costs_the_page_and_not_the_run(
@@ -242,9 +244,15 @@ def test_an_answer_without_visible_text_is_said_to_be_one(text: str, is_blank: b
     assert page.count('<blockquote class="by">') == (1 if is_blank else 2)
 
 
-@pytest.mark.parametrize(("text", "is_code"), [("def f(x):\n    return x", True), ("Once upon a time.\nThe end.", False)])
+@pytest.mark.parametrize(
+    ("text", "is_code"), [("def f(x):\n    return x", True), ("Once upon a time.\nThe end.", False)]
+)
 def test_indented_text_keeps_its_columns(text: str, is_code: bool, tmp_path: Path) -> None:
-    examples = [{"prompt": f"    {text}\n", "dense": text, "pruned": "x"}] if is_code else [{"prompt": text, "dense": "", "pruned": ""}]
+    examples = (
+        [{"prompt": f"    {text}\n", "dense": text, "pruned": "x"}]
+        if is_code
+        else [{"prompt": text, "dense": "", "pruned": ""}]
+    )
     page = render(read_run(write_run(tmp_path / "out", examples=examples)))
     assert ('class="paper code"' in page) == is_code
     assert ("<blockquote>    def f" in page) == is_code  # the indent of the first line stays

@@ -161,7 +161,9 @@ def heat_maps(
     digits: int,
 ) -> None:
     """Draw title -> row -> column -> value as one heat map a title, one below the other."""
-    columns = {title: list(dict.fromkeys(layer for row in rows.values() for layer in row)) for title, rows in panels.items()}
+    columns = {
+        title: list(dict.fromkeys(layer for row in rows.values() for layer in row)) for title, rows in panels.items()
+    }
     most = max(map(len, columns.values()))
     heights = [len(rows) for rows in panels.values()]
     longest = max(len(row) for rows in panels.values() for row in rows)
@@ -197,9 +199,7 @@ def _write_numbers(axes: Any, image: Any, table: Sequence[Sequence[float]], digi
 def places(pruned: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """Return group -> what its units are called and the label of its layer, for all groups of these runs of one model."""
     units = {group: counts for entry in pruned for group, counts in entry["units"].items()}
-    return {
-        group: (name, layer) for name, rows in rows_by_units(units).items() for layer, group in rows.items()
-    }
+    return {group: (name, layer) for name, rows in rows_by_units(units).items() for layer, group in rows.items()}
 
 
 def _without_target(labels: Mapping[str, str]) -> str:

@@ -73,7 +73,10 @@ def _training_words(report: Report) -> tuple[str, str]:
     """Return title and caption."""
     if not report.training.removals:
         return "Loss over steps", "Training loss."
-    return "Loss and ratio over steps", "Training loss, and below it the fraction of the prunable parameters removed so far."
+    return (
+        "Loss and ratio over steps",
+        "Training loss, and below it the fraction of the prunable parameters removed so far.",
+    )
 
 
 def held_out(report: Report) -> Any:
@@ -133,7 +136,9 @@ def widths(run: Run) -> Iterator[Plot]:
         plain_frame(axes, grid="y")
         axes.margins(x=0.02, y=0.08)
         caption = f"{name[0].upper()}{name[1:]} of every layer before and after pruning."
-        yield Plot(file_name("kept", name), f"Kept {name} by layer", caption + (HEADS if name == "heads" else ""), figure)
+        yield Plot(
+            file_name("kept", name), f"Kept {name} by layer", caption + (HEADS if name == "heads" else ""), figure
+        )
 
 
 def size_and_speed(speed: Mapping[str, Any]) -> Any:

@@ -71,7 +71,8 @@ def render(run: Run) -> str:
     environment.filters["with_code"] = with_code
     report, evaluation, texts = run.report, run.evaluation, passages(run.report)
     return environment.get_template("report.html.j2").render(
-        report=report, title=f"{ending(report.model, 1)}, {_word(report)}", word=_word(report), origin=origin(report), tone=tone(report), cards=list(cards(report)),
+        report=report, title=f"{ending(report.model, 1)}, {_word(report)}", word=_word(report), origin=origin(report), tone=tone(report),
+        cards=list(cards(report)),
         facts=list(facts(report)), plots=drawn, examples=texts, is_code=is_code(texts), tasks=evaluation.get("tasks"),
         task_rows=list(task_rows(evaluation)), windows=list(windows(evaluation)), heads=heads(evaluation),
         names=evaluation.get("names", []), recipe=run.recipe, metric=metric_of(report),
