@@ -21,6 +21,7 @@ def test_pages_from_disk_have_the_index_and_a_worker_of_our_own(tmp_path: Path) 
     settings = config.parse_zensical_config(str(ROOT / "zensical.toml"))
     assert settings["plugins"]["offline"]["config"]["enabled"]  # it writes the index as a script
     assert "navigation.instant" not in settings["theme"]["features"]  # it fetches pages, which no page from disk may
+    (tmp_path / "docs").mkdir()
     without = tmp_path / "zensical.toml"
     without.write_text('[project]\nsite_name = "x"\n[project.plugins.offline]\n', encoding="utf-8")
     assert [path.startswith("https://") for path in scripts(without)] == [True]
