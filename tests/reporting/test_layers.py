@@ -9,7 +9,6 @@ from loraprune.pruning.removed import Units
 from loraprune.reporting.layers import CROSS_HEADS, NAMES, layer_labels, rows_by_units
 from tests.tiny import EVERY, tiny_config
 
-
 BOTH = ["encoder 0", "encoder 1", "encoder 2", "decoder 0", "decoder 1"]
 
 
