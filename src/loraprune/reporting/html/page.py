@@ -6,14 +6,12 @@ The only file that fills templates.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from loraprune.reporting.html import figures
 from loraprune.reporting.html.folder import Run, read_run
@@ -68,7 +66,6 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(str(files("loraprune.reporting.html"))), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["with_code"] = with_code
     report, evaluation, texts = run.report, run.evaluation, passages(run.report)
     return environment.get_template("report.html.j2").render(
         report=report, title=f"{ending(report.model, 1)}, {_word(report)}", word=_word(report), origin=origin(report), tone=tone(report),
@@ -102,11 +99,6 @@ def is_code(texts: Sequence[Mapping[str, str]]) -> bool:
     """Say whether texts have indented lines, which only a fixed-width font shows as they are."""
     lines = (line for each in texts for text in each.values() for line in text.splitlines())
     return any(line.startswith(("    ", "\t")) for line in lines)
-
-
-def with_code(text: str) -> Markup:
-    """Return a sentence as HTML in which `words` in backticks are code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def heads(evaluation: Mapping[str, Any]) -> list[str]:
