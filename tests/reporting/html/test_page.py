@@ -202,6 +202,7 @@ def test_date_version_and_verdict_come_before_everything_else(text: str, tmp_pat
     assert all(each in top for each in ("30 November 2026, 01:54 UTC", "loraprune 0.1.0", "train longer or cut less"))
     assert "usable up to 1.28 times" in top
     assert 'class="paper verdict warning"' in text
+    assert "<code>loraprune benchmark</code>" in text
     early = shown(write_run(tmp_path / "early", finished=None, versions={}))
     assert "UTC" not in early
     assert "Verdict" in early
