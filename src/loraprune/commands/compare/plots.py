@@ -51,7 +51,7 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
     """Draw the metric against the size of the model: a line for recipes that differ only in the target, from the dense model on."""
     metric = metric_of(done)
     start = done[0]["parameters"]["dense"] / 1e6, done[0][metric]["dense"], 0.0
-    series: dict[str, list[tuple[float, float, float]]] = {"dense": [start]}
+    series: dict[str, list[tuple[float, float, float]]] = {}
     ratios: dict[str, tuple[float, float]] = {}
     for values in recipes.values():
         if not values.get(metric):
@@ -64,9 +64,11 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
             ratios[ratio] = max(ratios.get(ratio, point[:2]), (point[0], point[1] + point[2]), key=lambda top: top[1])
     figure = new_figure(7.5, 4.5)
     axes = figure.subplots()
+    # Every line starts here, so its marker lies over theirs.
+    axes.plot(*start[:2], "*", color=INK, markersize=14, label="dense", zorder=9)
     lines(series, axes)
     _name_ratios(axes, ratios)
-    heights = [y for points in series.values() for _, y, _ in points]
+    heights = [start[1], *(y for points in series.values() for _, y, _ in points)]
     is_wide = metric == PERPLEXITY and max(heights) > LOGARITHMIC_FROM * min(heights)
     if is_wide:
         axes.set_yscale("log")
@@ -75,10 +77,8 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
     axes.margins(y=0.12)
     axes.set_xlabel("parameters of the whole model, millions")
     axes.set_ylabel(name + (" (logarithmic)" if is_wide else ""))
-    figure.suptitle(f"{name[0].upper()}{name[1:]} of pruned models by size", fontsize=12, x=0.02, ha="left")
-    axes.set_title(
-        "Mean over seeds with sample deviation; percentages: prunable parameters removed", fontsize=9, loc="left"
-    )
+    note = "mean over seeds with sample deviation; percentages: prunable parameters removed"
+    axes.set_title(f"{name[0].upper()}{name[1:]} of pruned models by size:\n{note}", fontsize=10.5, loc="left")
     figure.legend(loc="outside right center", frameon=False)
     save(figure, folder, metric)
 
