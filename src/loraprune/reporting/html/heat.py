@@ -73,6 +73,8 @@ def _mark(axes: Any, kept: Sequence[int] | None, units: int, place: int, *, is_s
         axes.plot([len(kept)] * 2, [place, place + 1], color=OTHER, linewidth=2.2, solid_capstyle="butt")
         return
     gone = sorted(set(range(units)) - set(kept))
+    middles = [unit + 0.5 for unit in gone]
+    # The white edge shows on dark, grey and yellow cells alike.
     axes.plot(
-        [unit + 0.5 for unit in gone], [place + 0.5] * len(gone), "x", color=OTHER, markersize=5, markeredgewidth=1.6
+        middles, [place + 0.5] * len(gone), "X", color=OTHER, markersize=7, markeredgecolor="white", markeredgewidth=0.8
     )
