@@ -28,12 +28,12 @@ def short(count: int | float) -> str:
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
-    return f"{count:g}"
+    return f"{count:.3g}"
 
 
-def milliseconds(seconds: float) -> str:
-    """Write seconds as milliseconds with three digits."""
-    return f"{1e3 * seconds:.3g} ms"
+def call_time(seconds: float) -> str:
+    """Write the time of a call with three digits, in milliseconds below a second."""
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
 def duration(seconds: float) -> str:

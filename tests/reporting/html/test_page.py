@@ -13,6 +13,7 @@ import pytest
 
 from loraprune import cli
 from loraprune.errors import CheckpointError, LoraPruneError
+from loraprune.reporting.amounts import call_time
 from loraprune.reporting.html import figures, heat, page
 from loraprune.reporting.html.folder import read_run
 from loraprune.reporting.html.page import NAME, render, write_page
@@ -227,6 +228,15 @@ def test_factors_are_those_of_the_times_beside_them(tmp_path: Path) -> None:
     assert "generation: 2.00×, 80 → 160 tokens/s" in words
     assert "1.54" not in words
     assert "1.90×" not in words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0000123, "0.0123 ms"), (0.0243, "24.3 ms"), (0.9994, "999 ms"), (0.9999, "1 s"), (12.6, "12.6 s")],
+)
+def test_times_have_a_unit_that_suits_them(seconds: float, words: str) -> None:
+    assert call_time(seconds) == words
+    assert "e+" not in call_time(seconds)
 
 
 def test_only_what_was_timed_is_called_generation(tmp_path: Path) -> None:

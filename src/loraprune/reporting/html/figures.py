@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loraprune.evaluation.measurement import PERPLEXITY
-from loraprune.reporting.amounts import milliseconds, short, size
+from loraprune.reporting.amounts import call_time, short, size
 from loraprune.reporting.html.folder import Run, units_of
 from loraprune.reporting.html.heat import heat_maps
 from loraprune.reporting.html.labels import (
@@ -174,9 +174,9 @@ def _bars(speed: Mapping[str, Any]) -> Iterator[tuple[str, float, float, Callabl
         yield "weights in memory", dense["weight_bytes"], pruned["weight_bytes"], size
     for batch in dense["prefill_seconds"]:
         seconds = (row["prefill_seconds"][batch]["median"] for row in (dense, pruned))
-        yield f"{pass_of(speed)}, batch {batch}", *seconds, milliseconds
+        yield f"{pass_of(speed)}, batch {batch}", *seconds, call_time
     if dense["decode_seconds"] and pruned["decode_seconds"]:
-        yield "generation", dense["decode_seconds"]["median"], pruned["decode_seconds"]["median"], milliseconds
+        yield "generation", dense["decode_seconds"]["median"], pruned["decode_seconds"]["median"], call_time
 
 
 def _speed_words(speed: Mapping[str, Any]) -> str:

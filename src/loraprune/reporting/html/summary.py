@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from loraprune.evaluation.measurement import PERPLEXITY, Compared
-from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, duration, milliseconds, short, size
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, call_time, change, duration, short, size
 from loraprune.reporting.html.labels import metric_of, pass_of
 from loraprune.reporting.report import Report
 
@@ -80,10 +80,10 @@ def _speed(speed: Mapping[str, Any]) -> Card:
     dense, pruned = speed["rows"].values()
     batch = next(iter(dense["prefill_seconds"]))
     before, after = (row["prefill_seconds"][batch]["median"] for row in (dense, pruned))
-    lines = [f"{pass_of(speed)}: {milliseconds(before)} → {milliseconds(after)}"]
+    lines = [f"{pass_of(speed)}: {call_time(before)} → {call_time(after)}"]
     slow, fast = dense["decode_tokens_per_second"], pruned["decode_tokens_per_second"]
     if slow and fast:
-        lines.append(f"generation: {fast / slow:.2f}×, {slow:.0f} → {fast:.0f} tokens/s")
+        lines.append(f"generation: {fast / slow:.2f}×, {short(slow)} → {short(fast)} tokens/s")
     lines.append(f"expected from the number of MACs: {dense['macs_per_token'] / pruned['macs_per_token']:.2f}×")
     return Card("Speed", f"{before / after:.2f}×", "as fast", lines)
 
@@ -95,7 +95,7 @@ def _perplexity(found: Compared) -> Card:
         lines.append(f"loss: {loss['dense']:.3f} ± {errors['dense']:.3f} → "
                      f"{loss['pruned']:.3f} ± {errors['pruned']:.3f} nats per token")  # fmt: skip
     lines.append(f"{found.counts['tokens']:,} held-out tokens")
-    return Card("Perplexity", f"{found.pruned / found.dense:.2f}×", "the dense model's", lines)
+    return Card("Perplexity", f"{found.pruned / found.dense:.2f}×", "as high", lines)
 
 
 def _score(name: str, found: Compared) -> Card:
