@@ -148,7 +148,7 @@ def plot(values: Mapping[str, Any]) -> Any:
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
         axes.plot(x, height, marker, color=colour, markersize=9, label=shortened(name), markeredgecolor=GRID)
     axes.set_xlabel("parameters, millions")
-    axes.set_ylabel(metric.replace("_", " ") if values[metric] else "prefill, call_time")
+    axes.set_ylabel(metric.replace("_", " ") if values[metric] else "prefill, milliseconds")
     axes.margins(0.15)
     plain_frame(axes)
     figure.legend(loc="outside right center", frameon=False)
