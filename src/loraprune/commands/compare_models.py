@@ -20,7 +20,7 @@ from loraprune.evaluation.tasks import Request, choose_task, same_task
 from loraprune.families import fitting_lengths
 from loraprune.models.loading import load_with_head, resolve
 from loraprune.preflight import check_judged
-from loraprune.reporting.amounts import milliseconds, size
+from loraprune.reporting.amounts import call_time, size
 from loraprune.reporting.plotting import (
     GRID,
     MARKERS,
@@ -120,7 +120,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rate = row["decode_tokens_per_second"]
         found.append((
             name, f"{row['parameters']:,}", f"{row['macs_per_token']:,}", size(row["file_bytes"]),
-            f"{measured[metric]:.3f}" if measured else "-", milliseconds(row["prefill_seconds"]["1"]["median"]),
+            f"{measured[metric]:.3f}" if measured else "-", call_time(row["prefill_seconds"]["1"]["median"]),
             f"{rate:.0f}" if rate else "-", f"{ratios['prefill_speedup']['1']:.2f}x",
         ))  # fmt: skip
     return found

@@ -29,7 +29,7 @@ from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
 from loraprune.pruning.recovery.end_to_end import Outputs, batches
 from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
-from loraprune.pruning.removed import Removed
+from loraprune.pruning.removed import Removed, Units
 from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import renew_trained_, slice_
 from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
@@ -307,8 +307,12 @@ class Pruner:
             ratio_requested=config.ratio if is_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
             prunable_pruned=budget.kept(self.counts()),
             target=None if is_ratio else {name: getattr(config, name) for name in names},
-            units=self.plan.by_group(), recovery=[recovery.to_json() for recovery in self.recoveries],
+            units={group.name: self._units(group) for group in self.groups},
+            recovery=[recovery.to_json() for recovery in self.recoveries],
         )  # fmt: skip
+
+    def _units(self, group: Group) -> Units:
+        return {"kind": group.kind, "dense": self.plan.units[group.name], "kept": len(self.plan.kept[group.name])}
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the last score of every unit of the dense model."""

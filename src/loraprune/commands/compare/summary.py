@@ -20,9 +20,9 @@ COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of 
 QUALITY, COST = (0, 1, 3, 4, 5, 6), (0, 2, 7, 8, 9)
 """columns of the two narrower tables that a terminal has room for"""
 NOTE = (
-    "Perplexity (or accuracy and the like), gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity above that of "
-    "the dense model tuned with the same options and seed, or as it is where none is tuned; of an accuracy: how far below. Of "
-    "reference: as a multiple of the reference's."
+    "Metric, gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity minus that of the dense model tuned with the "
+    "same options and seed, or of the untuned dense model without baselines; for an accuracy, the dense model's minus this one. "
+    "Of reference: multiple of the reference's value."
 )
 PENDING = "not run yet"
 """stands for the error of a cell whose turn has not come"""

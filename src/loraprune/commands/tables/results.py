@@ -124,7 +124,8 @@ def comparison(result: Speed) -> None:
         )
     if any(models[name]["decode_tokens_per_second"] for name in names):
         rows.append(line("tokens a second", _rate, lambda ratio: ratio["decode_speedup"]))
-    show("size and speed; below: times smaller or faster than the first", ["", *names], rows)
+    pairs = ", speed-ups by pairs of neighbouring runs" if result.values["protocol"]["order"] == "in turns" else ""
+    show(f"size and speed; below: times smaller or faster than the first{pairs}", ["", *names], rows)
 
 
 def _weights(row: Mapping[str, Any]) -> str | None:

@@ -51,12 +51,13 @@ def dry_run(result: Description) -> None:
         ("  in prunable groups", f"{parameters['prunable_dense']:,}", f"{parameters['prunable_pruned']:,}",
          change(parameters["prunable_dense"], parameters["prunable_pruned"])),
         ("file", size(files["dense"]), size(files["pruned"]), change(files["dense"], files["pruned"])),
-        ("TFLOPs of a step", f"{flops['dense'] / 1e12:.3g}", f"{flops['pruned'] / 1e12:.3g}", change(flops["dense"], flops["pruned"])),
+        ("TFLOPs per step", f"{flops['dense'] / 1e12:.3g}", f"{flops['pruned'] / 1e12:.3g}", change(flops["dense"], flops["pruned"])),
     ]  # fmt: skip
+    # The total comes first: its parts below it are indented.
     rows += [
         ("memory of each GPU" if name == "total" else f"  {name}", size(part), size(memory["pruned"].get(name, 0)),
          change(part, memory["pruned"].get(name, 0)) if part else "")
-        for name, part in memory["dense"].items()
+        for name, part in sorted(memory["dense"].items(), key=lambda entry: entry[0] != "total")
     ]  # fmt: skip
     show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
     facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
