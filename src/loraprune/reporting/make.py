@@ -50,7 +50,7 @@ def make_report(
         parameters=parameters, removed=removed, metric=quality.pruned.metric, quality=Compared.of(quality.dense, quality.pruned),
         verification=verification, training=training, total_seconds=seconds,
         seed=config.seed, load=how_to_load(verification.saved_as, task.head),
-        shown=quality.shown, plan=plan,
+        shown=quality.shown, plan=plan, folder=config.output,
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     )  # fmt: skip
 
@@ -86,8 +86,9 @@ def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan)
         curve=list(_counted_on(reports, "curve")), skipped=list(_counted_on(reports, "skipped")), removals=list(_removals(reports)),
     )  # fmt: skip
     return replace(
-        last, plan=plan, model=config.model, parameters=(first.parameters[0], last.parameters[1]), removed=removed, training=training,
-        quality=last.quality.with_dense(first.quality), total_seconds=sum(report.total_seconds for report in reports),
+        last, plan=plan, folder=config.output, model=config.model, parameters=(first.parameters[0], last.parameters[1]),
+        removed=removed, training=training, quality=last.quality.with_dense(first.quality),
+        total_seconds=sum(report.total_seconds for report in reports),
     )  # fmt: skip
 
 

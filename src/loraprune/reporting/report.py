@@ -16,6 +16,7 @@ from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.plan import Plan
 from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.verify import Verification
+from loraprune.reporting.verdict import Verdict, find_verdict
 from loraprune.training.record import Training
 
 NAME = "report.json"
@@ -63,11 +64,19 @@ class Report:
     shown: Shown = field(default_factory=Shown)
     plan: Plan | None = None
     """what is kept, which plan.json holds"""
+    folder: str | None = None
+    """where the model and this report are, as the run was given it or as it was read"""
 
     @property
     def has_new_head(self) -> bool:
         """Say whether the head was new, so that the dense figure is no measure of what pruning costs."""
         return bool(self.training.new)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return whether the model is good enough to use, and why."""
+        quality = self.quality
+        return find_verdict(self.job, self.metric, quality.dense, quality.pruned, new_head=self.has_new_head)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -93,6 +102,7 @@ class Report:
         return found | {
             "metric": self.metric,
             self.metric: self.quality.to_json(),
+            "verdict": asdict(self.verdict),
             "verification": _without(asdict(self.verification), "saved_as"),
             "saved_as": {"model_type": self.verification.saved_as, "load": self.load},
             "steps": training.steps, "wall_seconds": training.seconds, "total_seconds": self.total_seconds,
@@ -142,7 +152,8 @@ def read_report(folder: Path) -> Report:
         CheckpointError: if the plan is torn.
     """
     report = Report.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
-    return replace(report, plan=Plan.read(folder) if (folder / "plan.json").is_file() else None)
+    plan = Plan.read(folder) if (folder / "plan.json").is_file() else None
+    return replace(report, plan=plan, folder=str(folder))
 
 
 def _make(kind: type[Part], values: Mapping[str, Any]) -> Part:
