@@ -143,7 +143,7 @@ def test_files_exist(path: Path) -> None:
 @every_document
 def test_options_exist(path: Path) -> None:
     known = {field.name for command in parser.COMMANDS.values() for field in fields(command.options)}
-    known |= {"config", "recipe", "json", "debug", "help"}
+    known |= {"config", "recipe", "json", "debug", "help", "help_all", "version", "print_completion", "print_config"}
     used = {
         option.replace("-", "_")
         for word in ticked(path)

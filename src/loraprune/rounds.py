@@ -21,7 +21,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.config.training import WITHOUT_EFFECT, PruneConfig
+from loraprune.config.training import WITHOUT_EFFECT, PruneConfig, as_dict
 from loraprune.evaluation.tasks import tasks
 from loraprune.families import find_groups
 from loraprune.models.loading import load_config, load_with_head
@@ -35,6 +35,7 @@ from loraprune.reporting.report import Report, read_report
 from loraprune.reporting.write import write_folder
 from loraprune.runtime.device import choose_device, choose_dtype
 from loraprune.runtime.processes import first_alone, joined
+from loraprune.runtime.run_file import RUN, write_run
 from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
 from loraprune.training.resume.run import check_options, options_of
 
@@ -69,6 +70,8 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
+        if not (config.resume and (folder.parent / RUN).is_file()):
+            first_alone(lambda: write_run(folder.parent, config.job, as_dict(config)))
         aim = preview(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
         reports: list[Report] = []
