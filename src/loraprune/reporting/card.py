@@ -102,7 +102,8 @@ def model_card(report: Report, *, output: str) -> str:
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Measured on data held out of the training; the protocol stands in report.json."
+        f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
+        "Measured on data held out of the training; the protocol is in report.json."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
         f"Load it with {report.load}:\n\n"

@@ -15,6 +15,7 @@ from loraprune.commands.compare.summary import Comparison
 from loraprune.commands.compare_models import Lineup
 from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
+from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
@@ -25,7 +26,13 @@ from loraprune.reporting.report import Report
 
 
 def report(result: Report) -> None:
-    """Print what a run gave."""
+    """Print the figures of a run, its verdict and what to do next."""
+    figures(result)
+    ending(result)
+
+
+def figures(result: Report) -> None:
+    """Print the figures of a run."""
     (dense, pruned), quality, training = result.parameters, result.quality, result.training
     rows = [("parameters", f"{dense:,}", f"{pruned:,}", change(dense, pruned))]
     if removed := result.removed:
@@ -172,9 +179,10 @@ def pushed(result: Pushed) -> None:
 
 def demo(result: Report) -> None:
     """Print dense against pruned: size, quality, speed, and a completion of the same prompt by both."""
-    report(result)
+    figures(result)
     comparison(Speed(dict(result.shown.speed or {})))
     show("the same prompt, continued", ("", "text"), list((result.shown.completions or {}).items()), figures=False)
+    ending(result)
 
 
 def compared(result: Comparison) -> None:
