@@ -20,18 +20,18 @@ from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.reporting.plotting import lines, new_figure, plain_ticks, save, styled
 
 TARGETS = ("ratio", "parameters", "heads", "ffn")
-"""options that say how much is removed: what a line runs along"""
+"""options that set how much is removed; they are the x axis of a line"""
 LOGARITHMIC_FROM = 3
-"""largest over smallest perplexity from which on an axis is logarithmic"""
+"""ratio of the largest to the smallest perplexity above which an axis is logarithmic"""
 PAIRS_AT_MOST = 21
 STEPS_AT_MOST = 12
-"""rows of a heat map over steps; of more, as many are drawn, evenly spread"""
+"""maximum rows of a heat map over steps; more steps are sampled evenly"""
 NUMBERS_AT_MOST = 16
-"""columns of a heat map whose cells have room for a number"""
+"""maximum columns of a heat map with numbers in its cells"""
 
 
 def draw(values: Mapping[str, Any], cells: Path, folder: Path) -> None:
-    """Draw every plot that the cells of a comparison have something for.
+    """Draw every plot that the cells of a comparison have data for.
 
     Raises:
         MissingMatplotlib: if it is not installed.
@@ -48,7 +48,7 @@ def draw(values: Mapping[str, Any], cells: Path, folder: Path) -> None:
 
 
 def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draw the figure that models are judged by against real parameters: a line for recipes that differ in nothing but the target."""
+    """Draw quality over parameters, with one line for recipes that differ only in the target."""
     metric = metric_of(done)
     series: dict[str, list[tuple[float, float, float]]] = {}
     for entry in done:
@@ -74,7 +74,7 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
 
 
 def widths(pruned: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draw how much of each layer's heads and channels every recipe keeps."""
+    """Draw the share of heads and channels that each recipe keeps in each layer."""
     shares: dict[str, dict[str, dict[int, list[float]]]] = {}
     for entry in pruned:
         for group, units in entry["units"].items():
@@ -146,7 +146,7 @@ def heat_maps(
     colours: str,
     digits: int,
 ) -> None:
-    """Draw title -> row -> column -> value as one heat map a title, one below the other."""
+    """Draw title -> row -> column -> value as one heat map per title, below each other."""
     columns = sorted({layer for rows in panels.values() for row in rows.values() for layer in row})
     heights = [len(rows) for rows in panels.values()]
     longest = max(len(row) for rows in panels.values() for row in rows)
@@ -185,7 +185,7 @@ def place_of(group: str) -> tuple[int, str]:
 
 
 def _without_target(labels: Mapping[str, str]) -> str:
-    """Return what a recipe is called apart from how much it removes."""
+    """Return the name of a recipe without the amount that it removes."""
     return recipe_name({axis: words for axis, words in labels.items() if axis not in (*TARGETS, SEED)}) or "pruned"
 
 

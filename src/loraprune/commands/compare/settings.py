@@ -40,13 +40,13 @@ class CompareConfig(PruneConfig):
         return expand(base, self.grid, runs=self.runs, baselines=self.baselines, reference=self.reference)
 
     def problems(self) -> list[str]:
-        """Return one sentence for every option that is wrong; those of the cells are looked at cell by cell."""
+        """Return one sentence for every option that is wrong; options of cells are checked per cell."""
         output = Path(self.output)
         found = [*Options.problems(self), *at_least(("jobs", self.jobs, 1))]
         if output.is_file():
             found.append(f"--output {output}: this is a file; name a folder")
         elif output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
-            found.append(f"--output {output}: it holds something else than a comparison; choose another folder")
+            found.append(f"--output {output}: not a folder of a comparison; choose another folder")
         if problem := replaced_input(str(output / CELLS), self.inputs()):
             found.append(problem)
         return [*found, *self.expand()[1]]
