@@ -35,12 +35,13 @@ def test_the_result_is_that_of_a_run_that_nothing_stopped(
 
 
 def test_rounds_are_resumed_as_a_whole(inputs: Path, tmp_path: Path) -> None:
-    output, config = tmp_path / "out", {"rounds": 2, "steps": 4}
+    output, config = tmp_path / "out", {"rounds": 2}
     stopped(inputs, output, 1, **config)
     stored = stored_config(str(output))
     assert (stored, stored.resume) == (prune_config(inputs, output, save=1, resume=True, **config), True)
     report = resume(ResumeConfig(output=str(output)))
-    assert report.training.steps == 4
+    assert report.training.steps == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def unfinished(folder: Path, config: PruneConfig | FinetuneConfig) -> Path:

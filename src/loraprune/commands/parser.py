@@ -71,7 +71,9 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     verb, bare = arguments[0], COMMANDS[arguments[0]].bare
     switches = {"json", "debug"} | {f.name for f in fields(COMMANDS[verb].options) if f.type in ("bool", bool)}
-    found, words, waits = [], [], False
+    found: list[str] = []
+    words: list[str] = []
+    waits = False  # for the value of the option before
     for argument, following in pairwise([*arguments[1:], "--"]):
         if not argument.startswith("--"):
             (found if waits or not bare else words).append(argument)
