@@ -22,6 +22,7 @@ HOMES = {
     "scipy": ("evaluation.metrics",),
     "bitsandbytes": ("models.quantised",),
     "gguf": ("export",),
+    "shtab": ("commands.help",),
     "zstandard": ("data.files",),
     "onnxruntime": ("export",),
     "torchao": ("export", "models.quantised"),

@@ -64,7 +64,11 @@ WITHOUT_TORCH = (
     "commands.compare.grid",
     "commands.compare.settings",
     "config.commands",
+    "config.describe",
     "config.export",
+    "runtime.run_file",
+    "commands.verbs",
+    "commands.help",
     "config.values",
     "runtime.interrupts",
     "commands.parser",
@@ -237,8 +241,8 @@ HEAVY = "[name for name in ('torch', 'transformers', 'peft', 'datasets', 'accele
     [
         "import loraprune",
         "\n".join(f"import loraprune.{name}" for name in WITHOUT_TORCH),
-        "from loraprune.commands.parser import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
-        "from loraprune.commands.parser import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
+        "from loraprune.commands.help import answer\nassert answer(['--help'])",
+        "from loraprune.commands.help import answer\nassert answer(['prune', '--help-all'])\nassert 'jsonargparse' not in sys.modules",
         "import loraprune\nassert loraprune.LoRAPruneConfig().ratio == 0.5\nassert loraprune.Span('q', 'out', 1).offset == 0",
     ],
 )

@@ -227,7 +227,7 @@ def test_finished_rounds_with_other_options_are_refused_and_kept(
         ({"rounds": 2, "scores": "scores.safetensors"}, "--rounds 2 --scores"),
         ({"rounds": 2, "steps": 0}, "--rounds 2 --steps 0"),
         ({"rounds": 4, "steps": 3}, "give at least 4"),
-        ({"rounds": 2, "heads": 4, "ffn": 32}, "widths by hand"),
+        ({"rounds": 2, "heads": 4, "ffn": 32}, "explicit widths"),
         ({"rounds": 2, "teacher": "copy"}, "--teacher copy"),
     ],
 )

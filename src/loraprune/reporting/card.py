@@ -106,8 +106,9 @@ def model_card(report: Report, *, output: str) -> str:
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Measured on held-out data; report.json has the protocol."
-        + (f" The dense figure is that of an {UNTRAINED}: {NEW_HEAD}." if new else "")
+        f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
+        "Measured on data held out of the training; the protocol is in report.json."
+        + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
         f"To load it, use {report.load}:\n\n"
         f"```python\nfrom transformers import {head}\n\n"

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraprune.config.training import PruneConfig
+from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
@@ -21,6 +21,7 @@ from loraprune.pruning.verify import check_merging
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
+from loraprune.runtime.run_file import write_run
 from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
 from loraprune.runtime.workspace import BLOCKS, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
@@ -91,8 +92,14 @@ def _identity(setup: RunSetup, run: RunModel, checkpoint: Checkpoint | None, wor
     if checkpoint:
         check_same(checkpoint, identity)
         return identity | {"teacher": checkpoint.run["teacher"]}
-    first_alone(lambda: forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ()))
+    first_alone(lambda: _begin(setup, workspace))
     return identity
+
+
+def _begin(setup: RunSetup, workspace: Path) -> None:
+    """Delete the checkpoints of a former run, and store the options of this one."""
+    forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ())
+    write_run(workspace, setup.config.job, as_dict(setup.config))
 
 
 def _teacher(setup: RunSetup, run: RunModel, kind: str, workspace: Path) -> Teacher | None:

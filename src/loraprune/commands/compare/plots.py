@@ -203,7 +203,7 @@ def places(pruned: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
 
 
 def _without_target(labels: Mapping[str, str]) -> str:
-    """Return what a recipe is called apart from how much it removes."""
+    """Return the name of a recipe without the amount that it removes."""
     return recipe_name({axis: words for axis, words in labels.items() if axis not in (*TARGETS, SEED)}) or "pruned"
 
 

@@ -1,4 +1,4 @@
-"""Tables of what was done and measured."""
+"""Tables of runs, measurements and exports."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from loraprune.commands.compare.summary import Comparison
 from loraprune.commands.compare_models import Lineup
 from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
+from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
@@ -25,7 +26,13 @@ from loraprune.reporting.report import Report
 
 
 def report(result: Report) -> None:
-    """Print what a run gave."""
+    """Print the figures of a run, its verdict and what to do next."""
+    figures(result)
+    ending(result)
+
+
+def figures(result: Report) -> None:
+    """Print the figures of a run."""
     (dense, pruned), quality, training = result.parameters, result.quality, result.training
     rows = [("parameters", f"{dense:,}", f"{pruned:,}", change(dense, pruned))]
     if removed := result.removed:
@@ -55,7 +62,7 @@ def report(result: Report) -> None:
 
 
 def evaluation(result: Evaluation) -> None:
-    """Print how good models are at their task, and accuracies on tasks of lm-eval in per cent."""
+    """Print the quality of models at their task, and accuracies on tasks of lm-eval in per cent."""
     for entry in result.values["measurements"]:
         metric = entry["metric"]
         title = f"{metric.replace('_', ' ')} on {entry['data']}"
@@ -85,13 +92,13 @@ def _plus_minus(measured: Mapping[str, Any]) -> str:
 
 
 def drawn(result: Drawn) -> None:
-    """Print which files were drawn."""
+    """Print which files were written."""
     rows = [("page", result.values["page"]), *(("plot", file) for file in result.values["plots"])]
-    show("drawn", ("", "file"), rows, figures=False)
+    show("written", ("", "file"), rows, figures=False)
 
 
 def comparison(result: Speed) -> None:
-    """Print sizes and speeds side by side, and how much smaller and faster each model is than the first."""
+    """Print sizes and speeds, and how much smaller and faster each model is than the first."""
     models: Mapping[str, Any] = result.values["rows"]
     ratios, names = result.values["ratios"], list(models)
 
@@ -150,7 +157,7 @@ def _rate(row: Mapping[str, Any]) -> str | None:
 
 
 def milliseconds(spread: Mapping[str, float]) -> str:
-    """Write the seconds of a call with their spread."""
+    """Return the time of a call with its spread."""
     return f"{1e3 * spread['median']:.1f} ms ({1e3 * spread['minimum']:.1f} to {1e3 * spread['maximum']:.1f})"
 
 
@@ -172,14 +179,15 @@ def pushed(result: Pushed) -> None:
 
 
 def demo(result: Report) -> None:
-    """Print dense against pruned: size, quality, speed, and a completion of the same prompt by both."""
-    report(result)
+    """Compare the dense and the pruned model: size, quality, speed, and a completion of the same prompt."""
+    figures(result)
     comparison(Speed(dict(result.shown.speed or {})))
     show("the same prompt, continued", ("", "text"), list((result.shown.completions or {}).items()), figures=False)
+    ending(result)
 
 
 def compared(result: Comparison) -> None:
-    """Print mean and spread of every recipe, and which cells gave nothing."""
+    """Print mean and spread of every recipe, and the cells without a result."""
     values = result.values
     rows, title = summary.rows(values), f"{values['model']} on {values['data']}"
     for part in (summary.QUALITY, summary.COST):
@@ -192,5 +200,5 @@ def compared(result: Comparison) -> None:
 
 
 def lined_up(result: Lineup) -> None:
-    """Print models side by side."""
+    """Print one row per model."""
     show("models", compare_models.columns(result.values), compare_models.rows(result.values))
