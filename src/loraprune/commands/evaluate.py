@@ -52,8 +52,9 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
     device, configs = check_judged(
-        "evaluate", names, options.texts(), device=options.device, task=options.task, trust_remote_code=trust
-    )
+        "evaluate", names, options.texts(), device=options.device, task=options.task,
+        columns=options.roles(), trust_remote_code=trust,
+    )  # fmt: skip
     dtype = choose_dtype(options.dtype, device, configs[names[0]].dtype)
     task = _common_task(options, configs)
     lengths = fitting_lengths(options.lengths(), configs.values())
@@ -63,7 +64,10 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     for name, config in configs.items():
         windows = {
             (text, length): first_rows(
-                task.prepare(Request(name, config, None, text, length, trust_remote_code=trust)), options.rows
+                task.prepare(
+                    Request(name, config, None, text, length, trust_remote_code=trust, columns=options.roles())
+                ),
+                options.rows,
             )
             for text in options.texts()
             for length in (lengths if task.unit == "tokens" else lengths[:1])
@@ -104,7 +108,9 @@ def first_rows(prepared: Prepared, count: int | None) -> Prepared:
 def _common_task(options: EvaluateConfig, configs: Mapping[str, PreTrainedConfig]) -> Task:
     """Return the task of all models, or say why they have none in common."""
     data = next(iter(options.texts()), None)
-    tasks = {name: choose_task(config, options.task, data=data) for name, config in configs.items()}
+    tasks = {
+        name: choose_task(config, options.task, data=data, columns=options.roles()) for name, config in configs.items()
+    }
     task = same_task(tasks)
     if options.tasks and task.name != "causal-lm":
         raise ConfigError(

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import SECRET, ConfigError, nearest
-from loraprune.runtime.hub import at_home
+from loraprune.runtime.hub import at_home, is_gguf, parts
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
@@ -21,6 +21,8 @@ QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """the library behind each"""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
+TASKS = ("causal-lm", "image-classification", "masked-lm", "seq2seq", "sequence-classification")
+"""what models are for; programs may register others"""
 INPUTS = ("model", "models", "against", "data", "eval", "scores", "task_data")
 """options that may name a file or folder to read"""
 PLACES = (*INPUTS, "output", "plots")
@@ -56,7 +58,7 @@ class ModelOptions(Options):
     """Which model."""
 
     model: str
-    """folder or hub id; `demo` is the model that ships with the package"""
+    """folder, hub id or .gguf file; BASE+ADAPTER merges a LoRA adapter of PEFT into its base first; `demo` ships with the package"""
     task: str | None = None
     """what the model is for: causal-lm, masked-lm, sequence-classification, ...; without it the head in its configuration
     decides, and for a model that is only pre-trained the columns of the data"""
@@ -200,6 +202,14 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if name in PLACES
     }
+
+
+def rounding_problem(model: str, option: str, kind: str) -> str | None:
+    """Say that the weights of a model cannot be quantised as they are loaded, None if they can."""
+    if kind not in QUANTISERS or not (is_gguf(model) or parts(model)[1]):
+        return None
+    what = "a GGUF file is read" if is_gguf(model) else "an adapter is merged"
+    return f"{option} {kind} --model {model}: {what} in 16 or 32 bits; leave {option} out, or prune a saved checkpoint"
 
 
 def missing_quantiser(kind: str) -> str | None:

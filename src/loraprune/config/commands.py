@@ -19,6 +19,7 @@ from loraprune.config.base import (
     at_least,
     failed,
 )
+from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import nearest
 from loraprune.runtime.output import unwritable
@@ -63,7 +64,7 @@ class PlanConfig(LoRAPruneConfig, QuantizeOptions, BatchOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ModelOptions, MachineOptions):
+class EvaluateConfig(ModelOptions, ColumnOptions, MachineOptions):
     """Measure how good models are at their task, and causal language models on tasks of lm-eval too, with the protocol recorded."""
 
     data: list[str] | str | None = None
@@ -112,7 +113,11 @@ class EvaluateConfig(ModelOptions, MachineOptions):
             (bool(self.texts() or self.task_names()), "nothing to measure: give --data, --tasks or both"),
             (bool(self.lengths()), "--length is empty: name at least one window"),
             (all(self.task_names()), f"--tasks {self.tasks}: a name is empty; write them as piqa,boolq"),
-            (self.task_data is None or bool(self.tasks), f"--task-data {self.task_data}: give --tasks too"),
+            *(
+                (not value or bool(self.tasks), f"--{name} {value}: it is about tasks of lm-eval; give --tasks too")
+                for name, value in (("task-data", self.task_data), ("limit", self.limit), ("shots", self.shots))
+            ),
+            (self.rows is None or bool(self.texts()), f"--rows {self.rows}: it is about --data; give that too"),
             (
                 not self.record or (Path(self.model) / "report.json").is_file(),
                 f"--record: --model {self.model} is no folder that a run wrote; leave it out, or name one",
@@ -178,7 +183,7 @@ class ReportConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareModelsConfig(MachineOptions):
+class CompareModelsConfig(ColumnOptions, MachineOptions):
     """Show any two or more models of one task in one table and one plot: parameters, MACs, size, speed, how good they are."""
 
     models: list[str]
