@@ -49,7 +49,7 @@ class Source:
     splits: Mapping[str, Callable[[], Part]]
     files: Mapping[str, frozenset[Path]] = field(default_factory=dict)
     """split -> the files it is read from"""
-    columns: Columns = OWN_NAMES
+    columns: Columns = field(default_factory=dict)
 
     def read(self, split: str) -> Part:
         """Return `train` or `held_out`, or everything where the source has no splits of its own.

@@ -75,18 +75,15 @@ def check_adapter(folder: Path) -> None:
         _numbers(folder / ADAPTER_WEIGHTS)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Say whether a folder holds any of the files that tokenizers are saved as."""
-    return any(file.name.startswith(TOKENIZERS) or file.suffix in TOKENIZER_SUFFIXES for file in folder.iterdir())
-
-
 def check_tokenizer(folder: Path, *, option: str) -> None:
     """Check that a folder, if it is one, holds a tokenizer of any kind.
 
     Raises:
         CheckpointError: if it holds none of the files that tokenizers are saved as.
     """
-    if os.path.isdir(folder) and not has_tokenizer(folder):
+    if os.path.isdir(folder) and not any(
+        file.name.startswith(TOKENIZERS) or file.suffix in TOKENIZER_SUFFIXES for file in folder.iterdir()
+    ):
         raise CheckpointError(
             f"{option}: the folder holds no tokenizer (tokenizer.json); save the model's own into it with save_pretrained"
         )

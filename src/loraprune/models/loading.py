@@ -71,14 +71,14 @@ def resolve(model: str) -> str:
     Raises:
         CheckpointError: for a folder that is missing, or not fit to be opened.
     """
-    if model == DEMO:
-        return str(files("loraprune.models") / "demo")
     model = at_home(model)
     if problem := model_problem(model):
         raise CheckpointError(f"--model {model}: {problem}")
     base, adapter = parts(model)
     if adapter:
         check_adapter(Path(adapter))
+    if base == DEMO:
+        return str(files("loraprune.models") / "demo")
     if os.path.isdir(base):
         check_folder(Path(base))
     return base
@@ -290,13 +290,13 @@ def _let_go_of_files(model: nn.Module) -> None:
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
     (folder, file), adapter = _opened(model), parts(at_home(model))[1]
+    # An adapter's own tokenizer has the chat template that it was tuned with.
+    place = adapter if adapter and (Path(adapter) / TOKENIZER_CONFIG).is_file() else folder
     if not file:
-        check_tokenizer(Path(folder), option=f"--model {model}")
+        check_tokenizer(Path(place), option=f"--model {model}")
     with quiet(), clear_errors(model, "its tokenizer"):
         _register(folder, **file)
-        if adapter and (Path(adapter) / TOKENIZER_CONFIG).is_file():  # with the chat template that it was tuned with
-            folder = adapter
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **file)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **file)
         forget_code_(tokenizer)
         tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:

@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.data import OWN_NAMES, Columns, Rows
+from loraprune.data import Columns, Rows
 from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.registry import Registry
@@ -45,7 +45,7 @@ class Request:
     """tokens in a row, at most"""
     seed: int = 0
     trust_remote_code: bool = False
-    columns: Columns = OWN_NAMES
+    columns: Columns = field(default_factory=dict)
     """which columns of the data are meant"""
 
 
