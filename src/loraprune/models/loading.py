@@ -30,11 +30,12 @@ from transformers import logging as transformers_logging
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.models.adapters.merged import merge_adapter
 from loraprune.models.auto_classes import auto_class, find_head, forget_code_, start_anew
+from loraprune.models.compat import as_numbers
 from loraprune.models.embeddings import is_untied, untie_config_
 from loraprune.models.folder import TOKENIZER_CONFIG, check_adapter, check_folder, check_tokenizer, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
-from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
+from loraprune.models.quantised import Quantisation, forget_quantiser, loading_options, prepare_, stored_parameters
 from loraprune.models.unread import check_unread
 from loraprune.runtime.hub import DEMO, at_home, is_gguf, model_problem, parts
 
@@ -165,8 +166,12 @@ def _load(
             with torch.device("meta"):
                 shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
             strict |= quantising(shell)
+        if file:
+            strict |= as_numbers()
         loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict | file))
     loaded, info = loaded_and_info
+    if file:
+        forget_quantiser(loaded)
     fresh: set[str] = set()
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
         # A mismatch is a tuple of name and both shapes.
