@@ -72,7 +72,10 @@ def test_any_number_is_accepted_or_refused_in_a_sentence_that_names_its_option(
             assert "\n" not in problem
 
 
-@given(st.sampled_from(["model", "data", "eval", "output", "task", "parameters", "reference"]), NAMED | WORDS | st.just("1e3"))
+@given(
+    st.sampled_from(["model", "data", "eval", "output", "task", "parameters", "reference"]),
+    NAMED | WORDS | st.just("1e3"),
+)
 @settings(max_examples=20)
 def test_a_text_is_what_was_typed(option: str, text: str) -> None:
     needed = {"model": "m", "data": "d", "output": OUTPUT} | {option: text}
