@@ -56,10 +56,15 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
     """
     trust, texts = options.trust_remote_code, [options.data] if options.data else []
     device, configs = check_judged(
-        "compare-models", options.models, texts, device=options.device, trust_remote_code=trust
+        "compare-models", options.models, texts, device=options.device, columns=options.roles(), trust_remote_code=trust
     )
     dtype = choose_dtype(options.dtype, device, configs[options.models[0]].dtype)
-    task = same_task({name: choose_task(config, None, data=options.data) for name, config in configs.items()})
+    task = same_task(
+        {
+            name: choose_task(config, None, data=options.data, columns=options.roles())
+            for name, config in configs.items()
+        }
+    )
     if task.unit != "tokens":
         raise UnsupportedModelError(
             f"compare-models: models for {task.name} cannot be timed, only text models can; compare two of them with "
@@ -67,7 +72,9 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
         )
     (length,) = fitting_lengths([options.length], configs.values())
     data = {
-        name: task.prepare(Request(name, config, None, options.data, length, trust_remote_code=trust))
+        name: task.prepare(
+            Request(name, config, None, options.data, length, trust_remote_code=trust, columns=options.roles())
+        )
         for name, config in configs.items()
         if options.data
     }

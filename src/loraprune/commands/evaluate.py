@@ -49,8 +49,9 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
     device, configs = check_judged(
-        "evaluate", names, options.texts(), device=options.device, task=options.task, trust_remote_code=trust
-    )
+        "evaluate", names, options.texts(), device=options.device, task=options.task,
+        columns=options.roles(), trust_remote_code=trust,
+    )  # fmt: skip
     dtype = choose_dtype(options.dtype, device, configs[names[0]].dtype)
     task = _common_task(options, configs)
     lengths = fitting_lengths(options.lengths(), configs.values())
@@ -60,7 +61,10 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     for name, config in configs.items():
         windows = {
             (text, length): first_rows(
-                task.prepare(Request(name, config, None, text, length, trust_remote_code=trust)), options.rows
+                task.prepare(
+                    Request(name, config, None, text, length, trust_remote_code=trust, columns=options.roles())
+                ),
+                options.rows,
             )
             for text in options.texts()
             for length in (lengths if task.unit == "tokens" else lengths[:1])
@@ -105,7 +109,9 @@ def _common_task(options: EvaluateConfig, configs: Mapping[str, PreTrainedConfig
         ConfigError: if they have no task in common, or lm-eval cannot evaluate it.
     """
     data = next(iter(options.texts()), None)
-    tasks = {name: choose_task(config, options.task, data=data) for name, config in configs.items()}
+    tasks = {
+        name: choose_task(config, options.task, data=data, columns=options.roles()) for name, config in configs.items()
+    }
     task = same_task(tasks)
     if options.tasks and task.name != "causal-lm":
         raise ConfigError(

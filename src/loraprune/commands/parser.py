@@ -1,13 +1,12 @@
 """Parse a command line and collect everything that is wrong with it.
 
-Imports torch only to check the models and data that a wrong command line names.
+Imports no torch: what is in models and data is read by the command itself, if nothing else is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
@@ -15,6 +14,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
+from loraprune.commands.names import wrong_inputs, wrong_names
 from loraprune.commands.parser_errors import (
     Setting,
     missing_options,
@@ -25,13 +25,12 @@ from loraprune.commands.parser_errors import (
 )
 from loraprune.commands.verbs import COMMANDS
 from loraprune.config import recipes
-from loraprune.config.base import Options, expanded, null_problems
+from loraprune.config.base import Options, null_problems
 from loraprune.config.training import PruneConfig
-from loraprune.errors import SECRET, ConfigError, Findings
-from loraprune.runtime.hub import at_home, data_problem, model_problem, without_hub
+from loraprune.config.values import takes_text
+from loraprune.errors import ConfigError, Findings
+from loraprune.runtime.hub import at_home
 
-MODELS, DATA = ("model", "models", "against"), ("data", "eval")
-"""options that name what a command reads"""
 NO_OPTIONS = ("config", "recipe", "json", "debug")
 """what every command takes besides its own options"""
 
@@ -139,25 +138,33 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
     parser = build_parser(verb)
     normal = normalise(arguments)
     try:
-        for option in split_words(normal):
-            settings_of(option)
-        return verb, parser.parse_args(normal)[verb]
+        given = {one.option: one for words in split_words(normal[1:]) for one in settings_of(words)}
+        parsed = parser.parse_args(normal)[verb]
     except (ConfigError, argparse.ArgumentError) as error:
         raise ConfigError(*_all_wrong(parser, verb, normal[1:]) or (str(error),)) from None
+    types = _types(verb)
+    lost = {name: one for name, one in given.items() if _is_lost(one, parsed)}
+    if not all(takes_text(types[name]) for name in lost):
+        raise ConfigError(*_all_wrong(parser, verb, normal[1:]))
+    for name, one in lost.items():
+        parsed[name] = one.value
+    return verb, parsed
+
+
+def _is_lost(one: Setting, parsed: Namespace) -> bool:
+    """Say whether the parser made nothing of a word: to YAML `#` begins a comment, and `~` is null. Only `null` is meant so."""
+    return one.option not in NO_OPTIONS and parsed.get(one.option) is None and one.value not in (None, "", "null")
 
 
 def make_options(verb: str, parsed: Namespace) -> Options:
     """Return the options of a command.
 
     Raises:
-        ConfigError: with everything that is wrong with them, and with the models and data they name.
+        ConfigError: with everything that is wrong with them, with names in them, and with the folders of models.
     """
     values = _without(parsed.as_dict(), NO_OPTIONS)
-    wrong = _wrong_options(verb, values)
-    if wrong and (names := names_alone(verb, values)):
-        raise ConfigError(*wrong, *names)
-    if wrong:
-        raise ConfigError(*wrong, *_wrong_inputs(verb, values))
+    if wrong := _wrong_options(verb, values):
+        raise ConfigError(*wrong, *wrong_inputs(verb, values))
     return COMMANDS[verb].options(**values)
 
 
@@ -187,8 +194,10 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
             found.append(unknown_option(one, verb, types.keys() - NO_OPTIONS))
             continue
         try:
-            parser.parse_args([*command, *one.words])
+            lost = _is_lost(one, parser.parse_args([*command, *one.words])[verb]) and not takes_text(types[one.option])
         except argparse.ArgumentError:
+            lost = True
+        if lost:
             found.append(one.problem(types[one.option]))
         else:
             right.add(one.name)
@@ -199,7 +208,7 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
     unknown = set(needed) - right
     values = _without(parser.parse_args(command)[verb].as_dict(), NO_OPTIONS)
     found += _wrong_options(verb, values, unknown=unknown)
-    return [*files.problems(), *found, *_wrong_inputs(verb, _without(values, unknown))]
+    return [*files.problems(), *found, *wrong_inputs(verb, _without(values, unknown))]
 
 
 def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[str] = ()) -> list[str]:
@@ -217,47 +226,14 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
 
 
 def check_names(verb: str, options: Options) -> None:
-    """Refuse names that lead nowhere before torch is imported, unless something else may be wrong that is to be told with them.
+    """Refuse names that lead nowhere before torch is imported.
 
     Raises:
-        ConfigError: with all of them.
+        ConfigError: with all of them, and with what is wrong with the folders of models.
     """
-    if names := names_alone(verb, {one.name: getattr(options, one.name) for one in fields(options)}):
-        raise ConfigError(*names)
-
-
-def names_alone(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what `wrong_names` does if there are no models or data beside them, which may be wrong in other ways."""
-    others = any(os.path.exists(name) for option in (*MODELS, *DATA) for name in _named(values, option))
-    return [] if others else wrong_names(verb, values)
-
-
-def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for every name of a model or data that leads nowhere: known at once, before torch is imported."""
-    if verb in ("push", "report"):  # what they name is a folder, and no model to load
-        return []
-    models = {name: model_problem(name) for option in MODELS for name in _named(values, option)}
-    data = {(option, name): data_problem(name) for option in DATA for name in _named(values, option)}
-    return [
-        *(f"--model {name}: {problem}" for name, problem in models.items() if problem),
-        *(f"--{option} {problem}" for (option, name), problem in data.items() if problem and "=" not in name),
-    ]
-
-
-def _named(values: Mapping[str, Any], option: str) -> list[str]:
-    value = expanded(values).get(option)
-    names = value if isinstance(value, list) else [value]
-    return [name for name in names if isinstance(name, str) and name and not SECRET.search(name)]
-
-
-def _wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with models and data that values name: looked at all the same, so that everything wrong is told at once."""
-    values = {**values, **expanded(values)}
-    if any(without_hub(values.get(name)) for name in ("model", "models", "against", "data", "eval")):
-        from loraprune.preflight import local_problems
-
-        return local_problems(verb, values)
-    return []
+    values = {one.name: getattr(options, one.name) for one in fields(options)}
+    if wrong_names(verb, values):
+        raise ConfigError(*wrong_inputs(verb, values))
 
 
 def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

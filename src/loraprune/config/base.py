@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import SECRET, ConfigError, nearest
-from loraprune.runtime.hub import at_home
+from loraprune.runtime.hub import at_home, is_gguf, parts
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
@@ -21,6 +21,8 @@ QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """the library behind each"""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
+TASKS = ("causal-lm", "image-classification", "masked-lm", "seq2seq", "sequence-classification")
+"""what models are for; programs may register others"""
 INPUTS = ("model", "models", "against", "data", "eval", "scores", "task_data")
 """options that may name a file or folder to read"""
 PLACES = (*INPUTS, "output", "plots")
@@ -56,7 +58,8 @@ class ModelOptions(Options):
     """The model."""
 
     model: str
-    """folder or hub id of the model; `demo` is a small model that ships with the package"""
+    """folder, hub id or .gguf file of the model; BASE+ADAPTER merges a LoRA adapter of PEFT into its base first; `demo` is a small model
+    that ships with the package"""
     task: str | None = None
     """what the model is used for, such as causal-lm, masked-lm or sequence-classification; found from the model's configuration, or
     from the columns of the data if the model has no head yet"""
@@ -204,6 +207,14 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
 def dashed(name: str) -> str:
     """Return the name of an option as it is written on the command line, without the leading dashes."""
     return name.replace("_", "-")
+
+
+def rounding_problem(model: str, option: str, kind: str) -> str | None:
+    """Say that the weights of a model cannot be quantised as they are loaded, None if they can."""
+    if kind not in QUANTISERS or not (is_gguf(model) or parts(model)[1]):
+        return None
+    what = "a GGUF file is read" if is_gguf(model) else "an adapter is merged"
+    return f"{option} {kind} --model {model}: {what} in 16 or 32 bits; leave {option} out, or prune a saved checkpoint"
 
 
 def missing_quantiser(kind: str) -> str | None:

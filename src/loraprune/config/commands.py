@@ -19,6 +19,7 @@ from loraprune.config.base import (
     at_least,
     failed,
 )
+from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import nearest
 from loraprune.runtime.output import PARTIAL, unwritable
@@ -83,7 +84,7 @@ class ResumeConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ModelOptions, MachineOptions):
+class EvaluateConfig(ModelOptions, ColumnOptions, MachineOptions):
     """Evaluate one or two models: perplexity, accuracy, tasks of lm-eval."""
 
     data: list[str] | str | None = None
@@ -132,7 +133,11 @@ class EvaluateConfig(ModelOptions, MachineOptions):
             (bool(self.texts() or self.task_names()), "nothing to measure: give --data, --tasks or both"),
             (bool(self.lengths()), "--length is empty: name at least one window"),
             (all(self.task_names()), f"--tasks {self.tasks}: a name is empty; write them as piqa,boolq"),
-            (self.task_data is None or bool(self.tasks), f"--task-data {self.task_data}: give --tasks too"),
+            *(
+                (not value or bool(self.tasks), f"--{name} {value}: it is about tasks of lm-eval; give --tasks too")
+                for name, value in (("task-data", self.task_data), ("limit", self.limit), ("shots", self.shots))
+            ),
+            (self.rows is None or bool(self.texts()), f"--rows {self.rows}: it is about --data; give that too"),
             (
                 not self.record or (Path(self.model) / "report.json").is_file(),
                 f"--record: --model {self.model} is not a folder written by loraprune; leave --record out, or name such a folder",
@@ -198,7 +203,7 @@ class ReportConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareModelsConfig(MachineOptions):
+class CompareModelsConfig(ColumnOptions, MachineOptions):
     """Compare size, speed and quality of several models in one table and plot."""
 
     models: list[str]

@@ -12,6 +12,8 @@ from pathlib import Path
 from loraprune.config.base import ModelOptions, Options, at_least, failed
 from loraprune.runtime.output import holds_result, output_problem
 
+FORMATS = ("gguf", "onnx", "padded", "safetensors", "torch", "torchao")
+"""programs may register others"""
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """a name on the hub"""
 

@@ -14,6 +14,10 @@ from loraprune.config.sparsity import pattern_problems
 from loraprune.errors import ConfigError
 
 CriterionName = str
+CRITERIA = (
+    "auto", "flap", "gate", "gradient", "lora", "magnitude", "movement", "random", "sketch", "taylor", "wanda",
+)  # fmt: skip
+"""`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 UNIT_OPTIONS = (
     "parameters",

@@ -19,7 +19,9 @@ from loraprune.config.base import (
     WatchOptions,
     failed,
     missing_quantiser,
+    rounding_problem,
 )
+from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.runtime.output import output_problem
 
@@ -28,7 +30,7 @@ WITHOUT_EFFECT = ("output", "overwrite", "resume", "save", "html", "log", "max_s
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, WatchOptions):
+class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, BatchOptions, WatchOptions):
     """Model, data, and how to train."""
 
     data: str
@@ -92,6 +94,8 @@ class TrainConfig(ModelOptions, MachineOptions, QuantizeOptions, BatchOptions, W
             not self.compile or self.quantize == "none",
             f"--compile true --quantize {self.quantize}: torch.compile cannot trace quantised layers; leave one of the two out",
         ))  # fmt: skip
+        rounded = rounding_problem(self.model, "--quantize", self.quantize)
+        checks.append((rounded is None, str(rounded)))
         absent = None if self.optimizer == "adamw" else missing_quantiser("8bit")
         checks.append((absent is None, f"--optimizer {self.optimizer}: {absent}"))
         problem = output_problem(self.output, overwrite=self.overwrite, resume=self.resume, inputs=self.inputs())
@@ -130,7 +134,12 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
         absent = missing_quantiser("8bit") if self.teacher == "8bit" else None
         checks = [
             wrong,
+            (
+                self.teacher != "none" or self.distill == PruneConfig.distill,
+                f"--distill {self.distill}: it weighs the opinion of a teacher, and there is none; give --teacher auto, or leave it out",
+            ),
             (absent is None, f"--teacher 8bit: {absent}"),
+            ((rounded := rounding_problem(self.model, "--teacher", self.teacher)) is None, str(rounded)),
             (
                 not self.compile or not self.shrink or self.sparsity is not None,
                 "--compile true: a compiled graph needs fixed shapes, and removals change them; give --shrink false too",

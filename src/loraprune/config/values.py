@@ -60,6 +60,11 @@ def wrong_value(hint: Any, value: object) -> str:
     return f"{told}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
 
 
+def takes_text(hint: Any) -> bool:
+    """Say whether an option of type `hint` can be any text."""
+    return str in _members(hint)
+
+
 def _members(hint: Any) -> Iterator[Any]:
     """Yield the types that a union allows, or the type itself."""
     if get_origin(hint) in (Union, types.UnionType):

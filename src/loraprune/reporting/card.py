@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from loraprune.evaluation.tasks import tasks
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED
 from loraprune.reporting.report import Report
-from loraprune.runtime.hub import OURS, lies_here
+from loraprune.runtime.hub import OURS, lies_here, parts
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -27,6 +27,7 @@ FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
     """Return the metadata of a model made from `model`: names on the hub are kept, local paths are left out."""
+    model, _ = parts(model)
     base = base_metadata(model)
     name = model if is_hub_name(model) else base.get("base_model")
     values: dict[str, Any] = {"base_model": name, "license": base.get("license", UNKNOWN)}

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available
 
-from loraprune.config.base import QUANTISERS, missing_quantiser
+from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_problem
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
@@ -64,6 +64,8 @@ class RunSetup:
         try:
             check_quantize("--teacher", "8bit", self.groups, self.device)
         except ConfigError:
+            return frozenset()
+        if rounding_problem(self.config.model, "--teacher", "8bit"):
             return frozenset()
         return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
 
@@ -134,13 +136,24 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
             check_graph(config.pruning().chosen_criterion)
     original = check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors or original is None:
-        check_data(config.model, original, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
+        check_data(
+            config.model,
+            original,
+            config.data,
+            config.eval,
+            found,
+            task=config.task,
+            columns=config.roles(),
+            trust_remote_code=trust,
+        )
         found.raise_all()
     assert original is not None
     task = data = None
     with found.check():
-        task = choose_task(original, config.task, data=config.data)
-        request = Request(config.model, original, config.data, config.eval, config.length, config.seed, trust)
+        task = choose_task(original, config.task, data=config.data, columns=config.roles())
+        request = Request(
+            config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
+        )
         data = task.prepare(request)
         data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
     groups: tuple[Group, ...] = ()

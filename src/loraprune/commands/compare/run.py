@@ -93,9 +93,11 @@ def check_cells(cells: Sequence[Cell]) -> None:
         (model, trust): check_model(model, NEEDS["compare"], found, trust_remote_code=trust)
         for model, trust in dict.fromkeys((config.model, config.trust_remote_code) for config in configs)
     }
-    asked = ((one.model, one.data, one.eval, one.task, one.trust_remote_code) for one in configs)
-    for model, data, held_out, task, trust in dict.fromkeys(asked):
-        check_data(model, read[model, trust], data, held_out, found, task=task, trust_remote_code=trust)
+    asked = {(one.model, one.data, one.eval, one.task, one.columns, one.trust_remote_code): one for one in configs}
+    for (model, data, held_out, task, _, trust), one in asked.items():
+        check_data(
+            model, read[model, trust], data, held_out, found, task=task, columns=one.roles(), trust_remote_code=trust
+        )
     found.raise_all()
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.data import Rows
+from loraprune.data import Columns, Rows
 from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.registry import Registry
@@ -45,6 +45,8 @@ class Request:
     """tokens in a row, at most"""
     seed: int = 0
     trust_remote_code: bool = False
+    columns: Columns = field(default_factory=dict)
+    """which columns of the data are meant"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Task:
     """what the loss compares with the labels, by which a model learns from the dense one"""
     processor: Callable[[Request], Processor]
     """load the tokenizer or image processor, and check that it fits the model"""
-    read: Callable[[str, str], object]
-    """read the part `train` or `held_out` of a source, without a model; only its errors count: what `prepare` would fail on"""
+    read: Callable[[str, str, Columns], object]
+    """read the part `train` or `held_out` of a source and the columns that are meant, without a model; only its errors count: what
+    `prepare` would fail on"""
     pipeline: str | None = None
     """`pipeline_tag` of the hub, by which it lists the model"""
     columns: tuple[str, ...] = ()
