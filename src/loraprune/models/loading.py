@@ -35,6 +35,7 @@ from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
 from loraprune.models.unread import check_unread
+from loraprune.runtime.held import held
 from loraprune.runtime.hub import DEMO, at_home, model_problem
 
 HUB_SECONDS = 10
@@ -65,11 +66,13 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> str:
-    """Return the folder of the embedded model for `demo`, and check that a folder can be a model.
+    """Return the folder of the embedded model for `demo`, or of a model that is held, and check that a folder can be a model.
 
     Raises:
         CheckpointError: for a folder that is missing, or not fit to be opened.
     """
+    if model in held().models:
+        return held().models[model]
     if model == DEMO:
         return str(files("loraprune.models") / "demo")
     model = at_home(model)
@@ -271,12 +274,19 @@ def _let_go_of_files(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
+def resolve_processor(model: str) -> str:
+    """Return the folder or hub id of a model's tokenizer or image processor."""
+    return held().processors.get(model) or resolve(model)
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
-    check_tokenizer(Path(resolve(model)), option=f"--model {model}")
+    place = resolve_processor(model)
+    check_tokenizer(Path(place), option=f"--model {model}")
     with quiet(), clear_errors(model, "its tokenizer"):
-        _register(resolve(model))
-        tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        if place == resolve(model):
+            _register(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
         forget_code_(tokenizer)
         tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:

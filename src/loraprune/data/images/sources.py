@@ -17,8 +17,10 @@ from PIL import Image
 
 from loraprune.data.files import loaded
 from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
-from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming
+from loraprune.data.held import splits_of
+from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming, split_tables
 from loraprune.errors import DataError, nearest
+from loraprune.runtime.held import held
 
 SUFFIXES = (".parquet", ".arrow")
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "webp", "jpg", "png"), ("label", "labels", "fine_label", "cls")
@@ -139,8 +141,17 @@ def _benchmark(name: str, named: Named) -> Splits:
 
 
 def _open(name: str) -> Splits:
+    if name in held().data:
+        return _held(name, held().data[name])
     named = find_benchmark(name)
     return _benchmark(name, named) if named else _read(name)
+
+
+def _held(name: str, rows: Any) -> Splits:
+    if isinstance(rows, list):
+        raise DataError(f"{name}: a list holds texts; give images as a Dataset with the columns `image` and `label`")
+    parts = split_tables(name, splits_of(rows)).items()
+    return {part: _table(name, split, table) for part, (split, table) in parts}
 
 
 def _read(name: str) -> Splits:
