@@ -30,7 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("export", "rounds", "api", "merge"),
     ("pipeline",),
     ("commands",),
-    ("cli",),
+    ("functions", "cli"),
     ("__main__",),
 )
 FREE = ("",)  # the package itself, which imports on demand
@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "pruning",
     "errors",
     "runtime.hub",
+    "runtime.held",
     "registry",
     "groups",
     "families",

@@ -7,7 +7,8 @@
 
 `prune` and `finetune` train; `inspect` and `plan` read a configuration; `evaluate`, `benchmark` and `compare` measure; `export` writes
 other formats. All take a transformers model, a folder or a hub id. `LoRAPruneCallback`, `attach_lora` and `save_pruned` are for a
-Trainer of one's own; `register_...` adds families and criteria. Names are imported when first used, so that `import loraprune` costs nothing.
+Trainer of one's own; `register_...` adds families and criteria. Names are imported when first used, so that `import loraprune` costs
+nothing.
 """
 
 from __future__ import annotations

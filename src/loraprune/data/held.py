@@ -19,7 +19,10 @@ def table_of(name: str, rows: Sequence[Any]) -> Table:
         DataError: if a row cannot be written to such a file, or is no object.
     """
     places = [f"item {number}" for number in range(1, len(rows) + 1)]
-    plain = [{"text": row} if isinstance(row, str) else _plain(name, place, row) for row, place in zip(rows, places, strict=True)]
+    plain = [
+        {"text": row} if isinstance(row, str) else _plain(name, place, row)
+        for row, place in zip(rows, places, strict=True)
+    ]
     return json_table(name, plain, places)
 
 

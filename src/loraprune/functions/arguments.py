@@ -42,7 +42,9 @@ def takes(kind: type[Options], *, without: Collection[str] = ()) -> Callable[[Fu
         hints = get_type_hints(kind)
         named = {one.name for one in own} | set(without)
         more = [
-            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=hints[one.name])
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=hints[one.name]
+            )
             for one in fields(kind)
             if one.name not in named
         ]
@@ -50,7 +52,9 @@ def takes(kind: type[Options], *, without: Collection[str] = ()) -> Callable[[Fu
         shown.__signature__ = signature.replace(parameters=[*own, *more])
         helped = option_help(kind)
         lines = [
-            textwrap.fill(f"{name}: {in_python(helped[name], {}, kind)}", 110, initial_indent="    ", subsequent_indent="        ")
+            textwrap.fill(
+                f"{name}: {in_python(helped[name], {}, kind)}", 110, initial_indent="    ", subsequent_indent="        "
+            )
             for name in shown.__signature__.parameters
             if name in helped and name not in PLACES
         ]
@@ -90,7 +94,9 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     hints = get_type_hints(kind)
     known = {one.name: one for one in fields(kind)}
     if unknown := [name for name in values if name not in known]:
-        raise ConfigError(*(f"unknown argument {name!r}{nearest(name, known)}: see help() of the function" for name in unknown))
+        raise ConfigError(
+            *(f"unknown argument {name!r}{nearest(name, known)}: see help() of the function" for name in unknown)
+        )
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
     wrong = list(null_problems(kind, values).values())
     for name, value in values.items():
@@ -143,7 +149,10 @@ def _argument(match: re.Match[str], hints: Mapping[str, Any]) -> str:
     name, word, before = match["name"].replace("-", "_"), match["value"], match["before"] or ""
     hint = hints.get(name)
     options = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
-    choices = {str(choice): repr(choice) for one in options for choice in get_args(one)} | {"true": "True", "false": "False"}
+    choices = {str(choice): repr(choice) for one in options for choice in get_args(one)} | {
+        "true": "True",
+        "false": "False",
+    }
     if word is not None and (word in choices or re.fullmatch(r"[\d.]+(e-?\d+)?", word)):
         return f"{before}{name}={choices.get(word, word)}"
     behind = f" {word}" if word is not None else ""

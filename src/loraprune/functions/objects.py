@@ -20,7 +20,7 @@ from loraprune.config.base import Options
 from loraprune.errors import CheckpointError, ConfigError
 from loraprune.evaluation.tasks.base import Processor
 from loraprune.functions.results import Result
-from loraprune.models.folder import check_folder
+from loraprune.models.adapters import carries_adapter
 from loraprune.models.loading import quiet
 from loraprune.runtime import launch
 from loraprune.runtime.held import Held, holding
@@ -50,7 +50,9 @@ class Objects:
         """Return what the names stand for."""
         return Held(self._models, self._processors, self._data)
 
-    def model(self, argument: str, model: Model, processor: Processing = None, *, weights: bool = True, name: str = "") -> str:
+    def model(
+        self, argument: str, model: Model, processor: Processing = None, *, weights: bool = True, name: str = ""
+    ) -> str:
         """Return the name of a model; `weights` False writes its configuration alone.
 
         Raises:
@@ -118,7 +120,9 @@ class Objects:
     def _check_alone(self, argument: str) -> None:
         """Refuse objects where several processes would each write and name their own."""
         if launch.count() > 1:
-            raise ConfigError(f"{argument}: an object of one of {launch.count()} processes; give all of them the same name instead")
+            raise ConfigError(
+                f"{argument}: an object of one of {launch.count()} processes; give all of them the same name instead"
+            )
 
     def _write(self, argument: str, model: PreTrainedModel, *, weights: bool) -> str:
         """Save a model without changing it."""
@@ -127,6 +131,10 @@ class Objects:
                 f"{argument}: its weights are quantised already, and would be rounded a second time; load it in 16 or 32 bits, and give "
                 "quantize to hold it in 8 or 4 bits"
             )
+        if carries_adapter(model):
+            raise ConfigError(
+                f"{argument}: it carries an adapter; merge it first, with merge_and_unload() of its PeftModel"
+            )
         folder = self._place("model")
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
@@ -134,13 +142,17 @@ class Objects:
             with quiet():
                 if weights:
                     view = copy.copy(model)  # shares the weights, not the settings, which saving writes to
-                    view.config, view.generation_config = config, copy.deepcopy(getattr(model, "generation_config", None))
+                    view.config, view.generation_config = (
+                        config,
+                        copy.deepcopy(getattr(model, "generation_config", None)),
+                    )
                     view.save_pretrained(folder)
                 else:
                     config.save_pretrained(folder)
         except Exception as error:  # offloaded weights, a generation configuration that is no valid one, a full disk
-            raise CheckpointError(f"{argument}: it cannot be saved ({type(error).__name__}: {error}); save it and give the folder") from error
-        check_folder(folder, option=argument)
+            raise CheckpointError(
+                f"{argument}: it cannot be saved ({type(error).__name__}: {error}); save it and give the folder"
+            ) from error
         return str(folder)
 
     def _place(self, name: str) -> Path:
@@ -151,7 +163,9 @@ class Objects:
         if isinstance(processor, str | os.PathLike):
             return at_home(os.fspath(processor))
         if not isinstance(processor, Processor):
-            raise ConfigError(f"tokenizer: {_what(processor)}, where a tokenizer, an image processor or the name of one is needed")
+            raise ConfigError(
+                f"tokenizer: {_what(processor)}, where a tokenizer, an image processor or the name of one is needed"
+            )
         processor.save_pretrained(folder)
         return str(folder)
 
@@ -177,5 +191,5 @@ def _check_list(argument: str, rows: Sequence[Any]) -> None:
 def _what(thing: object) -> str:
     """Return what a thing is, for an error about it."""
     if isinstance(thing, Options):
-        return f"a {type(thing).__name__}, which functions of loraprune.pipeline and loraprune.commands take,"
+        return f"a {type(thing).__name__}, which the functions of loraprune.pipeline and loraprune.commands take"
     return f"{'nothing' if thing is None else 'a ' + type(thing).__name__}"

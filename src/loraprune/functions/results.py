@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import yaml
@@ -35,9 +34,7 @@ class Result:
     """the model that the folder holds, in evaluation mode; nothing of it is shared with the model that was given"""
     report: Report
     folder: Path
-    """checkpoint with tokenizer, report.json and the other files of a run; a temporary one where no `output` was given"""
-    room: TemporaryDirectory[str] | None = field(default=None, repr=False)
-    """what removes a temporary folder once the result is no longer referenced"""
+    """checkpoint with tokenizer, report.json and the other files of a run; without an `output` it is removed with the result"""
 
     def __repr__(self) -> str:
         quality, (dense, pruned) = self.report.quality, self.report.parameters
@@ -65,7 +62,9 @@ class Result:
         with new_folder(output, overwrite=overwrite) as place:
             shutil.copytree(self.folder, place, dirs_exist_ok=True)
             options = yaml.safe_load((place / "run.yaml").read_text(encoding="utf-8"))
-            (place / "run.yaml").write_text(yaml.safe_dump({**options, "output": str(folder)}, sort_keys=False), encoding="utf-8")
+            (place / "run.yaml").write_text(
+                yaml.safe_dump({**options, "output": str(folder)}, sort_keys=False), encoding="utf-8"
+            )
             (place / CARD).write_text(model_card(self.report, output=str(output)), encoding="utf-8")
             if (place / PAGE).is_file():
                 write_page(place)
@@ -152,7 +151,9 @@ class Evaluation:
             for model, found in one["models"].items()
         )
         asked = next((one for one in figures if one.model == values["names"][-1]), None)
-        return cls(asked.metric if asked else None, asked.value if asked else None, figures, values.get("tasks", {}), values)
+        return cls(
+            asked.metric if asked else None, asked.value if asked else None, figures, values.get("tasks", {}), values
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,10 @@ class Speed:
                 for name, row in rows.items()
             },
             {name: row["decode_tokens_per_second"] for name, row in rows.items()},
-            {name: {int(batch): value for batch, value in one["prefill_speedup"].items()} for name, one in ratios.items()},
+            {
+                name: {int(batch): value for batch, value in one["prefill_speedup"].items()}
+                for name, one in ratios.items()
+            },
             values,
         )
 

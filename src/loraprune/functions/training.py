@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
@@ -127,22 +129,41 @@ def _run(
     output: str | os.PathLike[str] | None,
     options: Mapping[str, Any],
 ) -> Result:
-    """Do one run and load what it left."""
+    """Do one run, in a temporary folder that goes with its result where no output is given."""
     if isinstance(model, PreTrainedModel) and tokenizer is None:
-        raise ConfigError("tokenizer is missing: a model in memory has none; give the tokenizer or image processor that belongs to it")
-    if output is None and (options.get("resume") or launch.count() > 1):
-        why = "resume=True" if options.get("resume") else f"{launch.count()} processes"
-        raise ConfigError(f"output is missing: {why}: it names the folder that is gone on with, or that all processes write; give it")
-    room = TemporaryDirectory(prefix="loraprune-", ignore_cleanup_errors=True) if output is None else None
-    folder = str(Path(room.name) / "result") if room else os.fspath(output or "")
+        raise ConfigError(
+            "tokenizer is missing: a model in memory has none; give the tokenizer or image processor that belongs to it"
+        )
+    if output is not None:
+        return _result(kind, run, model, tokenizer, data, {**options, "output": os.fspath(output)})
+    if options.get("resume") or launch.count() > 1:
+        why = "resume=True goes on in" if options.get("resume") else f"{launch.count()} processes write"
+        raise ConfigError(f"output is missing: name the folder that {why}")
+    room = mkdtemp(prefix="loraprune-")
+    try:
+        result = _result(kind, run, model, tokenizer, data, {**options, "output": os.path.join(room, "result")})
+    except BaseException:
+        rmtree(room, ignore_errors=True)
+        raise
+    weakref.finalize(result, rmtree, room, ignore_errors=True)
+    return result
+
+
+def _result(
+    kind: type[Kind],
+    run: Callable[[Kind], Report],
+    model: Model,
+    tokenizer: Processing,
+    data: Mapping[str, Data | None],
+    values: dict[str, Any],
+) -> Result:
+    """Do one run and load what it left."""
     with objects() as named:
-        values: dict[str, Any] = {**options, "output": folder}
         with spoken_in_python(values, kind):
             values |= {"model": named.model("model", model, tokenizer)}
             values |= {name: named.data(name, each) for name, each in data.items() if each is not None}
             config = make_options(kind, values)
             report = run(config)
-        saved = from_pretrained(config.output, trust_remote_code=bool(options.get("trust_remote_code"))).eval()
-    placed: Any = saved
-    placed = placed.to(model.device) if isinstance(model, PreTrainedModel) else placed
-    return Result(placed, report, Path(config.output).absolute(), room)
+        saved: Any = from_pretrained(config.output, trust_remote_code=config.trust_remote_code).eval()
+    placed = saved.to(model.device) if isinstance(model, PreTrainedModel) else saved
+    return Result(placed, report, Path(config.output).absolute())

@@ -16,8 +16,8 @@ import datasets
 from PIL import Image
 
 from loraprune.data.files import loaded
-from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
 from loraprune.data.held import splits_of
+from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
 from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming, split_tables
 from loraprune.errors import DataError, nearest
 from loraprune.runtime.held import held
