@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("commands",),
     ("functions", "cli"),
-    ("__main__",),
+    ("axolotl", "__main__"),
 )
 FREE = ("",)  # the package itself, which imports on demand
 SHIPPED = "models.layerwise.modeling_loraprune"

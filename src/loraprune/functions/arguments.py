@@ -91,23 +91,27 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     Raises:
         ConfigError: with everything that is wrong with them.
     """
-    hints = get_type_hints(kind)
-    known = {one.name: one for one in fields(kind)}
-    if unknown := [name for name in values if name not in known]:
-        raise ConfigError(
-            *(f"unknown argument {name!r}{nearest(name, known)}: see help() of the function" for name in unknown)
-        )
+    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
-    wrong = list(null_problems(kind, values).values())
+    wrong = {
+        name: f"unknown argument {name!r}{nearest(name, known)}: see help() of the function"
+        for name in values
+        if name not in known
+    }
+    wrong |= null_problems(kind, values)
     for name, value in values.items():
-        if value is not None and value is not known[name].default:
+        if name not in wrong and value is not None:
             try:
                 read_value(hints[name], value)
             except WrongValueError as error:
-                wrong.append(f"--{name}{error}")
+                wrong[name] = f"--{name}{error}"
+    try:
+        made = kind(**{name: value for name, value in values.items() if name not in wrong})
+    except ConfigError as error:
+        raise ConfigError(*wrong.values(), *error.args) from None
     if wrong:
-        raise ConfigError(*wrong)
-    return kind(**values)
+        raise ConfigError(*wrong.values())
+    return made
 
 
 @contextmanager
