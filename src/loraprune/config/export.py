@@ -26,8 +26,10 @@ class ExportConfig(ModelOptions):
     """`gguf` for llama.cpp, `onnx` with a key-value cache for onnxruntime, `torch` (torch.export), `torchao` (8-bit weights),
     `safetensors` for vLLM and SGLang, `padded`: the dense stock shapes with zeros for removed units, for loaders that know no other"""
     quantization: str | None = None
-    """precision of the weights: f16 (the default of gguf), f32, bf16, q8_0, q5_0, q4_0 for gguf; int8 for torchao; bf16 (the
-    default of safetensors), f16, f32"""
+    """precision of the weights: f16 (the default of gguf), f32, bf16, q8_0, q5_0, q4_0 for gguf; int8 for torchao, and
+    for onnx of encoders (onnxruntime's dynamic quantisation); bf16 (the default of safetensors), f16, f32"""
+    data: str | None = None
+    """with an int8 graph of onnx: labelled rows to measure it on beside the float32 graph, as `loraprune evaluate` takes them"""
     tensor_parallel: int = 1
     """devices that are to share every layer, of safetensors; checked before anything is written"""
     overwrite: bool = False
