@@ -1,6 +1,7 @@
 """An int8 graph by onnxruntime's dynamic quantisation, beside the float32 graph in size, speed and quality.
 
-Weights of linear layers have 8 bits and a scale for each output; activations are rounded while the graph runs. Source: onnxruntime 1.22 to 1.32.
+Weights of linear layers have 8 bits and a scale for each output; activations are rounded while the graph runs. Source: onnxruntime 1.22
+to 1.32.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
-from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, milliseconds, size
+from loraprune.reporting import amounts
+from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
@@ -167,7 +168,10 @@ def _beside_float32(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what an int8 graph is beside the float32 one, in words."""
     facts = [
         ("size, float32 -> int8", " -> ".join(size(found["bytes"][name]) for name in ("float32", "int8"))),
-        ("a batch, float32 -> int8", " -> ".join(milliseconds(found["seconds"][name]) for name in ("float32", "int8"))),
+        (
+            "a batch, float32 -> int8",
+            " -> ".join(amounts.milliseconds(found["seconds"][name]) for name in ("float32", "int8")),
+        ),
         ("same class on random inputs", f"{found['same_class']:.1%}"),
     ]
     if "metric" in found:
