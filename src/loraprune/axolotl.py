@@ -69,8 +69,13 @@ class PluginHooks:
             save_pruned(self.callback, os.path.join(str(cfg["output_dir"]), FOLDER), tokenizer=tokenizer)
 
 
-@cache
 def __getattr__(name: str) -> Any:
+    return _made(name)
+
+
+@cache
+def _made(name: str) -> Any:
+    """Return a class that needs a base class or a function of Axolotl's environment."""
     if name == "LoRAPrunePlugin":
         base = import_module("axolotl.integrations.base").BasePlugin
         return type(name, (PluginHooks, base), {"__doc__": PluginHooks.__doc__, "__module__": __name__})

@@ -7,6 +7,7 @@ to 1.32.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -108,7 +109,7 @@ def compare(source: Source, sessions: dict[str, Session]) -> dict[str, Any]:
             f"--quantization int8: 8-bit weights change the logits by {cost:.1e} of the largest; nothing was saved"
         )
     one, other = (each.argmax(-1) for each in logits.values())
-    calls = {name: lambda session=session: session.run(inputs) for name, session in sessions.items()}
+    calls = {name: partial(session.run, inputs) for name, session in sessions.items()}
     spreads = time_in_turns(calls, repeats=REPEATS, device=torch.device("cpu"))
     facts: dict[str, Any] = {
         "seconds": {name: spread.median for name, spread in spreads.items()},

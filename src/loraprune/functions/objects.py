@@ -141,7 +141,7 @@ class Objects:
         try:
             with quiet():
                 if weights:
-                    view = copy.copy(model)  # shares the weights, not the settings, which saving writes to
+                    view: Any = copy.copy(model)  # shares the weights, not the settings, which saving writes to
                     view.config, view.generation_config = (
                         config,
                         copy.deepcopy(getattr(model, "generation_config", None)),

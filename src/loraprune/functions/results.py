@@ -26,7 +26,7 @@ class Both(NamedTuple):
     pruned: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A finished run of `prune` or `finetune`: the model, its report, and the verified folder that both are in."""
 
