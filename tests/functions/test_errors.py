@@ -43,7 +43,7 @@ TEXTS = sentences(30)
         ({"eval": TEXTS, "data": TEXTS}, "all of it is trained on as part of data"),
         ({"tokenizer": None}, "tokenizer is missing"),
         ({"tokenizer": 3}, "tokenizer: a int, where a tokenizer"),
-        ({"resume": True}, "output is missing: resume=True"),
+        ({"resume": True}, "output is missing: name the folder that resume=True goes on in"),
         ({"model": nn.Linear(2, 2)}, "model: a Linear, where a transformers model, a folder or a hub id is needed"),
         ({"model": "nowhere/at/all"}, "model='nowhere/at/all': no such folder"),
     ],
@@ -90,7 +90,7 @@ def test_objects_of_one_process_of_several_are_refused(tmp_path: Path, monkeypat
 
 def test_a_configuration_in_place_of_a_model_is_told_where_it_belongs() -> None:
     config: Any = PruneConfig(model="demo", data="stdlib", output="nowhere")
-    with pytest.raises(ConfigError, match=r"model: a PruneConfig, which functions of loraprune\.pipeline"):
+    with pytest.raises(ConfigError, match=r"model: a PruneConfig, which the functions of loraprune\.pipeline"):
         loraprune.prune(config, data=TEXTS)
 
 
