@@ -6,7 +6,6 @@ to 1.32.
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +54,8 @@ class GraphModel(PreTrainedModel):
     """A graph in the form of a model, so that its task can measure it."""
 
     def __init__(self, config: PreTrainedConfig, session: Session) -> None:
-        super().__init__(copy.deepcopy(config))
+        # A graph has its attention already; transformers would look for another in this class.
+        super().__init__(type(config).from_dict(config.to_dict(), attn_implementation="eager"))
         self.session = session
         self.place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says where and in which precision it runs
 

@@ -10,12 +10,12 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from loraprune.config.base import PLACES, Options, null_problems
+from loraprune.config.base import Options, null_problems
 from loraprune.config.values import WrongValueError, read_value
 from loraprune.errors import ConfigError, LoraPruneError, nearest, problems_of
 from loraprune.runtime.held import held
@@ -24,23 +24,21 @@ COMMAND = re.compile(r"(`loraprune [^`]*`)")
 """what is typed in a terminal, and keeps its dashes"""
 FLAG = re.compile(r"(?P<before>leave )?(?<![\w-])--(?P<name>[a-z][a-z_-]*[a-z])(?: (?P<value>[\w.:]*\w))?")
 
+DOCUMENTED = ("model", "models", "against", "data", "eval", "output")
+"""arguments that take objects too, and are described by each function"""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Kind = TypeVar("Kind", bound=Options)
 
 
-def takes(kind: type[Options], *, without: Collection[str] = ()) -> Callable[[Function], Function]:
-    """Show the options of a configuration class in the signature and the documentation of a function with `**options`.
-
-    Args:
-        kind: The class whose fields are keyword arguments of the function.
-        without: Fields that the function does not take.
-    """
+def takes(kind: type[Options]) -> Callable[[Function], Function]:
+    """Show the options of a configuration class in the signature and the documentation of a function with `**options`."""
 
     def documented(function: Function) -> Function:
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         hints = get_type_hints(kind)
-        named = {one.name for one in own} | set(without)
+        named = {one.name for one in own}
         more = [
             inspect.Parameter(
                 one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=hints[one.name]
@@ -56,7 +54,7 @@ def takes(kind: type[Options], *, without: Collection[str] = ()) -> Callable[[Fu
                 f"{name}: {in_python(helped[name], {}, kind)}", 110, initial_indent="    ", subsequent_indent="        "
             )
             for name in shown.__signature__.parameters
-            if name in helped and name not in PLACES
+            if name in helped and name not in DOCUMENTED
         ]
         shown.__doc__ = f"{inspect.getdoc(function)}\n\nOptions, as on the command line:\n" + "\n".join(lines)
         return function
