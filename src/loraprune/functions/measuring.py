@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,4 +116,4 @@ def compare(  # noqa: D417
 
 def _named(named: Objects, argument: str, model: Model, tokenizer: Processing, *, name: str = "") -> str:
     """Return the name of a further model; one that is named by the caller has its own tokenizer."""
-    return named.model(argument, model, None if isinstance(model, str) else tokenizer, name=name)
+    return named.model(argument, model, None if isinstance(model, str | os.PathLike) else tokenizer, name=name)
