@@ -39,12 +39,13 @@ DOCUMENTS = [
         ROOT / "CONTRIBUTING.md",
         ROOT / "AGENTS.md",
         *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "skills").rglob("*.md")),
     )
     if path.is_file()
 ]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"(loraprune(?:\.\w+)+)(?:\(.*\))?")
-FILE = re.compile(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+")
+FILE = re.compile(r"(?:src|docs|skills|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+")
 EMITTED = {"run.yaml", "report.json", "plan.json", "scores.safetensors", "README.md"}
 
 
@@ -160,6 +161,17 @@ def test_options_exist(path: Path) -> None:
     known = {field.name for command in parser.COMMANDS.values() for field in fields(command.options)}
     known |= {"config", "recipe", "json", "debug", "help", "help_all", "version", "print_completion", "print_config"}
     assert {option.replace("-", "_") for option in options_in(path)} - known - {"strict"} == set()  # `mypy --strict`
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "skills").rglob("SKILL.md")), ids=by_name)
+def test_a_skill_says_when_it_is_used(path: Path) -> None:
+    _, front, _ = path.read_text(encoding="utf-8").split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert set(values) == {"name", "description"}
+    assert values["name"] == path.parent.name
+    assert 100 < len(values["description"]) <= 1024
+    assert "Use when" in values["description"]
+    assert "loraprune prune" in "".join(code for _, code in blocks(path, ""))
 
 
 def test_the_paper_page_names_functions_options_and_tests() -> None:

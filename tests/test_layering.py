@@ -30,8 +30,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("export", "rounds", "api", "merge"),
     ("pipeline",),
     ("commands",),
-    ("cli",),
-    ("__main__",),
+    ("functions", "cli"),
+    ("axolotl", "__main__"),
 )
 FREE = ("",)  # the package itself, which imports on demand
 SHIPPED = "models.layerwise.modeling_loraprune"
@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "pruning",
     "errors",
     "runtime.hub",
+    "runtime.held",
     "registry",
     "groups",
     "families",

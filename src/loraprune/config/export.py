@@ -28,8 +28,10 @@ class ExportConfig(ModelOptions):
     """gguf for llama.cpp, onnx for onnxruntime (with a key-value cache), torch (torch.export), torchao (8-bit weights), safetensors for
     vLLM and SGLang, or padded: the dense shapes with zeros for removed units, for loaders that accept no other shapes"""
     quantization: str | None = None
-    """precision of the weights. gguf: f16 (default), f32, bf16, q8_0, q5_0, q4_0. torchao: int8. safetensors: bf16 (default), f16,
-    f32"""
+    """precision of the weights. gguf: f16 (default), f32, bf16, q8_0, q5_0, q4_0. torchao: int8. onnx of encoders: int8
+    (onnxruntime's dynamic quantisation). safetensors: bf16 (default), f16, f32"""
+    data: str | None = None
+    """labelled rows on which an int8 ONNX graph is evaluated beside the float32 graph, as `loraprune evaluate` takes them"""
     tensor_parallel: int = 1
     """number of devices that will share each layer (safetensors only); checked before anything is written"""
     overwrite: bool = False

@@ -142,7 +142,7 @@ def _read_jsonl(path: Path) -> Table:
         if line.strip():
             rows.append(_parse_line(path, number, line))
             places.append(f"line {number}")
-    return _json_table(path, rows, places)
+    return json_table(str(path), rows, places)
 
 
 def _parse_line(path: Path, number: int, line: str) -> object:
@@ -163,19 +163,24 @@ def _read_json(path: Path) -> Table:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}): correct the file") from None
     rows = content if isinstance(content, list) else [content]
-    return _json_table(path, rows, [f"item {number}" for number in range(1, len(rows) + 1)])
+    return json_table(str(path), rows, [f"item {number}" for number in range(1, len(rows) + 1)])
 
 
-def _json_table(path: Path, rows: Sequence[Any], places: Sequence[str]) -> Table:
+def json_table(name: str, rows: Sequence[Any], places: Sequence[str]) -> Table:
+    """Check that all rows of JSON are objects of texts that a tokenizer reads.
+
+    Raises:
+        DataError: for the first that is not.
+    """
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
-            raise DataError(f'{path}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
+            raise DataError(f'{name}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
         if half := _half_character(row):
             raise DataError(
-                f"{path}, {place}: it holds {half}, half of a character, which no tokenizer reads: correct or remove the row"
+                f"{name}, {place}: it holds {half}, half of a character, which no tokenizer reads: correct or remove the row"
             )
     columns = dict.fromkeys(column for row in rows for column in row)  # a dict keeps their order
-    return Table(str(path), tuple(columns), rows, places)
+    return Table(name, tuple(columns), rows, places)
 
 
 def _half_character(value: object) -> str | None:

@@ -19,8 +19,10 @@ from huggingface_hub import HfApi
 
 from loraprune.data.files import OWN_NAMES, Columns, Table, as_table, read_table, read_text, reason, with_roles
 from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
+from loraprune.data.held import splits_of, table_of
 from loraprune.data.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
+from loraprune.runtime.held import held
 from loraprune.runtime.hub import STDLIB, SUFFIXES, data_problem, data_suffix, matching
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
@@ -75,6 +77,8 @@ def open_source(name: str, columns: Columns = OWN_NAMES) -> Source:
 
 
 def _find(name: str, columns: Columns) -> Source:
+    if name in held().data:
+        return _held(name, held().data[name], columns)
     if name == STDLIB:
         return Source({"train": partial(_read_stdlib, "train"), "held_out": partial(_read_stdlib, "held_out")})
     path = Path(os.path.expanduser(name))
@@ -95,6 +99,13 @@ def _find(name: str, columns: Columns) -> Source:
             {"all": partial(_read_files, name, "all", found, columns)}, {"all": frozenset(map(Path.resolve, found))}
         )
     return _open_hub(name, columns)
+
+
+def _held(name: str, rows: Any, columns: Columns) -> Source:
+    if isinstance(rows, list):
+        return Source({"all": lambda: Part(name, "all", [table_of(name, rows)])})
+    parts = split_tables(name, splits_of(rows)).items()
+    return Source({part: partial(_read_hub, name, split, table, None, columns) for part, (split, table) in parts})
 
 
 def data_file(path: Path) -> Path:
@@ -152,7 +163,7 @@ def load_saved(path: Path) -> dict[str, tuple[str, datasets.Dataset]]:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow and datasets share no base class
         raise DataError(f"{path}: not a whole folder of save_to_disk ({reason(error)}): save it again") from None
-    return _parts(str(path), loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded})
+    return split_tables(str(path), loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded})
 
 
 def _saved(name: str, path: Path, columns: Columns) -> Source:
@@ -234,10 +245,10 @@ def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
         raise DataError(
             f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
         ) from None
-    return _parts(name, loaded)
+    return split_tables(name, loaded)
 
 
-def _parts(name: str, loaded: Mapping[Any, datasets.Dataset]) -> dict[str, tuple[str, datasets.Dataset]]:
+def split_tables(name: str, loaded: Mapping[Any, datasets.Dataset]) -> dict[str, tuple[str, datasets.Dataset]]:
     """Return the only split as `all`, or those for `train` and `held_out`, with their own names."""
     splits = {str(split): (str(split), table) for split, table in loaded.items()}
     if len(splits) == 1:

@@ -37,6 +37,7 @@ from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
 from loraprune.models.quantised import Quantisation, forget_quantiser, loading_options, prepare_, stored_parameters
 from loraprune.models.unread import check_unread
+from loraprune.runtime.held import held
 from loraprune.runtime.hub import DEMO, at_home, is_gguf, model_problem, parts
 
 HUB_SECONDS = 10
@@ -67,11 +68,14 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> str:
-    """Return where a model lies: a folder, a hub id or a GGUF file; of BASE+ADAPTER the base, and of `demo` the embedded model's folder.
+    """Return where a model is: a folder, a hub id or a GGUF file. Of BASE+ADAPTER the base, of `demo` the embedded model's folder, of a
+    model that is held its folder.
 
     Raises:
         CheckpointError: for a folder that is missing, or not fit to be opened.
     """
+    if model in held().models:
+        return held().models[model]
     model = at_home(model)
     if problem := model_problem(model):
         raise CheckpointError(f"--model {model}: {problem}")
@@ -292,15 +296,22 @@ def _let_go_of_files(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
+def resolve_processor(model: str) -> str:
+    """Return the folder or hub id of a model's tokenizer or image processor."""
+    return held().processors.get(model) or resolve(model)
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
     (folder, file), adapter = _opened(model), parts(at_home(model))[1]
     # An adapter's own tokenizer has the chat template that it was tuned with.
-    place = adapter if adapter and (Path(adapter) / TOKENIZER_CONFIG).is_file() else folder
+    place = adapter if adapter and (Path(adapter) / TOKENIZER_CONFIG).is_file() else resolve_processor(model)
+    place, file = (folder, file) if file else (place, {})
     if not file:
         check_tokenizer(Path(place), option=f"--model {model}")
     with quiet(), clear_errors(model, "its tokenizer"):
-        _register(folder, **file)
+        if place in (folder, adapter):
+            _register(folder, **file)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **file)
         forget_code_(tokenizer)
         tokenizer("a")  # some of its settings are looked at only now

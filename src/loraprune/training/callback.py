@@ -195,6 +195,14 @@ class LoRAPruneCallback(TrainerCallback):
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the ratio reached to the Trainer's logs: for the callbacks behind this one, and in `state.log_history`."""
+        if self.pruner is None or self.guarded:  # a run of this package logs the ratio after every removal
+            return
+        entries: list[dict[str, Any]] = [kwargs.get("logs") or {}, *state.log_history[-1:]]
+        for entry in entries:
+            entry["ratio"] = self.pruner.ratio()
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from loraprune import prune
 from loraprune.commands import parser
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.config.training import PruneConfig
 from loraprune.data.images.benchmarks import BENCHMARKS
+from loraprune.pipeline import prune
 from loraprune.pruning.method import make_method
 from loraprune.training.setup import check_run, load_run
 from tests.data.images.conftest import save_classifier, write_images

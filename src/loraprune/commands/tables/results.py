@@ -20,6 +20,7 @@ from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
+from loraprune.reporting import amounts
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
@@ -166,8 +167,27 @@ def export(result: Export) -> None:
     values = result.values
     facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
     facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
+    facts += _beside_float32(values["int8"]) if "int8" in values else []
     facts.append(("verified by", values["verified_by"]))
     show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
+
+
+def _beside_float32(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what an int8 graph is beside the float32 one, in words."""
+    facts = [
+        ("size, float32 -> int8", " -> ".join(size(found["bytes"][name]) for name in ("float32", "int8"))),
+        (
+            "a batch, float32 -> int8",
+            " -> ".join(amounts.milliseconds(found["seconds"][name]) for name in ("float32", "int8")),
+        ),
+        ("same class on random inputs", f"{found['same_class']:.1%}"),
+    ]
+    if "metric" in found:
+        metric = found["metric"]
+        facts.append(
+            (f"{metric}, float32 -> int8", " -> ".join(f"{found[metric][name]:.4f}" for name in ("float32", "int8")))
+        )
+    return facts
 
 
 def pushed(result: Pushed) -> None:

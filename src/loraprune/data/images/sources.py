@@ -16,9 +16,11 @@ import datasets
 from PIL import Image
 
 from loraprune.data.files import OWN_NAMES, Columns, loaded
+from loraprune.data.held import splits_of
 from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
-from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming
+from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming, split_tables
 from loraprune.errors import DataError, nearest
+from loraprune.runtime.held import held
 
 SUFFIXES = (".parquet", ".arrow")
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "webp", "jpg", "png"), ("label", "labels", "fine_label", "cls")
@@ -141,8 +143,17 @@ def _benchmark(name: str, named: Named) -> Splits:
 
 
 def _open(name: str, columns: Columns) -> Splits:
+    if name in held().data:
+        return _held(name, held().data[name], columns)
     named = find_benchmark(name)
     return _benchmark(name, named) if named else _read(name, columns)
+
+
+def _held(name: str, rows: Any, columns: Columns) -> Splits:
+    if isinstance(rows, list):
+        raise DataError(f"{name}: a list holds texts; give images as a Dataset with the columns `image` and `label`")
+    parts = split_tables(name, splits_of(rows)).items()
+    return {part: _table(name, split, table, columns) for part, (split, table) in parts}
 
 
 def _read(name: str, columns: Columns = OWN_NAMES) -> Splits:

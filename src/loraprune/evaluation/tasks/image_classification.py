@@ -17,7 +17,7 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.models.loading import resolve
+from loraprune.models.loading import resolve_processor
 from loraprune.models.modes import evaluation_mode
 from loraprune.runtime.progress import shown
 
@@ -60,7 +60,7 @@ def fitting_processor(request: Request) -> BaseImageProcessor:
         )
     part = vision(request.config)
     size = None if part.model_type.removeprefix(TYPE_PREFIX) in INTERPOLATING else fixed_size(part)
-    return load_processor(resolve(request.model), image_size=size)
+    return load_processor(resolve_processor(request.model), image_size=size)
 
 
 def read(source: str, part: str, columns: Columns) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -173,6 +174,11 @@ def attach_lora(
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def carries_adapter(model: nn.Module) -> bool:
+    """Say whether a model has an adapter of any kind that is not merged."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
