@@ -68,8 +68,9 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> str:
-    """Return where a model is: a folder, a hub id or a GGUF file. Of BASE+ADAPTER the base, of `demo` the embedded model's folder, of a
-    model that is held its folder.
+    """Return where a model is: a folder, a hub id or a GGUF file.
+
+    Of BASE+ADAPTER that is the base, of `demo` the folder of the embedded model, and of a model in memory the folder that holds it.
 
     Raises:
         CheckpointError: for a folder that is missing, or not fit to be opened.
