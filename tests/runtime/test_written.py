@@ -87,6 +87,17 @@ def test_an_input_in_the_folder_that_would_be_replaced_is_refused(
     assert (tmp_path / "out" / "dense").is_dir()
 
 
+def test_all_inputs_in_the_folder_are_told_at_once_and_so_are_the_parts_of_a_name(tmp_path: Path) -> None:
+    for folder in ("out/dense", "out/adapter", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "out" / "report.json").write_text("{}")
+    inside = str(tmp_path / "out" / "dense")
+    with pytest.raises(ConfigError, match=r"--model .* and --data .*: they are in .*would be replaced; move them out"):
+        options(PruneConfig, tmp_path, model=inside, data=inside)
+    with pytest.raises(ConfigError, match=r"--model .*other\+.*adapter: it is in .*would be replaced"):
+        options(PruneConfig, tmp_path, model=f"{tmp_path / 'other'}+{tmp_path / 'out' / 'adapter'}")
+
+
 def test_a_comparison_replaces_no_input_among_its_cells(tmp_path: Path) -> None:
     (tmp_path / "out" / "cells" / "1").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"--model .*would be replaced"):

@@ -50,12 +50,16 @@ def output_problem(
 
 
 def replaced_input(output: str, inputs: Mapping[str, str | None]) -> str | None:
-    """Return in one sentence which input would go with the folder that is replaced, or with what an unfinished run left."""
-    for option, name in inputs.items():
-        for place in (output, output + PARTIAL):
-            if name and any(part and _is_inside(part, place) for part in parts(name)):
-                option = option.replace("_", "-")
-                return f"--{option} {name}: it is in {place}, which would be replaced; move it out, or choose another --output"
+    """Return in one sentence which inputs would go with the folder that is replaced, or with what an unfinished run left."""
+    for place in (output, output + PARTIAL):
+        inside = [
+            f"--{option.replace('_', '-')} {name}"
+            for option, name in inputs.items()
+            if name and any(part and _is_inside(part, place) for part in parts(name))
+        ]
+        if inside:
+            they, them = ("it is", "it") if len(inside) == 1 else ("they are", "them")
+            return f"{' and '.join(inside)}: {they} in {place}, which would be replaced; move {them} out, or choose another --output"
     return None
 
 

@@ -43,7 +43,8 @@ def prepare(request: Request) -> Prepared:
     tokenizer = fitting_tokenizer(request)
     length = fit_length(request)
     train, judged = _read(request)
-    values = _head_values(request, train)
+    with naming("--data"):
+        values = _head_values(request, train)
     regression = values["problem_type"] == REGRESSION
     metrics = judged.metrics or (("pearson", "spearman") if regression else ("accuracy",))
 
