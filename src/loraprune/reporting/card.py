@@ -1,6 +1,6 @@
 """Model cards: the README.md of a folder, with the metadata that the hub reads.
 
-Knows nothing about how anything was measured, and asks no network.
+Knows nothing about how anything was measured, and uses no network.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from loraprune.runtime.hub import OURS, lies_here
 
 CARD = "README.md"
 UNKNOWN = "unknown"
-"""the hub's word for a licence that nobody stated"""
+"""the hub's word for a licence that is not stated"""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the metadata of a model made from `model`: names of the hub as they are; paths of this machine are left out."""
+    """Return the metadata of a model made from `model`; names of the hub are kept and local paths are left out."""
     base = base_metadata(model)
     name = model if is_hub_name(model) else base.get("base_model")
     values: dict[str, Any] = {"base_model": name, "license": base.get("license", UNKNOWN)}
@@ -41,12 +41,12 @@ def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = (
 
 
 def is_hub_name(name: str) -> bool:
-    """Say whether a name is one of the hub, as far as that shows from here."""
+    """Return whether a name can be one of the hub."""
     return name not in OURS and not lies_here(name) and bool(HUB_NAME.fullmatch(name))
 
 
 def base_metadata(model: str) -> Mapping[str, Any]:
-    """Return the metadata of a base model's own card, from its folder or the hub's cache; nothing if there is none."""
+    """Return the metadata of a base model's card, from its folder or the hub's cache; empty if there is no card."""
     if is_hub_name(model):
         cached = try_to_load_from_cache(model, CARD)
         return split_card(Path(cached))[0] if isinstance(cached, str) else {}
@@ -54,7 +54,7 @@ def base_metadata(model: str) -> Mapping[str, Any]:
 
 
 def split_card(path: Path) -> tuple[dict[str, Any], str]:
-    """Return metadata and text of a card; a card that is missing or malformed has neither."""
+    """Return metadata and text of a card; both are empty if the card is missing or malformed."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -74,11 +74,11 @@ def join_card(values: Mapping[str, Any], text: str) -> str:
 
 
 def licence_line(values: Mapping[str, Any]) -> str:
-    """Say in one sentence under which licence a model stands."""
+    """Return the licence of a model in one or two sentences."""
     known = values.get("license", UNKNOWN)
     if known == UNKNOWN:
-        return "The licence of the base model applies; which one that is was unknown when this card was written."
-    return f"Licence: {values.get('license_name', known)}, that of the base model."
+        return "The licence of the base model applies. Its name was unknown when this card was written."
+    return f"Licence: {values.get('license_name', known)}, the licence of the base model."
 
 
 def model_card(report: Report, *, output: str) -> str:
@@ -98,11 +98,11 @@ def model_card(report: Report, *, output: str) -> str:
     return join_card(
         about,
         f"# {Path(output).name}\n\n"
-        f"Made from `{report.model}` by `loraprune {report.job}` on `{report.data}` ({report.training.steps} steps, "
+        f"`loraprune {report.job}` made this model from `{report.model}` on `{report.data}` ({report.training.steps} steps, "
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        "Measured on data held out of the training; the protocol stands in report.json."
+        "The figures are on held-out data. report.json has the protocol."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
         f"Load it with {report.load}:\n\n"
