@@ -27,7 +27,7 @@ NAMES = {
     "paper": "LoRAPrune as published",
     "optipfair": "OptiPFair",
 }
-"""method in the results -> its name in the figure; the dense model is a line of its own"""
+"""method in the results -> its name in the figure; the dense model is a separate line"""
 ROWS = ("dense", "recommended", "optipfair")
 """methods in the table of the README"""
 Point = tuple[float, float, float]
