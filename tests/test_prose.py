@@ -117,8 +117,8 @@ def test_the_docstrings_of_a_source_have_no_word_to_avoid(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Layers are judged anew.", "A count that is no number.", "The file lies in the folder.", "as the loss\ntells us", "It stands\nin a table.",
-     "a process of its own", "Weights are refitted.", "quantized weights", "Optimizers keep a state."],
+    ["Layers are judged anew.", "A count that is no number.", "The file lies in the folder.", "as the loss\ntells us",
+     "It stands\nin a table.", "a process of its own", "Weights are refitted.", "quantized weights", "Optimizers keep a state."],
 )  # fmt: skip
 def test_a_word_to_avoid_is_found(text: str) -> None:
     assert words_to_avoid(text)
