@@ -145,7 +145,8 @@ def pipeline_picture() -> Any:
         if place:
             _arrow(axes, (place * 17 - 2.4, 37.5), (place * 17 - 0.2, 37.5))
     loop = (("backward", "gradients of A and B,\nnot of W0"), ("Eq 10", "one number\nper weight"), ("Eq 4", "one number\nper unit"),
-            ("Eq 11", "moving average"), ("schedule", "how many units\nto remove now"), ("slice", "W0, A, B and\nAdamW's state"))  # fmt: skip
+            ("Eq 11", "moving average"), ("schedule", "how many units\nto remove now"),
+            ("slice", "W0, A, B and\nAdamW's state"))  # fmt: skip
     for place, (head, words) in enumerate(loop):
         _box(axes, place * 17, 5, 14.4, 13, head, words, PALETTE[1])
         if place:
