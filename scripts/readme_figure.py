@@ -3,7 +3,12 @@
     python -m scripts.readme_figure [benchmarks/results/real_smollm2-135m.json]
 
 The figure shows size against perplexity, a panel for each number of training steps. It is written to docs/figures as
-real-model-light.svg and real-model-dark.svg.
+real-model-light.svg and real-model-dark.svg. The README includes both:
+
+    <picture>
+      <source media="(prefers-color-scheme: dark)" srcset="docs/figures/real-model-dark.svg">
+      <img alt="Size against perplexity of SmolLM2-135M by method" src="docs/figures/real-model-light.svg">
+    </picture>
 """
 
 from __future__ import annotations

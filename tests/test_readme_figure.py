@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from loraprune.commands import parser
 from tests.test_docs_commands import check_command
 
 pytest.importorskip("matplotlib")
@@ -74,7 +73,6 @@ def test_the_table_has_three_rows_of_the_results(result: dict[str, Any]) -> None
 
 
 def test_the_command_is_accepted(result: dict[str, Any], tmp_path: Path, captured: list[Any]) -> None:
-    assert parser.COMMANDS["prune"]
     words = readme_figure.command(result, "M", 0.2).split()
     check_command(words, tmp_path)
     with pytest.raises(AssertionError):
