@@ -22,7 +22,7 @@ from typing import Any
 
 from scripts.docs_figures import write
 
-from loraprune.reporting.plotting import GRID, INK, lines, new_figure, plain_ticks, styled
+from loraprune.reporting.plotting import INK, lines, new_figure, plain_ticks, styled
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_smollm2-135m.json"
@@ -64,26 +64,26 @@ def points(cells: Sequence[Mapping[str, Any]], method: str, steps: int, text: st
 
 
 def picture(result: Mapping[str, Any]) -> Any:
-    """Draw size against perplexity: a panel for each number of steps, a line for each method, the dense model as a level."""
+    """Draw size against perplexity: a panel for each number of steps, a line for each method from the dense model on."""
     cells = result["cells"]
     text = first_text(cells)
     numbers = sorted({cell["steps"] for cell in cells})
     figure = new_figure(4.3 * len(numbers), 3.6)
     panels = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
     for axes, steps in zip(panels, numbers, strict=True):
-        ((size, dense, _),) = points(cells, "dense", steps, text)
-        lines({name: points(cells, method, steps, text) for method, name in NAMES.items()}, axes)
+        (start,) = points(cells, "dense", steps, text)
+        size, dense, _ = start
+        lines({name: [*points(cells, method, steps, text), start] for method, name in NAMES.items()}, axes)
         axes.axhline(dense, color=INK, linewidth=1.0, linestyle=":")
         axes.annotate(
             "dense", (size, dense), (0, 4), textcoords="offset points", ha="right", va="bottom", fontsize=9, color=INK
         )
-        axes.plot(size, dense, color=INK, marker="*", markersize=10, linestyle="none")
+        axes.plot(size, dense, color=INK, marker="*", markersize=12, linestyle="none", zorder=3)
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
-        axes.grid(color=GRID, linewidth=0.7)
         axes.set_title("no training" if steps == 0 else f"{steps} training steps", fontsize=10, loc="left")
         axes.set_xlabel("parameters (millions)")
-    panels[0].set_ylabel(f"perplexity on {text}, lower is better")
+    panels[0].set_ylabel(f"perplexity on {text}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
