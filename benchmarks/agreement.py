@@ -154,7 +154,7 @@ def main() -> None:
             length=options.length, batch=options.batch, lr=options.lr, dropout=options.dropout, seed=options.seed,
         )  # fmt: skip
         setup = check_run(config)
-        held, _ = load_run(setup)
+        held = load_run(setup)
         keeper = Keeper(Path(folder), {}, every=0, parts=[], guard=StepGuard())
     adapted = attach_lora(
         held.model, setup.groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed

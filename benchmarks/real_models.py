@@ -3,8 +3,8 @@
     python benchmarks/real_models.py FOLDER --train TRAIN.txt --eval wikitext=A.txt ptb=B.txt [--ratios 0.2] [--steps 0] [--seeds 0]
 
 FOLDER holds a model in Hugging Face format. Every cell is written as it ends, and one that is there is not computed again. `optipfair`
-prunes FFN channels by its data-driven MAW score on the same tokens (`pip install optipfair`), and is tuned by `loraprune finetune`.
-Torch-Pruning is not among the peers yet.
+and `torch-pruning` prune FFN channels by their scores of the same tokens (`pip install optipfair torch-pruning`), and are tuned by
+`loraprune finetune`. `scratch` trains a model of that shape from random weights; it has no cell without steps.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 from helpers import common
-from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from helpers.peers import PEERS
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loraprune.commands.evaluate import evaluate
 from loraprune.config.commands import EvaluateConfig
@@ -32,11 +33,13 @@ from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
-METHODS = ("dense", "recommended", "no-blocks", "paper", "layerwise", "optipfair")
+METHODS = ("dense", "recommended", "no-blocks", "paper", "layerwise", *PEERS, "scratch")
 OWN: dict[str, dict[str, Any]] = {"recommended": {}, "no-blocks": {"local": 0}}
 """methods that are no recipe: options of `prune`; the recommended recipe is its default"""
 TOKENS = 32_768
 """calibration tokens for every method"""
+SCRATCH_LR = 1e-3
+"""peak learning rate of a model with random weights, all of which learn"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,20 @@ class Bench:
             "lr": self.lr, "seed": seed, "steps": steps, "html": False,
         }  # fmt: skip
 
+    def rows(self, seed: int) -> Tensor:
+        """Return the training text in rows of `length` tokens, shuffled."""
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        ids = tokenizer(self.train.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+        rows = torch.tensor(ids[: len(ids) // self.length * self.length]).view(-1, self.length)
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
     def perplexities(self, folder: Path) -> dict[str, float]:
         """Measure a model on every text, each row a window of its own."""
         found = {}
         for name, text in self.texts.items():
             options = EvaluateConfig(model=str(folder), data=str(text), length=self.length, batch=self.batch)
             (entry,) = evaluate(options).values["measurements"]
-            found[name] = entry["models"][str(folder)]["value"]
+            found[name] = entry["models"][str(folder)]["perplexity"]
         return found
 
 
@@ -77,8 +87,10 @@ def cell(bench: Bench, method: str, ratio: float, steps: int, seed: int, room: P
             finetune(FinetuneConfig(model=str(bench.model), **shared))
         else:
             out = bench.model
-    elif method == "optipfair":
-        pruned = optipfair(bench, ratio, room / "pruned", seed=seed)
+    elif method == "scratch":
+        out = scratch(bench, ratio, steps, room / "scratch", seed=seed)
+    elif method in PEERS:
+        pruned = peer(bench, method, ratio, room / "pruned", seed=seed)
         if steps:
             finetune(FinetuneConfig(model=str(pruned), **shared))
         else:
@@ -108,34 +120,52 @@ def cell(bench: Bench, method: str, ratio: float, steps: int, seed: int, room: P
     return found | {"parameters": AutoModelForCausalLM.from_pretrained(out).num_parameters()}
 
 
-def optipfair(bench: Bench, ratio: float, folder: Path, *, seed: int) -> Path:
-    """Prune FFN channels until `ratio` of the parameters of heads and channels is gone."""
-    from optipfair import prune_model
-
+def peer(bench: Bench, method: str, ratio: float, folder: Path, *, seed: int) -> Path:
+    """Prune FFN channels by another tool until `ratio` of the parameters of heads and channels is gone."""
     model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(bench.model)
-    ids = tokenizer(bench.train.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
-    rows = torch.tensor(ids[: len(ids) // bench.length * bench.length]).view(-1, bench.length)
-    draw = torch.Generator().manual_seed(seed)
-    rows = rows[torch.randperm(len(rows), generator=draw)[: bench.tokens // bench.length]]
-    loader = DataLoader(
-        [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows], batch_size=bench.batch
-    )
-    layers = [p for name, p in model.named_parameters() if "proj" in name]
-    ffn = sum(p.numel() for name, p in model.named_parameters() if "mlp" in name and "proj" in name)
-    share = 100 * ratio * sum(p.numel() for p in layers) / ffn
-    prune_model(
-        model, neuron_selection_method="MAW", pruning_percentage=share, dataloader=loader, show_progress=False
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    chosen = bench.rows(seed)[: bench.tokens // bench.length]
+    _save(PEERS[method](model, chosen, ratio / _ffn_share(model)), bench, folder)
     return folder
+
+
+def scratch(bench: Bench, ratio: float, steps: int, folder: Path, *, seed: int) -> Path:
+    """Train all weights of a model with fewer FFN channels from random ones, on as many tokens as the others are tuned on."""
+    config = AutoConfig.from_pretrained(bench.model)
+    with torch.device("meta"):
+        share = ratio / _ffn_share(AutoModelForCausalLM.from_config(config))
+    config.intermediate_size = round(config.intermediate_size * (1 - share) / 8) * 8
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=SCRATCH_LR, weight_decay=0.1)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    rows = bench.rows(seed)
+    for step in range(steps):
+        batch = rows[torch.arange(step * bench.batch, (step + 1) * bench.batch) % len(rows)]
+        model(input_ids=batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        decay.step()
+    _save(model, bench, folder)
+    return folder
+
+
+def _ffn_share(model: Any) -> float:
+    """Return the fraction of the parameters of heads and channels that channels own."""
+    projections = [(name, p.numel()) for name, p in model.named_parameters() if "proj" in name]
+    return sum(count for name, count in projections if "mlp" in name) / sum(count for _, count in projections)
+
+
+def _save(model: Any, bench: Bench, folder: Path) -> None:
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bench.model).save_pretrained(folder)
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, float, int, int]]:
     """Yield method, ratio, steps and seed of every cell."""
     for seed in options.seeds:
         for steps in options.steps:
-            for method in options.methods:
+            for method in (name for name in options.methods if steps or name != "scratch"):
                 yield from ((method, ratio, steps, seed) for ratio in ([0.0] if method == "dense" else options.ratios))
 
 

@@ -21,11 +21,9 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.models.loading import load_config
 from loraprune.pruning.schedule import Schedule
-from loraprune.reporting.plotting import GRID, INK, PALETTE, inline_svg, new_figure, plain_frame, styled
+from loraprune.reporting.plotting import GRID, INK, PALE, PALETTE, inline_svg, new_figure, plain_frame, styled
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures"
-PALE = "#b8bec6"
-"""what belongs to no unit that the figure is about"""
 THEMES = {
     "light": {"--ink": INK, "--grid": GRID, "--pale": "#d3d8de", **{f"--c{n}": one for n, one in enumerate(PALETTE)}},
     "dark": {"--ink": "#e3e6ea", "--grid": "#40454d", "--pale": "#4b525b", "--c0": "#4aa8e8", "--c1": "#f08a3c",
@@ -35,7 +33,7 @@ THEMES = {
 
 def write(name: str, figure: Any) -> None:
     """Write a figure as SVG in the colours of both kinds of page."""
-    svg = inline_svg(figure).replace(PALE, "var(--pale)")
+    svg = inline_svg(figure)
     for theme, colours in THEMES.items():
         text = svg
         for variable, colour in colours.items():

@@ -23,6 +23,7 @@ from tests.shaped import shaped_modules
 install_import_hook(shaped_modules(), "beartype.beartype")
 
 from loraprune import cli  # noqa: E402 (no part of the package may be imported before the hook)
+from loraprune.commands import parser  # noqa: E402
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.load_profile("tests")
@@ -66,5 +67,5 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return SimpleNamespace(values={"target": target})
 
     monkeypatch.setattr(cli, "call", call)
-    monkeypatch.setattr(cli, "check_names", lambda *_: None)  # the files of an example need not be there
+    monkeypatch.setattr(parser, "check_names", lambda *_: None)  # the files of an example need not be there
     return seen

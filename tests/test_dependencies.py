@@ -22,7 +22,10 @@ HOMES = {
     "scipy": ("evaluation.metrics",),
     "bitsandbytes": ("models.quantised",),
     "gguf": ("export",),
+    "shtab": ("commands.help",),
     "zstandard": ("data.files",),
+    "axolotl": ("axolotl",),
+    "pydantic": ("axolotl",),
     "onnxruntime": ("export",),
     "torchao": ("export", "models.quantised"),
     "triton": ("scoring.kernels",),
@@ -30,8 +33,8 @@ HOMES = {
 """library of an extra -> the modules, or packages of modules, that may import it"""
 ON_DEMAND = {"scoring.kernels.eq10"}
 """modules that only functions import, once the library is known to be there"""
-BY_HAND = {"llama_cpp"}
-"""built from source, so no extra brings it"""
+BY_HAND = {"llama_cpp", "axolotl", "pydantic"}
+"""no extra brings it: built from source, or the program that loads this package as a plugin, with what it needs itself"""
 LOADERS = {"import_module", "_import", "_library", "library"}
 """functions that import what a string names"""
 

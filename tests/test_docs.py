@@ -39,12 +39,13 @@ DOCUMENTS = [
         ROOT / "CONTRIBUTING.md",
         ROOT / "AGENTS.md",
         *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "skills").rglob("*.md")),
     )
     if path.is_file()
 ]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"(loraprune(?:\.\w+)+)(?:\(.*\))?")
-FILE = re.compile(r"(?:src|docs|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+")
+FILE = re.compile(r"(?:src|docs|skills|tests|scripts|benchmarks|configs|\.ci)/[\w./-]+")
 EMITTED = {"run.yaml", "report.json", "plan.json", "scores.safetensors", "README.md"}
 
 
@@ -65,6 +66,21 @@ def ticked(path: Path) -> Iterator[str]:
 
 def by_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def links(path: Path) -> list[str]:
+    """Return what a document links to inside the project."""
+    return [link for link in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")) if "://" not in link]
+
+
+def options_in(path: Path) -> set[str]:
+    """Return the options of this package's commands in single backticks."""
+    return {
+        option.replace("-", "_")
+        for word in ticked(path)
+        if not word.startswith(("pip ", "make ", "ruff ", "mypy ", "accelerate ", ".venv", "llama-quantize "))
+        for option in re.findall(r"(?<!\S)--([a-z][a-z_-]*)", word)
+    }
 
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=by_name)
@@ -101,6 +117,8 @@ def test_the_checks_of_documents_have_something_to_check() -> None:
     assert len([word for word in ticked(page["paper"]) if DOTTED.fullmatch(word)]) > 30
     assert len([word for word in ticked(page["paper"]) if FILE.fullmatch(word)]) > 15
     assert len([word for path in DOCUMENTS for word in ticked(path) if DOTTED.fullmatch(word)]) > 60
+    assert len([link for path in DOCUMENTS for link in links(path)]) > 60
+    assert len(options_in(page["paper"])) > 10
 
 
 @every_document
@@ -133,24 +151,27 @@ def test_dotted_names_exist(path: Path) -> None:
 @every_document
 def test_files_exist(path: Path) -> None:
     words = [word for word in ticked(path) if FILE.fullmatch(word)]
-    text = path.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     missing = [word for word in words if not (ROOT / word).exists()]
-    missing += [link for link in links if not (path.parent / link).exists()]
+    missing += [link for link in links(path) if not (path.parent / link).exists()]
     assert missing == []
 
 
 @every_document
 def test_options_exist(path: Path) -> None:
     known = {field.name for command in parser.COMMANDS.values() for field in fields(command.options)}
-    known |= {"config", "recipe", "json", "debug", "help"}
-    used = {
-        option.replace("-", "_")
-        for word in ticked(path)
-        if not word.startswith(("pip ", "make ", "ruff ", "mypy ", "accelerate ", ".venv", "llama-quantize "))
-        for option in re.findall(r"(?<!\S)--([a-z][a-z_-]*)", word)
-    }
-    assert used - known - {"strict"} == set()  # `mypy --strict`
+    known |= {"config", "recipe", "json", "debug", "help", "help_all", "version", "print_completion", "print_config"}
+    assert {option.replace("-", "_") for option in options_in(path)} - known - {"strict"} == set()  # `mypy --strict`
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "skills").rglob("SKILL.md")), ids=by_name)
+def test_a_skill_says_when_it_is_used(path: Path) -> None:
+    _, front, _ = path.read_text(encoding="utf-8").split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert set(values) == {"name", "description"}
+    assert values["name"] == path.parent.name
+    assert 100 < len(values["description"]) <= 1024
+    assert "Use when" in values["description"]
+    assert "loraprune prune" in "".join(code for _, code in blocks(path, ""))
 
 
 def test_the_paper_page_names_functions_options_and_tests() -> None:

@@ -30,8 +30,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("export", "rounds", "api", "merge"),
     ("pipeline",),
     ("commands",),
-    ("cli",),
-    ("__main__",),
+    ("functions", "cli"),
+    ("axolotl", "__main__"),
 )
 FREE = ("",)  # the package itself, which imports on demand
 SHIPPED = "models.layerwise.modeling_loraprune"
@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "pruning",
     "errors",
     "runtime.hub",
+    "runtime.held",
     "registry",
     "groups",
     "families",
@@ -57,6 +58,9 @@ WITHOUT_TORCH = (
     "runtime.output",
     "models.folder",
     "commands.config_file",
+    "commands.names",
+    "config.columns",
+    "models.known_shapes",
     "runtime.launch",
     "config.pruning",
     "config.training",
@@ -64,7 +68,11 @@ WITHOUT_TORCH = (
     "commands.compare.grid",
     "commands.compare.settings",
     "config.commands",
+    "config.describe",
     "config.export",
+    "runtime.run_file",
+    "commands.verbs",
+    "commands.help",
     "config.values",
     "runtime.interrupts",
     "commands.parser",
@@ -237,8 +245,8 @@ HEAVY = "[name for name in ('torch', 'transformers', 'peft', 'datasets', 'accele
     [
         "import loraprune",
         "\n".join(f"import loraprune.{name}" for name in WITHOUT_TORCH),
-        "from loraprune.commands.parser import parse\ntry: parse(['--help'])\nexcept SystemExit as end: assert end.code == 0",
-        "from loraprune.commands.parser import parse\ntry: parse(['prune', '--help'])\nexcept SystemExit as end: assert end.code == 0",
+        "from loraprune.commands.help import answer\nassert answer(['--help'])",
+        "from loraprune.commands.help import answer\nassert answer(['prune', '--help-all'])\nassert 'jsonargparse' not in sys.modules",
         "import loraprune\nassert loraprune.LoRAPruneConfig().ratio == 0.5\nassert loraprune.Span('q', 'out', 1).offset == 0",
     ],
 )

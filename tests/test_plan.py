@@ -38,7 +38,9 @@ def test_a_plan_survives_its_file(choice: tuple[dict[str, int], Kept, Kept]) -> 
 @given(choices())
 def test_positions_lead_from_the_present_units_to_the_smaller_plan(choice: tuple[dict[str, int], Kept, Kept]) -> None:
     units, kept, fewer = choice
-    for name, places in Plan(units, kept).positions(Plan(units, fewer)).items():
+    positions = Plan(units, kept).positions(Plan(units, fewer))
+    assert positions.keys() == units.keys()
+    for name, places in positions.items():
         assert tuple(kept[name][place] for place in places) == fewer[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,22 @@ def test_a_public_name_is_its_homes_own_and_documented(name: str) -> None:
     assert thing is getattr(import_module(f"loraprune.{loraprune._HOMES[name]}"), name)
     assert thing.__module__.startswith(f"loraprune.{loraprune._HOMES[name]}")
     assert (inspect.getdoc(thing) or "").strip()
+
+
+def test_a_person_finds_the_names_and_the_version() -> None:
+    assert set(loraprune.__all__) | {"__version__"} == set(dir(loraprune))
+    assert loraprune.__version__ == version("loraprune")
+    assert all(
+        name in (loraprune.__doc__ or "") for name in ("prune", "plan", "evaluate", "export", "LoRAPruneCallback")
+    )
+
+
+@pytest.mark.parametrize("name", ["plan", "export"])
+def test_a_function_is_not_replaced_by_the_module_of_its_name(name: str) -> None:
+    module = import_module(f"loraprune.{name}")
+    assert inspect.ismodule(module)  # the control: there is one
+    assert inspect.isfunction(getattr(loraprune, name))
+    assert inspect.ismodule(loraprune.groups)
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -139,6 +140,27 @@ def test_units_that_are_not_masked_after_the_last_round_are_noticed(
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_damaged_after_the_last_round_are_noticed(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is every other run here: copied as they are, the weights pass."""
+    real, copied = shutil.copytree, []
+
+    def damaging(source: Path, target: Path, **options: Any) -> Path:
+        place = Path(real(source, target, **options))
+        weights = load_file(place / "model.safetensors")
+        weights["model.layers.0.mlp.down_proj.weight"] *= -1
+        save_file(weights, place / "model.safetensors", {"format": "pt"})
+        copied.append(source.name)
+        return place
+
+    monkeypatch.setattr(shutil, "copytree", damaging)
+    with pytest.raises(VerificationError, match="masked and sliced"):
+        pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2))
+    assert copied == ["2"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("where", "step"), [(1, 3), (2, 3), (2, 5)])
 def test_a_resumed_run_ends_with_the_same_bytes(
     where: int, step: int, inputs: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +227,7 @@ def test_finished_rounds_with_other_options_are_refused_and_kept(
         ({"rounds": 2, "scores": "scores.safetensors"}, "--rounds 2 --scores"),
         ({"rounds": 2, "steps": 0}, "--rounds 2 --steps 0"),
         ({"rounds": 4, "steps": 3}, "give at least 4"),
-        ({"rounds": 2, "heads": 4, "ffn": 32}, "widths by hand"),
+        ({"rounds": 2, "heads": 4, "ffn": 32}, "explicit widths"),
         ({"rounds": 2, "teacher": "copy"}, "--teacher copy"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: understand it, call one library function, print the result. Imports torch only when something runs."""
+"""The command line: parse it, call one library function, print the result. Imports torch only when something runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loraprune.commands.parser import COMMANDS, USAGE, check_names, make_options, parse
+from loraprune.commands.help import answer
+from loraprune.commands.verbs import COMMANDS
 from loraprune.errors import LoraPruneError, VerificationError, hide_secrets, problems_of
 from loraprune.runtime import launch
 from loraprune.runtime.interrupts import Interrupted, handled
 
+USAGE = 2
+"""exit code of wrong input"""
 LONGEST = 2000
-"""characters of a message; a value that is quoted in it may be a whole file"""
+"""characters of a message, which may quote a whole file"""
 
 
 def call(target: str, *arguments: Any) -> Any:
@@ -29,6 +32,8 @@ def call(target: str, *arguments: Any) -> Any:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and carry out one command; the result goes to stdout."""
+    from loraprune.commands.parser import check_names, make_options, parse  # its libraries are not needed for help
+
     verb, parsed = parse(arguments)
     launch.check_launch(verb)
     command = COMMANDS[verb]
@@ -44,11 +49,11 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 the input is wrong, 1 anything else."""
+    """Run one command and return its exit code: 0 for success, 2 for wrong input, 1 for any other failure."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("loraprune").setLevel(logging.INFO if launch.is_first() else logging.CRITICAL)
-    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # on import they tell which kernels are lacking
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # on import they log which kernels are missing
         logging.getLogger(library).setLevel(logging.ERROR)
     # Deprecations inside the libraries are for our tests (where they are errors), not for users.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -57,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = not {"--debug", "--debug=true"}.isdisjoint(arguments) and "--debug=false" not in arguments
     try:
         with handled():
-            run(arguments)
+            if (text := answer(arguments)) is None:
+                run(arguments)
+            else:
+                print(text, end="")
+                return 0 if arguments else USAGE
     except KeyboardInterrupt as interrupt:
         if launch.is_first():
             print(f"loraprune: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)

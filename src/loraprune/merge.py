@@ -27,7 +27,6 @@ from loraprune.models.quantised import dequantise_
 from loraprune.models.saving import cast_weights_, round_weights_, save_model
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
-from loraprune.pruning.method import PruningMethod
 from loraprune.pruning.verify import (
     Checks,
     UnitSums,
@@ -39,7 +38,7 @@ from loraprune.pruning.verify import (
     rounding_noise,
     unit_sums,
 )
-from loraprune.training.setup import DenseFacts, RunModel, RunSetup
+from loraprune.training.setup import RunModel, RunSetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +60,10 @@ class Merged:
     """that merging itself took"""
 
 
-def merge(setup: RunSetup, run: RunModel, dense: DenseFacts, pruner: PruningMethod | None) -> Merged:
+def merge(setup: RunSetup, run: RunModel) -> Merged:
     """Merge LoRA: `run` holds a model without adapters afterwards, its weights rounded to the precision of the file."""
     began = time.perf_counter()
-    adapted, run.adapted = run.adapted, None
+    pruner, adapted, run.adapted = run.pruner, run.adapted, None
     assert adapted is not None
     groups = pruner.groups if pruner else setup.groups
     probe = probe_of(run.model)
@@ -83,33 +82,24 @@ def merge(setup: RunSetup, run: RunModel, dense: DenseFacts, pruner: PruningMeth
     checks.adapted_vs_merged = checks.compare(
         "adapted and merged model", before, merged, rounded=setup.config.quantize == "8bit" and not dequantised
     )
-    round_weights_(run.model, dense.stored)
+    round_weights_(run.model, run.dense.stored)
     logits = logits_of(run.model, probe)
     checks.rounding = difference(merged, logits)
     return Merged(groups, plan, sums, changed, logits, run.model.dtype, checks, seconds)
 
 
-def save(setup: RunSetup, run: RunModel, dense: DenseFacts, merged: Merged, folder: Path) -> None:
+def save(setup: RunSetup, run: RunModel, merged: Merged, folder: Path) -> None:
     """Write the merged model with its tokenizer or image processor, and free its memory."""
-    cast_weights_(run.model, dense.stored)
+    cast_weights_(run.model, run.dense.stored)
     save_model(
-        run.model, folder, config=dense.config, groups=merged.groups, counts=merged.plan.counts(), dtype=dense.stored,
+        run.model, folder, config=run.dense.config, groups=merged.groups, counts=merged.plan.counts(), dtype=run.dense.stored,
         max_shard_size=setup.config.max_shard_size,
     )  # fmt: skip
     run.free()
     setup.data.processor.save_pretrained(folder)
 
 
-def verify(
-    setup: RunSetup,
-    run: RunModel,
-    dense: DenseFacts,
-    merged: Merged,
-    folder: Path,
-    *,
-    pruner: PruningMethod | None,
-    show: Showcase,
-) -> None:
+def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: Showcase) -> None:
     """Compare what was merged with the masked dense model and with the model that the folder gives, which `run` then holds.
 
     No two models are in memory at any time: the dense one is filled from the files, tensor by tensor.
@@ -122,10 +112,10 @@ def verify(
         stored = stored_tensors(saved, folder, Path(spare))
         del saved
         gc.collect()
-        full, _ = setup.load_dense(dense.dtype, quantisation=setup.quantisation)
+        full, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
         dequantise_(full)
-        if pruner:
-            pruner.check_saved(folder, full)
+        if run.pruner:
+            run.pruner.check_saved(folder, full)
         expected = unit_sums(full, merged.groups, plan=plan, changed=merged.changed)
         with checks.findings.check():
             check_units(expected, merged.sums, rounded=setup.config.quantize == "4bit")
@@ -134,10 +124,10 @@ def verify(
         before = numbered_as_before({name: name for name in stored}, plan.counts())
         masked = masked_logits(full, stored.named(before), merged.groups, plan, probe)
     as_computed: Any = full
-    as_computed = as_computed.to(dense.dtype)
+    as_computed = as_computed.to(run.dense.dtype)
     show.time("dense", as_computed, Path(resolve(setup.config.model)))
     del full, as_merged, as_computed
     gc.collect()
     checks.masked_vs_sliced = checks.compare("masked and sliced model", masked, merged.logits)
     checks.sliced_vs_reloaded = checks.compare("sliced and reloaded model", merged.logits, reloaded)
-    run.model, _ = load_with_head(str(folder), head, device=setup.device, dtype=dense.dtype)
+    run.model, _ = load_with_head(str(folder), head, device=setup.device, dtype=run.dense.dtype)

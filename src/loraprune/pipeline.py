@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
-from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.samples import Showcase
 from loraprune.merge import merge, save, verify
 from loraprune.pruning.verify import unverified_if_it_fails
@@ -28,7 +27,7 @@ from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.fit import fit
 from loraprune.training.record import Training
 from loraprune.training.resume.run import newest_checkpoint
-from loraprune.training.setup import DenseFacts, RunModel, RunSetup, check_run, load_run
+from loraprune.training.setup import RunModel, RunSetup, check_run, load_run
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +61,13 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
         with together():
             checkpoint = newest_checkpoint(workspace, config) if config.resume else None
             setup = check_run(config)
-            held, dense = load_run(setup)
+            held = load_run(setup)
             logger.info(
                 "%s: %s parameters; judged first by %d held-out rows, then trained with %d",
-                config.model, f"{dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
+                config.model, f"{held.dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
             )  # fmt: skip
-            before = setup.task.judge(held.model, setup.data, config.batch)
-        show = Showcase(setup.data.held_out, setup.data.processor, wanted=config.html and launch.is_first())
+            show = Showcase(setup.task, setup.data, config.batch, wanted=config.html and launch.is_first())
+            show.judge("dense", held.model)
         show.write("dense", held.model)
         callback = None
         if setup.goal:
@@ -76,36 +75,28 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
                 config.pruning(), guarded=True, goal=setup.goal, folder=workspace / BLOCKS, clip=config.clip
             )
         # At every step the callback scores and averages before the update, and removes after it where the schedule says so.
-        training = fit(setup, held, dense, callback, workspace, checkpoint)
-        return first_alone(lambda: _finish(setup, held, dense, callback, folder, training, before, show, began))
+        training = fit(setup, held, callback, workspace, checkpoint)
+        return first_alone(lambda: _finish(setup, held, training, show, folder, began))
 
 
-def _finish(  # noqa: PLR0913
-    setup: RunSetup,
-    held: RunModel,
-    dense: DenseFacts,
-    callback: LoRAPruneCallback | None,
-    folder: Path,
-    training: Training,
-    before: Measured,
-    show: Showcase,
-    began: float,
-) -> Report:
+def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase, folder: Path, began: float) -> Report:
     """Merge, save, verify, evaluate and report."""
-    config, pruner = setup.config, callback.pruner if callback else None
-    merged = merge(setup, held, dense, pruner)
+    config, pruner = setup.config, held.pruner
+    merged = merge(setup, held)
     training.seconds += merged.seconds
-    save(setup, held, dense, merged, folder)
+    save(setup, held, merged, folder)
     with unverified_if_it_fails():
-        verify(setup, held, dense, merged, folder, pruner=pruner, show=show)
-        after = setup.task.judge(held.model, setup.data, config.batch)
+        verify(setup, held, merged, folder, show)
+        show.judge("pruned", held.model)
         show.time("pruned", held.model, folder)
         show.write("pruned", held.model)
         report = make_report(
-            config, quality=Quality(setup.task, before, after, Shown(**show.to_json())), training=training,
+            config, training=training,
+            quality=Quality(setup.task, show.measured["dense"], show.measured["pruned"], Shown(**show.to_json())),
             removed=pruner.removed() if pruner else None,
-            verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=dense.noise),
-            parameters=(dense.parameters, held.model.num_parameters()), plan=merged.plan, seconds=time.perf_counter() - began,
+            verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=held.dense.noise),
+            parameters=(held.dense.parameters, held.model.num_parameters()), plan=merged.plan,
+            seconds=time.perf_counter() - began,
         )  # fmt: skip
         scores, history = (pruner.unit_scores(), pruner.noted_scores()) if pruner else (None, {})
         write_folder(folder, report, config, scores=scores, history=history)

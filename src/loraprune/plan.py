@@ -79,10 +79,6 @@ class Plan:
         """Return group -> how many units are kept."""
         return {name: len(kept) for name, kept in self.kept.items()}
 
-    def by_group(self) -> dict[str, dict[str, int]]:
-        """Return group -> how many units there were and how many are kept."""
-        return {name: {"dense": self.units[name], "kept": len(kept)} for name, kept in self.kept.items()}
-
     def to_json(self) -> str:
         """Return the text of a plan.json."""
         groups = {name: {"units": self.units[name], "kept": list(kept)} for name, kept in self.kept.items()}

@@ -9,22 +9,19 @@ import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
-from loraprune.config.commands import KNOWN
-from loraprune.data import naming, open_source
+from loraprune.data import OWN_NAMES, Columns, naming, open_source
 from loraprune.data.images.benchmarks import find_benchmark
-from loraprune.errors import SECRET, Findings
+from loraprune.errors import Findings
 from loraprune.evaluation.tasks import Request, choose_task, find_task
 from loraprune.families import find_groups
 from loraprune.models.folder import check_weights
-from loraprune.models.known_shapes import published_config
 from loraprune.models.loading import load_config, resolve
 from loraprune.runtime.device import choose_device
-from loraprune.runtime.hub import SUFFIXES, data_suffix, needs_no_hub, without_hub
+from loraprune.runtime.hub import SUFFIXES, data_suffix, needs_no_hub, parts
 
 TRAINED = ("groups", "data", "weights")
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -39,12 +36,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "export": ("groups", "weights"),
 }
 """command -> what it needs of a model besides its configuration; the demo brings its own"""
-DESCRIBING = ("inspect", "plan")
-"""commands that know the shapes of published models without their files"""
-JUDGING = ("evaluate", "compare-models")
-"""commands that train on nothing: their data are held out"""
-MODELS = ("model", "against", "models")
-"""options that name a model, or several"""
 
 
 def check_model(
@@ -64,9 +55,10 @@ def check_model(
         config = load_config(model, trust_remote_code=trust_remote_code)
         if "groups" in needs:
             find_groups(config)
-    if "weights" in needs and os.path.isdir(model):
+    base, _ = parts(model)
+    if "weights" in needs and os.path.isdir(base):
         with found.check():
-            check_weights(Path(model))
+            check_weights(Path(base))
     return config
 
 
@@ -78,31 +70,32 @@ def check_data(
     found: Findings,
     *,
     task: str | None,
+    columns: Columns = OWN_NAMES,
     trust_remote_code: bool = False,
 ) -> None:
     """Look at what is trained on, at what is judged by, and at what makes a model's inputs of both; all of it is read.
 
     Without the model's configuration, which `check_model` reads, only texts are looked at.
     """
-    read: Callable[[str, str], object] = _read_texts
+    read: Callable[[str, str, Columns], object] = _read_texts
     if config is not None:
         with found.check():
             name = data or held_out
-            task_of = choose_task(config, task, data=name) if name else find_task(config, task)
+            task_of = choose_task(config, task, data=name, columns=columns) if name else find_task(config, task)
             read = task_of.read
             task_of.processor(Request(model, config, data, held_out, 0, trust_remote_code=trust_remote_code))
     for option, name, part in (("--data", data, "train"), ("--eval" if data else "--data", held_out, "held_out")):
         if name:
             with found.check(), naming(option):
-                read(name, part)
+                read(name, part, columns)
 
 
-def _read_texts(name: str, part: str) -> object:
+def _read_texts(name: str, part: str, columns: Columns) -> object:
     """Read a source that is surely one of texts, or leads nowhere."""
     folders = glob.glob(os.path.join(glob.escape(name), "*", ""))
     nowhere = needs_no_hub(name) and not os.path.exists(os.path.expanduser(name)) and not find_benchmark(name)
     if nowhere or data_suffix(name) in SUFFIXES or (os.path.isdir(name) and not folders):
-        return open_source(name).read(part)
+        return open_source(name, columns).read(part)
     return None
 
 
@@ -113,6 +106,7 @@ def check_judged(
     *,
     device: str,
     task: str | None = None,
+    columns: Columns = OWN_NAMES,
     trust_remote_code: bool = False,
 ) -> tuple[torch.device, dict[str, PreTrainedConfig]]:
     """Look at everything that a command which measures models is given, and return the device and the models' configurations.
@@ -128,7 +122,9 @@ def check_judged(
         config = check_model(model, NEEDS[command], found, trust_remote_code=trust_remote_code)
         configs |= {model: config} if config else {}
         for text in texts:
-            check_data(model, config, None, text, found, task=task, trust_remote_code=trust_remote_code)
+            check_data(
+                model, config, None, text, found, task=task, columns=columns, trust_remote_code=trust_remote_code
+            )
     found.raise_all()
     return chosen, configs
 
@@ -136,29 +132,3 @@ def check_judged(
 def reference_first(model: str, against: str | None) -> list[str]:
     """Return the models that a command measures, each once: the one that it compares with comes first."""
     return list(dict.fromkeys(name for name in (against, model) if name))
-
-
-def local_problems(command: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the models and data that options name, as far as that shows without the hub.
-
-    For options some of which are wrong already: the hub is not asked for anything then.
-    """
-    found, needs, trust = Findings(), NEEDS.get(command, ()), bool(values.get("trust_remote_code"))
-    texts: Sequence[str | None] = _visible(values.get("data")) or [None]
-    held_out = next(iter(_visible(values.get("eval"))), None)
-    pairs = [(None, text) if command in JUDGING else (text, held_out) for text in texts]
-    # What is pushed may be no checkpoint of transformers.
-    named = MODELS if command != "push" else ()
-    models = [name for option in named for name in _visible(values.get(option))]
-    if command in DESCRIBING:
-        models = [name for name in models if name != KNOWN and published_config(name) is None]
-    configs = {model: check_model(model, needs, found, trust_remote_code=trust) for model in models}
-    for model in (models or [""]) if "data" in needs else []:
-        for data, judged in pairs:
-            check_data(model, configs.get(model), data, judged, found, task=values.get("task"), trust_remote_code=trust)
-    return found.problems()
-
-
-def _visible(value: str | list[str] | None) -> list[str]:
-    """Return what can be looked at without the hub of an option; what holds a token is told already."""
-    return [name for name in without_hub(value) if not SECRET.search(name)]

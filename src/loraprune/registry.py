@@ -5,11 +5,25 @@ Knows nothing about what it holds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from loraprune.errors import LoraPruneError, nearest
 
 Entry = TypeVar("Entry")
+
+_ADDED: dict[str, set[str]] = {}
+
+
+def added(what: str) -> frozenset[str]:
+    """Return the names that registries of a kind have been given so far, without importing what would add more."""
+    return frozenset(_ADDED.get(what, ()))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the line about a name that is not known."""
+    names = sorted(known)
+    return f"unknown {what} {name!r}{nearest(name, names)}: known are {', '.join(names)}"
 
 
 class Registry(Generic[Entry]):
@@ -26,14 +40,12 @@ class Registry(Generic[Entry]):
         if name in self._entries:
             raise ValueError(f"the {self.what} {name!r} is registered already: choose another name")
         self._entries[name] = entry
+        _ADDED.setdefault(self.what, set()).add(name)
 
     def get(self, name: str) -> Entry:
         """Return the entry of a name, or raise the registry's error with the nearest known name."""
         if name not in self._entries:
-            known = ", ".join(sorted(self._entries))
-            raise self.error(
-                f"unknown {self.what} {name!r}{nearest(name, self._entries)}: known are {known}{self.remedy}"
-            )
+            raise self.error(unknown(self.what, name, self._entries) + self.remedy)
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.config.training import WITHOUT_EFFECT, PruneConfig
+from loraprune.config.training import WITHOUT_EFFECT, PruneConfig, as_dict
 from loraprune.evaluation.tasks import tasks
 from loraprune.families import find_groups
 from loraprune.models.loading import load_config, load_with_head
@@ -35,6 +35,7 @@ from loraprune.reporting.report import Report, read_report
 from loraprune.reporting.write import write_folder
 from loraprune.runtime.device import choose_device, choose_dtype
 from loraprune.runtime.processes import first_alone, joined
+from loraprune.runtime.run_file import write_run
 from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
 from loraprune.training.resume.run import check_options, options_of
 
@@ -69,14 +70,22 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
+        first_alone(lambda: _store_options(config, folder.parent, begun=False))
         aim = preview(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
         reports: list[Report] = []
         for turn, place in enumerate(places):
             before = [report.removed for report in reports if report.removed]
             _run_round(round_config(config, turn, places, before, aim=aim), places[turn:], prune)
+            first_alone(lambda: _store_options(config, folder.parent, begun=True))
             reports.append(read_report(place))
         return first_alone(lambda: _write_last(config, folder, places, reports))
+
+
+def _store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None:
+    """Store the options of the whole run for `loraprune resume`; those of an unfinished run stay until a round has replaced it."""
+    if begun or not has_checkpoints(workspace):
+        write_run(workspace, config.job, as_dict(config))
 
 
 def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report]) -> Report:
@@ -84,7 +93,7 @@ def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], repor
     shutil.copytree(places[-1], folder, dirs_exist_ok=True)
     plan, scores = composed(places)
     report = report_of_rounds(config, reports, plan)
-    found = _masked_vs_sliced(config, folder, plan, report.task)
+    found = _masked_vs_sliced(config, folder, plan, places[-1], report.task)
     report = replace(report, verification=replace(report.verification, masked_vs_sliced=found))
     write_folder(folder, report, config, scores=scores)
     return report
@@ -141,15 +150,21 @@ def composed(places: Sequence[Path]) -> tuple[Plan, dict[str, Float[Tensor, " un
     return plan, scores
 
 
-def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, job: str) -> float:
-    """Compare the result with the dense model that holds its weights and is masked by the plan of the whole run."""
+def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, last: Path, job: str) -> float:
+    """Compare the dense model, given the weights in `folder` and masked by the plan of the whole run, with that of the `last` round.
+
+    The two are read from different files, so that weights of `folder` that are not those the round has verified are noticed.
+    """
     device = choose_device(config.device)
     known = load_config(config.model, trust_remote_code=config.trust_remote_code)
     dtype = choose_dtype(config.dtype, device, known.dtype)
     task = tasks.get(job)
+    verified, _ = load_with_head(str(last), task.head, device=device, dtype=dtype)
+    probe = probe_of(verified)
+    sliced = logits_of(verified, probe)
+    del verified
+    gc.collect()
     saved, _ = load_with_head(str(folder), task.head, device=device, dtype=dtype)
-    probe = probe_of(saved)
-    sliced = logits_of(saved, probe)
     decided = {name: getattr(saved.config, name) for name in HEAD_KEYS if hasattr(saved.config, name)}
     dtype = saved.dtype
     with tempfile.TemporaryDirectory(dir=folder.parent) as spare:

@@ -18,6 +18,7 @@ COMMANDS = (
     "plan",
     "prune",
     "finetune",
+    "resume",
     "evaluate",
     "benchmark",
     "report",

@@ -22,10 +22,7 @@ import contextlib, io, sys
 from loraprune.cli import main
 for arguments in [["--help"], *([name, "--help"] for name in {COMMANDS!r})]:
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        try:
-            main(arguments)
-        except SystemExit as stop:
-            assert stop.code == 0, arguments
+        assert main(arguments) == 0, arguments
     assert "usage: loraprune" in out.getvalue()
 print([name for name in ("torch", "transformers", "peft", "datasets") if name in sys.modules])
 """
@@ -35,23 +32,18 @@ print([name for name in ("torch", "transformers", "peft", "datasets") if name in
 
 
 def test_help_names_every_command_and_the_text_of_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
-    assert stop.value.code == 0
+    assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
-    with pytest.raises(SystemExit):
-        cli.main(["prune", "--help"])
+    assert cli.main(["prune", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for option in ("--ratio", "--config", "--json", "--overwrite", "--criterion"):
+    for option in ("--ratio", "--config", "--json", "--overwrite", "--help-all"):
         assert option in shown
     assert "fraction of the prunable parameters to remove" in shown
 
 
 def test_no_command_shows_the_help_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([])
-    assert stop.value.code == 2
+    assert cli.main([]) == 2
     assert "prune" in capsys.readouterr().out
 
 

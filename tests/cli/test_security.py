@@ -59,6 +59,8 @@ def test_pickles_beside_safetensors_are_not_read(case: Case, capfd: pytest.Captu
     (case.model / "pytorch_model.bin").write_bytes(pickle.dumps(Mark(case.root / "ran")))
     run(capfd, *evaluate(case))
     assert not (case.root / "ran").exists()
+    pickle.loads((case.model / "pytorch_model.bin").read_bytes())
+    assert (case.root / "ran").exists()  # the control
 
 
 def test_scores_are_no_pickle_either(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +68,8 @@ def test_scores_are_no_pickle_either(case: Case, capfd: pytest.CaptureFixture[st
     scores.write_bytes(pickle.dumps(Mark(case.root / "ran")))
     refused(case.arguments(scores=str(scores)), capfd, "--scores", root=case.root)
     assert not (case.root / "ran").exists()
+    pickle.loads(scores.read_bytes())
+    assert (case.root / "ran").exists()  # the control
 
 
 # Code and paths

@@ -78,6 +78,8 @@ def test_code_in_the_folder_is_never_run(
     run(capfd, *inspect)
     run(capfd, "evaluate", "--model", str(layerwise), "--data", str(case.text), "--length", "32", *flag)
     assert not mark.exists()
+    exec(evil)
+    assert mark.exists()  # the control
 
 
 @pytest.mark.parametrize(

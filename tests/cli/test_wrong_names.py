@@ -1,16 +1,20 @@
-"""A name that leads nowhere is known before torch is imported; models in other forms are named with what to do."""
+"""A name that leads nowhere, and any wrong option, is told before torch is imported."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loraprune.config.base import TASKS
+from loraprune.config.export import FORMATS
+from loraprune.config.pruning import CRITERIA
 from loraprune.errors import CheckpointError
+from loraprune.evaluation.tasks import tasks
+from loraprune.export import formats
 from loraprune.models import loading
-from tests.cli.cases import Case, python, refused
+from loraprune.scoring.criteria import criteria
+from tests.cli.cases import Case, python
 
 RUN = """
 import sys
@@ -21,31 +25,68 @@ sys.exit(code)
 """
 
 
+USED = {
+    **dict.fromkeys(("prune", "finetune", "compare", "evaluate"), ("model", "data")),
+    **dict.fromkeys(("plan", "inspect", "benchmark", "export"), ("model",)), "compare-models": (),
+}  # fmt: skip
+"""options that a command cannot do without, or is given here"""
+GOOD = {"model": "{0}/model", "data": "{0}/text.txt"}
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("command", "options", "words"),
     [
-        ["prune", "--model", "./none", "--data", "stdlib", "--output", "{}/out"],
-        ["prune", "--model", "./none", "--data", "none.jsonl", "--output", "{}/out", "--rank", "0"],
-        ["plan", "--model", "./none"], ["inspect", "--model", "./none"], ["evaluate", "--model", "org/name", "--data", "none.txt"],
+        ("prune", {"model": "./none"}, ["--model ./none: no such f"]),
+        ("prune", {"data": "none.jsonl", "rank": "0"}, ["'none.jsonl': no such f", "--rank 0"]),
+        ("prune", {"eval": "none.jsonl"}, ["--eval 'none.jsonl': no such f"]),
+        ("prune", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
+        ("prune", {"criterion": "wando"}, ["did you mean 'wanda'"]),
+        ("prune", {"ratio": "2"}, ["--ratio 2"]),
+        ("prune", {"model": "{0}/model+./none"}, ["behind the + is no folder"]),
+        ("prune", {"columns": "txt=body"}, ["did you mean 'text'"]),
+        ("finetune", {"data": "org/none"}, ["--data 'org/none'", "HF_HUB_OFFLINE is set"]),
+        ("finetune", {"steps": "many"}, ["--steps many"]),
+        ("plan", {"model": "./none"}, ["no such f"]),
+        ("plan", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
+        ("plan", {"ratio": "7"}, ["--ratio 7"]),
+        ("inspect", {"model": "./none"}, ["no such f"]),
+        ("evaluate", {"data": "none.txt"}, ["no such f"]),
+        ("evaluate", {"against": "./none"}, ["no such f"]),
+        ("evaluate", {"task": "causal"}, ["did you mean 'causal-lm'"]),
+        ("evaluate", {"limit": "3"}, ["--limit 3", "--tasks"]),
+        ("benchmark", {"against": "./none"}, ["no such f"]),
+        ("benchmark", {"formats": "gguff"}, ["--formats gguff"]),
+        ("export", {"format": "onx"}, ["did you mean 'onnx'"]),
+        ("export", {"model": "./none"}, ["no such f"]),
+        ("compare", {"baselines": "[tune]"}, ["--baselines tune"]),
+        ("compare-models", {"models": "[{0}/model, ./none]"}, ["no such f"]),
     ],
-    ids=lambda arguments: " ".join(arguments[:5]),
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )  # fmt: skip
-def test_a_name_that_leads_nowhere_is_told_without_torch(arguments: list[str], tmp_path: Path) -> None:
-    done = python("-c", RUN, *(part.format(tmp_path) for part in arguments))
+def test_what_shows_without_a_library_is_told_without_it(
+    command: str, options: dict[str, str], words: list[str], case: Case
+) -> None:
+    needs_output = command in ("prune", "finetune", "export", "compare")
+    given = {name: value for name, value in GOOD.items() if name in USED[command]}
+    given |= {"output": "{0}/out"} if needs_output else {}
+    flags = [part.format(case.root) for name, value in (given | options).items() for part in (f"--{name}", value)]
+    done = python("-c", RUN, command, *flags)
     assert done.returncode == 2, done.stderr
-    assert "no such f" in done.stderr
-    assert ("--rank 0" in done.stderr) == ("--rank" in arguments)
+    assert done.stderr.count("loraprune: error: ") == len(done.stderr.splitlines())
+    for word in words:
+        assert word in done.stderr
 
 
-def test_a_gguf_file_is_told_what_to_name_instead(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
-    (case.root / "m.gguf").write_bytes(b"GGUF")
-    refused(case.arguments(model=str(case.root / "m.gguf")), capfd, "GGUF", "16- or 32-bit", root=case.root)
+def test_the_control_needs_torch(case: Case) -> None:
+    (case.root / "text.txt").write_bytes(b"")
+    done = python("-c", RUN, *case.arguments())
+    assert "AssertionError" in done.stderr
 
 
-def test_an_adapter_is_told_how_it_is_merged(case: Case, capfd: pytest.CaptureFixture[str]) -> None:
-    (case.root / "a").mkdir()
-    (case.root / "a" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    refused(case.arguments(model=str(case.root / "a")), capfd, "load org/base", "merge_and_unload", root=case.root)
+def test_names_that_are_known_at_once_are_those_that_are_registered() -> None:
+    assert set(CRITERIA) - {"auto"} <= set(criteria.names())  # tests register others
+    assert set(TASKS) == set(tasks.names())
+    assert set(FORMATS) == set(formats.names())
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, no_network: list[object]) -> None:

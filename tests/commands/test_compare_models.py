@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraprune import cli
-from loraprune.commands import compare_models, parser
+from loraprune.commands import compare_models
 from loraprune.config.commands import CompareModelsConfig
 from loraprune.errors import ConfigError
 from tests.cli.cases import refused
@@ -67,20 +67,9 @@ def test_every_model_is_in_the_legend_of_the_plot(root: Path) -> None:
     assert texts == [" _small", "$x_1$", f"…{names[2][-35:]}"]
 
 
-def test_words_before_the_options_are_the_models() -> None:
-    assert parser.name_words(["compare-models", "A", "B", "--data", "D"]) == [
-        "compare-models",
-        '--models=["A", "B"]',
-        "--data",
-        "D",
-    ]
-    assert parser.name_words(["prune", "--model", "M"]) == ["prune", "--model", "M"]
-    assert parser.name_words(["compare-models", "--models", "[A]"]) == ["compare-models", "--models", "[A]"]
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"models": ["a"]}, "--models names 1: at least two are needed"), ({"models": ["a", "b", "a"]}, "a: named twice"),
+    [({"models": ["a"]}, "--models a: at least two models are needed"), ({"models": ["a", "b", "a"]}, "--models a: given twice"),
      ({"models": ["a", "b"], "length": 1}, "--length 1"), ({"models": ["a", "b"], "repeats": 0}, "--repeats 0")],
 )  # fmt: skip
 def test_wrong_options_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -20,7 +20,7 @@ def test_so_many_rows_are_measured_and_said(tmp_path: Path, caplog: pytest.LogCa
             options = EvaluateConfig(model=model, data=text, length=32, rows=rows, device="cpu")
             found[rows] = evaluate(options).values["models"][model]["protocol"]["rows"]
     assert found[3] == 3 < found[None]
-    assert f"measured on 3 rows of {text}" in caplog.text
+    assert f"evaluating on 3 rows of {text}" in caplog.text
 
 
 def test_no_rows_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

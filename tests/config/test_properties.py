@@ -19,10 +19,12 @@ from loraprune.errors import ConfigError
 from loraprune.pruning.schedule import ScheduleName
 
 NAMED = st.text("abcé _-:#'\"{}[]&*!|>%@`1\n", min_size=1, max_size=12).filter(str.strip)
+WORDS = st.sampled_from(["#x", "~", "yes", "null and void", "0x10", "2:4", "[a", "a: b", "&a", "!x", "- "])
+"""what YAML takes for something else than a text"""
 FRACTION = st.floats(0, 0.45)
 GOOD: dict[str, st.SearchStrategy[Any]] = {
     "data": NAMED,
-    "eval": st.none() | NAMED.filter(lambda text: "#" not in text),  # known: a comment to YAML
+    "eval": st.none() | NAMED | WORDS, "task": st.none() | WORDS,
     "ratio": FRACTION, "steps": st.none() | st.integers(1, 10**6),
     "lr": st.floats(1e-12, 10), "clip": st.floats(0, 1e6), "seed": st.integers(0, 2**32 - 1), "rank": st.integers(1, 4096),
     "alpha": st.floats(1e-6, 1e6), "dropout": FRACTION, "decay": FRACTION, "warmup": FRACTION, "cooldown": FRACTION,
@@ -68,6 +70,35 @@ def test_any_number_is_accepted_or_refused_in_a_sentence_that_names_its_option(
         for problem in error.args:
             assert any(f"--{name.replace('_', '-')} " in problem.replace("_", "-") for name in changes), problem
             assert "\n" not in problem
+
+
+def test_numbers_of_both_kinds_are_refused() -> None:
+    """The control of the test above, which passes where nothing is refused."""
+    with pytest.raises(ConfigError) as caught:
+        PruneConfig(model="m", data="d", output=OUTPUT, rank=0, lr=-1.0)
+    assert [name for name in ("--rank 0", "--lr -1.0") if any(name in problem for problem in caught.value.args)] == [
+        "--rank 0", "--lr -1.0",
+    ]  # fmt: skip
+
+
+@given(
+    st.sampled_from(["model", "data", "eval", "output", "task", "parameters", "reference"]),
+    NAMED | WORDS | st.just("1e3"),
+)
+@settings(max_examples=20)
+def test_a_text_is_what_was_typed(option: str, text: str) -> None:
+    needed = {"model": "m", "data": "d", "output": OUTPUT} | {option: text}
+    words = [f"--{name}={value}" for name, value in needed.items()]
+    assert parser.parse(["compare", *words])[1][option] == text
+
+
+def test_null_is_the_one_word_for_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\ndata: d\noutput: o\neval: e\nsteps: 3\n")
+    parsed = parser.parse(["prune", "--config", str(tmp_path / "run.yaml"), "--eval", "null", "--steps", "null"])[1]
+    assert (parsed["eval"], parsed["steps"]) == (None, None)
+    for word in ("#5", "~"):
+        assert cli.main(["prune", "--config", str(tmp_path / "run.yaml"), "--steps", word]) == 2
+        assert f"--steps {word}: a whole number or null is needed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ratio", "seed", "overwrite", "schedule"])

@@ -233,5 +233,6 @@ def test_real_answers_read_back_from_their_targets(name, shared, tmp_path):
 def test_every_real_row_has_a_target(length, shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "llama-stories-3m")
     rows = load_rows(str(shared / "data" / "instruct" / "chat-500.jsonl"), tokenizer, length=length)
+    assert len(rows.rows) > 100
     assert all(len(row.input_ids) <= length for row in rows.rows)
     assert all(any(label != NO_TARGET for label in row.labels[1:]) for row in rows.rows)

@@ -112,9 +112,10 @@ def test_folder_of_anything_but_one_kind_is_refused(tmp_path, write, tokenizer, 
 
 
 def test_reading_leaves_progress_bars_as_they_were(write, tokenizer):
-    datasets.enable_progress_bars()
-    load_rows(write("a.csv", "text\nabc\n"), tokenizer, length=5)
-    assert not datasets.are_progress_bars_disabled()
+    for change, disabled in ((datasets.disable_progress_bars, True), (datasets.enable_progress_bars, False)):
+        change()
+        load_rows(write("a.csv", "text\nabc\n"), tokenizer, length=5)
+        assert datasets.are_progress_bars_disabled() is disabled
 
 
 def give_hub(monkeypatch, splits: dict[str, list[str]]) -> list[tuple[str, str | None]]:

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 
 from loraprune.errors import CheckpointError, ConfigError, UnsupportedModelError
 from loraprune.evaluation import timing
-from loraprune.evaluation.benchmark import Comparison, compare_speed, count_macs
+from loraprune.evaluation.benchmark import Comparison, compare_speed, count_macs, joined
 from loraprune.evaluation.benchmark import compare as comparing
 from loraprune.evaluation.benchmark.engines import PROMPT_TOKENS
 from loraprune.evaluation.timing import Call, Spread
@@ -181,6 +181,21 @@ def test_rates_and_speedups_follow_from_the_samples(monkeypatch: pytest.MonkeyPa
     assert ratios.decode_speedup == 2.0
     assert ratios.achieved[1] == pytest.approx(2.0 / ratios.expected_speedup)
     assert compared.ratios["dense"].prefill_speedup == {1: 1.0, 2: 1.0}
+
+
+def test_samples_of_models_that_were_not_timed_in_turns_are_not_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both medians are 2 s, but the samples drift in opposite directions: pairs would show a factor of 2."""
+    samples = {"dense": (6.0, 2.0, 1.0), "pruned": (2.0, 1.0, 3.0)}
+
+    def fake(calls: dict[str, Any], *, repeats: int, device: torch.device) -> dict[str, Spread]:
+        return {name: Spread(sorted(s)[1], min(s), max(s), s) for name, s in samples.items() if name in calls}
+
+    monkeypatch.setattr(comparing, "time_in_turns", fake)
+    models = {"dense": tiny_llama(), "pruned": tiny_llama()}
+    apart = joined(*(compare({name: model}, repeats=3) for name, model in models.items()))
+    assert apart.protocol["order"] == "one after the other"
+    assert (apart.ratios["pruned"].prefill_speedup, apart.ratios["pruned"].decode_speedup) == ({1: 1.0, 2: 1.0}, 1.0)
+    assert compare(models, repeats=3).ratios["pruned"].decode_speedup == 2.0
 
 
 def test_a_model_that_cannot_generate_is_not_decoded(turns: list[list[str]]) -> None:

@@ -103,7 +103,7 @@ def test_wrong_input(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
     refused(good, capfd, "cannot be reached (HF_HUB_OFFLINE is set)")
     refused([*good[:-1], "small"], capfd, "--repo small: write it as org/name")
     (tmp_path / "empty").mkdir()
-    refused(["push", "--model", str(tmp_path / "empty"), "--repo", "me/x"], capfd, "no folder that loraprune wrote")
+    refused(["push", "--model", str(tmp_path / "empty"), "--repo", "me/x"], capfd, "not a folder written by loraprune")
 
 
 def test_metadata_names_the_hub_and_nothing_of_this_machine(tmp_path: Path) -> None:

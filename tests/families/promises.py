@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.models.saving import save_stock, storable_counts
+from loraprune.models.saving import save_model, storable_counts
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
 from tests.tiny import EVERY, FFN, HEADS, output, tiny_config, tiny_model, uniform_plan, with_lora
@@ -63,4 +63,5 @@ def storable_plan(variant: str, groups: tuple[Group, ...], *, seed: int = 0) -> 
 
 def save(variant: str, model: PreTrainedModel, folder: Path, *, groups: tuple[Group, ...], plan: Plan) -> None:
     counts = {name: len(kept) for name, kept in plan.kept.items()}
-    save_stock(model, folder, config=tiny_config(variant), groups=groups, counts=counts)
+    save_model(model, folder, config=tiny_config(variant), groups=groups, counts=counts)
+    assert not list(folder.glob("*.py"))  # a stock checkpoint

@@ -106,6 +106,9 @@ def test_widths_are_multiples_of_the_step_in_the_narrowest_group_of_a_stage() ->
     _, of = space("resnet", step=2)
     counts = reach(of, ALLOCATIONS["uniform"], 0.4, {})
     assert all(count % 2 == 0 for count in counts.values())
+    assert any(
+        count % 2 for count in reach(space("resnet")[1], ALLOCATIONS["uniform"], 0.4, {}).values()
+    )  # the control
     with pytest.raises(PlanError, match="at most"):
         reach(of, ALLOCATIONS["uniform"], 0.99, {})
 

@@ -49,6 +49,7 @@ def test_units_own_every_entry_of_their_projections(variant: str) -> None:
     for group in groups:
         for span in group.spans:
             owned[span.module, span.side] = owned.get((span.module, span.side), 0) + group.units * span.width
+    assert {path for path, _ in owned} >= set(linear_paths(groups))
     for (path, side), entries in owned.items():
         module = find_module(model, path)
         for cut in cuts(module, side):  # type: ignore[arg-type]
@@ -151,7 +152,9 @@ def test_the_budget_predicts_how_many_parameters_are_left(variant: str) -> None:
 def test_layers_report_the_sizes_they_have(variant: str) -> None:
     model, groups = build(variant, lora=True)
     slice_(model, groups, uneven_plan(groups).kept)
-    for path in linear_paths(groups):
+    paths = linear_paths(groups)
+    assert paths
+    for path in paths:
         module = find_module(model, path)
         layer = base_layer(module)
         for side in ("out", "in"):

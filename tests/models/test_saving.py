@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraprune.errors import CheckpointError, PlanError
+from loraprune.errors import CheckpointError
 from loraprune.families import find_groups
 from loraprune.models.loading import from_pretrained
 from loraprune.models.saving import (
@@ -19,8 +19,8 @@ from loraprune.models.saving import (
     layer_sizes,
     round_weights_,
     save_model,
-    save_stock,
     stock_config,
+    stock_for,
     storable_counts,
 )
 from loraprune.plan import Plan
@@ -54,12 +54,17 @@ def test_heads_that_llama_refuses_are_stored_as_another_type_and_impossible_ones
     assert storable(counts)  # the second answer is remembered
 
 
-def test_widths_that_no_stock_configuration_holds_are_refused(tmp_path: Path) -> None:
-    model = tiny_llama()
-    groups = find_groups(model.config)
-    counts = {name: len(kept) for name, kept in uneven_plan(groups).kept.items()}
-    with pytest.raises(PlanError, match="no stock configuration of 'llama'"):
-        save_stock(model, tmp_path, config=model.config, groups=groups, counts=counts)
+def test_unequal_widths_have_no_stock_configuration() -> None:
+    config = tiny_llama().config
+    groups = find_groups(config)
+    uneven, equal = (
+        {name: len(kept) for name, kept in plan.kept.items()}
+        for plan in (uneven_plan(groups), uniform_plan(groups, 1, 24))
+    )
+    assert stock_for(config, groups, uneven) is None
+    stock = stock_for(config, groups, equal)
+    assert stock is not None
+    assert (stock.model_type, stock.to_dict()["intermediate_size"]) == ("llama", 24)  # the control
 
 
 def test_rounded_weights_are_what_the_file_will_hold() -> None:

@@ -94,7 +94,8 @@ def test_widths_are_those_of_plan_config_and_weights(pruned: Path) -> None:
         assert channels % STEP == 0
         assert config["num_key_value_heads"] == heads
         assert config["num_attention_heads"] == 2 * heads
-    assert read_report(pruned)["units"]["model.layers.0.mlp"] == {"dense": 64, "kept": config["intermediate_size"]}
+    units = read_report(pruned)["units"]["model.layers.0.mlp"]
+    assert units == {"kind": "ffn", "dense": 64, "kept": config["intermediate_size"]}
 
 
 def test_report_tells_quality_and_verification_apart(pruned: Path) -> None:
@@ -133,7 +134,7 @@ def test_masked_training_ends_with_the_same_plan(pruned: Path, inputs: Path, tmp
 
 def test_the_page_shows_the_run_and_the_report_says_what_it_shows(pruned: Path) -> None:
     report, page = read_report(pruned), (pruned / "report.html").read_text(encoding="utf-8")
-    assert f"{report['ratio_reached']:.4f} (asked 0.5)" in page
+    assert f"{report['ratio_reached']:.4f} (requested: 0.5)" in page
     dense, small = report["speed"]["rows"]["dense"], report["speed"]["rows"]["pruned"]
     assert (dense["parameters"], small["parameters"]) == (report["parameters"]["dense"], report["parameters"]["pruned"])
     assert dense["macs_per_token"] > small["macs_per_token"]

@@ -8,7 +8,7 @@ import pytest
 
 from loraprune.commands.tables.results import report as print_report
 from loraprune.reporting.card import model_card
-from loraprune.reporting.html.page import cards
+from loraprune.reporting.html.summary import cards
 from loraprune.reporting.report import Report
 
 UNTRAINED = "untrained head"
@@ -38,4 +38,5 @@ def test_the_table_the_card_and_the_page_say_that_the_head_was_new(
     card = model_card(found, output="o")
     assert (UNTRAINED in card, "loraprune finetune" in card) == (new, new)
     page = list(cards(found))[-1]
-    assert (UNTRAINED in " ".join(page.lines), page.question == "How much better?") == (new, not new)
+    assert (UNTRAINED in " ".join(page.lines), page.figure == "+26.8") == (new, not new)
+    assert (page.unit == "points") == (not new)

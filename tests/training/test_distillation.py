@@ -13,10 +13,11 @@ from loraprune.data import Collator
 from loraprune.evaluation.tasks.causal_lm import predictions
 from loraprune.families import find_groups
 from loraprune.models.adapters import linear_paths
+from loraprune.models.teacher_logits import TeacherLogits, teacher_logits
 from loraprune.training.distillation import DistillingTrainer, NumberedCollator, NumberedRows
 from loraprune.training.guard import StepGuard
 from loraprune.training.imitation import imitation_loss
-from loraprune.training.teachers import CachedTeacher, CopyTeacher, Opinion, ask, choose_teacher
+from loraprune.training.teachers import CachedTeacher, CopyTeacher, choose_teacher
 from tests.fitting import arguments
 from tests.samples import byte_tokenizer, documents, tiny_llama
 
@@ -44,7 +45,7 @@ def test_the_loss_is_the_divergence_where_all_tokens_are_named() -> None:
     draw = torch.Generator().manual_seed(0)
     theirs, ours = (torch.randn(2, 5, 9, generator=draw).log_softmax(-1) for _ in range(2))
     labels = torch.tensor([[1, 2, 3, -100, 4], [-100, 1, -100, 2, 3]])
-    opinion = Opinion(*theirs.topk(8, dim=-1))
+    opinion = TeacherLogits(*theirs.topk(8, dim=-1))
     targets = labels[:, 1:] != -100
     expected = functional.kl_div(ours[:, :-1][targets], theirs[:, :-1][targets], reduction="sum", log_target=True)
     torch.testing.assert_close(imitation_loss(ours, opinion, labels, predictions), expected, rtol=1e-4, atol=1e-5)
@@ -57,8 +58,8 @@ def test_few_named_tokens_give_a_bound_from_below() -> None:
     draw = torch.Generator().manual_seed(1)
     theirs, ours = (torch.randn(2, 5, 40, generator=draw).log_softmax(-1) for _ in range(2))
     labels = torch.ones(2, 5, dtype=torch.long)
-    whole = imitation_loss(ours, Opinion(*theirs.topk(39, dim=-1)), labels, predictions)
-    some = imitation_loss(ours, Opinion(*theirs.topk(5, dim=-1)), labels, predictions)
+    whole = imitation_loss(ours, TeacherLogits(*theirs.topk(39, dim=-1)), labels, predictions)
+    some = imitation_loss(ours, TeacherLogits(*theirs.topk(5, dim=-1)), labels, predictions)
     assert 0 < some < whole
 
 
@@ -115,7 +116,7 @@ def test_training_on_the_opinion_alone_makes_another_model_say_the_same() -> Non
     def distance() -> float:
         student.eval()
         logits = student(input_ids=held["input_ids"], attention_mask=held["attention_mask"]).logits
-        return imitation_loss(logits, ask(teacher, held), held["labels"], predictions).item()
+        return imitation_loss(logits, teacher_logits(teacher, held), held["labels"], predictions).item()
 
     before = distance()
     trainer = DistillingTrainer(

@@ -72,6 +72,7 @@ def test_a_head_is_trained_and_saved_as_what_it_is(
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     after = heads(loaded, *names)
+    assert len(before) >= 2 * len(names)  # weights and biases
     assert after.keys() == before.keys()
     assert not any(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(frozen, loaded.bert.embeddings.word_embeddings.weight)  # the control: the backbone is frozen
@@ -92,7 +93,9 @@ def test_a_head_that_writes_tokens_stays_frozen(kind: str, tmp_path: Path) -> No
     folder = save_tiny(tmp_path / "m") if kind == "CausalLM" else save_bert(tmp_path / "m")
     model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder)
     adapted = attach_lora(model, LoRAPruneConfig(ratio=0.3))
-    assert all("lora_" in name for name, each in adapted.named_parameters() if each.requires_grad)
+    trainable = [name for name, each in adapted.named_parameters() if each.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
 
 
 def test_a_model_that_could_not_be_loaded_again_is_refused_before_it_is_trained(tmp_path: Path) -> None:

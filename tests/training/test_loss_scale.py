@@ -37,6 +37,7 @@ def test_scores_and_weights_are_those_without_a_scale(tmp_path: Path, monkeypatc
     assert scaled.pruner.plan == plain.pruner.plan
     for name, scores in plain.pruner.scores.values.items():
         assert torch.allclose(scores, scaled.pruner.scores.values[name], rtol=1e-5), name
+    assert weights
     assert all(torch.allclose(weights[name], same[name], atol=1e-6) for name in weights)
     monkeypatch.setattr(callback, "take_scale_out", lambda optimizer: 1.0)
     wrong, _, _ = run(tmp_path, 2.0**12)

@@ -71,6 +71,38 @@ def test_looking_at_an_optimiser_moves_no_weight() -> None:
     assert optimizer.param_groups[0]["params"][0] is layer.weight
 
 
+class Reporter(TrainerCallback):
+    """Keeps what a dashboard would be sent."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self.seen.append(dict(named["logs"]))
+
+
+class Early(Reporter):
+    """One that is called before the pruning callback."""
+
+
+def test_the_ratio_is_in_the_logs(tmp_path: Path) -> None:
+    settings = config(interval=1)
+    callback, before, behind = LoRAPruneCallback(settings), Early(), Reporter()
+    trainer = fit(adapted(settings), arguments(tmp_path, steps=6, logging_steps=1), [before, callback, behind])
+    logged = [entry["ratio"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 6
+    assert logged == sorted(logged)
+    assert logged[0] < 0.1
+    assert logged[-1] == callback.history[-1]["ratio"]
+    assert [entry["ratio"] for entry in behind.seen][:6] == logged
+    assert not any("ratio" in entry for entry in before.seen)  # the control
+    trainer.add_callback(trainer.pop_callback(Early))  # as docs/trainer.md moves a dashboard
+    seen = len(before.seen)
+    trainer.train()
+    assert len(before.seen) > seen
+    assert all("ratio" in entry for entry in before.seen[seen:])
+
+
 def test_a_second_adapter_is_cut_with_the_first(tmp_path: Path) -> None:
     """Trainers of preferences compare with a copy of the adapter, called `ref`."""
     settings = config(interval=1)

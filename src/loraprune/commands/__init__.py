@@ -1,1 +1,1 @@
-"""What each command does, and how its command line is read. Reads top down: parser, then one module a command."""
+"""The commands, one module each, and the parser of their command lines."""

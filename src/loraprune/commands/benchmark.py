@@ -1,7 +1,4 @@
-"""The command `benchmark`: size and speed of one or two models, side by side.
-
-Knows nothing about pruning.
-"""
+"""The command `benchmark`: measure size and speed of one or two models."""
 
 from __future__ import annotations
 
@@ -32,13 +29,13 @@ from loraprune.runtime.device import choose_dtype
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Sizes and speeds by model name, ready for JSON."""
+    """Sizes and speeds by model name, as JSON values."""
 
     values: dict[str, Any]
 
 
 def benchmark(options: BenchmarkConfig) -> Speed:
-    """Measure size and speed of a model, side by side with a second one, which is the reference.
+    """Measure size and speed of a model and of a second one, which is the reference.
 
     Raises:
         LoraPruneError: for anything wrong with the models.
@@ -63,12 +60,12 @@ def benchmark(options: BenchmarkConfig) -> Speed:
             models, batches=tuple(options.batches), length=length, new_tokens=options.tokens, repeats=options.repeats,
             folders=folders, engines=engines,
         )  # fmt: skip
-        engines.clear()  # before their files go
+        engines.clear()  # before their files are deleted
     return Speed(compared.to_json())
 
 
 def with_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
-    """Return a copy of a model with LoRA on every prunable projection, not merged."""
+    """Return a copy of a model with unmerged LoRA adapters on every prunable projection."""
     groups = find_groups(model.config)
     adapted: Any = attach_lora(deepcopy(model), groups, rank=rank, alpha=2.0 * rank, dropout=0.0, seed=0)
     apart: PreTrainedModel = adapted.get_base_model().to(model.dtype)
@@ -76,24 +73,24 @@ def with_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
 
 
 def check_engines(options: BenchmarkConfig, config: PreTrainedConfig) -> None:
-    """Raise a ConfigError for a model that no engine times, or if what would run a format is not installed."""
+    """Raise a ConfigError for a model that no engine can time, or if the library for a format is not installed."""
     task = find_task(config).name
     if task != "causal-lm":
         raise ConfigError(
-            f"--formats {options.formats}: models that continue a text are timed there, and this {config.model_type!r} is for {task}; "
-            "leave it out"
+            f"--formats {options.formats}: only causal language models can be timed there, and this {config.model_type!r} is for {task}; "
+            "leave --formats out"
         )
     names = [name for name, _ in options.format_names()]
     if "gguf" in names and llamacpp_version() is None:
         raise ConfigError(
-            f"--formats gguf: llama.cpp is timed through {PACKAGE}, which is not installed; pip install {PACKAGE}"
+            f"--formats gguf: llama.cpp is timed with {PACKAGE}, which is not installed; pip install {PACKAGE}"
         )
     for name in names:
         check_installed(name, formats.get(name))
 
 
 def make_engines(options: BenchmarkConfig, room: Path, *, context: int) -> dict[str, Engine]:
-    """Export the model to every format that is asked for, and return what runs it by name."""
+    """Export the model to every requested format, and return the engines by name."""
     engines: dict[str, Engine] = {}
     for name, quantization in options.format_names():
         folder = room / f"{name}-{quantization}"

@@ -1,6 +1,6 @@
-"""The command `compare-models`: any two or more models in one table and one plot.
+"""The command `compare-models`: compare several models in one table and one plot.
 
-All are in memory together, so that they are timed in turns.
+All models are in memory at the same time, so that they can be timed in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loraprune.evaluation.tasks import Request, choose_task, same_task
 from loraprune.families import fitting_lengths
 from loraprune.models.loading import load_with_head, resolve
 from loraprune.preflight import check_judged
-from loraprune.reporting.amounts import milliseconds, size
+from loraprune.reporting.amounts import call_time, size
 from loraprune.reporting.plotting import (
     GRID,
     MARKERS,
@@ -35,7 +35,7 @@ from loraprune.runtime.atomic import replace_text
 from loraprune.runtime.device import choose_dtype
 
 COLUMNS = ("model", "parameters", "MACs a token", "file", PERPLEXITY, "prefill", "tokens a second", "faster")
-"""of which the fifth has the name of what the models are judged by"""
+"""columns of the table; the fifth is named after the task's metric"""
 NOTE = "Faster: prefill of the first model over this one's, timed in turns. Perplexities compare only between equal tokenizers."
 
 logger = logging.getLogger(__name__)
@@ -43,31 +43,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """Sizes, speeds and figures of quality by model name, ready for JSON."""
+    """Size, speed and quality by model name, as JSON values."""
 
     values: Mapping[str, Any]
 
 
 def compare_models(options: CompareModelsConfig) -> Lineup:
-    """Measure all models, and write table.md, results.json and a plot where a folder is named.
+    """Measure all models; with an output folder, write table.md, results.json and a plot.
 
     Raises:
-        LoraPruneError: for anything wrong with models or data; nothing is written then.
+        LoraPruneError: for anything wrong with models or data; then nothing is written.
     """
     trust, texts = options.trust_remote_code, [options.data] if options.data else []
     device, configs = check_judged(
-        "compare-models", options.models, texts, device=options.device, trust_remote_code=trust
+        "compare-models", options.models, texts, device=options.device, columns=options.roles(), trust_remote_code=trust
     )
     dtype = choose_dtype(options.dtype, device, configs[options.models[0]].dtype)
-    task = same_task({name: choose_task(config, None, data=options.data) for name, config in configs.items()})
+    task = same_task(
+        {
+            name: choose_task(config, None, data=options.data, columns=options.roles())
+            for name, config in configs.items()
+        }
+    )
     if task.unit != "tokens":
         raise UnsupportedModelError(
-            f"compare-models: models for {task.name} are not timed, only those of texts are; `loraprune evaluate --against` "
-            "shows two of them"
+            f"compare-models: models for {task.name} cannot be timed, only text models can; compare two of them with "
+            "`loraprune evaluate --against`"
         )
     (length,) = fitting_lengths([options.length], configs.values())
     data = {
-        name: task.prepare(Request(name, config, None, options.data, length, trust_remote_code=trust))
+        name: task.prepare(
+            Request(name, config, None, options.data, length, trust_remote_code=trust, columns=options.roles())
+        )
         for name, config in configs.items()
         if options.data
     }
@@ -91,7 +98,7 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
 
 
 def _write(values: Mapping[str, Any], output: Path) -> None:
-    """Write results.json and table.md, whole or not at all, and the plot if it can be drawn."""
+    """Write results.json and table.md, each completely or not at all, and the plot if matplotlib is installed."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, text in (("results.json", json.dumps(values, indent=1) + "\n"), ("table.md", markdown(values))):
@@ -106,12 +113,12 @@ def _write(values: Mapping[str, Any], output: Path) -> None:
 
 
 def columns(values: Mapping[str, Any]) -> list[str]:
-    """Return the heads of the table."""
+    """Return the column headings."""
     return [values["metric"].replace("_", " ") if name == PERPLEXITY else name for name in COLUMNS]
 
 
 def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the cells of the table, as words."""
+    """Return the cells of the table as text."""
     found: list[tuple[str, ...]] = []
     metric = values["metric"]
     for name in values["names"]:
@@ -120,7 +127,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rate = row["decode_tokens_per_second"]
         found.append((
             name, f"{row['parameters']:,}", f"{row['macs_per_token']:,}", size(row["file_bytes"]),
-            f"{measured[metric]:.3f}" if measured else "-", milliseconds(row["prefill_seconds"]["1"]["median"]),
+            f"{measured[metric]:.3f}" if measured else "-", call_time(row["prefill_seconds"]["1"]["median"]),
             f"{rate:.0f}" if rate else "-", f"{ratios['prefill_speedup']['1']:.2f}x",
         ))  # fmt: skip
     return found
@@ -134,7 +141,7 @@ def markdown(values: Mapping[str, Any]) -> str:
 
 
 def plot(values: Mapping[str, Any]) -> Any:
-    """Draw how good models are against parameters; where that was not measured, the prefill's time against parameters."""
+    """Draw quality over parameters, or prefill time over parameters if quality was not measured."""
     metric = values["metric"]
     figure = new_figure(7.0, 4.2)
     axes = figure.subplots()
@@ -156,6 +163,6 @@ def plot(values: Mapping[str, Any]) -> Any:
 
 
 def shortened(name: str) -> str:
-    """Return the end of a long name; a leading underscore would hide it from the legend."""
+    """Return the end of a long name, with a space before an underscore, which would hide it from the legend."""
     words = name if len(name) <= 36 else f"…{name[-35:]}"
     return f" {words}" if words.startswith("_") else words

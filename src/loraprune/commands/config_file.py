@@ -1,7 +1,4 @@
-"""What `--config` may name: looked at before the parser reads it, which would import a class that the file names.
-
-Knows nothing about options.
-"""
+"""Check a file for `--config` before the parser reads it, because the parser would import a class that the file names."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ import yaml
 from loraprune.errors import ConfigError
 
 LARGEST = 1 << 20
-"""bytes of a file, and values in it once its aliases are written out"""
+"""maximum bytes of a file, and of values after its aliases are expanded"""
 CLASSES = frozenset({"class_path", "init_args", "dict_kwargs"})
-"""keys by which the parser finds and imports Python code"""
+"""keys that make the parser import Python code"""
 
 
 def read_config(name: str) -> dict[str, Any]:
     """Return the options that a file sets.
 
     Raises:
-        ConfigError: if it does not hold plain YAML: a mapping of a sensible size, without anything that would be run.
+        ConfigError: if it is not plain YAML: a mapping of limited size, without code to run.
     """
     try:
         if not os.path.isfile(name):
@@ -62,9 +59,9 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for with every alias written out; one that holds itself is endless."""
+    """Return the number of values of a node after every alias is expanded; over the limit for a node that contains itself."""
     if id(node) not in known:
-        known[id(node)] = 2 * LARGEST  # what is met again while it is still open holds itself
+        known[id(node)] = 2 * LARGEST  # seen again before it is finished: it contains itself
         known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
     return known[id(node)]
 

@@ -1,4 +1,4 @@
-"""`loraprune demo`: prune the model that ships with the package, offline, and show dense against pruned."""
+"""The command `demo`: prune the small model that ships with the package, offline, and compare it with the dense model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPT = 'def read(self, size=-1):\n    """Read up to size bytes'
 
 
 def recipe(options: DemoConfig) -> PruneConfig:
-    """Return the run that the demo does: the recommended recipe with a learning rate for so small a model."""
+    """Return the options of the demo: the recommended recipe with a learning rate that suits a small model."""
     return PruneConfig(
         model=DEMO, data=STDLIB, output=options.output, overwrite=options.overwrite, ratio=options.ratio,
         steps=options.steps, seed=options.seed, batch=8, length=256, lr=3e-3, device="cpu", **recipes.recipe("best"),
@@ -29,7 +29,7 @@ def recipe(options: DemoConfig) -> PruneConfig:
 
 
 def demo(options: DemoConfig) -> Report:
-    """Prune the embedded model and measure it beside the dense one.
+    """Prune the embedded model and measure it together with the dense one.
 
     Raises:
         LoraPruneError: as `prune`.

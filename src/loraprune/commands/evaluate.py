@@ -1,7 +1,4 @@
-"""The command `evaluate`: load one or two models, measure how good they are, return the figures.
-
-Knows nothing about pruning.
-"""
+"""The command `evaluate`: measure the quality of one or two models."""
 
 from __future__ import annotations
 
@@ -33,18 +30,18 @@ from loraprune.runtime.device import choose_dtype
 logger = logging.getLogger(__name__)
 
 Window: TypeAlias = tuple[str, int]
-"""name of the data, and tokens in a row"""
+"""name of the data, and tokens per row"""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good models are at their task and at tasks of lm-eval, by model name, ready for JSON."""
+    """Quality by model name, on the models' task and on tasks of lm-eval, as JSON values."""
 
     values: dict[str, Any]
 
 
 def evaluate(options: EvaluateConfig) -> Evaluation:
-    """Measure how good a model is at its task and at tasks of lm-eval, and a second one on the same data with its own tokenizer.
+    """Evaluate a model on its task and on tasks of lm-eval, and a second one on the same data with its own tokenizer.
 
     Raises:
         LoraPruneError: for anything wrong with models, data or tasks.
@@ -52,8 +49,9 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
     device, configs = check_judged(
-        "evaluate", names, options.texts(), device=options.device, task=options.task, trust_remote_code=trust
-    )
+        "evaluate", names, options.texts(), device=options.device, task=options.task,
+        columns=options.roles(), trust_remote_code=trust,
+    )  # fmt: skip
     dtype = choose_dtype(options.dtype, device, configs[names[0]].dtype)
     task = _common_task(options, configs)
     lengths = fitting_lengths(options.lengths(), configs.values())
@@ -63,7 +61,10 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     for name, config in configs.items():
         windows = {
             (text, length): first_rows(
-                task.prepare(Request(name, config, None, text, length, trust_remote_code=trust)), options.rows
+                task.prepare(
+                    Request(name, config, None, text, length, trust_remote_code=trust, columns=options.roles())
+                ),
+                options.rows,
             )
             for text in options.texts()
             for length in (lengths if task.unit == "tokens" else lengths[:1])
@@ -72,7 +73,7 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
         if options.dtype == "auto" and device.type == "cpu" and model.dtype == torch.bfloat16 and windows:
             settle_precision_(model, task, next(iter(windows.values())), options.batch)
         for window, prepared in windows.items():
-            logger.info("%s: measured on %d rows of %s", name, len(prepared.held_out), window[0])
+            logger.info("%s: evaluating on %d rows of %s", name, len(prepared.held_out), window[0])
             measured.setdefault(window, {})[name] = task.judge(model, prepared, options.batch)
         if asked:
             tokenizer = load_tokenizer(name, trust_remote_code=trust)
@@ -95,21 +96,27 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
 
 
 def first_rows(prepared: Prepared, count: int | None) -> Prepared:
-    """Return data with at most so many rows to measure on, the first ones; all without a count."""
+    """Return data with at most the first `count` rows to evaluate on; all rows if `count` is None."""
     if count is None or count >= len(prepared.held_out):
         return prepared
     return replace(prepared, held_out=prepared.held_out.take(range(count)))
 
 
 def _common_task(options: EvaluateConfig, configs: Mapping[str, PreTrainedConfig]) -> Task:
-    """Return the task of all models, or say why they have none in common."""
+    """Return the task of all models.
+
+    Raises:
+        ConfigError: if they have no task in common, or lm-eval cannot evaluate it.
+    """
     data = next(iter(options.texts()), None)
-    tasks = {name: choose_task(config, options.task, data=data) for name, config in configs.items()}
+    tasks = {
+        name: choose_task(config, options.task, data=data, columns=options.roles()) for name, config in configs.items()
+    }
     task = same_task(tasks)
     if options.tasks and task.name != "causal-lm":
         raise ConfigError(
-            f"--tasks {options.tasks}: lm-eval asks causal language models, and {options.model} is for {task.name}; give --data "
-            "alone"
+            f"--tasks {options.tasks}: lm-eval evaluates causal language models, and {options.model} is for {task.name}; give only "
+            "--data"
         )
     return task
 
@@ -120,7 +127,7 @@ def _figures(
     measured: Mapping[Window, Mapping[str, Measured]],
     answers: Mapping[str, Answers],
 ) -> dict[str, Any]:
-    """Put everything that was measured together."""
+    """Return all measurements as JSON values."""
     values: dict[str, Any] = {"names": names, "device": options.device, "dtype": options.dtype}
     values["measurements"] = [
         {

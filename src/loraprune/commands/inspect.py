@@ -1,7 +1,4 @@
-"""The command `inspect`: the groups of a model, from its configuration alone.
-
-Reads no weights. Knows nothing about data.
-"""
+"""The command `inspect`: show the groups of a model from its configuration, without loading weights."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ NEVER_PRUNED = ["embeddings", "output head", "norms", "residual stream"]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """An answer about a model, ready for JSON."""
+    """Facts about a model, as JSON values."""
 
     values: dict[str, Any]
 
@@ -43,7 +40,7 @@ def inspect(options: InspectConfig) -> Description:
     """Describe the groups of a model.
 
     Raises:
-        UnsupportedModelError: if no family knows it.
+        UnsupportedModelError: if no family supports it.
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     groups = find_groups(config)
@@ -73,7 +70,7 @@ NUMBER = re.compile(r"\b\d+(?=\.|$)")
 
 
 def _alike(groups: tuple[Group, ...]) -> dict[str, tuple[Group, ...]]:
-    """Return groups that differ in their layer alone, by their name with stars for numbers."""
+    """Return groups that differ only in their layer, by their name with stars for numbers."""
     found: dict[str, tuple[Group, ...]] = {}
     for group in groups:
         where = NUMBER.sub("*", group.name)
@@ -82,7 +79,7 @@ def _alike(groups: tuple[Group, ...]) -> dict[str, tuple[Group, ...]]:
 
 
 def _inside(module: str, group: Group) -> str:
-    """Return the path of a module below its group, with stars for the layers of a group that spans some, or below its layer."""
+    """Return the path of a module relative to its group, with stars for layers, or relative to its layer."""
     if module.startswith(f"{group.name}."):
         return NUMBER.sub("*", module.removeprefix(f"{group.name}."))
     layer = layer_of(group)
@@ -90,22 +87,22 @@ def _inside(module: str, group: Group) -> str:
 
 
 def count_layers(config: PreTrainedConfig, groups: tuple[Group, ...]) -> int:
-    """Return how many layers a model has, in all stacks together, also where it has stages."""
+    """Return the number of layers of a model, over all stacks and stages."""
     depths: Sequence[int] | None = getattr(config, "depths", None)
     return sum(depths) if depths else len({layer_of(group) for group in groups} - {None}) or 1
 
 
 def _units(members: tuple[Group, ...]) -> int | list[int]:
-    """Return the units of each group: one number where all have the same."""
+    """Return the units of each group, or one number if all are equal."""
     units = [group.units for group in members]
     return units[0] if len(set(units)) == 1 else units
 
 
 def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
-    """Say which widths plain `from_pretrained` can load."""
+    """Describe which widths plain `from_pretrained` can load."""
     uneven = {group.kind for group in groups if any(o.kind == group.kind and o.units != group.units for o in groups)}
     if uneven and config.model_type.startswith(TYPE_PREFIX):
-        return "only equal widths in all layers, which these are not"
+        return "only equal widths in all layers, and these are not equal"
     storable = storable_kinds(config, groups)
     if not storable:
         return "no smaller widths: this model type has no key for them"

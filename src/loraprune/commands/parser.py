@@ -1,22 +1,21 @@
-"""What a command line means: the commands, their options, and everything that is wrong with one, told at once.
+"""Parse a command line and collect everything that is wrong with it.
 
-Imports no torch, except to look at models and data that a wrong command line names.
+Imports no torch: what is in models and data is read by the command itself, if nothing else is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
+from itertools import pairwise
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace
 
-from loraprune.commands.compare.settings import CompareConfig
+from loraprune.commands.names import wrong_inputs, wrong_names
 from loraprune.commands.parser_errors import (
-    HELP,
     Setting,
     missing_options,
     settings_of,
@@ -24,98 +23,79 @@ from loraprune.commands.parser_errors import (
     unknown_command,
     unknown_option,
 )
-from loraprune.config import commands, export, recipes
-from loraprune.config.base import Options, expanded, null_problems
-from loraprune.config.training import FinetuneConfig, PruneConfig
-from loraprune.errors import SECRET, ConfigError, Findings
-from loraprune.runtime.hub import at_home, data_problem, model_problem, without_hub
+from loraprune.commands.verbs import COMMANDS
+from loraprune.config import recipes
+from loraprune.config.base import Options, null_problems
+from loraprune.config.training import PruneConfig
+from loraprune.config.values import takes_text
+from loraprune.errors import ConfigError, Findings
+from loraprune.runtime.hub import at_home
 
-USAGE = 2
-MODELS, DATA = ("model", "models", "against"), ("data", "eval")
-"""options that name what a command reads"""
 NO_OPTIONS = ("config", "recipe", "json", "debug")
 """what every command takes besides its own options"""
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One verb and its options."""
-
-    options: type[Options]
-    function: str
-    """the `module:function` in loraprune that carries it out"""
-    show: str
-    """the `module:function` in loraprune.commands.tables that prints the result"""
-    words: str | None = None
-    """the option that bare words right behind the command stand for"""
-
-
-COMMANDS: dict[str, Command] = {
-    "inspect": Command(commands.InspectConfig, "commands.inspect:inspect", "shapes:inspection"),
-    "plan": Command(commands.PlanConfig, "commands.plan:dry_run", "shapes:dry_run"),
-    "prune": Command(PruneConfig, "pipeline:prune", "results:report"),
-    "finetune": Command(FinetuneConfig, "pipeline:finetune", "results:report"),
-    "evaluate": Command(commands.EvaluateConfig, "commands.evaluate:evaluate", "results:evaluation"),
-    "benchmark": Command(commands.BenchmarkConfig, "commands.benchmark:benchmark", "results:comparison"),
-    "report": Command(commands.ReportConfig, "commands.report:redraw", "results:drawn"),
-    "export": Command(export.ExportConfig, "export.run:export", "results:export"),
-    "push": Command(export.PushConfig, "export.push:push", "results:pushed"),
-    "compare": Command(CompareConfig, "commands.compare.run:compare", "results:compared"),
-    "compare-models": Command(
-        commands.CompareModelsConfig, "commands.compare_models:compare_models", "results:lined_up", words="models"
-    ),
-    "demo": Command(commands.DemoConfig, "commands.demo:demo", "results:demo"),
-}
-
-
 def build_parser(wanted: str) -> ArgumentParser:
-    """Return the parser; options, types, defaults and help come from the configuration class of the wanted command.
+    """Return the parser; options, types and defaults come from the configuration class of the wanted command.
 
-    Other commands have their name and summary only: reading the options of all takes a quarter of a second.
+    Only the options of that command are read, which is faster. Help is made elsewhere, see `loraprune.commands.help`.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="loraprune", description="Make transformers smaller: prune while fine-tuning with LoRA.",
-                            exit_on_error=False, allow_abbrev=False)  # fmt: skip
+    parser = ArgumentParser(prog="loraprune", exit_on_error=False, allow_abbrev=False, add_help=False)
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
-        summary = (command.options.__doc__ or "").strip().splitlines()[0]
-        verb = ArgumentParser(exit_on_error=False, description=summary)
-        verbs.add_subcommand(name, verb, help=summary)
+        verb = ArgumentParser(exit_on_error=False, add_help=False)
+        verbs.add_subcommand(name, verb)
         if name != wanted:
             continue
         verb.add_class_arguments(command.options)
-        verb.add_argument("--config", action="config", help="YAML file with the same keys; flags override it")
+        verb.add_argument("--config", action="config")
         if issubclass(command.options, PruneConfig):
-            # Of those that there are only the file reaches the parser: see files_first.
-            verb.add_argument("--recipe", type=str, help=f"ready options: {', '.join(recipes.names())}")
-        verb.add_argument("--json", type=bool, default=False, help="print the result as JSON")
-        verb.add_argument("--debug", type=bool, default=False, help="show the traceback of an error")
+            # Only unknown recipes reach the parser: see files_first.
+            verb.add_argument("--recipe", type=str)
+        verb.add_argument("--json", type=bool, default=False)
+        verb.add_argument("--debug", type=bool, default=False)
     return parser
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Let `--trust-remote-code` stand for `--trust_remote_code`, and a bare `--overwrite` for `--overwrite true`."""
-    options = COMMANDS[arguments[0]].options if arguments and arguments[0] in COMMANDS else None
-    switches = {"json", "debug"} | {f.name for f in (fields(options) if options else ()) if f.type in ("bool", bool)}
-    arguments = name_words(arguments)
-    found = []
-    for place, argument in enumerate(arguments):
+    """Return the words of a command line in the form that the parser reads.
+
+    `--trust-remote-code` becomes `--trust_remote_code`, a switch without a value `--overwrite=true`, and a word without a flag the value
+    of the option that the command names for it.
+
+    Raises:
+        ConfigError: if there are too many such words, or the option is given too.
+    """
+    if not arguments or arguments[0] not in COMMANDS:
+        return list(arguments)
+    verb, bare = arguments[0], COMMANDS[arguments[0]].bare
+    switches = {"json", "debug"} | {f.name for f in fields(COMMANDS[verb].options) if f.type in ("bool", bool)}
+    found: list[str] = []
+    words: list[str] = []
+    waits = False  # for the value of the option before
+    for argument, following in pairwise([*arguments[1:], "--"]):
+        if not argument.startswith("--"):
+            (found if waits or not bare else words).append(argument)
+            waits = False
+            continue
         name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        following = arguments[place + 1] if place + 1 < len(arguments) else "--"
-        bare = name[2:] in switches and not equals and following.startswith("-")
-        found.append(f"{name}=true" if bare else name + equals + value)
-    return files_first(found)
+        name = "--" + name[2:].replace("-", "_")
+        is_alone = following.startswith("-") or (bare is not None and following.lower() not in ("true", "false"))
+        is_true = name[2:] in switches and not equals and is_alone
+        found.append(f"{name}=true" if is_true else name + equals + value)
+        waits = not equals and not is_true
+    return files_first([verb, *(bare_words(verb, bare, words, found) if bare and words else ()), *found])
 
 
-def name_words(arguments: Sequence[str]) -> Sequence[str]:
-    """Write `compare-models A B --data D` as `compare-models --models=["A", "B"] --data D`."""
-    option = COMMANDS[arguments[0]].words if arguments and arguments[0] in COMMANDS else None
-    end = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    if not option or end < 2:
-        return arguments
-    return [arguments[0], f"--{option}={json.dumps(arguments[1:end])}", *arguments[end:]]
+def bare_words(verb: str, option: str, words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return `--models=["A", "B"]` for the words A and B of `compare-models A B`, and `--model=A` for `inspect A`."""
+    if any(other.partition("=")[0].removesuffix("+") == f"--{option}" for other in others):
+        raise ConfigError(f"{verb} {' '.join(words)}: --{option} is given too; leave one of the two out")
+    if option == "models":
+        return [f"--{option}={json.dumps(words)}"]
+    if len(words) > 1:
+        raise ConfigError(f"{verb} {' '.join(words)}: only one {option} is allowed; see `loraprune {verb} --help`")
+    return [f"--{option}={words[0]}"]
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:
@@ -153,33 +133,38 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
         ConfigError: with everything that is wrong, and the nearest name for an unknown option, key or command.
     """
     verb = arguments[0] if arguments else ""
-    parser = build_parser(verb)
-    if not arguments:
-        parser.print_help()
-        raise SystemExit(USAGE)
-    if verb not in (*COMMANDS, *HELP):
+    if verb not in COMMANDS:
         raise ConfigError(unknown_command(verb, COMMANDS))
+    parser = build_parser(verb)
     normal = normalise(arguments)
     try:
-        for option in split_words(normal):
-            settings_of(option)
-        return verb, parser.parse_args(normal)[verb]
+        given = {one.option: one for words in split_words(normal[1:]) for one in settings_of(words)}
+        parsed = parser.parse_args(normal)[verb]
     except (ConfigError, argparse.ArgumentError) as error:
         raise ConfigError(*_all_wrong(parser, verb, normal[1:]) or (str(error),)) from None
+    types = _types(verb)
+    lost = {name: one for name, one in given.items() if _is_lost(one, parsed)}
+    if not all(takes_text(types[name]) for name in lost):
+        raise ConfigError(*_all_wrong(parser, verb, normal[1:]))
+    for name, one in lost.items():
+        parsed[name] = one.value
+    return verb, parsed
+
+
+def _is_lost(one: Setting, parsed: Namespace) -> bool:
+    """Say whether the parser made nothing of a word: to YAML `#` begins a comment, and `~` is null. Only `null` is meant so."""
+    return one.option not in NO_OPTIONS and parsed.get(one.option) is None and one.value not in (None, "", "null")
 
 
 def make_options(verb: str, parsed: Namespace) -> Options:
     """Return the options of a command.
 
     Raises:
-        ConfigError: with everything that is wrong with them, and with the models and data they name.
+        ConfigError: with everything that is wrong with them, with names in them, and with the folders of models.
     """
     values = _without(parsed.as_dict(), NO_OPTIONS)
-    wrong = _wrong_options(verb, values)
-    if wrong and (names := names_alone(verb, values)):
-        raise ConfigError(*wrong, *names)
-    if wrong:
-        raise ConfigError(*wrong, *_wrong_inputs(verb, values))
+    if wrong := _wrong_options(verb, values):
+        raise ConfigError(*wrong, *wrong_inputs(verb, values))
     return COMMANDS[verb].options(**values)
 
 
@@ -206,11 +191,13 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
             settings += settings_of(option)
     for one in settings:
         if one.option not in types:
-            found.append(unknown_option(one.name, verb, types.keys() - NO_OPTIONS))
+            found.append(unknown_option(one, verb, types.keys() - NO_OPTIONS))
             continue
         try:
-            parser.parse_args([*command, *one.words])
+            lost = _is_lost(one, parser.parse_args([*command, *one.words])[verb]) and not takes_text(types[one.option])
         except argparse.ArgumentError:
+            lost = True
+        if lost:
             found.append(one.problem(types[one.option]))
         else:
             right.add(one.name)
@@ -221,7 +208,7 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
     unknown = set(needed) - right
     values = _without(parser.parse_args(command)[verb].as_dict(), NO_OPTIONS)
     found += _wrong_options(verb, values, unknown=unknown)
-    return [*files.problems(), *found, *_wrong_inputs(verb, _without(values, unknown))]
+    return [*files.problems(), *found, *wrong_inputs(verb, _without(values, unknown))]
 
 
 def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[str] = ()) -> list[str]:
@@ -239,47 +226,14 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
 
 
 def check_names(verb: str, options: Options) -> None:
-    """Refuse names that lead nowhere before torch is imported, unless something else may be wrong that is to be told with them.
+    """Refuse names that lead nowhere before torch is imported.
 
     Raises:
-        ConfigError: with all of them.
+        ConfigError: with all of them, and with what is wrong with the folders of models.
     """
-    if names := names_alone(verb, {one.name: getattr(options, one.name) for one in fields(options)}):
-        raise ConfigError(*names)
-
-
-def names_alone(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what `wrong_names` does if there are no models or data beside them, which may be wrong in other ways."""
-    others = any(os.path.exists(name) for option in (*MODELS, *DATA) for name in _named(values, option))
-    return [] if others else wrong_names(verb, values)
-
-
-def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for every name of a model or data that leads nowhere: known at once, before torch is imported."""
-    if verb in ("push", "report"):  # what they name is a folder, and no model to load
-        return []
-    models = {name: model_problem(name) for option in MODELS for name in _named(values, option)}
-    data = {(option, name): data_problem(name) for option in DATA for name in _named(values, option)}
-    return [
-        *(f"--model {name}: {problem}" for name, problem in models.items() if problem),
-        *(f"--{option} {problem}" for (option, name), problem in data.items() if problem and "=" not in name),
-    ]
-
-
-def _named(values: Mapping[str, Any], option: str) -> list[str]:
-    value = expanded(values).get(option)
-    names = value if isinstance(value, list) else [value]
-    return [name for name in names if isinstance(name, str) and name and not SECRET.search(name)]
-
-
-def _wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with models and data that values name: looked at all the same, so that everything wrong is told at once."""
-    values = {**values, **expanded(values)}
-    if any(without_hub(values.get(name)) for name in ("model", "models", "against", "data", "eval")):
-        from loraprune.preflight import local_problems
-
-        return local_problems(verb, values)
-    return []
+    values = {one.name: getattr(options, one.name) for one in fields(options)}
+    if wrong_names(verb, values):
+        raise ConfigError(*wrong_inputs(verb, values))
 
 
 def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

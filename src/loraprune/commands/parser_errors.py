@@ -1,6 +1,6 @@
-"""What is wrong with the words of a command line, in one line each with the value and what is right.
+"""Describe what is wrong with the words of a command line: one line each, with the value and what is needed.
 
-Names and values are checked here, against the options of the command; no message of the parser's is read.
+Names and values are checked here against the options of the command; messages of the parser are not used.
 """
 
 from __future__ import annotations
@@ -13,50 +13,57 @@ import yaml
 
 from loraprune.commands.config_file import read_config
 from loraprune.config import recipes
+from loraprune.config.base import dashed
 from loraprune.config.values import wrong_value
 from loraprune.errors import nearest
-
-HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option as it is set, on the command line or by a key of a file."""
+    """One option as it is set on the command line or by a key of a file."""
 
     name: str
     words: Sequence[str]
-    """what sets it on a command line"""
+    """words that set it on a command line"""
     value: Any
-    """what it is set to; empty where nothing is given"""
+    """its value; empty if none is given"""
 
     @property
     def option(self) -> str:
-        """Return the option that it sets or adds to: `grid` for `grid.ratio`, `batches` for `batches+`."""
+        """Return the option that it sets or appends to: `grid` for `grid.ratio`, `batches` for `batches+`."""
         return self.name.removesuffix("+").partition(".")[0]
+
+    @property
+    def is_key(self) -> bool:
+        """Return whether a file sets it, which writes names with underscores."""
+        return self.words[0].startswith("--config=")
 
     def problem(self, hint: Any) -> str:
         """Return what is wrong with the value for an option of type `hint`."""
-        return f"--{self.option}{wrong_value(hint, [self.value] if self.name.endswith('+') else self.value)}"
+        return f"--{dashed(self.option)}{wrong_value(hint, [self.value] if self.name.endswith('+') else self.value)}"
 
 
 def unknown_command(word: str, commands: Collection[str]) -> str:
-    """Return the line about a word that names no command."""
+    """Return the message for an unknown command."""
     name = word.removeprefix("--")
     return f"unknown command {name!r}{nearest(name, commands)}: see `loraprune --help`"
 
 
-def unknown_option(name: str, verb: str, options: Collection[str]) -> str:
-    """Return the line about an option that a command does not have."""
+def unknown_option(setting: Setting, verb: str, options: Collection[str]) -> str:
+    """Return the message for an option that a command does not have."""
+    name, options = setting.name, list(options)
+    if not setting.is_key:
+        name, options = dashed(name), list(map(dashed, options))
     return f"unknown option {name!r}{nearest(name, options)}: see `loraprune {verb} --help`"
 
 
 def missing_options(names: Sequence[str], verb: str) -> str:
-    """Return the line about options that a command cannot do without."""
-    return f"missing {' '.join('--' + name for name in names)}: see `loraprune {verb} --help`"
+    """Return the message for required options that are missing."""
+    return f"missing {' '.join('--' + dashed(name) for name in names)}: see `loraprune {verb} --help`"
 
 
 def settings_of(option: Sequence[str]) -> list[Setting]:
-    """Return what the words of an option set; every key of a file is a setting like any other.
+    """Return the settings that the words of an option make; every key of a file is one setting.
 
     Raises:
         ConfigError: if it names a file or recipe that cannot be read.

@@ -1,7 +1,4 @@
-"""The command `plan`: predict shapes, size, memory and FLOPs of a pruning run from the configuration alone.
-
-Reads no weights. Knows nothing about data.
-"""
+"""The command `plan`: predict shapes, size, memory and FLOPs of a pruning run from the configuration, without loading weights."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ from loraprune.runtime.memory import available_memory_bytes
 from loraprune.training.footprint import GPUS, Setting, dtype_of, footprints, gpus_needed, on_each_gpu
 
 ADAPTERS = ("lora", "gradients", "optimiser")
-"""parts of memory that trained parameters bring with them"""
+"""parts of memory that belong to the trained parameters"""
 
 
 def dry_run(options: PlanConfig) -> Description:
-    """Predict shapes, parameters, file size, memory and FLOPs of a pruning run; of all well-known models for `known`.
+    """Predict shapes, parameters, file size, memory and FLOPs of a pruning run; for `known`, of all known models.
 
     Raises:
         PlanError: if the target cannot be reached.
@@ -40,7 +37,7 @@ def dry_run(options: PlanConfig) -> Description:
 
 
 def predict(options: PlanConfig) -> dict[str, Any]:
-    """Return what `plan` says about one model."""
+    """Return the predictions for one model."""
     aim = preview(options)
     config, space, counts, dense = aim.config, aim.target.space, aim.target.counts, aim.model.num_parameters()
     pruned = dense - space.budget.prunable + space.budget.kept(counts) - _beside_units(aim.model, space, counts)
@@ -64,14 +61,14 @@ def predict(options: PlanConfig) -> dict[str, Any]:
 
 
 def _beside_units(model: PreTrainedModel, space: Space, counts: Counts) -> int:
-    """Return the parameters that go with whole layers beside those of their units: norms, and biases that no unit owns."""
+    """Return how many parameters of removed layers belong to no unit: norms, and biases that no unit owns."""
     layers = gone_layers(counts)
     owned = sum(space.budget.unit_parameters[g.name] * g.units for g in space.groups if layer_of(g) in layers)
     return sum(p.numel() for layer in layers for p in model.get_submodule(layer).parameters()) - owned
 
 
 def _footprint(aim: Preview, options: PlanConfig) -> dict[str, Any]:
-    """Return memory and FLOPs of a step, for every GPU, before and after pruning."""
+    """Return memory and FLOPs of a step per GPU, before and after pruning."""
     setting = Setting(
         dtype_of(options.dtype), options.quantize, options.checkpointing, options.accumulate, options.teacher
     )

@@ -14,17 +14,17 @@ from loraprune.runtime.atomic import replace_text
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The files that were drawn, ready for JSON."""
+    """Names of the written files, as JSON values."""
 
     values: dict[str, Any]
 
 
 def redraw(options: ReportConfig) -> Drawn:
-    """Write report.html of a run's folder anew, and its plots as files where they are asked for.
+    """Write report.html of a run's folder again, and its plots if a folder for them is given.
 
     Raises:
-        CheckpointError: if it is no such folder.
-        LoraPruneError: if the extra that draws is not installed.
+        CheckpointError: if a run did not write the folder.
+        LoraPruneError: if the extra `report` is not installed.
     """
     folder = Path(options.model)
     run = read_run(folder)

@@ -1,6 +1,6 @@
 """Options that several commands share, each with its help text and its check.
 
-Knows nothing about torch, so that `--help` answers at once.
+Imports no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from loraprune.errors import SECRET, ConfigError, nearest
-from loraprune.runtime.hub import at_home
+from loraprune.runtime.hub import at_home, is_gguf, parts
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
@@ -21,15 +21,17 @@ QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """the library behind each"""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
+TASKS = ("causal-lm", "image-classification", "masked-lm", "seq2seq", "sequence-classification")
+"""what models are for; programs may register others"""
 INPUTS = ("model", "models", "against", "data", "eval", "scores", "task_data")
 """options that may name a file or folder to read"""
 PLACES = (*INPUTS, "output", "plots")
-"""options that may name a path: `~` is the home folder in all of them"""
+"""options that may be a path, where `~` is expanded"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of all options: checked as a whole when made, each part adding what it finds wrong."""
+    """Base of all options. They are checked together when the object is made; each subclass adds its own checks."""
 
     def __post_init__(self) -> None:
         for name, value in expanded({one.name: getattr(self, one.name) for one in fields(self)}).items():
@@ -37,7 +39,7 @@ class Options:
         raise_all(self.problems())
 
     def inputs(self) -> dict[str, str | None]:
-        """Return what the options that may name a file to read are set to."""
+        """Return the values of the options that may name a file to read."""
         return {name: value for name in INPUTS if isinstance(value := getattr(self, name, None), str)}
 
     def problems(self) -> list[str]:
@@ -45,7 +47,7 @@ class Options:
         # Options are written to run.yaml and the model card.
         texts = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(getattr(self, one.name), str)}
         return [
-            f"--{name}: it holds a token or password; give a token in the variable HF_TOKEN, which is never written down"
+            f"--{dashed(name)}: it holds a token or password; put the token in the environment variable HF_TOKEN, which is never stored"
             for name, text in texts.items()
             if SECRET.search(text)
         ]
@@ -53,15 +55,16 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
-    """Which model."""
+    """The model."""
 
     model: str
-    """folder or hub id; `demo` is the model that ships with the package"""
+    """folder, hub id or .gguf file of the model; BASE+ADAPTER merges a LoRA adapter of PEFT into its base first; `demo` is a small model
+    that ships with the package"""
     task: str | None = None
-    """what the model is for: causal-lm, masked-lm, sequence-classification, ...; without it the head in its configuration
-    decides, and for a model that is only pre-trained the columns of the data"""
+    """what the model is used for, such as causal-lm, masked-lm or sequence-classification; found from the model's configuration, or
+    from the columns of the data if the model has no head yet"""
     trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with the checkpoint"""
+    """run Python code from the checkpoint; use it only for checkpoints that you trust"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -70,26 +73,25 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(Options):
-    """Where and in which precision."""
+    """Device and precision."""
 
     device: Device = "auto"
-    """where to run"""
+    """device to run on"""
     dtype: Dtype = "auto"
-    """precision of the weights; auto keeps the checkpoint's, but computes in float32 on a CPU that does not multiply bfloat16
-    natively, and where the loss differs between the two; tf32 is float32 whose products are
-    rounded while training (Ampere or later), float16 trains with a loss scale (GPUs only)"""
+    """precision of the weights. auto: the checkpoint's, or float32 on a CPU where bfloat16 is slow or changes the loss. tf32: float32
+    with rounded products in training (Ampere GPUs or later). float16: with loss scaling (GPUs only)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions(Options):
-    """How much goes through the model at a time."""
+    """Batch size and sequence length."""
 
     batch: int = 8
-    """rows in a micro-batch, in each process if there are several"""
+    """rows per forward pass and process"""
     length: int = 512
-    """tokens in a row; capped at what the model was built for"""
+    """tokens per row, at most the model's maximum"""
     checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, more time"""
+    """gradient checkpointing: recompute activations in the backward pass, which saves memory and costs time"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -104,22 +106,22 @@ class BatchOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions(Options):
-    """What a training run shows, and when it ends before its time."""
+    """Evaluation during training, logging and early stopping."""
 
     eval_every: int | None = None
-    """optimiser steps between two looks at the held-out data; without it only before and after training"""
+    """evaluate on the held-out data every N optimiser steps; by default only before and after training"""
     patience: int | None = None
-    """end early once the model was no better at the held-out data this many times after the target, and keep the best; needs
-    --eval-every"""
+    """stop early after N evaluations in a row without improvement, and keep the best; needs --eval-every, and counts only
+    evaluations after the last removal"""
     log: str | None = None
-    """send loss, ratio and what the looks measure to tensorboard, trackio or wandb (several with commas); TensorBoard's files go to
-    OUTPUT-logs"""
+    """send loss, ratio and evaluations to tensorboard, trackio or wandb (separate several with commas); TensorBoard files are written
+    to OUTPUT-logs"""
     html: bool = True
-    """write report.html too, for which models that write continue a few prompts, and models of texts are timed briefly"""
+    """also write report.html; for this a language model continues a few prompts, and a text model is timed briefly"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        needs = f"--patience {self.patience}: it counts looks at held-out data; give --eval-every too"
+        needs = f"--patience {self.patience}: it counts evaluations during training; give --eval-every too"
         return [
             *super().problems(),
             *failed(
@@ -142,7 +144,7 @@ def _logger_problem(name: str) -> str | None:
     if name not in LOGGERS:
         return f"--log {name}{nearest(name, LOGGERS)}: one of {', '.join(LOGGERS)} is needed"
     if find_spec(name) is None:
-        return f"--log {name}: it is not installed; pip install {name}"
+        return f"--log {name}: {name} is not installed; pip install {name}"
     return None
 
 
@@ -151,17 +153,17 @@ class AdapterOptions(Options):
     """LoRA, and the seed of a run."""
 
     rank: int = 8
-    """rank of LoRA"""
+    """LoRA rank"""
     alpha: float = 32.0
-    """LoRA is scaled by alpha / rank"""
+    """LoRA alpha; the adapters are scaled by alpha / rank"""
     dropout: float = 0.0
-    """dropout on the input of LoRA"""
+    """dropout on the inputs of the adapters"""
     seed: int = 0
-    """seed of data order, LoRA's start, dropout and the random criterion"""
+    """seed for the data order, the adapters, dropout and the random criterion"""
 
     @property
     def order_seed(self) -> int:
-        """Return the seed of the order of rows and of dropout."""
+        """Return the seed for the data order and dropout."""
         return self.seed
 
     def problems(self) -> list[str]:
@@ -179,13 +181,13 @@ class AdapterOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(Options):
-    """How the frozen weights are held while training."""
+    """Precision of the frozen weights during training."""
 
     needs_library: ClassVar[bool] = True
 
     quantize: Quantize = "none"
-    """hold the frozen weights that carry LoRA in 8bit (LLM.int8) or 4bit (nf4, scales quantised too) of bitsandbytes, or in int8 of
-    torchao, which takes a quarter to an eighth of their memory; the result is saved without (extra `quant`)"""
+    """quantise the frozen weights under the adapters during training, which takes a quarter to an eighth of their memory: 8bit (LLM.int8)
+    and 4bit (NF4 with double quantisation) use bitsandbytes, int8 uses torchao; the saved model is not quantised (extra `quant`)"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -194,7 +196,7 @@ class QuantizeOptions(Options):
 
 
 def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of options with `~` expanded in those that may name a path."""
+    """Return the options that may be a path, with `~` expanded."""
     return {
         name: [at_home(each) for each in value] if isinstance(value, list) else at_home(value)
         for name, value in values.items()
@@ -202,8 +204,21 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def dashed(name: str) -> str:
+    """Return the name of an option as it is written on the command line, without the leading dashes."""
+    return name.replace("_", "-")
+
+
+def rounding_problem(model: str, option: str, kind: str) -> str | None:
+    """Say that the weights of a model cannot be quantised as they are loaded, None if they can."""
+    if kind not in QUANTISERS or not (is_gguf(model) or parts(model)[1]):
+        return None
+    what = "a GGUF file is read" if is_gguf(model) else "an adapter is merged"
+    return f"{option} {kind} --model {model}: {what} in 16 or 32 bits; leave {option} out, or prune a saved checkpoint"
+
+
 def missing_quantiser(kind: str) -> str | None:
-    """Say that the library behind a way to quantise is not installed, None if it is or none is needed."""
+    """Return a sentence if the library for a kind of quantisation is not installed; None if it is, or none is needed."""
     library = QUANTISERS.get(kind)
     if library is None or find_spec(library) is not None:
         return None
@@ -211,16 +226,16 @@ def missing_quantiser(kind: str) -> str | None:
 
 
 def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str, str]:
-    """Return option -> sentence for every null of a YAML file where the option needs a value: the parser lets it through."""
+    """Return option -> sentence for every null in a YAML file where a value is needed, which the parser accepts."""
     return {
-        one.name: f"--{one.name} null: a value is needed; leave the line out for the default"
+        one.name: f"--{dashed(one.name)} null: a value is needed; leave the line out for the default"
         for one in fields(kind)
         if one.name in values and values[one.name] is None and one.default is not None
     }
 
 
 def failed(*checks: tuple[bool, str]) -> list[str]:
-    """Return the messages of the checks that do not hold."""
+    """Return the messages of the checks that fail."""
     return [message for holds, message in checks if not holds]
 
 
@@ -231,5 +246,5 @@ def raise_all(problems: list[str]) -> None:
 
 
 def at_least(*values: tuple[str, int, int]) -> list[str]:
-    """Return a message for every (option, value, least) whose value is too small."""
-    return [f"--{name} {value}: at least {least} is needed" for name, value, least in values if value < least]
+    """Return a message for every (option, value, minimum) whose value is too small."""
+    return [f"--{dashed(name)} {value}: at least {least} is needed" for name, value, least in values if value < least]

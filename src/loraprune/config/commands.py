@@ -1,6 +1,6 @@
-"""Options of the commands that look at models, and of those that start runs.
+"""Options of the commands that describe, measure and compare models.
 
-Knows nothing about torch, so that `--help` answers at once.
+Imports no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -19,80 +19,101 @@ from loraprune.config.base import (
     at_least,
     failed,
 )
+from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import nearest
-from loraprune.runtime.output import unwritable
+from loraprune.runtime.output import PARTIAL, unwritable
+from loraprune.runtime.run_file import run_problem
 
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """the seven tasks of the paper, under their names in lm-eval"""
 TIMED_FORMATS = ("onnx", "gguf")
-"""formats of `export` for which there is a program to time"""
+"""formats of `export` that can be timed"""
 KNOWN = "known"
-"""in place of a model: all that the package knows the shapes of"""
+"""stands for all models whose shapes the package knows"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(ModelOptions):
-    """Show a model's family, groups, units and parameters a unit, or say why it cannot be pruned."""
+    """Show what can be pruned in a model, or why it cannot be pruned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(LoRAPruneConfig, QuantizeOptions, BatchOptions, ModelOptions):
-    """Predict shapes, parameters, file size, memory and FLOPs of training from the configuration alone."""
+    """Predict size, memory and FLOPs of a run without loading weights."""
 
     model: str = KNOWN
-    """folder, hub id, `demo`, or a well-known model by name, for which nothing is read: llama-7b, llama-13b, llama-30b, llama-65b,
-    llama-3-8b, llama-3-70b; `known` stands for all of these, in one table"""
+    """folder, hub id, `demo`, or a known model that needs no download: llama-7b, llama-13b, llama-30b, llama-65b, llama-3-8b,
+    llama-3-70b; `known` shows all of these in one table"""
     dtype: Dtype = "bfloat16"
-    """precision of the weights while training"""
+    """precision of the weights during training"""
     accumulate: int = 1
-    """micro-batches in an optimiser step"""
+    """forward passes per optimiser step"""
     teacher: Literal["none", "copy", "cache"] = "none"
-    """as in prune: copy keeps a second model in memory"""
+    """as in `prune`; copy keeps a second model in memory"""
     gpus: int = 1
-    """GPUs that train together, each on micro-batches of its own; figures are for every one of them"""
+    """number of GPUs that train together; figures are per GPU"""
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    """with --gpus: every GPU has the whole model (ddp), or a share of its weights (fsdp)"""
+    """with --gpus: every GPU holds the whole model (ddp) or a part of its weights (fsdp)"""
     needs_library: ClassVar[bool] = False
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        shapes = f"--sparsity {self.sparsity}: shapes and sizes stay those of the dense model; there is nothing to plan"
+        shapes = (
+            f"--sparsity {self.sparsity}: shapes and sizes do not change, so there is nothing to plan; leave it out"
+        )
         sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
         return [*super().problems(), *sizes, *failed((self.sparsity is None, shapes))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ModelOptions, MachineOptions):
-    """Measure how good models are at their task, and causal language models on tasks of lm-eval too, with the protocol recorded."""
+class ResumeConfig(Options):
+    """Continue an interrupted run from its newest checkpoint."""
+
+    output: str
+    """output folder of the interrupted `prune` or `finetune`; its options are read from OUTPUT.partial"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", self.output.rstrip("/").removesuffix(PARTIAL))
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        problem = run_problem(self.output)
+        return [*super().problems(), *([problem] if problem else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ModelOptions, ColumnOptions, MachineOptions):
+    """Evaluate one or two models: perplexity, accuracy, tasks of lm-eval."""
 
     data: list[str] | str | None = None
-    """what to measure on: a file, a folder, a hub id, or `stdlib` (its held-out modules); several as [A, B]"""
+    """evaluation data: a file, a folder, a hub id, or `stdlib`; several as [A, B]"""
     against: str | None = None
-    """a second model to show beside it, usually the dense one"""
+    """second model to compare with, usually the dense one"""
     length: list[int] | int = 512
-    """tokens in a window, several as [128, 2048], which the paper's protocols use; the longest is the most that a task's question has"""
+    """tokens per window, several as [128, 2048]; the largest also limits the questions of --tasks"""
     rows: int | None = None
-    """windows or rows of each text to measure on at most, from the first on; without it all"""
+    """use only the first N windows or rows of each data set"""
     batch: int = 8
-    """windows, rows or questions at a time"""
+    """rows or questions per forward pass"""
     tasks: str | None = None
-    """tasks of lm-eval, with commas: `zero-shot` (the seven of the paper), mmlu, or any others with an accuracy"""
+    """tasks of lm-eval, separated by commas: `zero-shot` (the paper's seven), mmlu, or any other task with an accuracy"""
     task_data: str | None = None
-    """folder with TASK.jsonl (.json, .csv, .parquet) in the columns of the stock tasks; without it the hub is asked"""
+    """folder with a file TASK.jsonl (or .json, .csv, .parquet) per task, in the columns of the stock tasks; by default from the hub"""
     limit: int | None = None
-    """documents of each task to ask at most, from the first on"""
+    """use only the first N questions of each task"""
     shots: int = 0
-    """solved examples before each question; the paper's tasks have none"""
+    """solved examples before each question; the paper uses none"""
     record: bool = False
-    """keep the result in evaluation.json of the model's folder, and draw its report.html again"""
+    """store the result as evaluation.json in the model's folder, and update its report.html"""
 
     def lengths(self) -> list[int]:
-        """Return all windows."""
+        """Return all window lengths."""
         return self.length if isinstance(self.length, list) else [self.length]
 
     def texts(self) -> list[str]:
-        """Return the names of all texts."""
+        """Return the names of all data sets."""
         return self.data if isinstance(self.data, list) else [self.data] if self.data else []
 
     def task_names(self) -> list[str]:
@@ -112,10 +133,14 @@ class EvaluateConfig(ModelOptions, MachineOptions):
             (bool(self.texts() or self.task_names()), "nothing to measure: give --data, --tasks or both"),
             (bool(self.lengths()), "--length is empty: name at least one window"),
             (all(self.task_names()), f"--tasks {self.tasks}: a name is empty; write them as piqa,boolq"),
-            (self.task_data is None or bool(self.tasks), f"--task-data {self.task_data}: give --tasks too"),
+            *(
+                (not value or bool(self.tasks), f"--{name} {value}: it is about tasks of lm-eval; give --tasks too")
+                for name, value in (("task-data", self.task_data), ("limit", self.limit), ("shots", self.shots))
+            ),
+            (self.rows is None or bool(self.texts()), f"--rows {self.rows}: it is about --data; give that too"),
             (
                 not self.record or (Path(self.model) / "report.json").is_file(),
-                f"--record: --model {self.model} is no folder that a run wrote; leave it out, or name one",
+                f"--record: --model {self.model} is not a folder written by loraprune; leave --record out, or name such a folder",
             ),
         ]
         return [*super().problems(), *at_least(*least), *failed(*checks)]
@@ -123,23 +148,23 @@ class EvaluateConfig(ModelOptions, MachineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(ModelOptions, MachineOptions):
-    """Measure parameters, MACs, latency, throughput and file size, side by side in one process."""
+    """Measure size and speed of one or two models."""
 
     against: str | None = None
-    """the model to compare with, usually the dense one; runs alternate A B A B"""
+    """second model to compare with, usually the dense one; both are timed in turns"""
     batches: list[int] = field(default_factory=lambda: [1, 16])
     """batch sizes of the prefill"""
     length: int = 256
-    """tokens in a prefill"""
+    """tokens per row in the prefill"""
     tokens: int = 32
-    """tokens to generate for the decoding speed"""
+    """tokens to generate when decoding is timed"""
     repeats: int = 10
-    """timed runs of each"""
+    """number of timed runs"""
     unmerged: int | None = None
-    """time the model with LoRA of this rank beside it too, as it is before merging: what an adapter costs that is kept apart"""
+    """also time the model with unmerged LoRA adapters of rank N"""
     formats: str | None = None
-    """export the model to these formats in a temporary folder and time them too, on the CPU: onnx (onnxruntime), gguf (llama.cpp), or both
-    with a comma; `gguf:q8_0` names a --quantization"""
+    """also export the model to a temporary folder and time it there on the CPU: onnx (onnxruntime) or gguf (llama.cpp), separated by
+    commas; `gguf:q8_0` also sets the --quantization of `export`"""
 
     def format_names(self) -> list[tuple[str, str | None]]:
         """Return format and quantisation of all formats."""
@@ -169,34 +194,34 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """Draw report.html of a run's folder again, and its plots as PNG and SVG."""
+    """Write report.html of a finished run again, and its plots as files."""
 
     model: str
-    """folder that `prune` or `finetune` wrote"""
+    """folder written by `prune` or `finetune`"""
     plots: str | None = None
-    """folder to write the plots to, as PNG and SVG"""
+    """folder for the plots, as PNG and SVG"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareModelsConfig(MachineOptions):
-    """Show any two or more models of one task in one table and one plot: parameters, MACs, size, speed, how good they are."""
+class CompareModelsConfig(ColumnOptions, MachineOptions):
+    """Compare size, speed and quality of several models in one table and plot."""
 
     models: list[str]
-    """folders or hub ids, the first being the reference"""
+    """folders or hub ids; the first model is the reference"""
     data: str | None = None
-    """what to measure how good they are on: a file, a folder, a hub id, or `stdlib`"""
+    """evaluation data: a file, a folder, a hub id, or `stdlib`"""
     length: int = 256
-    """tokens in a window or row of the data, and in a timed prefill"""
+    """tokens per row, in the evaluation and in the timed prefill"""
     batch: int = 8
-    """windows at a time"""
+    """rows per forward pass"""
     tokens: int = 32
-    """tokens to generate for the decoding speed"""
+    """tokens to generate when decoding is timed"""
     repeats: int = 5
-    """timed runs of each"""
+    """number of timed runs"""
     output: str | None = None
-    """folder for table.md, results.json and the plot; without it the table is only printed"""
+    """folder for table.md, results.json and the plot; by default the table is only printed"""
     trust_remote_code: bool = False
-    """dangerous: run modelling code that comes with a checkpoint"""
+    """run Python code from the checkpoints; use it only for checkpoints that you trust"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -210,8 +235,8 @@ class CompareModelsConfig(MachineOptions):
         output = Path(self.output) if self.output is not None else None
         why = unwritable(self.output) if self.output is not None else None
         checks = [
-            (len(self.models) > 1, f"--models names {len(self.models)}: at least two are needed"),
-            (not repeated, f"{', '.join(repeated)}: named twice; name each model once"),
+            (len(self.models) > 1, f"--models {' '.join(self.models) or '[]'}: at least two models are needed"),
+            (not repeated, f"--models {', '.join(repeated)}: given twice; name each model once"),
             (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
             (why is None, f"--output {output}: cannot be written ({why}); choose another folder"),
         ]
@@ -220,15 +245,15 @@ class CompareModelsConfig(MachineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
-    """Prune the model that ships with the package to 50 %, offline, and show dense against pruned."""
+    """Prune the small model that ships with the package, offline, and show the result."""
 
     output: str = "demo-pruned"
-    """folder to write"""
+    """folder for the result"""
     steps: int = 120
     """optimiser steps"""
     ratio: float = 0.5
-    """fraction of the prunable parameters to remove"""
+    """fraction of the prunable parameters to remove, from 0 to below 1"""
     seed: int = 0
-    """seed of everything random"""
+    """seed for the data order and the adapters"""
     overwrite: bool = False
-    """replace the output folder if a run wrote it"""
+    """replace the output folder if loraprune wrote it"""

@@ -1,6 +1,6 @@
-"""Options of the commands by which a model leaves: `export` and `push`.
+"""Options of the commands `export` and `push`.
 
-Knows nothing about torch, so that `--help` answers at once.
+Imports no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ from pathlib import Path
 from loraprune.config.base import ModelOptions, Options, at_least, failed
 from loraprune.runtime.output import holds_result, output_problem
 
+FORMATS = ("gguf", "onnx", "padded", "safetensors", "torch", "torchao")
+"""programs may register others"""
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """a name on the hub"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(ModelOptions):
-    """Write a pruned model in another format, and check it by loading it."""
+    """Convert a model to another format, and check the result by loading it."""
 
     output: str
-    """folder to write"""
+    """folder for the result"""
     format: str = "padded"
-    """`gguf` for llama.cpp, `onnx` with a key-value cache for onnxruntime, `torch` (torch.export), `torchao` (8-bit weights),
-    `safetensors` for vLLM and SGLang, `padded`: the dense stock shapes with zeros for removed units, for loaders that know no other"""
+    """gguf for llama.cpp, onnx for onnxruntime (with a key-value cache), torch (torch.export), torchao (8-bit weights), safetensors for
+    vLLM and SGLang, or padded: the dense shapes with zeros for removed units, for loaders that accept no other shapes"""
     quantization: str | None = None
-    """precision of the weights: f16 (the default of gguf), f32, bf16, q8_0, q5_0, q4_0 for gguf; int8 for torchao; bf16 (the
-    default of safetensors), f16, f32"""
+    """precision of the weights. gguf: f16 (default), f32, bf16, q8_0, q5_0, q4_0. torchao: int8. onnx of encoders: int8
+    (onnxruntime's dynamic quantisation). safetensors: bf16 (default), f16, f32"""
+    data: str | None = None
+    """labelled rows on which an int8 ONNX graph is evaluated beside the float32 graph, as `loraprune evaluate` takes them"""
     tensor_parallel: int = 1
-    """devices that are to share every layer, of safetensors; checked before anything is written"""
+    """number of devices that will share each layer (safetensors only); checked before anything is written"""
     overwrite: bool = False
-    """replace the output folder if a run wrote it"""
+    """replace the output folder if loraprune wrote it"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -42,18 +46,18 @@ class ExportConfig(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig(Options):
-    """Upload a folder that `prune`, `finetune` or `export` wrote to the hub, with a complete model card."""
+    """Upload a result to the hub, with a complete model card."""
 
     model: str
-    """folder to upload"""
+    """folder written by `prune`, `finetune` or `export`"""
     repo: str
-    """where to, as org/name; made if there is none"""
+    """repository on the hub, as org/name; created if it does not exist"""
     private: bool = False
     """make the repository private"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        shape = f"--repo {self.repo}: write it as org/name, of letters, digits, '-', '_' and '.'"
-        ours = f"--model {self.model}: it is no folder that loraprune wrote; name one with report.json or export.json"
+        shape = f"--repo {self.repo}: write it as org/name, with letters, digits, '-', '_' and '.'"
+        ours = f"--model {self.model}: not a folder written by loraprune; name one with report.json or export.json"
         written = holds_result(Path(self.model))
         return [*super().problems(), *failed((bool(REPOSITORY.fullmatch(self.repo)), shape), (written, ours))]

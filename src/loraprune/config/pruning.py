@@ -1,6 +1,6 @@
-"""Which units go, how many and when: the options of pruning itself, without those of training.
+"""Options of pruning: which units are removed, how many, and when.
 
-Knows nothing about torch, so that `--help` answers at once.
+Imports no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from loraprune.config.base import AdapterOptions, failed
+from loraprune.config.base import AdapterOptions, dashed, failed
 from loraprune.config.sparsity import pattern_problems
 from loraprune.errors import ConfigError
 
 CriterionName = str
+CRITERIA = (
+    "auto", "flap", "gate", "gradient", "lora", "magnitude", "movement", "random", "sketch", "taylor", "wanda",
+)  # fmt: skip
+"""`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 UNIT_OPTIONS = (
     "parameters",
@@ -31,100 +35,112 @@ UNIT_OPTIONS = (
     "compensate",
     "local",
     "local_all",
+    "end_to_end",
     "shrink",
 )
-"""options that say which units go or how: they mean nothing where single weights go"""
+"""options about units, which do not apply with --sparsity"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAPruneConfig(AdapterOptions):
-    """What to remove and when: the part of a run that `LoRAPruneCallback` needs."""
+    """What to remove and when: the options of `LoRAPruneCallback`."""
 
     ratio: float = 0.5
-    """fraction of the prunable parameters to remove, in [0, 1)"""
+    """fraction of the prunable parameters to remove, from 0 to below 1; embeddings and output head are not prunable"""
     parameters: str | None = None
-    """parameters the whole model is to have, such as 600M or 1.2B, reached as closely as a ratio; replaces --ratio"""
+    """target size of the whole model instead of --ratio, such as 600M or 1.2B"""
     heads: int | None = None
-    """query heads to keep in every layer; replaces --ratio; without --ffn all FFN channels stay"""
+    """query heads to keep in every layer, instead of --ratio; without --ffn all FFN channels are kept"""
     ffn: int | None = None
-    """FFN channels to keep in every layer; replaces --ratio; without --heads all heads stay"""
+    """FFN channels to keep in every layer, instead of --ratio; without --heads all heads are kept"""
     heads_ratio: float | None = None
-    """fraction of the heads to remove from every layer; replaces --ratio; without --ffn-ratio all FFN channels stay"""
+    """fraction of the heads to remove from every layer, instead of --ratio; without --ffn-ratio all FFN channels are kept"""
     ffn_ratio: float | None = None
-    """fraction of the FFN channels to remove from every layer; replaces --ratio; without --heads-ratio all heads stay"""
+    """fraction of the FFN channels to remove from every layer, instead of --ratio; without --heads-ratio all heads are kept"""
     scores: str | None = None
-    """scores.safetensors of an earlier run of the same model: units are ranked by these and not scored anew"""
+    """scores.safetensors of an earlier run on the same model; units are ranked by these scores instead of being scored again"""
     sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
-    """set single weights to zero instead of removing units: `unstructured` (with --ratio), or N:M such as 2:4 and 4:8,
-    where N of every M neighbouring inputs stay; the model keeps its shapes"""
+    """set single weights to zero instead of removing units, so that shapes do not change: `unstructured` (with --ratio), or N:M such as
+    2:4 or 4:8, which keeps N of every M neighbouring inputs"""
     round: int = 8
-    """FFN widths are multiples of this; 1 for the exact ratio, 32 or more for quantised GGUF"""
+    """make FFN widths multiples of N; 1 gives the exact ratio, 32 or more suits quantised GGUF files"""
     kinds: str = "auto"
-    """kinds of units that may go, which --ratio counts in: `attention`, `ffn` or both as attention,ffn; `all`; or `auto`: all,
-    but where --allocation gives equal widths only those that a stock checkpoint can hold, if there are any (GPT-2's can hold
-    fewer channels, not fewer heads)"""
+    """kinds of units to prune, which --ratio refers to: `attention`, `ffn`, attention,ffn or `all`. auto: all kinds, or with equal widths
+    in all layers only those that a stock checkpoint can store (GPT-2's stores fewer channels, but not fewer heads)"""
     criterion: CriterionName = "auto"
-    """how units are scored: wanda and flap (activations), lora (Eq 10), sketch (an improved lora), gradient (the true gradient of the
-    weights), gate (Fisher score of a gate on each unit), taylor and movement (its first order), magnitude, random; auto is wanda, with
-    --sparsity lora"""
+    """how units are scored: wanda or flap (activations), lora (the paper's Eq 10), sketch (an improved lora), gradient (true gradient of
+    the weights), gate (Fisher information of a gate per unit), taylor or movement (first-order gate), magnitude, random. auto: wanda,
+    or lora with --sparsity"""
     power: Literal[1, 2] = 2
-    """saliencies are squared (2, the paper) or taken as absolute values (1, the authors' code)"""
+    """exponent of the saliencies: 2 squares them (the paper), 1 takes absolute values (the authors' code)"""
     normalize: bool = False
-    """divide each projection's unit scores by their L2 norm before adding them (the authors' code; the paper does not)"""
+    """divide the unit scores of each projection by their L2 norm before adding them (as the authors' code does, and the paper does not)"""
     decay: float = 0.9
-    """lambda of the moving average of scores, in [0, 1)"""
-    allocation: Literal["auto", "uniform", "balanced", "paper", "global"] = "auto"
-    """how removal is spread: uniform (heads and channels by the same ratio) or balanced (split by the scores) give all layers
-    the same widths, which loads anywhere; paper (first tenth and last layer stay whole) and global (one ranking over the
-    model) give every layer its own; auto is uniform"""
+    """decay of the moving average of scores (lambda in the paper), from 0 to below 1"""
+    allocation: Literal["auto", "measured", "uniform", "balanced", "paper", "global"] = "auto"
+    """how removal is distributed over the layers. uniform (same ratio of heads and channels), balanced (split by score) and measured
+    (the split that changes the outputs on calibration rows least; needs --schedule oneshot) give all layers equal widths, so that the
+    model loads anywhere. paper (the first tenth and the last layer are not pruned) and global (one ranking over the model) give every
+    layer its own width. auto: measured with --schedule oneshot, else uniform"""
     depth: bool = False
-    """with --allocation balanced: whole layers may go too, those that score least, where that loses less; the layers left are
-    numbered anew"""
+    """also remove whole layers with low scores where that costs less; needs --allocation balanced; the remaining layers are
+    renumbered"""
     compensate: bool | None = None
-    """at each removal, refit the projections that read units to what they gave before, in closed form on training rows; without it
-    wherever that is possible: not with convolutions, --sparsity or FSDP"""
-    local: int | None = None
-    """at each removal, after --compensate: steps in which every block that lost units is trained to reproduce what it gave before;
-    units that several layers share are left to --compensate; 0 for none; without it 400 wherever that is possible"""
+    """after each removal, least-squares reconstruction of the projections that read the removed units, on training rows; by default
+    wherever possible (not with convolutions, --sparsity or FSDP)"""
+    local: int = 0
+    """steps of blockwise reconstruction after each removal: every block that lost units is trained to reproduce its earlier output; 0
+    for none; units shared by several layers get --compensate only"""
     local_all: bool = False
-    """with --local: the blocks above the first that lost units learn too where they lost none, to mend what those below lost"""
+    """with --local, also train the blocks above the first pruned one that lost no units"""
+    end_to_end: int | None = None
+    """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
+    removal, on 256 calibration tokens a step; 0 for none; by default one pass over --calibration wherever possible (not with
+    --sparsity or FSDP)"""
     calibration: int = 32768
-    """tokens that --compensate and --local look at"""
+    """tokens used by --compensate, --local and --end-to-end"""
     history: bool = False
-    """write the scores before every removal to scores_history.safetensors: `loraprune compare` draws from it how criteria agree
-    over the steps"""
+    """write the scores before every removal to scores_history.safetensors, from which `loraprune compare` plots how criteria agree"""
     schedule: Literal["auto", "cubic", "linear", "oneshot"] = "auto"
-    """how removal grows over the run; auto is oneshot, with --sparsity cubic"""
+    """how the removed fraction grows with the steps. auto: oneshot, or cubic with --sparsity"""
     interval: int | None = None
-    """optimiser steps between two removals; without it 10, fewer where a run is so short that few removals would be left"""
+    """optimiser steps between two removals; by default 10, or fewer in short runs"""
     warmup: float | None = None
-    """fraction of the steps before the first removal; without it none before a single removal, else 0.1"""
+    """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
     cooldown: float | None = None
-    """fraction of the steps left for tuning after the last removal; without it all but a fortieth of what the
-    warm-up leaves after a single removal, else 0.1"""
+    """fraction of the steps after the last removal; by default 0.975 minus the warm-up for oneshot and 0.1 for other schedules"""
     shrink: bool = True
-    """cut the model at each removal, which is faster; false masks until the end and gives the same model"""
+    """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
-        """Return the sides of projections whose frozen weights a removal changes: those that read units, or both."""
+        """Return the sides of projections whose frozen weights change at a removal: those that read units, or both."""
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
+    def recovers(self) -> bool:
+        """Say whether a removal is followed by recovery on calibration rows."""
+        return not self.sparsity and (
+            bool(self.changed) or self.end_to_end != 0 or self.chosen_allocation == "measured"
+        )
+
+    @property
     def chosen_criterion(self) -> CriterionName:
-        """Return the name of the criterion that `auto` stands for."""
+        """Return the criterion, with `auto` resolved."""
         if self.criterion != "auto":
             return self.criterion
         return "lora" if self.sparsity else "wanda"
 
     @property
     def chosen_allocation(self) -> str:
-        """Return the name of the allocation that `auto` stands for."""
-        return "uniform" if self.allocation == "auto" else self.allocation
+        """Return the allocation, with `auto` resolved."""
+        if self.allocation != "auto":
+            return self.allocation
+        return "measured" if self.chosen_schedule == "oneshot" and not self.has_dimensions else "uniform"
 
     @property
     def chosen_schedule(self) -> ScheduleName:
-        """Return the name of the schedule that `auto` stands for."""
+        """Return the schedule, with `auto` resolved."""
         if self.schedule != "auto":
             return self.schedule
         return "cubic" if self.sparsity else "oneshot"
@@ -140,7 +156,7 @@ class LoRAPruneConfig(AdapterOptions):
 
     @property
     def has_dimensions(self) -> bool:
-        """Say whether exact widths are asked for instead of a ratio."""
+        """Return whether widths are given instead of a ratio."""
         return any(value is not None for value in (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio))
 
     def problems(self) -> list[str]:
@@ -164,12 +180,16 @@ class LoRAPruneConfig(AdapterOptions):
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
             (
-                self.local is None or self.local >= 0,
+                self.end_to_end is None or self.end_to_end >= 0,
+                f"--end-to-end {self.end_to_end}: 0 or a number of steps is needed, such as 100",
+            ),
+            (
+                self.local >= 0,
                 f"--local {self.local}: 0 or a number of steps is needed, such as 200",
             ),
             (
-                bool(self.local) or not self.local_all,
-                "--local_all true: no block learns without steps; give --local 200",
+                self.local > 0 or not self.local_all,
+                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
             ),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
@@ -186,9 +206,13 @@ class LoRAPruneConfig(AdapterOptions):
                 f"--warmup {self.fractions[0]} --cooldown {self.fractions[1]}: they must sum to < 1",
             ),
             (
+                self.allocation != "measured" or self.chosen_schedule == "oneshot",
+                f"--allocation measured --schedule {self.schedule}: the split is measured once; use --schedule oneshot",
+            ),
+            (
                 not self.depth or (self.chosen_allocation == "balanced" and not self.has_dimensions),
-                f"--depth true: scores choose the layers, which needs --allocation balanced (here {self.chosen_allocation}) and no "
-                "widths by hand",
+                f"--depth true: layers are chosen by score; give --allocation balanced (now {self.chosen_allocation}) and no explicit "
+                "widths",
             ),
             (
                 self.ratio == LoRAPruneConfig.ratio or not (self.parameters or self.has_dimensions),
@@ -196,7 +220,7 @@ class LoRAPruneConfig(AdapterOptions):
             ),
             (
                 self.parameters is None or not self.has_dimensions,
-                f"--parameters {self.parameters} and widths by hand: give one target only",
+                f"--parameters {self.parameters} and explicit widths: give one target only",
             ),
         ]
         found = [*super().problems(), *failed(*checks)]
@@ -208,18 +232,18 @@ class LoRAPruneConfig(AdapterOptions):
         return [*found, *self._sparsity_problems()]
 
     def _other_target(self) -> str:
-        """Return the targets beside --ratio that are given, as they are typed."""
+        """Return the given targets other than --ratio, as typed on the command line."""
         names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+        return " ".join(f"--{dashed(name)} {value}" for name, value in given.items())
 
     def _sparsity_problems(self) -> list[str]:
         if self.sparsity is None:
             return []
         odd = [name for name in UNIT_OPTIONS if getattr(self, name) != getattr(LoRAPruneConfig, name)]
         found = [
-            f"--sparsity {self.sparsity} --{name} {getattr(self, name)}: --{name} is about units, and none are removed; "
-            "leave one of the two out"
+            f"--sparsity {self.sparsity} --{dashed(name)} {getattr(self, name)}: --{dashed(name)} is about units, and --sparsity removes "
+            "none; leave one of the two out"
             for name in odd
         ]
         return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
@@ -229,7 +253,7 @@ def parse_count(text: str) -> int:
     """Read a number of parameters such as 600M, 1.2B, 75k or 1000000.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if it is not a number of at least 1.
     """
     scale = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}.get(text[-1:].lower(), 1)
     try:

@@ -1,6 +1,6 @@
-"""Values of options: read one as the command line reads it, and say what is needed instead of a wrong one.
+"""Values of options: parse one like the command line does, and describe what is needed instead of a wrong one.
 
-Everything is taken from the types of the options. Knows nothing about commands.
+Everything follows from the types of the options.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORDS = {
     dict: "a mapping, such as {name: value}",
     types.NoneType: "null",
 }
-"""type -> what a value of it is"""
+"""type -> description of a value"""
 
 
 class WrongValueError(ValueError):
@@ -32,7 +32,7 @@ class WrongValueError(ValueError):
 
 
 def read_value(hint: Any, value: object) -> Any:
-    """Return a value as an option of type `hint` holds it.
+    """Return a value converted to the type `hint` of an option.
 
     Raises:
         WrongValueError: if it has another type.
@@ -58,6 +58,11 @@ def wrong_value(hint: Any, value: object) -> str:
     kinds += sorted((WORDS[one] for one in plain if one in WORDS), key=WORDS[types.NoneType].__eq__)
     told = f" {value}" if value != "" else ""
     return f"{told}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
+
+
+def takes_text(hint: Any) -> bool:
+    """Say whether an option of type `hint` can be any text."""
+    return str in _members(hint)
 
 
 def _members(hint: Any) -> Iterator[Any]:

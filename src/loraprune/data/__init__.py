@@ -4,6 +4,7 @@
 `templates`) and `pairs` make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
 """
 
+from loraprune.data.files import OWN_NAMES, Columns
 from loraprune.data.load import Data, load_data, load_rows, read_examples
 from loraprune.data.pairs import encode_pairs, find_pairs
 from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, Rows, TokenRows, check_vocabulary, draw_rows
@@ -11,7 +12,9 @@ from loraprune.data.sources import check_apart, columns_of, naming, open_source
 
 __all__ = [
     "NO_TARGET",
+    "OWN_NAMES",
     "Collator",
+    "Columns",
     "Data",
     "PairCollator",
     "Row",

@@ -115,7 +115,7 @@ def find_format(table: Table) -> Format:
     found = ", ".join(table.columns) or "none"
     raise DataError(
         f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `prompt` and `completion`, or "
-        "`messages`, or `source` and `target`: rename them"
+        "`messages`, or `source` and `target`: rename them, or say which are meant, as in --columns text=COLUMN"
     )
 
 

@@ -17,12 +17,13 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 from datasets.utils import logging as datasets_logging
 
-from loraprune.errors import DataError
+from loraprune.errors import DataError, nearest
 from loraprune.runtime.hub import COMPRESSED, data_suffix
 
 PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
@@ -38,6 +39,11 @@ USED_COLUMNS = (
 """the others are not loaded: they may be large, or of types that change from row to row"""
 
 
+Columns: TypeAlias = Mapping[str, str]
+"""role, such as `text` -> the column of the user's that has it; empty where columns go by their own names"""
+OWN_NAMES: Columns = MappingProxyType({})
+
+
 class Table(NamedTuple):
     """Rows of a file, each with the place that an error message gives for it."""
 
@@ -50,17 +56,35 @@ class Table(NamedTuple):
     """classes in the order of the numbers in a column `label`, where the file says"""
 
 
-def read_table(path: Path) -> Table:
-    """Read a .jsonl, .json, .csv, .tsv or .parquet file; all but the last may be compressed.
+def read_table(path: Path, columns: Columns = OWN_NAMES) -> Table:
+    """Read a .jsonl, .json, .csv, .tsv or .parquet file; all but the last may be compressed. Columns keep the user's names.
 
     Raises:
         DataError: if the file cannot be read, is empty, or is not what its suffix says.
     """
     readers: dict[str, Callable[[Path], Table]] = {
-        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"),
-        ".parquet": _read_parquet,
+        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": partial(_read_csv, columns=columns),
+        ".tsv": partial(_read_csv, columns=columns, delimiter="\t"), ".parquet": partial(_read_parquet, columns=columns),
     }  # fmt: skip
     return readers[data_suffix(path.name)](path)
+
+
+def with_roles(table: Table, columns: Columns) -> Table:
+    """Return a table of the columns that `columns` names alone, under the names of their roles; all as they are where it is empty.
+
+    Raises:
+        DataError: if there is no such column.
+    """
+    for role, column in columns.items():
+        if column not in table.columns:
+            found = ", ".join(table.columns) or "none"
+            raise DataError(
+                f"{table.name}: no column {column!r} for --columns {role}={column}{nearest(column, table.columns)}: columns found: {found}"
+            )
+    if not columns:
+        return table
+    rows = [{role: row[column] for role, column in columns.items() if column in row} for row in table.rows]
+    return table._replace(columns=tuple(columns), rows=rows)
 
 
 def read_text(path: Path) -> str:
@@ -118,7 +142,7 @@ def _read_jsonl(path: Path) -> Table:
         if line.strip():
             rows.append(_parse_line(path, number, line))
             places.append(f"line {number}")
-    return _json_table(path, rows, places)
+    return json_table(str(path), rows, places)
 
 
 def _parse_line(path: Path, number: int, line: str) -> object:
@@ -139,19 +163,24 @@ def _read_json(path: Path) -> Table:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON ({error}): correct the file") from None
     rows = content if isinstance(content, list) else [content]
-    return _json_table(path, rows, [f"item {number}" for number in range(1, len(rows) + 1)])
+    return json_table(str(path), rows, [f"item {number}" for number in range(1, len(rows) + 1)])
 
 
-def _json_table(path: Path, rows: Sequence[Any], places: Sequence[str]) -> Table:
+def json_table(name: str, rows: Sequence[Any], places: Sequence[str]) -> Table:
+    """Check that all rows of JSON are objects of texts that a tokenizer reads.
+
+    Raises:
+        DataError: for the first that is not.
+    """
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
-            raise DataError(f'{path}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
+            raise DataError(f'{name}, {place}: a {type(row).__name__} where an object is needed: write {{"text": …}}')
         if half := _half_character(row):
             raise DataError(
-                f"{path}, {place}: it holds {half}, half of a character, which no tokenizer reads: correct or remove the row"
+                f"{name}, {place}: it holds {half}, half of a character, which no tokenizer reads: correct or remove the row"
             )
     columns = dict.fromkeys(column for row in rows for column in row)  # a dict keeps their order
-    return Table(str(path), tuple(columns), rows, places)
+    return Table(name, tuple(columns), rows, places)
 
 
 def _half_character(value: object) -> str | None:
@@ -167,14 +196,14 @@ def _half_character(value: object) -> str | None:
     return next((half for part in parts if (half := _half_character(part))), None)
 
 
-def _read_csv(path: Path, *, delimiter: str = ",") -> Table:
+def _read_csv(path: Path, *, columns: Columns, delimiter: str = ",") -> Table:
     text = read_text(path)
     lines = text.split("\n")
     try:
         header = next(csv.reader(lines, delimiter=delimiter), [])
     except csv.Error as error:
         raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file anew") from None
-    used = [column for column in USED_COLUMNS if column in header]
+    used = _used(header, columns)
     if not used or not any(line.strip() for line in lines[1:]):
         return Table(str(path), tuple(header), [], [])
     # Without declared types a file whose responses are all numbers would come back as numbers.
@@ -185,20 +214,25 @@ def _read_csv(path: Path, *, delimiter: str = ",") -> Table:
             plain = Path(spare) / path.stem
             plain.write_text(text, encoding="utf-8")
         with loaded(plain, "csv", features=strings, na_filter=False, sep=delimiter) as table:
-            return as_table(str(path), table)._replace(columns=tuple(header))
+            return as_table(str(path), table, columns)._replace(columns=tuple(header))
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, *, columns: Columns) -> Table:
     _read_bytes(path, count=1)
     with loaded(path, "parquet") as table:
-        return as_table(str(path), table)
+        return as_table(str(path), table, columns)
 
 
-def as_table(name: str, table: datasets.Dataset) -> Table:
+def _used(found: Sequence[str], columns: Columns) -> list[str]:
+    """Return the columns of those found that are loaded, each once."""
+    return [column for column in dict.fromkeys(columns.values() or USED_COLUMNS) if column in found]
+
+
+def as_table(name: str, table: datasets.Dataset, columns: Columns) -> Table:
     """Return the used columns of a `datasets` table as Python objects."""
-    used = [column for column in USED_COLUMNS if column in table.column_names]
+    used = _used(table.column_names, columns)
     rows = table.select_columns(used).to_list() if used else []
-    names = getattr(table.features.get("label"), "names", None) or ()
+    names = getattr(table.features.get(columns.get("label", "label")), "names", None) or ()
     places = [f"row {number}" for number in range(1, len(rows) + 1)]
     return Table(name, tuple(table.column_names), rows, places, tuple(names))
 

@@ -1,6 +1,6 @@
 """GLUE's nine tasks by name: the columns of its own files, the labels' names, and the metrics of its paper.
 
-Source: Wang et al., GLUE (arXiv 1804.07461), table 1 for the metrics; file layouts are those of the archive at gluebenchmark.com.
+Source: Wang et al., GLUE (arXiv 1804.07461) for the metrics; file layouts are those of the archive at gluebenchmark.com.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def _columns(table: Table) -> tuple[str, ...]:
     if found is None or LABEL not in table.columns:
         seen = ", ".join(table.columns) or "none"
         raise DataError(
-            f"{table.name}: columns found: {seen}; needed: `text`, perhaps `text_pair`, and `label`: rename them"
+            f"{table.name}: columns found: {seen}; needed: `text`, perhaps `text_pair`, and `label`: rename them, or say which are "
+            "meant, as in --columns text=COLUMN,label=COLUMN"
         )
     return found
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraprune.data.chats import encode_chats
 from loraprune.data.examples import Examples, make_examples
+from loraprune.data.files import OWN_NAMES, Columns
 from loraprune.data.rows import TokenRows, take_rows
 from loraprune.data.sources import Part, check_apart, naming, open_source
 from loraprune.data.texts import encode_texts
@@ -58,6 +59,7 @@ def load_data(
     length: int,
     held_out: str | None = None,
     encode: Encode = encode_running,
+    columns: Columns = OWN_NAMES,
 ) -> Data:
     """Read a source and hold a part of it out, or judge by `held_out`, which names another source.
 
@@ -71,12 +73,12 @@ def load_data(
     """
     _check_length(length)
     with naming("--data"):
-        data = open_source(source)
+        data = open_source(source, columns)
         if held_out is None and "held_out" not in data.splits:
             rows = _hold_out(_examples(data.read("train")), tokenizer, length, encode=encode)
             return _enough(source, *rows, length=length)
     with naming("--eval" if held_out else "--data"):
-        other = open_source(held_out) if held_out else data
+        other = open_source(held_out, columns) if held_out else data
         check_apart(source, data, held_out or source, other=other)
         judged = encode(_examples(other.read("held_out")), tokenizer, length)
     with naming("--data"):
@@ -90,6 +92,7 @@ def load_rows(
     length: int,
     split: Literal["train", "held_out"] | None = None,
     encode: Encode = encode_running,
+    columns: Columns = OWN_NAMES,
 ) -> TokenRows:
     """Read a source to judge by: all of a file or folder, or the `split` of a source that has splits of its own.
 
@@ -101,19 +104,19 @@ def load_rows(
     """
     _check_length(length)
     with naming("--data"):
-        rows = encode(_examples(open_source(source).read(split or "held_out")), tokenizer, length)
+        rows = encode(_examples(open_source(source, columns).read(split or "held_out")), tokenizer, length)
         if not len(rows):
             raise DataError(f"{source}: it holds only {_tokens(rows)} tokens: give at least two")
         return rows
 
 
-def read_examples(source: str, part: str) -> Examples:
+def read_examples(source: str, part: str, columns: Columns = OWN_NAMES) -> Examples:
     """Read the part `train` or `held_out` of a source as texts, chats or pairs.
 
     Raises:
         DataError: if the source is missing or malformed.
     """
-    return _examples(open_source(source).read(part))
+    return _examples(open_source(source, columns).read(part))
 
 
 def _examples(part: Part) -> Examples:

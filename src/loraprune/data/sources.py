@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import datasets
 from huggingface_hub import HfApi
 
-from loraprune.data.files import Table, as_table, read_table, read_text, reason
+from loraprune.data.files import OWN_NAMES, Columns, Table, as_table, read_table, read_text, reason, with_roles
 from loraprune.data.glue import GlueTask, glue_files, glue_on_hub, glue_task, read_glue
+from loraprune.data.held import splits_of, table_of
 from loraprune.data.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
+from loraprune.runtime.held import held
 from loraprune.runtime.hub import STDLIB, SUFFIXES, data_problem, data_suffix, matching
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
@@ -49,26 +51,34 @@ class Source:
     splits: Mapping[str, Callable[[], Part]]
     files: Mapping[str, frozenset[Path]] = field(default_factory=dict)
     """split -> the files it is read from"""
+    columns: Columns = field(default_factory=dict)
 
     def read(self, split: str) -> Part:
         """Return `train` or `held_out`, or everything where the source has no splits of its own.
 
         Raises:
-            DataError: if its files are malformed.
+            DataError: if its files are malformed, or lack a column that is named.
         """
-        return (self.splits.get(split) or self.splits["all"])()
+        part = (self.splits.get(split) or self.splits["all"])()
+        return part._replace(tables=[with_roles(table, self.columns) for table in part.tables])
 
     def files_of(self, split: str) -> frozenset[Path]:
         """Return the files that `read` reads for a split."""
         return self.files.get(split) or self.files.get("all", frozenset())
 
 
-def open_source(name: str) -> Source:
-    """Find what a name leads to.
+def open_source(name: str, columns: Columns = OWN_NAMES) -> Source:
+    """Find what a name leads to; `columns` says which columns are meant.
 
     Raises:
         DataError: if it leads nowhere.
     """
+    return replace(_find(name, columns), columns=columns)
+
+
+def _find(name: str, columns: Columns) -> Source:
+    if name in held().data:
+        return _held(name, held().data[name], columns)
     if name == STDLIB:
         return Source({"train": partial(_read_stdlib, "train"), "held_out": partial(_read_stdlib, "held_out")})
     path = Path(os.path.expanduser(name))
@@ -78,15 +88,24 @@ def open_source(name: str) -> Source:
             splits = {split: partial(_read_glue, name, split, file) for split, file in glue.items()}
             return Source(splits, {split: frozenset({file.resolve()}) for split, file in glue.items()})
         if is_saved(path):
-            return _saved(name, path)
+            return _saved(name, path, columns)
         parts = split_files(data_files(path), path)
-        splits = {part: partial(_read_files, name, split, files) for part, (split, files) in parts.items()}
+        splits = {part: partial(_read_files, name, split, files, columns) for part, (split, files) in parts.items()}
         return Source(splits, {part: frozenset(map(Path.resolve, files)) for part, (_, files) in parts.items()})
     if problem := data_problem(name):
         raise DataError(problem)
     if found := [data_file(Path(file)) for file in matching(str(path))]:
-        return Source({"all": partial(_read_files, name, "all", found)}, {"all": frozenset(map(Path.resolve, found))})
-    return _open_hub(name)
+        return Source(
+            {"all": partial(_read_files, name, "all", found, columns)}, {"all": frozenset(map(Path.resolve, found))}
+        )
+    return _open_hub(name, columns)
+
+
+def _held(name: str, rows: Any, columns: Columns) -> Source:
+    if isinstance(rows, list):
+        return Source({"all": lambda: Part(name, "all", [table_of(name, rows)])})
+    parts = split_tables(name, splits_of(rows)).items()
+    return Source({part: partial(_read_hub, name, split, table, None, columns) for part, (split, table) in parts})
 
 
 def data_file(path: Path) -> Path:
@@ -144,12 +163,12 @@ def load_saved(path: Path) -> dict[str, tuple[str, datasets.Dataset]]:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow and datasets share no base class
         raise DataError(f"{path}: not a whole folder of save_to_disk ({reason(error)}): save it again") from None
-    return _parts(str(path), loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded})
+    return split_tables(str(path), loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded})
 
 
-def _saved(name: str, path: Path) -> Source:
+def _saved(name: str, path: Path, columns: Columns) -> Source:
     parts = load_saved(path).items()
-    return Source({part: partial(_read_hub, name, split, table, None) for part, (split, table) in parts})
+    return Source({part: partial(_read_hub, name, split, table, None, columns) for part, (split, table) in parts})
 
 
 def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[Path]]]:
@@ -190,11 +209,11 @@ def _by_split(files: Sequence[Path], ending: str) -> dict[str, list[Path]]:
     return found
 
 
-def _read_files(name: str, split: str, files: Sequence[Path]) -> Part:
+def _read_files(name: str, split: str, files: Sequence[Path], columns: Columns) -> Part:
     if data_suffix(files[0].name) == ".txt":
         rows = [{"text": read_text(file)} for file in files]
         return Part(name, split, [Table(name, ("text",), rows, [str(file) for file in files])])
-    return Part(name, split, [read_table(file) for file in files])
+    return Part(name, split, [read_table(file, columns) for file in files])
 
 
 def _read_glue(name: str, split: str, file: Path) -> Part:
@@ -226,10 +245,10 @@ def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
         raise DataError(
             f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
         ) from None
-    return _parts(name, loaded)
+    return split_tables(name, loaded)
 
 
-def _parts(name: str, loaded: Mapping[Any, datasets.Dataset]) -> dict[str, tuple[str, datasets.Dataset]]:
+def split_tables(name: str, loaded: Mapping[Any, datasets.Dataset]) -> dict[str, tuple[str, datasets.Dataset]]:
     """Return the only split as `all`, or those for `train` and `held_out`, with their own names."""
     splits = {str(split): (str(split), table) for split, table in loaded.items()}
     if len(splits) == 1:
@@ -242,24 +261,24 @@ def _parts(name: str, loaded: Mapping[Any, datasets.Dataset]) -> dict[str, tuple
     return {"train": splits["train"], "held_out": splits[held_out]} if held_out else {"all": splits["train"]}
 
 
-def _open_hub(name: str) -> Source:
+def _open_hub(name: str, columns: Columns) -> Source:
     identifier, glue = glue_on_hub(name)
     parts = load_hub(identifier).items()
-    return Source({part: partial(_read_hub, name, split, table, glue) for part, (split, table) in parts})
+    return Source({part: partial(_read_hub, name, split, table, glue, columns) for part, (split, table) in parts})
 
 
-def _read_hub(name: str, split: str, table: datasets.Dataset, glue: GlueTask | None) -> Part:
-    return Part(name, split, [as_table(f"{name}, split {split}", table)], glue.metrics if glue else ())
+def _read_hub(name: str, split: str, table: datasets.Dataset, glue: GlueTask | None, columns: Columns) -> Part:
+    return Part(name, split, [as_table(f"{name}, split {split}", table, columns)], glue.metrics if glue else ())
 
 
-def columns_of(name: str) -> tuple[str, ...]:
-    """Return the columns of the rows that a name leads to.
+def columns_of(name: str, columns: Columns = OWN_NAMES) -> tuple[str, ...]:
+    """Return the columns of the rows that a name leads to, or the roles of those that are meant.
 
     Raises:
         DataError: if it leads nowhere, or its files are malformed.
     """
     with naming("--data"):
-        return open_source(name).read("train").tables[0].columns
+        return open_source(name, columns).read("train").tables[0].columns
 
 
 def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:

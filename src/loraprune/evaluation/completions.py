@@ -1,6 +1,6 @@
 """What a model writes: greedy continuations of prompts from held-out data, or targets of sources, for people to read.
 
-Source: Table 8 of the paper shows dense and pruned models by the same prompts.
+Source: the paper (arXiv 2305.18403) shows what dense and pruned models write to the same prompts.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def paired_difference(first: Measured, second: Measured) -> dict[str, float | No
 def ratio_error(sums: Sequence[float], counts: Sequence[int]) -> float | None:
     """Return the standard error of sum(sums) / sum(counts) when rows, not tokens, are the independent draws.
 
-    Source: Cochran, Sampling Techniques, 3rd ed., equation 6.13: variance of a ratio estimate.
+    Source: Cochran, Sampling Techniques, 3rd ed., on ratio estimators: the variance of a ratio estimate.
     """
     pairs = [(total, count) for total, count in zip(sums, counts, strict=True) if count]
     if len(pairs) < 2:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
 """above it the perplexity is no finite number"""
 
 
-Collate = Callable[[Sequence[Mapping[str, list[int]]]], Mapping[str, Tensor]]
+Collate: TypeAlias = Callable[[Sequence[Mapping[str, list[int]]]], Mapping[str, Shaped[Tensor, "rows ..."]]]
 
 
 @dataclass(frozen=True, slots=True)

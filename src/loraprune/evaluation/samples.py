@@ -1,6 +1,6 @@
-"""What a run shows beside its figures: what the dense and the pruned model write, if they do, and how fast both are.
+"""What a run finds out about the dense and the pruned model: how good they are, what they write, if they do, and how fast they are.
 
-The two models are never in memory together; each is shown when it is there.
+The two models are never in memory together; each is evaluated when it is there.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loraprune.data import Rows, TokenRows
+from loraprune.data import TokenRows
 from loraprune.errors import LoraPruneError
 from loraprune.evaluation.benchmark import Comparison, compare_speed, joined
 from loraprune.evaluation.completions import complete, decode, draw_prompts
+from loraprune.evaluation.measurement import Measured
+from loraprune.evaluation.tasks import Prepared, Task
 from loraprune.families import positions
 
 LENGTH = 128
@@ -27,17 +29,25 @@ logger = logging.getLogger(__name__)
 
 
 class Showcase:
-    """Gathers what is shown, if anything is to be."""
+    """Gathers what is found out about a run's models by their names, and what is shown of them, if anything is to be."""
 
-    def __init__(self, rows: Rows, processor: object, *, wanted: bool) -> None:
-        """Take held-out rows and the processor that made them; only rows of text with targets of text give prompts."""
+    def __init__(self, task: Task, data: Prepared, batch: int, *, wanted: bool) -> None:
+        """Take what evaluates, on held-out rows; only rows of text with targets of text give prompts to show, if that is `wanted`."""
         self.wanted = wanted
+        self.measured: dict[str, Measured] = {}
+        """name of a model -> its figures on all held-out rows"""
+        self._task, self._data, self._batch = task, data, batch
+        rows, processor = data.held_out, data.processor
         self.tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
         self.prompts = (
             draw_prompts(rows, self.tokenizer) if wanted and self.tokenizer and isinstance(rows, TokenRows) else []
         )
         self._texts: dict[str, list[str]] = {}
         self._speed: Comparison | None = None
+
+    def judge(self, name: str, model: PreTrainedModel) -> None:
+        """Evaluate a model on the held-out rows."""
+        self.measured[name] = self._task.judge(model, self._data, self._batch)
 
     def write(self, name: str, model: PreTrainedModel) -> None:
         """Let a model answer the prompts, if it can."""

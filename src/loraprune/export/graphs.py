@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
@@ -34,7 +34,7 @@ class Logits(nn.Module):
         super().__init__()
         self.model, self.fixed = model, dict(fixed)
 
-    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "..."]:
+    def forward(self, inputs: dict[str, Shaped[Tensor, "..."]]) -> Float[Tensor, "..."]:
         """Return the logits."""
         logits: Tensor = self.model(**inputs, **self.fixed).logits
         return logits
@@ -50,13 +50,17 @@ class Step(nn.Module):
         self.reads_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
-    ) -> tuple[Tensor, ...]:
+        self,
+        input_ids: Int[Tensor, "..."],
+        attention_mask: Int[Tensor, "..."],
+        position_ids: Int[Tensor, "..."],
+        past: list[Float[Tensor, "..."]],
+    ) -> tuple[Float[Tensor, "..."], ...]:
         """Return logits (batch, new, vocabulary), and keys and values of every layer with the new ones behind.
 
         Inputs are (batch, new), (batch, past and new), (batch, new), and (batch, heads of the layer, past, size of a head) each.
         """
-        # Shapes are no annotations here: while this is traced, sizes are symbols, and a check would pin them.
+        # The sizes are no annotations here: while this is traced they are symbols, and a check would pin them.
         cache: Any = filled(past)
         places = {"position_ids": position_ids} if self.reads_positions else {}
         given = {self.cache_name: cache, "use_cache": True, **places}
@@ -71,7 +75,9 @@ class Encoding(nn.Module):
         super().__init__()
         self.model, self.cache_name = model, cache_name(model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Int[Tensor, "..."], attention_mask: Int[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "..."], ...]:
         """Return (batch, heads of the layer, source, size of a head) each; inputs are (batch, source)."""
         cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
         # The decoder makes them of the source alone, whatever token it reads; the rest of its work leaves the graph as nobody asks for it.
@@ -88,8 +94,12 @@ class TargetStep(nn.Module):
         self.model, self.cache_name = model, cache_name(model)
 
     def forward(
-        self, input_ids: Tensor, encoder_attention_mask: Tensor, past: list[Tensor], source: list[Tensor]
-    ) -> tuple[Tensor, ...]:
+        self,
+        input_ids: Int[Tensor, "..."],
+        encoder_attention_mask: Int[Tensor, "..."],
+        past: list[Float[Tensor, "..."]],
+        source: list[Float[Tensor, "..."]],
+    ) -> tuple[Float[Tensor, "..."], ...]:
         """Return logits (batch, new, vocabulary), and keys and values of every layer's self-attention with the new ones behind.
 
         Inputs are (batch, new), (batch, source), (batch, heads of the layer, past, size of a head) each, and an `Encoding`'s.
@@ -108,12 +118,12 @@ def cache_name(model: PreTrainedModel) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def filled(tensors: Sequence[Tensor]) -> DynamicCache:
-    """Return a cache of keys and values in turn."""
+def filled(tensors: Sequence[Float[Tensor, "..."]]) -> DynamicCache:
+    """Return a cache of keys and values in turn, (batch, heads of the layer, past, size of a head) each."""
     return DynamicCache(list(zip(tensors[0::2], tensors[1::2], strict=True)))
 
 
-def in_turn(cache: Any) -> tuple[Tensor, ...]:
+def in_turn(cache: Any) -> tuple[Float[Tensor, "..."], ...]:
     """Return keys and values of every layer of a cache in turn."""
     return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
@@ -126,7 +136,7 @@ def cache_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
     return [(each.shape[1], each.shape[3]) for each in in_turn(cache)]
 
 
-def trace_logits(model: PreTrainedModel) -> tuple[ExportedProgram, dict[str, Tensor]]:
+def trace_logits(model: PreTrainedModel) -> tuple[ExportedProgram, dict[str, Shaped[Tensor, "rows ..."]]]:
     """Trace the logits of any model with any batch and number of tokens; return the inputs too, by name.
 
     Raises:

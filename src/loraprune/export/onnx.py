@@ -23,6 +23,7 @@ from loraprune.errors import UnsupportedModelError
 from loraprune.evaluation.tasks import find_task
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_pair, trace_step
+from loraprune.export.onnx_int8 import INT8, check_int8, make_int8
 from loraprune.export.onnx_session import PAIR, PairSession, Session
 from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
 
@@ -45,9 +46,14 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     else:
         found = write_logits(source.model, folder / NAME)
         what = "logits of two batches"
+    verification = {"source_vs_exported": check_difference("model and onnx graph", found, torch.float32)}
+    more: dict[str, Any] = {}
+    if source.quantization == INT8:
+        more = make_int8(source, folder / NAME)
+        verification["exported_vs_int8"] = more.pop("exported_vs_int8")
     save_companions(source, folder)
-    return {
-        "verification": {"source_vs_exported": check_difference("model and onnx graph", found, torch.float32)},
+    return more | {
+        "verification": verification,
         "verified_by": f"onnxruntime {version('onnxruntime')} on the CPU: {what}",
         "load": ", ".join(f"onnxruntime.InferenceSession('{name}')" for name in names),
     }
@@ -163,4 +169,7 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return logits.float()
 
 
-formats.add("onnx", Format(write, needs=("onnx", "onnxscript", "onnxruntime"), any_task=True))
+formats.add(
+    "onnx",
+    Format(write, check_int8, needs=("onnx", "onnxscript", "onnxruntime"), quantizations=("f32", INT8), any_task=True),
+)

@@ -19,7 +19,7 @@ from loraprune.export import formats
 from loraprune.export.base import Format, Source, check_installed, choose_quantization
 from loraprune.export.card import write_card
 from loraprune.models.loading import load_model, resolve
-from loraprune.preflight import NEEDS, check_model
+from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.runtime.workspace import new_folder
 
 
@@ -58,6 +58,9 @@ def check_export(options: ExportConfig) -> tuple[Format, str, PreTrainedConfig]:
             quantization = choose_quantization(options.format, entry, options)
         if config:
             entry.check(config, options)
+    if options.data is not None:
+        trust = options.trust_remote_code
+        check_data(options.model, config, None, options.data, found, task=options.task, trust_remote_code=trust)
     found.raise_all()
     assert config is not None
     return entry, quantization, config

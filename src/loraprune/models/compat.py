@@ -27,6 +27,15 @@ def pillow_processor(name: str) -> Any:
     return getattr(transformers, name, None) if name.endswith("ImageProcessor") else None
 
 
+def as_numbers() -> dict[str, Any]:
+    """Return the option of `from_pretrained` by which a GGUF file's weights are read as plain numbers.
+
+    Versions from 5.24 on keep them packed where there are kernels for that; before, there was no other way than numbers.
+    """
+    kind = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": kind(dequantize=True)} if kind else {}
+
+
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute activations in the backward pass."""
     recompute_activations(base_model(model))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
@@ -38,7 +39,7 @@ def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrai
     return model
 
 
-def fill_shell_(shell: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def fill_shell_(shell: PreTrainedModel, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
     """Give an empty model its tensors as they are; a tensor that is shared may be named once or as often as it is used.
 
     Raises:
@@ -59,7 +60,7 @@ def fill_shell_(shell: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 def save_tensors(
     config: PreTrainedConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Shaped[Tensor, "..."]],
     folder: Path,
     *,
     dtype: torch.dtype,

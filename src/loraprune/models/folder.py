@@ -19,6 +19,7 @@ from loraprune.errors import CheckpointError
 
 CONFIG, TOKENIZER_CONFIG, ADAPTER = "config.json", "tokenizer_config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 """suffixes of files that can run any code when they are read"""
 TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "source.", "target.")
@@ -40,10 +41,9 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if not any(folder.iterdir()):
             raise CheckpointError("the folder is empty; name one with config.json and model.safetensors")
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
-            base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
+            base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
             raise CheckpointError(
-                f"it holds an adapter (adapter_config.json); merge it into its base model first: load {base}, then "
-                "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(another folder)"
+                f"it holds an adapter and no whole model; give --model {base}+{folder}, and it is merged into its base model first"
             )
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
@@ -54,6 +54,25 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
             for key, value in read_json(folder / TOKENIZER_CONFIG).items():
                 if key.endswith("_file") and isinstance(value, str):
                     _inside(TOKENIZER_CONFIG, value)
+
+
+def check_adapter(folder: Path) -> None:
+    """Check that a folder holds an adapter that can be merged, with whole weights.
+
+    Raises:
+        CheckpointError: for any other folder.
+    """
+    with _named("--model: the adapter in", folder):
+        if not (folder / ADAPTER).is_file():
+            raise CheckpointError(f"no {ADAPTER} in the folder; name one that PEFT's save_pretrained wrote")
+        kind = read_json(folder / ADAPTER).get("peft_type")
+        if kind != "LORA":
+            raise CheckpointError(
+                f"its peft_type is {kind!r}; only LORA is merged; merge it by PEFT and save the model"
+            )
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            raise CheckpointError(f"no {ADAPTER_WEIGHTS} in the folder; only safetensors are loaded: save it again")
+        _numbers(folder / ADAPTER_WEIGHTS)
 
 
 def check_tokenizer(folder: Path, *, option: str) -> None:

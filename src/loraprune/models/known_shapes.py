@@ -1,18 +1,20 @@
 """Shapes of well-known models, so that a run can be planned without their files or a network.
 
-Knows nothing about weights.
+Knows nothing about weights. Imports transformers only to make a configuration.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from loraprune.runtime.hub import lies_here
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @cache
@@ -24,10 +26,17 @@ def published() -> dict[str, dict[str, Any]]:
     return shapes
 
 
+def is_published(name: str) -> bool:
+    """Say whether a name is that of a well-known model, and of no folder."""
+    return not lies_here(name) and name.lower() in published()
+
+
 def published_config(name: str) -> PreTrainedConfig | None:
     """Return the configuration of a well-known model, or None where the name is a folder, or not known."""
-    if lies_here(name) or name.lower() not in published():
+    if not is_published(name):
         return None
+    from transformers import CONFIG_MAPPING
+
     values = published()[name.lower()]
     config: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     return config

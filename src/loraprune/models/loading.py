@@ -28,14 +28,17 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
+from loraprune.models.adapters.merged import merge_adapter
 from loraprune.models.auto_classes import auto_class, find_head, forget_code_, start_anew
+from loraprune.models.compat import as_numbers
 from loraprune.models.embeddings import is_untied, untie_config_
-from loraprune.models.folder import check_folder, check_tokenizer, check_weights
+from loraprune.models.folder import TOKENIZER_CONFIG, check_adapter, check_folder, check_tokenizer, check_weights
 from loraprune.models.layerwise.register import register_type
 from loraprune.models.library_errors import clear_errors
-from loraprune.models.quantised import Quantisation, loading_options, prepare_, stored_parameters
+from loraprune.models.quantised import Quantisation, forget_quantiser, loading_options, prepare_, stored_parameters
 from loraprune.models.unread import check_unread
-from loraprune.runtime.hub import DEMO, at_home, model_problem
+from loraprune.runtime.held import held
+from loraprune.runtime.hub import DEMO, at_home, is_gguf, model_problem, parts
 
 HUB_SECONDS = 10
 """how long the hub may take to answer"""
@@ -65,19 +68,35 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> str:
-    """Return the folder of the embedded model for `demo`, and check that a folder can be a model.
+    """Return where a model is: a folder, a hub id or a GGUF file.
+
+    Of BASE+ADAPTER that is the base, of `demo` the folder of the embedded model, and of a model in memory the folder that holds it.
 
     Raises:
         CheckpointError: for a folder that is missing, or not fit to be opened.
     """
-    if model == DEMO:
-        return str(files("loraprune.models") / "demo")
+    if model in held().models:
+        return held().models[model]
     model = at_home(model)
     if problem := model_problem(model):
         raise CheckpointError(f"--model {model}: {problem}")
-    if os.path.isdir(model):
-        check_folder(Path(model))
-    return model
+    base, adapter = parts(model)
+    if adapter:
+        check_adapter(Path(adapter))
+    if base == DEMO:
+        return str(files("loraprune.models") / "demo")
+    if os.path.isdir(base):
+        check_folder(Path(base))
+    return base
+
+
+def _opened(model: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the options by which transformers opens a model: a GGUF file is named beside its folder."""
+    place = resolve(model)
+    if not is_gguf(place):
+        return place, {}
+    folder, name = os.path.split(place)
+    return folder or os.curdir, {"gguf_file": name}
 
 
 def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -93,7 +112,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
 
 
 def _config(model: str, **options: Any) -> PreTrainedConfig:
-    folder = resolve(model)
+    folder, file = _opened(model)
     if (
         not os.path.isdir(folder)
         and not constants.HF_HUB_OFFLINE
@@ -102,8 +121,8 @@ def _config(model: str, **options: Any) -> PreTrainedConfig:
         HfApi().model_info(
             folder, timeout=HUB_SECONDS
         )  # says at once what transformers says after a minute of attempts
-    _register(folder, **{name: options[name] for name in HUB_OPTIONS if name in options})
-    config = AutoConfig.from_pretrained(folder, **options)
+    _register(folder, **file, **{name: options[name] for name in HUB_OPTIONS if name in options})
+    config = AutoConfig.from_pretrained(folder, **file, **options)
     assert isinstance(config, PreTrainedConfig)
     if not options.get("trust_remote_code"):
         forget_code_(config)
@@ -143,8 +162,8 @@ def _load(
     with quiet(), clear_errors(model):
         chosen = {name: options[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in options}
         config = options.get("config") or _config(model, **chosen)
-        kind, folder = auto_class(head or find_head(config)), resolve(model)
-        if os.path.isdir(folder):
+        kind, (folder, file) = auto_class(head or find_head(config)), _opened(model)
+        if os.path.isdir(folder) and not file:
             _check_size(folder, kind, config, trust_remote_code=bool(options.get("trust_remote_code")))
         # Pickles are never read; the last two are there to name the tensor in our own words.
         strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -152,8 +171,12 @@ def _load(
             with torch.device("meta"):
                 shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
             strict |= quantising(shell)
-        loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict))
+        if file:
+            strict |= as_numbers()
+        loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict | file))
     loaded, info = loaded_and_info
+    if file:
+        forget_quantiser(loaded)
     fresh: set[str] = set()
     for key, word in (("missing_keys", "lacks"), ("mismatched_keys", "has a wrong shape for")):
         # A mismatch is a tuple of name and both shapes.
@@ -172,6 +195,9 @@ def _load(
                 f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
             )
     check_unread(model, loaded, [str(name) for name in info.get("unexpected_keys") or ()])
+    if adapter := parts(at_home(model))[1]:
+        loaded, brought = merge_adapter(loaded, Path(adapter))
+        fresh -= brought
     if is_untied(loaded):
         untie_config_(loaded.config)
     loaded.config.architectures = [type(loaded).__name__]
@@ -271,12 +297,23 @@ def _let_go_of_files(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
+def resolve_processor(model: str) -> str:
+    """Return the folder or hub id of a model's tokenizer or image processor."""
+    return held().processors.get(model) or resolve(model)
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
-    check_tokenizer(Path(resolve(model)), option=f"--model {model}")
+    (folder, file), adapter = _opened(model), parts(at_home(model))[1]
+    # An adapter's own tokenizer has the chat template that it was tuned with.
+    place = adapter if adapter and (Path(adapter) / TOKENIZER_CONFIG).is_file() else resolve_processor(model)
+    place, file = (folder, file) if file else (place, {})
+    if not file:
+        check_tokenizer(Path(place), option=f"--model {model}")
     with quiet(), clear_errors(model, "its tokenizer"):
-        _register(resolve(model))
-        tokenizer = AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+        if place in (folder, adapter):
+            _register(folder, **file)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **file)
         forget_code_(tokenizer)
         tokenizer("a")  # some of its settings are looked at only now
     if tokenizer.pad_token_id is None:

@@ -15,7 +15,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from loraprune.errors import PlanError
 from loraprune.families.base import families, find_groups, head_size
 from loraprune.families.depth import gone_layers, numbered_anew, shallower
 from loraprune.groups import Group, Kind, layer_of
@@ -23,7 +22,7 @@ from loraprune.models.auto_classes import find_head
 from loraprune.models.embeddings import config_as_tied
 from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.register import stock_of
-from loraprune.models.layerwise.save import save_layerwise
+from loraprune.models.layerwise.save import layerwise_for
 from loraprune.models.loading import quiet
 
 
@@ -132,32 +131,14 @@ def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callab
     return storable
 
 
-def save_stock(
-    model: PreTrainedModel,
-    folder: Path,
-    *,
-    config: PreTrainedConfig,
-    groups: Sequence[Group],
-    counts: Mapping[str, int],
-    dtype: torch.dtype | None = None,
-    max_shard_size: str = MAX_SHARD_SIZE,
-) -> None:
-    """Save a sliced, merged `model` under the stock class and configuration that its widths need, without layers that are empty.
+def stock_for(config: PreTrainedConfig, groups: Sequence[Group], counts: Mapping[str, int]) -> PreTrainedConfig | None:
+    """Return the stock configuration that holds some counts, without layers that are empty; None where none can.
 
-    `config` is the dense model's configuration, `groups` its groups; `dtype` None keeps the model's precision.
-
-    Raises:
-        PlanError: if no stock configuration can hold the widths.
+    `config` is the dense model's configuration, `groups` its groups that `counts` names; those that it does not name are whole.
     """
-    sizes = config_sizes(groups, counts)
-    stock = stock_config(shallower(config, counts), sizes) if sizes is not None else None
-    if stock is None:
-        raise PlanError(f"no stock configuration of {config.model_type!r} can hold these widths: {sizes}")
-    tensors = numbered_anew(model.state_dict(), counts)
-    save_tensors(
-        stock, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
-        head=find_head(model.config), max_shard_size=max_shard_size,
-    )  # fmt: skip
+    others = [group for group in find_groups(config) if group.name not in counts]
+    sizes = config_sizes([*groups, *others], {group.name: group.units for group in others} | dict(counts))
+    return stock_config(shallower(config, counts), sizes) if sizes is not None else None
 
 
 def save_model(
@@ -177,15 +158,14 @@ def save_model(
     Raises:
         UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
     """
-    config = config_as_tied(config, model)
-    others = [group for group in find_groups(config) if group.name not in counts]
-    sizes = config_sizes([*groups, *others], {group.name: group.units for group in others} | dict(counts))
-    if sizes is not None and stock_config(shallower(config, counts), sizes) is not None:
-        save_stock(
-            model, folder, config=config, groups=groups, counts=counts, dtype=dtype, max_shard_size=max_shard_size
-        )
-    else:
-        save_layerwise(model, folder, config=config, counts=counts, dtype=dtype, max_shard_size=max_shard_size)
+    config, tensors = config_as_tied(config, model), model.state_dict()
+    own = stock_for(config, groups, counts)
+    if own is not None:
+        tensors = numbered_anew(tensors, counts)
+    save_tensors(
+        own or layerwise_for(model, config, counts), tensors, folder, dtype=dtype or model.dtype,
+        generation=getattr(model, "generation_config", None), head=find_head(model.config), max_shard_size=max_shard_size,
+    )  # fmt: skip
 
 
 @torch.no_grad()

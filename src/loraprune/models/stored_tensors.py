@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from jaxtyping import Shaped
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class StoredTensors(Mapping[str, Tensor]):
         """Return the same tensors by other names: new name -> present one."""
         return StoredTensors({new: self._places[old] for new, old in names.items()})
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
         """Read a tensor."""
         file, stored = self._places[name]
         with safe_open(file, framework="pt") as tensors:

@@ -20,15 +20,17 @@ from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group, Span
-from loraprune.models.adapters import base_layer, config_of, find_module, linear_paths, projection
+from loraprune.models.adapters import base_layer, config_of, find_module, linear_paths, projection, trained_factors
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
-from loraprune.pruning.recovery.recover import Recovery, Steps, loss_on, recover_
-from loraprune.pruning.removed import Removed
+from loraprune.pruning.recovery.end_to_end import Outputs, batches
+from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
+from loraprune.pruning.removed import Removed, Units
+from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import renew_trained_, slice_
 from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
@@ -56,7 +58,7 @@ class Pruner:
         self.dense_config = copy.deepcopy(config_of(model))
         self.target = target or find_target(model, config)
         self.groups, self.space = self.target.groups, self.target.space
-        self.recovery_is_wanted = config.compensate is not None or config.local is not None
+        self.recovery_is_wanted = config.compensate is not None or config.local > 0
         """whether --compensate or --local was given, so that it is an error where it cannot be done"""
         self.config = config = decide_recovery(self.groups, config)
         tell_kinds(config_of(model), find_groups(config_of(model)), config)
@@ -121,6 +123,9 @@ class Pruner:
             NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
         """
         self.scores.values = from_first(self.scores.values)
+        outputs = Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0) if rows else None
+        if outputs and self.config.chosen_allocation == "measured" and self.plan == Plan.full(self.groups):
+            self._measure_split(outputs)
         counts = self._counts_at(progress)
         kept = {}
         for name, units in self.plan.kept.items():
@@ -128,10 +133,24 @@ class Pruner:
             if 0 < wanted < len(units):
                 self._check_scores(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
-        self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows)
+        self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
         if self.is_done:
             self.scorer.close()
+
+    def _measure_split(self, outputs: Outputs) -> None:
+        """Let the calibration rows decide how many heads and how many channels go."""
+        ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
+        trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
+        with at_once():
+            try:
+                counts = measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+            except ConfigError:  # layers share projections
+                if self.recovery_is_wanted:
+                    raise
+                trial = replace(trial, compensate=False)
+                counts = measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+        self.target = replace(self.target, counts=counts)
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
@@ -145,11 +164,20 @@ class Pruner:
         """Return the running scores of the units that are there."""
         return {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
 
-    def apply(self, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None) -> None:
-        """Carry out a plan that keeps a part of what is there."""
+    def apply(
+        self,
+        plan: Plan,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        rows: Rows | None = None,
+        outputs: Outputs | None = None,
+    ) -> None:
+        """Carry out a plan that keeps a part of what is there; `outputs` are what the model gives now for `rows`, if they are known."""
         positions = plan.kept if self.masks else self.plan.positions(plan)
         is_due = rows is not None and plan != self.plan
-        recovery, steps = self._prepare_recovery(rows, plan, positions) if is_due and rows else (Recovery(), None)
+        recovery, steps = (
+            self._prepare_recovery(rows, outputs, plan, positions) if is_due and rows else (Recovery(), None)
+        )
         due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if is_due else {}
         if self.masks:
             self.masks.set(plan.kept)
@@ -171,18 +199,23 @@ class Pruner:
         self.plan = plan
 
     def _prepare_recovery(
-        self, rows: Rows, plan: Plan, positions: Mapping[str, Sequence[int]]
+        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Sequence[int]]
     ) -> tuple[Recovery, Steps]:
         """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
-        recovery = Recovery({"before": loss_on(self.model, rows)})
+        recovery = Recovery()
         with at_once():
+            outputs = outputs or Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0)
+            recovery.note("before", outputs.distance(self.model))
             refits, trace = self._look_at_rows(positions, rows)
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
         if self.config.local_all:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        return recovery, Steps(refits, trace, self.config.local or 0, changed, scales, self.config.seed, self.folder)
+        learning = batches(outputs) if self.config.end_to_end is None else self.config.end_to_end
+        return recovery, Steps(
+            refits, trace, outputs, self.config.local, learning, changed, scales, self.config.seed, self.folder
+        )
 
     def _look_at_rows(
         self, positions: Mapping[str, Sequence[int]], rows: Rows
@@ -194,7 +227,7 @@ class Pruner:
         except ConfigError as error:
             if self.recovery_is_wanted:
                 raise
-            logger.info("nothing is refitted and no block is trained: %s", error)
+            logger.info("no projection is refitted and no block is trained: %s", error)
             self.config = replace(self.config, compensate=False, local=0)
             return {}, None
 
@@ -206,6 +239,7 @@ class Pruner:
                 held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
                 take_from_first_(held.values())
                 restore_(layer, held)
+            take_from_first_(factor.data for factor in trained_factors(self.model))
 
     def finish(self) -> None:
         """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model.
@@ -273,8 +307,12 @@ class Pruner:
             ratio_requested=config.ratio if is_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
             prunable_pruned=budget.kept(self.counts()),
             target=None if is_ratio else {name: getattr(config, name) for name in names},
-            units=self.plan.by_group(), recovery=[recovery.to_json() for recovery in self.recoveries],
+            units={group.name: self._units(group) for group in self.groups},
+            recovery=[recovery.to_json() for recovery in self.recoveries],
         )  # fmt: skip
+
+    def _units(self, group: Group) -> Units:
+        return {"kind": group.kind, "dense": self.plan.units[group.name], "kept": len(self.plan.kept[group.name])}
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the last score of every unit of the dense model."""

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
+
+
+class Units(TypedDict):
+    """The units of one group."""
+
+    kind: NotRequired[str]
+    """the group's kind, such as `attention`; missing in reports of the first versions"""
+    dense: int
+    kept: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,8 @@ class Removed:
     prunable_dense: int
     prunable_pruned: int
     target: Mapping[str, Any] | None = None
-    units: Mapping[str, Mapping[str, int]] | None = None
-    """group -> `dense` and `kept`; None where single weights were zeroed"""
+    units: Mapping[str, Units] | None = None
+    """group -> its units; None where single weights were zeroed"""
     recovery: Sequence[Mapping[str, Any]] = ()
     """loss before and after every removal, and what recovery gained"""
     sparsity: Zeros | None = None

@@ -43,7 +43,7 @@ class Schedule:
     def progress(self, step: int) -> float:
         """Return the fraction of the removal that is due after `step` steps.
 
-        Source: Zhu and Gupta, To prune, or not to prune (arXiv 1710.01878), equation 1, with s_i = 0 and s_f = 1.
+        Source: Zhu and Gupta, To prune, or not to prune (arXiv 1710.01878), the gradual schedule with s_i = 0 and s_f = 1.
         """
         if step >= self.last:
             return 1.0

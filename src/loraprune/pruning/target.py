@@ -31,9 +31,6 @@ from loraprune.scoring import can_score
 from loraprune.scoring.average import read_scores
 from loraprune.scoring.criteria import criteria
 
-BLOCK_STEPS = 400
-"""--local, where it is not given and blocks can be trained"""
-
 logger = logging.getLogger(__name__)
 
 
@@ -142,12 +139,16 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
 
 
 def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
-    """Return the options with those of recovery that were not given: refits and trained blocks wherever they are possible."""
-    possible = not (config.sparsity or launch.is_sharded() or any(group.kind == "channel" for group in groups))
+    """Return the options with those of recovery that were not given: what is possible.
+
+    `end_to_end` stays None where it is: the calibration rows decide how many steps a pass over them takes.
+    """
+    possible = not (config.sparsity or launch.is_sharded())
+    channels = any(group.kind == "channel" for group in groups)
     return replace(
         config,
-        compensate=possible if config.compensate is None else config.compensate,
-        local=(BLOCK_STEPS if possible else 0) if config.local is None else config.local,
+        compensate=possible and not channels if config.compensate is None else config.compensate,
+        end_to_end=config.end_to_end if possible or config.end_to_end else 0,
     )
 
 
@@ -172,8 +173,10 @@ def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
         ConfigError: for recovery of frozen weights, and for stacks of experts.
     """
     remedy = "launch without --use_fsdp"
-    if config.compensate or config.local:
-        raise ConfigError(f"--compensate, --local: FSDP keeps weights in parts, which cannot be refitted; {remedy}")
+    if config.compensate or config.local or config.end_to_end:
+        raise ConfigError(
+            f"--compensate, --local, --end-to-end: FSDP keeps weights in parts, which cannot be reconstructed; {remedy}"
+        )
     if any(group.kind in EXPERTS for group in groups):
         raise ConfigError(
             f"--kinds {config.kinds}: FSDP keeps stacks of experts in parts, which cannot be masked; {remedy}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -168,7 +168,9 @@ class Checks:
         self.findings = Findings()
         self.adapted_vs_merged = self.masked_vs_sliced = self.sliced_vs_reloaded = self.rounding = 0.0
 
-    def compare(self, what: str, one: Tensor, other: Tensor, *, rounded: bool = False) -> float:
+    def compare(
+        self, what: str, one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"], *, rounded: bool = False
+    ) -> float:
         """Return how far two models' logits are from each other, and note it if rounding does not explain it.
 
         Raises:
@@ -216,7 +218,9 @@ def unverified_if_it_fails() -> Iterator[None]:
 
 
 @torch.no_grad()
-def fill_dense_(dense: PreTrainedModel, sliced: Mapping[str, Tensor], groups: Sequence[Group], plan: Plan) -> None:
+def fill_dense_(
+    dense: PreTrainedModel, sliced: Mapping[str, Shaped[Tensor, "..."]], groups: Sequence[Group], plan: Plan
+) -> None:
     """Write the kept weights of a sliced model into their places in the dense one; dropped units stay as they were.
 
     `sliced` maps names of tensors to the sliced model's tensors, each of which is read once. Modifies `dense`.
@@ -260,8 +264,8 @@ def _grid(tensor: Tensor, kept: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
 FROZEN: tuple[Side, ...] = ("out", "in", "router", "expert_out")
 """sides whose weights no training step changes"""
 
-UnitSums: TypeAlias = Mapping[tuple[str, Span], Tensor]
-"""group name and span -> (units, MIXTURES) random mixtures of the frozen weights of every unit"""
+UnitSums: TypeAlias = Mapping[tuple[str, Span], Float[Tensor, "_units mixtures"]]
+"""group name and span -> random mixtures of the frozen weights of every unit"""
 
 
 @torch.no_grad()
@@ -315,7 +319,7 @@ def check_units(dense: UnitSums, sliced: UnitSums, *, rounded: bool = False) -> 
 
 def masked_logits(
     dense: PreTrainedModel,
-    sliced: Mapping[str, Tensor],
+    sliced: Mapping[str, Shaped[Tensor, "..."]],
     groups: Sequence[Group],
     plan: Plan,
     inputs: Inputs,

@@ -1,1 +1,1 @@
-"""What a run writes for readers: report.json, report.html, the model card and plots."""
+"""Reports of a finished run: report.json, report.html, the model card and plots."""

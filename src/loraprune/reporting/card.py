@@ -1,4 +1,4 @@
-"""Model cards: the README.md of a folder, with the metadata that the hub reads.
+"""Write model cards: the README.md of a folder, with the metadata that the hub reads.
 
 Knows nothing about how anything was measured, and uses no network.
 """
@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from loraprune.evaluation.tasks import tasks
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED
 from loraprune.reporting.report import Report
-from loraprune.runtime.hub import OURS, lies_here
+from loraprune.runtime.hub import OURS, lies_here, parts
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -27,6 +27,7 @@ FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
     """Return the metadata of a model made from `model`; names of the hub are kept and local paths are left out."""
+    model, _ = parts(model)
     base = base_metadata(model)
     name = model if is_hub_name(model) else base.get("base_model")
     values: dict[str, Any] = {"base_model": name, "license": base.get("license", UNKNOWN)}
@@ -82,7 +83,7 @@ def licence_line(values: Mapping[str, Any]) -> str:
 
 
 def model_card(report: Report, *, output: str) -> str:
-    """Return the card of a run's folder, whose name is `output`."""
+    """Return the card of a run's folder named `output`."""
     head, new = tasks.get(report.task).head, report.has_new_head
     about = metadata(report.model, report.data, report.task)
     dense_figure = f"{report.quality.dense:.3f}" + (f" ({UNTRAINED})" if new else "")
@@ -91,7 +92,11 @@ def model_card(report: Report, *, output: str) -> str:
         (report.metric, dense_figure, f"{report.quality.pruned:.3f}"),
     ]
     if removed := report.removed:
-        what = "ratio of prunable weights that are zero" if removed.sparsity else "ratio of prunable parameters removed"
+        what = (
+            "fraction of prunable weights that are zero"
+            if removed.sparsity
+            else "fraction of prunable parameters removed"
+        )
         rows.insert(1, (what, "0", f"{removed.ratio_reached:.4f}"))
     flag = ", trust_remote_code=True" if report.needs_code else ""
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
@@ -102,10 +107,11 @@ def model_card(report: Report, *, output: str) -> str:
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
+        f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
         "The figures are on held-out data. report.json has the protocol."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
-        f"Load it with {report.load}:\n\n"
+        f"To load it, use {report.load}:\n\n"
         f"```python\nfrom transformers import {head}\n\n"
         f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
         f"To repeat the run: `loraprune {report.job} --config run.yaml --output another/folder`.\n",

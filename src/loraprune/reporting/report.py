@@ -1,4 +1,4 @@
-"""One run in figures: what report.json holds, and what page, card and tables read.
+"""The report of a run: the content of report.json, read by the page, the card and the tables.
 
 Knows nothing about how anything was measured.
 """
@@ -16,23 +16,24 @@ from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.plan import Plan
 from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.verify import Verification
+from loraprune.reporting.verdict import Verdict, find_verdict
 from loraprune.training.record import Training
 
 NAME = "report.json"
 OLDER: Mapping[str, Any] = {"precision": None, "adapted_vs_merged": None, "rounding": None, "noise": {}, "failed": ()}
-"""what the first reports did not say about their checks"""
+"""entries about checks that reports of the first versions lack"""
 
 Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a page shows beside the figures, where it was asked for."""
+    """Examples and timings for the page, where they were requested."""
 
     examples: Sequence[Mapping[str, str]] | None = None
-    """prompts with what the dense and the pruned model write"""
+    """prompts with the continuations of the dense and the pruned model"""
     speed: Mapping[str, Any] | None = None
-    """size and speed of both, as `loraprune benchmark --json` has them"""
+    """size and speed of both models, in the form of `loraprune benchmark --json`"""
     completions: Mapping[str, str] | None = None
     """the demo's prompt, continued by both models"""
 
@@ -48,7 +49,7 @@ class Report:
     task: str
     processes: int
     parameters: tuple[int, int]
-    """of the whole dense and of the whole pruned model"""
+    """of the whole dense model and of the whole pruned model"""
     removed: Removed | None
     """None for plain fine-tuning"""
     metric: str
@@ -59,24 +60,34 @@ class Report:
     seed: int
     versions: Mapping[str, str]
     load: str
-    """one sentence that says what loads the folder"""
+    """one sentence that says how to load the folder"""
     shown: Shown = field(default_factory=Shown)
     plan: Plan | None = None
-    """what is kept, which plan.json holds"""
+    """the units that are kept, as in plan.json"""
+    finished: str | None = None
+    """when, as ISO 8601 in UTC; None in a report of the first versions"""
+    folder: str | None = None
+    """where the model and this report are, as the run was given it or as it was read"""
 
     @property
     def has_new_head(self) -> bool:
-        """Say whether the head was new, so that the dense figure is no measure of what pruning costs."""
+        """Return whether the head was untrained, so that the dense figure does not show what pruning costs."""
         return bool(self.training.new)
 
     @property
+    def verdict(self) -> Verdict:
+        """Return whether the model is good enough to use, and why."""
+        quality = self.quality
+        return find_verdict(self.job, self.metric, quality.dense, quality.pruned, new_head=self.has_new_head)
+
+    @property
     def values(self) -> dict[str, Any]:
-        """Return what report.json holds."""
+        """Return the content of report.json."""
         training, dense, pruned = self.training, *self.parameters
         parameters = {"dense": dense, "pruned": pruned, "trainable": training.trainable}
         found: dict[str, Any] = {
-            "format": 1, "job": self.job, "model": self.model, "data": self.data, "task": self.task, "processes": self.processes,
-            "parameters": parameters,
+            "format": 1, "finished": self.finished, "job": self.job, "model": self.model, "data": self.data, "task": self.task,
+            "processes": self.processes, "parameters": parameters,
         }  # fmt: skip
         if removed := self.removed:
             parameters |= {"prunable_dense": removed.prunable_dense, "prunable_pruned": removed.prunable_pruned}
@@ -93,6 +104,7 @@ class Report:
         return found | {
             "metric": self.metric,
             self.metric: self.quality.to_json(),
+            "verdict": asdict(self.verdict),
             "verification": _without(asdict(self.verification), "saved_as"),
             "saved_as": {"model_type": self.verification.saved_as, "load": self.load},
             "steps": training.steps, "wall_seconds": training.seconds, "total_seconds": self.total_seconds,
@@ -105,7 +117,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Report:
-        """Return the report that report.json holds; what older versions did not write is empty."""
+        """Return the report in the content of a report.json; entries that older versions did not write are empty."""
         parameters, saved, metric = values["parameters"], values["saved_as"], values.get("metric", PERPLEXITY)
         checks = {**OLDER, **values["verification"], "saved_as": saved["model_type"]}
         removed = None
@@ -125,12 +137,12 @@ class Report:
             removed=removed, metric=metric, quality=Compared.from_json(values[metric]),
             verification=_make(Verification, checks | {"failed": tuple(checks["failed"])}),
             training=_make(Training, training), total_seconds=values["total_seconds"], seed=values["seed"],
-            versions=values["versions"], shown=_make(Shown, values),
+            versions=values["versions"], shown=_make(Shown, values), finished=values.get("finished"),
         )  # fmt: skip
 
     @property
     def needs_code(self) -> bool:
-        """Say whether plain transformers needs the modelling code in the folder."""
+        """Return whether plain transformers needs the modelling code in the folder."""
         return self.verification.saved_as.startswith(TYPE_PREFIX)
 
 
@@ -138,15 +150,16 @@ def read_report(folder: Path) -> Report:
     """Read report.json, and plan.json where there is one.
 
     Raises:
-        ValueError: if the report is no JSON.
-        CheckpointError: if the plan is torn.
+        ValueError: if the report is not JSON.
+        CheckpointError: if the plan is damaged.
     """
     report = Report.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
-    return replace(report, plan=Plan.read(folder) if (folder / "plan.json").is_file() else None)
+    plan = Plan.read(folder) if (folder / "plan.json").is_file() else None
+    return replace(report, plan=plan, folder=str(folder))
 
 
 def _make(kind: type[Part], values: Mapping[str, Any]) -> Part:
-    """Return a dataclass of those values that are its fields."""
+    """Return a dataclass filled from the values named like its fields."""
     return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})  # type: ignore[arg-type]
 
 

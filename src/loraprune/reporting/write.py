@@ -1,4 +1,4 @@
-"""Write what a run leaves beside the model: report.json, run.yaml, plan.json, scores.safetensors and a model card."""
+"""Write report.json, run.yaml, plan.json, scores.safetensors and the model card of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_folder(
     scores: Mapping[str, Float[Tensor, " units"]] | None,
     history: Mapping[str, Float[Tensor, " units"]] | None = None,
 ) -> None:
-    """Write everything but the model itself into an output folder."""
+    """Write these files into an output folder."""
     (folder / NAME).write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
     (folder / "README.md").write_text(model_card(report, output=config.output), encoding="utf-8")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 
 from loraprune.errors import nearest
 
@@ -23,6 +24,7 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """of data files; a name that ends so is taken for one"""
 COMPRESSED = (".gz", ".zst")
 """what may follow the suffix of a text"""
+OFFLINE = "offline: HF_HUB_OFFLINE is set"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -54,29 +56,79 @@ def needs_no_hub(name: str | None) -> bool:
     return bool(constants.HF_HUB_OFFLINE) or not may_be_on_hub(name)
 
 
-def without_hub(value: str | list[str] | None) -> list[str]:
-    """Return what can be looked at without the hub of an option that names one, several or none."""
-    names = value if isinstance(value, list) else [value]
-    return [name for name in names if name and needs_no_hub(name)]
-
-
 def matching(pattern: str) -> list[str]:
     """Return the files that a pattern such as data/*.jsonl matches, sorted; none for a name that is no pattern."""
     return sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) and "\0" not in pattern else []
 
 
+def parts(model: str) -> tuple[str, str | None]:
+    """Return the base model and the folder of the adapter that BASE+ADAPTER names; a name that is a path, or has no +, is a base alone."""
+    if os.path.exists(model) or "+" not in model:
+        return model, None
+    cuts = [place for place, letter in enumerate(model) if letter == "+"]
+    # A path may hold a + itself: the adapter is what is there.
+    cut = next((place for place in cuts if os.path.exists(at_home(model[place + 1 :]))), cuts[-1])
+    return at_home(model[:cut]), at_home(model[cut + 1 :])
+
+
+def is_gguf(name: str) -> bool:
+    """Say whether a name is that of a GGUF file."""
+    return name.lower().endswith(".gguf") and os.path.isfile(name)
+
+
 def model_problem(name: str) -> str | None:
     """Return why a name leads to no model, as far as that shows without the hub and without looking into a folder."""
+    base, adapter = parts(name)
+    if adapter is not None:
+        if not os.path.isdir(adapter):
+            return f"{adapter or 'nothing'} behind the + is no folder; name one with adapter_config.json, as in BASE+ADAPTER"
+        if is_gguf(base):
+            return "an adapter is not merged into a GGUF file; name the checkpoint that it was trained on, as in BASE+ADAPTER"
+        return f"{base or 'nothing'} before the +: {problem}" if (problem := model_problem(base)) else None
     if name == DEMO or os.path.isdir(name):  # unlike Path.is_dir, no error for a name that is too long
         return None
+    if is_gguf(name):
+        return None if find_spec("gguf") else "gguf is not installed, which reads GGUF files; pip install gguf"
     if os.path.isfile(name):
-        if name.lower().endswith(".gguf"):
-            return (
-                "a GGUF file holds rounded weights that cannot be trained; name the folder or hub id of the 16- or 32-bit checkpoint it "
-                "was made from, and `loraprune export --format gguf` the result"
-            )
         return "this is a file; name the folder that holds it and config.json"
     return None if may_be_on_hub(name) else "no such folder; check the path, or name a hub id such as org/name"
+
+
+def uncached_model(name: str) -> str | None:
+    """Return why a hub id leads to no model while the hub is switched off; None where it may, and for any other name."""
+    base, _ = parts(name)
+    if not constants.HF_HUB_OFFLINE or base in OURS or not may_be_on_hub(base):
+        return None
+    try:
+        cached = try_to_load_from_cache(base, "config.json")
+    except ValueError:  # no id of the hub
+        cached = None
+    return (
+        None
+        if isinstance(cached, str)
+        else f"no such folder, nor in the hub's cache ({OFFLINE}); name a folder, or unset it"
+    )
+
+
+def uncached_data(name: str) -> str | None:
+    """Return why a hub id leads to no data while the hub is switched off; None where it may, and for any other name."""
+    identifier = name.partition(":")[0]
+    # Names without an owner may be those of benchmarks, which lie elsewhere.
+    if not constants.HF_HUB_OFFLINE or "/" not in identifier or not may_be_on_hub(name) or matching(at_home(name)):
+        return None
+    if _has_cached_data(identifier):
+        return None
+    return f"{name!r}: no such file or folder, nor a data set in the hub's cache ({OFFLINE}): name a file, or unset it"
+
+
+def _has_cached_data(identifier: str) -> bool:
+    """Say whether a data set lies in the cache of the hub's client, or of `datasets`."""
+    ours = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
+    places = (
+        os.path.join(constants.HF_HUB_CACHE, "datasets--" + identifier.replace("/", "--")),
+        os.path.join(ours, identifier.replace("/", "___")),
+    )
+    return any(map(os.path.isdir, places))
 
 
 def data_problem(name: str) -> str | None:

@@ -9,7 +9,7 @@ import os
 
 from loraprune.errors import ConfigError
 
-TRAINING = ("prune", "finetune")
+TRAINING = ("prune", "finetune", "resume")
 """commands that several processes share; any other would write the same files twice"""
 DEEPSPEED = (
     "DeepSpeed updates within its backward pass, where no gradients are left to score units by: launch with torchrun, or with "

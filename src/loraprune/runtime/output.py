@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from loraprune.runtime.hub import parts
+
 PARTIAL = ".partial"
 """what the name of the folder ends with that a run writes to until it is done"""
 OUR_FILES = ("report.json", "plan.json", "export.json")
@@ -51,7 +53,7 @@ def replaced_input(output: str, inputs: Mapping[str, str | None]) -> str | None:
     """Return in one sentence which input would go with the folder that is replaced, or with what an unfinished run left."""
     for option, name in inputs.items():
         for place in (output, output + PARTIAL):
-            if name and _is_inside(name, place):
+            if name and any(part and _is_inside(part, place) for part in parts(name)):
                 option = option.replace("_", "-")
                 return f"--{option} {name}: it is in {place}, which would be replaced; move it out, or choose another --output"
     return None

@@ -1,6 +1,7 @@
 """Where a run writes until it is done: OUTPUT.partial, beside the folder that it becomes.
 
     OUTPUT.partial/lock             held by the run that writes here
+    OUTPUT.partial/run.json         its options, see `loraprune.runtime.run_file`
     OUTPUT.partial/result/          takes the name OUTPUT when everything in it is written and checked
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
     OUTPUT.partial/blocks/          blocks trained after a removal
@@ -27,6 +28,7 @@ from loraprune.errors import CheckpointError, LoraPruneError, NumericsError, Ver
 from loraprune.runtime.atomic import former_of, replace_folder
 from loraprune.runtime.output import PARTIAL, output_problem
 from loraprune.runtime.processes import first_alone
+from loraprune.runtime.run_file import RUN
 from loraprune.runtime.written import carry_over, record
 
 CHECKPOINT = "step-"
@@ -117,7 +119,7 @@ def _new_folder(
         except BaseException as error:
             left = _checkpoints(workspace)
             if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
-                logger.warning("%s is kept: the same command with --resume goes on from there", left[-1])
+                logger.warning("%s is kept: `loraprune resume %s` continues the run", left[-1], output)
             if _is_full(error):
                 raise CheckpointError(
                     f"--output {output}: the disk is full ({error}); nothing was written: free some space"
@@ -173,7 +175,8 @@ def _locked(output: Path, workspace: Path) -> Iterator[None]:
 
 
 def _contents(workspace: Path) -> list[Path]:
-    return [path for path in workspace.iterdir() if path.name != "lock"]
+    """Return what a run left; lock and options alone are nothing to continue from."""
+    return [path for path in workspace.iterdir() if path.name not in ("lock", RUN)]
 
 
 def _checkpoints(workspace: Path) -> list[Path]:

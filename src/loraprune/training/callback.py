@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config.pruning import LoRAPruneConfig
@@ -22,6 +22,7 @@ from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.models.modes import EveryLayer
 from loraprune.pruning.method import Goal, PruningMethod, make_method
+from loraprune.pruning.recovery.compensation import Rows
 from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
@@ -88,7 +89,7 @@ class LoRAPruneCallback(TrainerCallback):
         if not self._restored and not self._goes_on(kwargs["model"]):
             self.prepare(kwargs["model"])
         assert self.pruner is not None
-        if self.pruner.config.changed:
+        if self.pruner.config.recovers:
             self._rows = self._calibration_rows(kwargs["train_dataloader"])
         self.schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
         if self.clip is None:  # where a training broke off, clipping is still taken over
@@ -120,10 +121,10 @@ class LoRAPruneCallback(TrainerCallback):
         try:
             return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
         except ConfigError as error:
-            if self.config.compensate or self.config.local:
+            if self.config.compensate or self.config.local or self.config.end_to_end:
                 raise
-            logger.info("nothing is refitted and no block is trained: %s", error)
-            self.pruner.config = replace(self.pruner.config, compensate=False, local=0)
+            logger.info("nothing is reconstructed after a removal: %s", error)
+            self.pruner.config = replace(self.pruner.config, compensate=False, local=0, end_to_end=0)
             return None
 
     def prepare(self, model: nn.Module) -> None:
@@ -194,6 +195,14 @@ class LoRAPruneCallback(TrainerCallback):
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the ratio reached to the Trainer's logs: for the callbacks behind this one, and in `state.log_history`."""
+        if self.pruner is None or self.guarded:  # a run of this package logs the ratio after every removal
+            return
+        entries: list[dict[str, Any]] = [kwargs.get("logs") or {}, *state.log_history[-1:]]
+        for entry in entries:
+            entry["ratio"] = self.pruner.ratio()
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -215,7 +224,7 @@ class LoRAPruneCallback(TrainerCallback):
             )
 
 
-class CalibrationRows(Iterator[Mapping[str, Tensor]]):
+class CalibrationRows(Iterator[Rows]):
     """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
 
     Raises:
@@ -226,17 +235,17 @@ class CalibrationRows(Iterator[Mapping[str, Tensor]]):
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate or local: {type(self._data).__name__} has no rows to look at by number; train on a map-style data set"
+                f"compensate, local or end_to_end: {type(self._data).__name__} has no rows by number; train on a map-style data set"
             )
         first = self._collate([self._data[0]])
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
         self._count = min(len(self._data), max(1, tokens // longest))
         self.turn = turn
 
-    def __next__(self) -> Mapping[str, Tensor]:
+    def __next__(self) -> Rows:
         """Return the model inputs of the next rows."""
         rows = len(self._data)
         places = [(place * rows // self._count + self.turn) % rows for place in range(self._count)]
         self.turn += 1
-        batch: Mapping[str, Tensor] = self._collate([self._data[place] for place in places])
+        batch: Rows = self._collate([self._data[place] for place in places])
         return {name: values for name, values in batch.items() if name != ROW}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from loraprune.data import Rows
@@ -35,7 +36,7 @@ class NumberedCollator:
     def __init__(self, collator: Collate) -> None:
         self.collator = collator
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Shaped[Tensor, "rows ..."]]:
         """Return the collator's batch and the numbers of its rows."""
         return {**self.collator(features), ROW: torch.tensor([feature[ROW] for feature in features])}
 
@@ -54,7 +55,7 @@ class DistillingTrainer(GuardedTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Int[Tensor, "..."] | int | None = None,
     ) -> Any:
         """Return the mixed loss of a micro-batch, normalised as the Trainer normalises the text's."""
         opinion = self._teacher.opinion(inputs)

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraprune.config.training import PruneConfig
+from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
@@ -21,6 +21,7 @@ from loraprune.pruning.verify import check_merging
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
+from loraprune.runtime.run_file import write_run
 from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
 from loraprune.runtime.workspace import BLOCKS, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
@@ -29,7 +30,7 @@ from loraprune.training.progress import TrainingBar
 from loraprune.training.record import Training
 from loraprune.training.resume.keeper import Checkpoint, Keeper
 from loraprune.training.resume.run import check_same, digest_of_model, digest_of_rows, options_of
-from loraprune.training.setup import DenseFacts, RunModel, RunSetup
+from loraprune.training.setup import RunModel, RunSetup
 from loraprune.training.teachers import Teacher, choose_teacher, make_teacher
 from loraprune.training.trainer import train
 from loraprune.training.watch import Watch, changing
@@ -38,20 +39,19 @@ from loraprune.training.watch import Watch, changing
 def fit(
     setup: RunSetup,
     run: RunModel,
-    dense: DenseFacts,
     callback: LoRAPruneCallback | None,
     workspace: Path,
     checkpoint: Checkpoint | None,
 ) -> Training:
-    """Attach LoRA and train, which gives `run.adapted`; from a checkpoint on if there is one.
+    """Attach LoRA and train, which gives `run.adapted` and `run.pruner`; from a checkpoint on if there is one.
 
     The time counts scoring and slicing, not loading and evaluation.
     """
     reset_peak_memory(setup.device)
     started = time.perf_counter()
     identity = _identity(setup, run, checkpoint, workspace)
-    teacher = _teacher(setup, run, dense, str(identity["teacher"]), workspace)
-    adapted = _attach(setup, run, dense)
+    teacher = _teacher(setup, run, str(identity["teacher"]), workspace)
+    adapted = _attach(setup, run)
     if not is_sharded(adapted):
         check_merging(adapted, setup.groups)
     trainable = adapted.num_parameters(only_trainable=True)
@@ -68,11 +68,12 @@ def fit(
         adapted, setup.data, config=setup.config, task=setup.task, callbacks=parts, device=setup.device, keeper=keeper,
         teacher=teacher,
     )  # fmt: skip
-    run.adapted = _gathered(setup, run, dense, adapted, callback) if is_sharded(adapted) else adapted
+    run.pruner = callback.pruner if callback else None
+    run.adapted = _gathered(setup, run, adapted) if is_sharded(adapted) else adapted
     return Training(
         steps=steps, seconds=keeper.earlier + time.perf_counter() - started - watch.seconds,
         peak_memory_bytes=peak_memory_bytes(setup.device), curve=bar.curve, removals=callback.history if callback else [],
-        skipped=guard.skipped, protocol=dict(setup.data.training.protocol), trainable=trainable, new=dense.new,
+        skipped=guard.skipped, protocol=dict(setup.data.training.protocol), trainable=trainable, new=run.dense.new,
         evaluations=watch.history, kept_step=watch.kept_step,
     )  # fmt: skip
 
@@ -91,15 +92,21 @@ def _identity(setup: RunSetup, run: RunModel, checkpoint: Checkpoint | None, wor
     if checkpoint:
         check_same(checkpoint, identity)
         return identity | {"teacher": checkpoint.run["teacher"]}
-    first_alone(lambda: forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ()))
+    first_alone(lambda: _begin(setup, workspace))
     return identity
 
 
-def _teacher(setup: RunSetup, run: RunModel, dense: DenseFacts, kind: str, workspace: Path) -> Teacher | None:
+def _begin(setup: RunSetup, workspace: Path) -> None:
+    """Delete the checkpoints of a former run, and store the options of this one."""
+    forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ())
+    write_run(workspace, setup.config.job, as_dict(setup.config))
+
+
+def _teacher(setup: RunSetup, run: RunModel, kind: str, workspace: Path) -> Teacher | None:
     """Return the dense model as a teacher of a kind; one process after the other, as each may need memory for it."""
 
     def small() -> PreTrainedModel:
-        return setup.load_dense(dense.dtype, quantisation=Quantisation("8bit", setup.quantisable))[0]
+        return setup.load_dense(run.dense.dtype, quantisation=Quantisation("8bit", setup.quantisable))[0]
 
     with in_turn():
         return make_teacher(
@@ -108,17 +115,15 @@ def _teacher(setup: RunSetup, run: RunModel, dense: DenseFacts, kind: str, works
         )  # fmt: skip
 
 
-def _attach(setup: RunSetup, run: RunModel, dense: DenseFacts) -> PeftModel:
+def _attach(setup: RunSetup, run: RunModel) -> PeftModel:
     pruning = setup.config.pruning()
     return attach_lora(
         run.model, setup.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
-        whole=dense.new,
+        whole=run.dense.new,
     )  # fmt: skip
 
 
-def _gathered(
-    setup: RunSetup, run: RunModel, dense: DenseFacts, sharded: PeftModel, callback: LoRAPruneCallback | None
-) -> PeftModel:
+def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
     """Return a sharded model that was trained as one that is not, and cut.
 
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
@@ -126,12 +131,12 @@ def _gathered(
     """
     trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(sharded)}
     run.free()
-    run.model, _ = setup.load_dense(dense.dtype, quantisation=setup.quantisation)
-    adapted = _attach(setup, run, dense)
+    run.model, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
+    adapted = _attach(setup, run)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])
-    if callback and callback.pruner:
-        callback.pruner.cut(adapted)
+    if run.pruner:
+        run.pruner.cut(adapted)
     return adapted
 
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available
 
-from loraprune.config.base import QUANTISERS, missing_quantiser
+from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_problem
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
@@ -26,7 +26,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
-from loraprune.pruning.method import Goal, find_goal
+from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
@@ -65,6 +65,8 @@ class RunSetup:
             check_quantize("--teacher", "8bit", self.groups, self.device)
         except ConfigError:
             return frozenset()
+        if rounding_problem(self.config.model, "--teacher", "8bit"):
+            return frozenset()
         return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
 
     def load_dense(
@@ -99,8 +101,11 @@ class RunModel:
     """The one model that a run holds: dense, then with LoRA, then merged, then as the folder gives it."""
 
     model: PreTrainedModel
+    dense: DenseFacts
     adapted: PeftModel | None = None
-    """the same model with LoRA, from the beginning of training until it is merged"""
+    """the same model with LoRA, from the end of training until it is merged"""
+    pruner: PruningMethod | None = None
+    """what removed units or weights of it while it was trained"""
 
     def free(self) -> None:
         """Drop the model, so that its memory can be had back."""
@@ -131,13 +136,24 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
             check_graph(config.pruning().chosen_criterion)
     original = check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors or original is None:
-        check_data(config.model, original, config.data, config.eval, found, task=config.task, trust_remote_code=trust)
+        check_data(
+            config.model,
+            original,
+            config.data,
+            config.eval,
+            found,
+            task=config.task,
+            columns=config.roles(),
+            trust_remote_code=trust,
+        )
         found.raise_all()
     assert original is not None
     task = data = None
     with found.check():
-        task = choose_task(original, config.task, data=config.data)
-        request = Request(config.model, original, config.data, config.eval, config.length, config.seed, trust)
+        task = choose_task(original, config.task, data=config.data, columns=config.roles())
+        request = Request(
+            config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
+        )
         data = task.prepare(request)
         data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
     groups: tuple[Group, ...] = ()
@@ -216,7 +232,7 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
             raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
 
 
-def load_run(setup: RunSetup) -> tuple[RunModel, DenseFacts]:
+def load_run(setup: RunSetup) -> RunModel:
     """Load the dense model of a run.
 
     Raises:
@@ -241,5 +257,6 @@ def load_run(setup: RunSetup) -> tuple[RunModel, DenseFacts]:
     known = setup.original.dtype
     stored = known if config.dtype == "auto" and isinstance(known, torch.dtype) else model.dtype
     noise = None if setup.quantisation else rounding_noise(model, probe_of(model))
-    dense = DenseFacts(copy.deepcopy(model.config), model.num_parameters(), model.dtype, stored, new, noise)
-    return RunModel(model), dense
+    return RunModel(
+        model, DenseFacts(copy.deepcopy(model.config), model.num_parameters(), model.dtype, stored, new, noise)
+    )

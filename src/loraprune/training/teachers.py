@@ -1,6 +1,6 @@
-"""Who says what the dense model would: a copy of it, or its opinions on disk.
+"""Teachers for distillation: a copy of the dense model, or its most likely tokens on disk.
 
-An opinion is the most likely tokens and one bin for all others. Knows nothing about pruning or training.
+Knows nothing about pruning or training.
 """
 
 from __future__ import annotations
@@ -10,53 +10,31 @@ import logging
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from jaxtyping import Shaped
 from transformers import PreTrainedModel
 
 from loraprune.data import Rows
-from loraprune.evaluation.tasks import Collate, Inputs
-from loraprune.models.adapters import no_cache
+from loraprune.evaluation.tasks import Collate
 from loraprune.models.quantised import stored_parameters
+from loraprune.models.teacher_logits import TeacherLogits, teacher_logits
 from loraprune.runtime.atomic import read_sealed, replace_folder, seal
 from loraprune.runtime.memory import free_memory_bytes
-
-TOP = 64
-"""tokens that the dense model names at each position"""
 
 logger = logging.getLogger(__name__)
 
 LABELS, ROW = "labels", "row"
-"""entries of a batch that a model is not to see when it is asked"""
-
-
-class Opinion(NamedTuple):
-    """The dense model's most likely tokens (or other classes) at every place: (batch, seq), or (batch,) for whole rows."""
-
-    log_probabilities: Float[Tensor, "*places top"]
-    tokens: Int[Tensor, "*places top"]
 
 
 @runtime_checkable
 class Teacher(Protocol):
     """Says what the dense model thinks of a batch."""
 
-    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> Opinion:
+    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
         """Return the dense model's opinion, and take the rows' numbers out of `inputs`."""
-
-
-@torch.no_grad()
-def ask(model: nn.Module, inputs: Inputs) -> Opinion:
-    """Return what a model says now."""
-    seen = {name: value for name, value in inputs.items() if name not in (LABELS, ROW)}
-    logits = model(**seen, **no_cache(model)).logits
-    top = min(TOP, logits.shape[-1] - 1)
-    values, tokens = logits.topk(top, dim=-1)
-    return Opinion(values.float() - logits.float().logsumexp(-1, keepdim=True), tokens)
 
 
 class CopyTeacher:
@@ -65,10 +43,10 @@ class CopyTeacher:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
 
-    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> Opinion:
+    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
         """Return the copy's opinion."""
         inputs.pop(ROW)
-        return ask(self.model, inputs)
+        return teacher_logits(self.model, inputs)
 
 
 class CachedTeacher:
@@ -92,7 +70,7 @@ class CachedTeacher:
         self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
         self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
 
-    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> Opinion:
+    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
         """Return what was written down about the rows that `inputs` numbers."""
         labels, rows = inputs[LABELS], inputs.pop(ROW).tolist()
         # Rows may have been padded to another length then; what is beyond the shorter of the two is padding.
@@ -105,7 +83,7 @@ class CachedTeacher:
             tokens[place, : stop - start] = self._tokens[start:stop]
         shape = (*labels.shape, self._top)
         found = (torch.from_numpy(each).reshape(shape).to(labels.device) for each in (values, tokens))
-        return Opinion(*found)
+        return TeacherLogits(*found)
 
 
 def _whole(folder: Path, *, rows: int) -> dict[str, Any] | None:
@@ -127,7 +105,7 @@ def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, 
         for start in range(0, len(rows), batch):
             places = range(start, min(start + batch, len(rows)))
             inputs = {name: value.to(model.device) for name, value in collator([rows[i] for i in places]).items()}
-            found = ask(model, inputs)
+            found = teacher_logits(model, inputs)
             values.write(found.log_probabilities.half().cpu().numpy().tobytes())
             tokens.write(found.tokens.int().cpu().numpy().tobytes())
             top = found.tokens.shape[-1]

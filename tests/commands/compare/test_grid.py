@@ -83,7 +83,7 @@ def test_everything_wrong_is_told_at_once() -> None:
     message = str(told.value)
     for words in (
         "--jobs 0", "grid.ratoi: unknown option 'ratoi' (did you mean 'ratio'?)", "--ratio 2.0: a fraction",
-        "grid.schedule square: one of", "--decay 0.5 and grid.decay: say it in one place", "grid.seed 1: it stands there twice",
+        "grid.schedule square: one of", "--decay 0.5 and grid.decay: set it in one place", "grid.seed 1: given twice",
         "grid.heads is empty", "grid.output: every cell has a folder", "runs.a.ratio and grid.ratio",
         "runs.a.rank many: a whole number", "runs.b.lambda: unknown option", "--reference paper",
     ):  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_reference_is_a_label_of_a_cell() -> None:
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("keep")
-    with pytest.raises(ConfigError, match="something else than a comparison"):
+    with pytest.raises(ConfigError, match="not a folder of a comparison"):
         config(output=str(tmp_path))
     with pytest.raises(ConfigError, match="this is a file"):
         config(output=str(tmp_path / "mine"))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from loraprune import prune
 from loraprune.commands import parser
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.config.training import PruneConfig
 from loraprune.data.images.benchmarks import BENCHMARKS
+from loraprune.pipeline import prune
 from loraprune.pruning.method import make_method
 from loraprune.training.setup import check_run, load_run
 from tests.data.images.conftest import save_classifier, write_images
@@ -117,7 +117,7 @@ def test_a_recipe_is_ready_to_run_on_a_tiny_model(
         kinds.setdefault((config.criterion, config.schedule, config.allocation, config.sparsity), config)
     for config in kinds.values():
         job = check_run(small(config, stand_ins, tmp_path / "out"))
-        make_method(with_lora(load_run(job)[0].model), job.config.pruning(), job.goal)
+        make_method(with_lora(load_run(job).model), job.config.pruning(), job.goal)
 
 
 @pytest.mark.parametrize("name", ["llama-7b", "llama-7b-untuned", "vit-b16-vtab", "bert-base-glue"])

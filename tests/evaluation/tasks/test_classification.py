@@ -198,8 +198,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path, tmp_pa
             accumulate=accumulate, dropout=0.0, clip=0.0, length=24, device="cpu",
         )  # fmt: skip
         job = check_run(config)
-        held, dense = load_run(job)
-        adapted = attach_lora(held.model, job.groups, rank=4, alpha=8.0, dropout=0.0, seed=0, whole=dense.new)
+        held = load_run(job)
+        adapted = attach_lora(held.model, job.groups, rank=4, alpha=8.0, dropout=0.0, seed=0, whole=held.dense.new)
         callback = Norms()
         keeper = Keeper(tmp_path, {}, every=0, parts=[], guard=StepGuard())
         train(

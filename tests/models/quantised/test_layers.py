@@ -108,7 +108,9 @@ def test_scores_are_those_of_the_dequantised_weights(criterion: str, kind: str, 
         scorer = make_scorer(criteria.get(criterion), model, find_groups(base.config), power=2, normalize=False, seed=0)
         model(input_ids=tokens(), labels=tokens()).loss.backward()
         found.append(scorer.collect())
+    assert found[0].keys() == {group.name for group in find_groups(base.config)}
     for name, scores in found[0].items():
+        assert scores.max() > 0
         assert torch.allclose(scores, found[1][name], rtol=1e-3), name
 
 

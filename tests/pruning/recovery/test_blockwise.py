@@ -133,10 +133,15 @@ def test_learning_blocks_add_nothing_to_the_scores(criterion: str) -> None:
             trace = Trace(model, groups, given)
             for outputs in trace.outputs.values():
                 outputs.mul_(1.5)  # there must be something to learn
-            fit_blocks_(model, groups, [g.name for g in groups], trace, given, BlockOptions(pruner.scales, 5, 0))
+            gains = fit_blocks_(
+                model, groups, [g.name for g in groups], trace, given, BlockOptions(pruner.scales, 5, 0)
+            )
+            assert any(gain.kept for gain in gains.values())
         model.train()
         found.append(pruner.scorer.collect())
+    assert found[0].keys() == {group.name for group in groups}
     for name, scores in found[0].items():
+        assert scores.max() > 0
         assert torch.equal(scores, found[1][name])
 
 

@@ -1,13 +1,15 @@
-"""No step of recovery may do harm: what raises the loss of the whole model is undone and reported."""
+"""No step of recovery may do harm: what moves the outputs of the whole model further away is undone and reported."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.models.adapters import base_layer, find_module
@@ -16,7 +18,7 @@ from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery import recover
 from loraprune.pruning.recovery.compensation import Gain
 from loraprune.pruning.recovery.recover import Recovery
-from loraprune.pruning.target import BLOCK_STEPS, decide_recovery
+from loraprune.pruning.target import decide_recovery
 from tests.fitting import config
 from tests.tiny import EVERY, tiny_config, tiny_model, tokens, with_lora
 
@@ -40,7 +42,7 @@ def test_a_removal_reports_losses_and_gains_in_order() -> None:
     assert again == found
 
 
-def test_blocks_that_raise_the_loss_of_the_model_are_undone(
+def test_blocks_that_ruin_the_outputs_of_the_model_are_undone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each block may say that it gained, and the whole be ruined all the same."""
@@ -60,7 +62,7 @@ def test_blocks_that_raise_the_loss_of_the_model_are_undone(
         found.append({name: tensor.clone() for name, tensor in pruner.model.state_dict().items()})
     assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
     assert pruner.recoveries[0].undone == ["blocks"]
-    assert "raised the loss of the whole model and was undone" in caplog.text
+    assert "further from the dense model's and was undone" in caplog.text
 
 
 def test_damage_is_reported_in_words_at_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -71,22 +73,20 @@ def test_damage_is_reported_in_words_at_once(caplog: pytest.LogCaptureFixture) -
     assert "from 3.20 to 7.50: the perplexity is 73.7 times as high" in caplog.text
 
 
-def test_refits_are_the_default_wherever_they_are_possible() -> None:
-    given = config(compensate=None, local=None)
-    assert decide_recovery(find_groups(tiny_config("llama")), given).local == BLOCK_STEPS
-    assert decide_recovery(find_groups(tiny_config("resnet")), given).local == 0
-    assert decide_recovery(find_groups(tiny_config("llama")), given).compensate is True
-    assert decide_recovery(find_groups(tiny_config("resnet")), given).compensate is False
-    assert (
-        decide_recovery(find_groups(tiny_config("resnet")), config(compensate=True)).compensate is True
-    )  # refused later
+def test_reconstruction_is_the_default_wherever_it_is_possible() -> None:
+    given = LoRAPruneConfig(ratio=0.5)
+    llama, resnet = find_groups(tiny_config("llama")), find_groups(tiny_config("resnet"))
+    assert (decide_recovery(llama, given).compensate, decide_recovery(llama, given).end_to_end) == (True, None)
+    assert (decide_recovery(resnet, given).compensate, decide_recovery(resnet, given).end_to_end) == (False, None)
+    assert decide_recovery(resnet, replace(given, compensate=True)).compensate is True  # refused later
+    assert decide_recovery(llama, replace(given, end_to_end=7)).end_to_end == 7
 
 
 def test_layers_that_share_projections_are_refitted_only_if_asked_to() -> None:
     inputs = EVERY["albert"].inputs()
     for wanted in (None, True):
         pruner = Pruner(
-            with_lora(tiny_model("albert", layers=3)), config(compensate=wanted, local=wanted and 5, kinds="ffn")
+            with_lora(tiny_model("albert", layers=3)), config(compensate=wanted, local=5 if wanted else 0, kinds="ffn")
         )
         if wanted:
             with pytest.raises(ConfigError, match="used by several layers"):

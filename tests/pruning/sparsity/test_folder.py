@@ -96,9 +96,11 @@ def test_a_saved_projection_runs_in_the_gpus_sparse_format(dtype: torch.dtype, t
     save_tiny(tmp_path / "model", hidden_size=256, intermediate_size=512)
     write_text(tmp_path / "text.txt", 200)
     run(tmp_path, tmp_path / "out", device="cuda")
-    for name, weight in saved(tmp_path / "out").items():
-        if min(weight.shape) < 64:  # smaller than the format's tiles
-            continue
+    weights = {
+        name: weight for name, weight in saved(tmp_path / "out").items() if min(weight.shape) >= 64
+    }  # the format's tiles
+    assert weights
+    for name, weight in weights.items():
         dense = torch.from_numpy(weight).to("cuda", dtype)
         x = torch.randn(
             128, dense.shape[1], device="cuda", dtype=dtype, generator=torch.Generator("cuda").manual_seed(0)

@@ -114,5 +114,7 @@ def test_masked_weights_stay_masked_while_training_goes_on(tmp_path: Path) -> No
             seen.append({path: kept.clone() for path, kept in self.pruner.kept.items()})
 
     fitting.fit(fitting.adapted(settings), fitting.arguments(tmp_path, steps=12), [Watch(settings)])
+    assert len(seen) == 12
+    assert sum(int(kept.sum()) for kept in seen[-1].values()) < sum(int(kept.sum()) for kept in seen[0].values())
     for earlier, later in pairwise(seen):
         assert all((later[path] <= earlier[path]).all() for path in earlier)

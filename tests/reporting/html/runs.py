@@ -24,9 +24,13 @@ def speed(prefill: float, decode: float, parameters: int) -> dict[str, Any]:
 def report(**changes: Any) -> dict[str, Any]:
     names = [f"model.layers.{layer}.{part}" for layer in range(LAYERS) for part in ("self_attn", "mlp")]
     sizes = {"self_attn": HEADS, "mlp": CHANNELS}
-    units = {name: {"dense": size, "kept": size // 2} for name in names for size in [sizes[name.split(".")[-1]]]}
+    kinds = {"self_attn": "attention", "mlp": "ffn"}
+    parts = {name: name.split(".")[-1] for name in names}
+    units = {
+        name: {"kind": kinds[part], "dense": sizes[part], "kept": sizes[part] // 2} for name, part in parts.items()
+    }
     return {
-        "format": 1, "job": "prune", "model": f"org/{HOSTILE}", "data": HOSTILE,
+        "format": 1, "finished": "2026-11-30T01:54:38+00:00", "job": "prune", "model": f"org/{HOSTILE}", "data": HOSTILE,
         "parameters": {"dense": 4_000_000, "pruned": 2_500_000, "prunable_dense": 3_000_000, "prunable_pruned": 1_500_000},
         "ratio_requested": 0.5, "ratio_reached": 0.5012, "ratio_of_whole_model": 0.375, "units": units,
         "perplexity": {"dense": 10.0, "pruned": 15.0, "nll": {"dense": 2.303, "pruned": 2.708}, "tokens": 5000,
@@ -34,7 +38,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "verification": {"masked_vs_sliced": 0.0, "sliced_vs_reloaded": 1e-7, "tolerance": 1e-4},
         "saved_as": {"model_type": "llama", "load": "AutoModelForCausalLM.from_pretrained(folder)"},
         "steps": 40, "wall_seconds": 12.5, "total_seconds": 3723.0, "peak_memory_bytes": 2**30, "seed": 0,
-        "training_data": {}, "versions": {"torch": "2.13.0", "python": HOSTILE},
+        "training_data": {}, "versions": {"loraprune": "0.1.0", "torch": "2.13.0", "python": HOSTILE},
         "curve": [{"step": step, "loss": 3 - step / 40, "lr": 1e-4} for step in range(1, 41)],
         "removals": [{"step": step, "ratio": step / 60} for step in (5, 15, 30)],
         "evaluations": [{"step": step, "perplexity": 30 - step / 3, "nll": 3.0, "standard_error": 0.1, "ratio": 0.5}

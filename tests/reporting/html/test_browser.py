@@ -17,6 +17,12 @@ pytest.importorskip("matplotlib")
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: pip install playwright")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DESKTOP, PHONE = 1280, 390
+HOLES = """(() => {
+    const area = element => (element.getBoundingClientRect().width + 16) * (element.getBoundingClientRect().height + 16)
+    const grid = document.querySelector('.plots')
+    return grid ? 1 - [...grid.children].map(area).reduce((one, other) => one + other, 0) / area(grid) : 0
+})()"""
+"""the share of the grid of plots, with its gaps of 16 pixels, that no plot covers"""
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +54,18 @@ def look(browser: Any, file: Path, width: int, scheme: str = "light") -> dict[st
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(file.as_uri())
-    seen = tab.evaluate("""() => ({
+    seen = tab.evaluate(
+        """() => ({
         title: document.title,
         width: document.documentElement.scrollWidth,
         background: getComputedStyle(document.body).backgroundColor,
         ink: getComputedStyle(document.querySelector('h1')).color,
         label: getComputedStyle(document.querySelector('svg text') || document.body).fill,
         letters: Math.min(...[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)),
+        holes: HOLES,
         plots: [...document.querySelectorAll('figure svg')].filter(svg => svg.getBoundingClientRect().width > 250).length,
-    })""")
+    })""".replace("HOLES", HOLES)
+    )
     picture = tab.screenshot(full_page=True)
     context.close()
     return {**seen, "said": said, "asked": [url for url in asked if not url.startswith("data:")], "picture": picture}
@@ -75,6 +84,7 @@ def test_the_page_opens_offline_fits_and_is_silent(browser: Any, file: Path, wid
     assert seen["title"] != "broken"
     assert seen["width"] <= width
     assert seen["plots"] == 8
+    assert abs(seen["holes"]) < 0.005
     assert seen["letters"] >= 7.5
     assert len(seen["picture"]) > 50_000
 
@@ -87,14 +97,25 @@ def test_dark_is_dark_and_plots_follow(browser: Any, file: Path) -> None:
         assert seen["label"] == seen["ink"]
 
 
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_an_odd_number_of_plots_leaves_no_hole(browser: Any, width: int, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(read_run(write_run(tmp_path / "run", judged=False))), encoding="utf-8")
+    seen = look(browser, path, width)
+    assert seen["plots"] == 7
+    assert abs(seen["holes"]) < 0.005
+
+
 def test_the_checks_see_a_page_that_runs_fetches_or_overflows(browser: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
-        '<h1>x</h1><img src="https://example.org/a.png"><script>document.title="broken"</script><p style="width:2000px">x'
+        '<h1>x</h1><img src="https://example.org/a.png"><script>document.title="broken"</script><p style="width:2000px">x</p>'
+        '<div class="plots" style="columns: 2"><p style="height:90px">1</p><p style="height:9px">2</p></div>'
     )
     seen = look(browser, bad, PHONE)
     assert seen["title"] == "broken"
     assert "https://example.org/a.png" in seen["asked"]
     assert seen["said"] != []
     assert seen["width"] > PHONE
+    assert seen["holes"] > 0.1
     assert seen["plots"] == 0

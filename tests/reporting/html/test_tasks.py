@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from loraprune import pipeline
 from loraprune.config.training import PruneConfig
+from loraprune.reporting.amounts import NEW_HEAD
 from tests.data.images.conftest import save_classifier, write_images
 from tests.evaluation.tasks.cases import reviews, save_bert, write_csv
 from tests.samples import VOCABULARY, byte_tokenizer, jsonl, write_text
@@ -81,11 +83,12 @@ def test_every_task_has_a_page_with_its_own_metric(task: str, tmp_path: Path) ->
     assert f"Held-out {case.metric} over steps" in page
     assert f"protocol of the {case.metric}" in page
     if report["trained_whole"]:  # an untrained head has nothing to lose
-        assert "How good?" in page
+        assert NEW_HEAD.partition("`")[0] in page
     else:
-        assert "How much worse?" in page or "How much better?" in page
-    assert ("speed" in report) == ("How much faster?" in page) == case.is_timed
-    assert ("examples" in report) == ("What they write" in page) == case.writes
+        assert re.search(r"<small>(as high|points)</small>", page)
+    assert ("speed" in report) == ("<h3>Speed</h3>" in page) == case.is_timed
+    assert ("examples" in report) == ("Generated text" in page) == case.writes
+    assert ("generation of 16" in page, "prefill" in page) == (case.writes, case.writes)  # the others only read
     if case.writes:
         assert all(
             set(example) == {"prompt", "dense", "pruned"} and example["prompt"] for example in report["examples"]

@@ -89,7 +89,7 @@ def test_a_lost_process_ends_the_other_and_leaves_nothing_half_written(
     assert "process 0 of 2 failed" in ended.stderr[0]
     assert not output.exists()
     left = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
-    assert left == ["lock", "step-00000004", "step-00000006"]
+    assert left == ["lock", "run.json", "step-00000004", "step-00000006"]
     other = run(command(again), tmp_path, launcher=next(each for each in LAUNCHES.values() if each != launcher))
     assert other.codes == [2, 2]
     assert "FSDP, not with" in other.stderr[0]

@@ -1,4 +1,4 @@
-"""Rank correlation, without a library for one number."""
+"""Rank correlation of scores, without a dependency on SciPy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation, ties sharing their mean rank; None where one side is all the same."""
+    """Return Spearman's rank correlation, with mean ranks for ties; None if one side is constant."""
     try:
         return statistics.correlation(ranks(one), ranks(other))
     except statistics.StatisticsError:
@@ -16,7 +16,7 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Return the rank of every value, from 1; equal values share the mean of their places."""
+    """Return the rank of every value, from 1; equal values get their mean rank."""
     order = sorted(range(len(values)), key=values.__getitem__)
     found = [0.0] * len(values)
     start = 0

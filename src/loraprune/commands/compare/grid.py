@@ -1,6 +1,6 @@
-"""From a grid to its cells: every combination of named runs, options and seeds, with the baselines that belong to them.
+"""Expand a grid into cells: every combination of named runs, options and seeds, with their baselines.
 
-Knows nothing about torch, processes or results. Which options there are, and their values, is read off `PruneConfig`.
+The options and their types are those of `PruneConfig`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, get_type_hints
 
+from loraprune.config.base import dashed
 from loraprune.config.recipes import recipe
 from loraprune.config.sparsity import in_base_60
 from loraprune.config.training import WITHOUT_EFFECT, FinetuneConfig, PruneConfig
@@ -21,12 +22,12 @@ from loraprune.config.values import WrongValueError, read_value
 from loraprune.errors import ConfigError, nearest, problems_of
 
 RUN = "run"
-"""the label of a named run, beside those of the options"""
+"""label of a named run; all other labels are options"""
 RECIPE = "recipe"
-"""a run's key that names a recipe, whose options the run's own override"""
+"""key of a named run for a recipe; the other keys override its options"""
 SEED = "seed"
 CELLS = "cells"
-"""folder of the cells below a comparison's output"""
+"""folder for the cells in the output of a comparison"""
 OURS = ("output", "overwrite", "html")
 """options that the comparison sets for every cell"""
 BASELINES: Mapping[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig}
@@ -43,7 +44,7 @@ class Cell:
     job: str
     """the command that carries it out"""
     labels: Mapping[str, str]
-    """what tells it from the others: `run` or option -> words"""
+    """what distinguishes it from the others: `run` or option -> text"""
     config: PruneConfig | FinetuneConfig
     baseline: str | None
     """key of the dense model tuned with the same options"""
@@ -55,7 +56,7 @@ class Cell:
 
     @property
     def recipe(self) -> str:
-        """Return what cells that differ in nothing but the seed have in common."""
+        """Return the name shared by cells that differ only in the seed."""
         return recipe_name(self.labels) or self.job
 
     @property
@@ -65,12 +66,12 @@ class Cell:
 
 
 def recipe_name(labels: Mapping[str, str]) -> str:
-    """Return labels in words, the seed left out."""
+    """Return labels as text, without the seed."""
     return ", ".join(words for axis, words in labels.items() if axis != SEED)
 
 
 def digest(job: str, options: Mapping[str, Any]) -> str:
-    """Return a short digest of a job and all options that bear on its result: other options make another cell."""
+    """Return a short digest of a job and all options that change its result."""
     counted = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps([job, counted], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -120,7 +121,7 @@ def expand(
 def _good_axes(
     base: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], problems: list[str]
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the usable part of a grid, in the types of the options; what is wrong goes to `problems`."""
+    """Yield the valid part of a grid, in the types of the options; append what is wrong to `problems`."""
     for name, values in grid.items():
         place = f"grid.{name}"
         problem = _name_problem(place, name)
@@ -130,10 +131,10 @@ def _good_axes(
         if not values:
             problems.append(f"{place} is empty: name at least one value, or leave it out")
         if base[name] != OPTIONS[name].default and OPTIONS[name].default is not MISSING:
-            problems.append(f"--{name} {base[name]} and {place}: say it in one place only")
+            problems.append(f"--{dashed(name)} {base[name]} and {place}: set it in one place only")
         good = list(_typed(place, name, values, problems))
         repeated = [value for position, value in enumerate(good) if value in good[:position]]
-        problems += [f"{place} {value}: it stands there twice" for value in repeated]
+        problems += [f"{place} {value}: given twice; list each value once" for value in repeated]
         if good:
             yield name, good
 
@@ -141,10 +142,10 @@ def _good_axes(
 def _good_runs(
     runs: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Sequence[Any]], problems: list[str]
 ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """Yield the usable options of every named run."""
+    """Yield the valid options of every named run."""
     for run, changes in runs.items():
         if not isinstance(run, str):
-            problems.append(f"runs.{run}: YAML reads this name as a number or the like; write it in quotes")
+            problems.append(f"runs.{run}: YAML does not read this name as text; write it in quotes")
             continue
         good = {}
         changes = dict(changes)
@@ -157,7 +158,7 @@ def _good_runs(
             place = f"runs.{run}.{name}"
             problem = _name_problem(place, name)
             if not problem and name in grid:
-                problem = f"{place} and grid.{name}: say it in one place only"
+                problem = f"{place} and grid.{name}: set it in one place only"
             if problem:
                 problems.append(problem)
                 continue
@@ -167,7 +168,7 @@ def _good_runs(
 
 
 def _name_problem(place: str, name: str) -> str | None:
-    """Return what is wrong with an option that a grid or a run names."""
+    """Return what is wrong with the name of an option in a grid or a named run."""
     if name in OURS:
         return f"{place}: every cell has a folder of its own below --output, and --html is for all; leave it out here"
     if name not in OPTIONS:
@@ -176,7 +177,7 @@ def _name_problem(place: str, name: str) -> str | None:
 
 
 def _typed(place: str, name: str, values: Iterable[Any], problems: list[str]) -> Iterator[Any]:
-    """Yield the values that an option can have, as the command line would read them."""
+    """Yield the valid values of an option, parsed as on the command line."""
     for value in values:
         if value is None and OPTIONS[name].default is not None:
             problems.append(f"{place}: a value is needed, not null")
@@ -199,14 +200,14 @@ def _hints() -> dict[str, Any]:
 
 
 def _cell(labels: Mapping[str, str], options: Mapping[str, Any], baselines: Sequence[str]) -> Cell:
-    """Build a pruning cell; all its options are checked."""
+    """Return a pruning cell with checked options."""
     folder = Path(options["output"]) / CELLS / digest("prune", options)
     config = PruneConfig(**{**options, "output": str(folder), "overwrite": True})
     return Cell("prune", labels, config, digest(baselines[0], _training_options(config)) if baselines else None)
 
 
 def _training_options(config: PruneConfig) -> dict[str, Any]:
-    """Return the options of a pruning run that plain fine-tuning has too."""
+    """Return the options of a pruning run that fine-tuning also has."""
     return {field.name: getattr(config, field.name) for field in fields(FinetuneConfig)}
 
 
@@ -220,5 +221,5 @@ def _dense(job: str, pruned: Cell, told: Iterable[str]) -> Cell:
 
 
 def _words(name: str, value: Any) -> str:
-    """Return a value in words: those of a string need no option's name."""
+    """Return a value as text, with the name of the option unless the value is a string."""
     return value if isinstance(value, str) else f"{name} {str(value).lower()}"

@@ -1,4 +1,4 @@
-"""Carrying a comparison out: every cell in a process of its own, finished ones kept, the results written.
+"""Run a comparison: every cell in its own process, finished cells kept, results written.
 
 A cell's process is the command line's, so that a crash or a lack of memory ends one cell and not the comparison.
 """
@@ -66,7 +66,7 @@ def compare(options: CompareConfig) -> Comparison:
         run_cells(waiting, folder, errors, jobs=options.jobs, keep=options.keep)
     except KeyboardInterrupt as interrupt:
         write(options, errors)
-        interrupt.args = (f"finished cells are kept in {folder}; the same command goes on",)
+        interrupt.args = (f"finished cells are kept in {folder}; the same command continues",)
         raise
     result = write(options, errors)
     try:
@@ -77,7 +77,7 @@ def compare(options: CompareConfig) -> Comparison:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Look at everything that the cells are given, each model, text and criterion once.
+    """Check the inputs of all cells, each model, text and criterion once.
 
     Raises:
         LoraPruneError: for everything that is wrong, at once.
@@ -93,19 +93,21 @@ def check_cells(cells: Sequence[Cell]) -> None:
         (model, trust): check_model(model, NEEDS["compare"], found, trust_remote_code=trust)
         for model, trust in dict.fromkeys((config.model, config.trust_remote_code) for config in configs)
     }
-    asked = ((one.model, one.data, one.eval, one.task, one.trust_remote_code) for one in configs)
-    for model, data, held_out, task, trust in dict.fromkeys(asked):
-        check_data(model, read[model, trust], data, held_out, found, task=task, trust_remote_code=trust)
+    asked = {(one.model, one.data, one.eval, one.task, one.columns, one.trust_remote_code): one for one in configs}
+    for (model, data, held_out, task, _, trust), one in asked.items():
+        check_data(
+            model, read[model, trust], data, held_out, found, task=task, columns=one.roles(), trust_remote_code=trust
+        )
     found.raise_all()
 
 
 def is_finished(folder: Path, cell: Cell) -> bool:
-    """Say whether a cell with the same options has left its report: a run's folder appears whole or not at all."""
+    """Return whether a cell with the same options has a report; the folder of a run appears only when it is complete."""
     return (folder / cell.key / "report.json").is_file()
 
 
 def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, jobs: int, keep: bool) -> None:
-    """Run cells, `jobs` at a time; a finished one leaves `errors`, a failed one says there why."""
+    """Run cells, `jobs` at a time; a finished cell is removed from `errors`, a failed one stores its reason there."""
     queue = deque(waiting)
     running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
     with CellBar(len(waiting), jobs) as bar:
@@ -134,15 +136,15 @@ def run_cells(waiting: Sequence[Cell], folder: Path, errors: dict[str, str], *, 
 
 
 def start(cell: Cell, folder: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """Start a cell's process, which goes on from the checkpoints of an earlier attempt."""
+    """Start the process of a cell, which continues from the checkpoints of an earlier attempt."""
     shutil.rmtree(folder / cell.key, ignore_errors=True)
     config = folder / f"{cell.key}.yaml"
     config.write_text(yaml.safe_dump(as_dict(cell.config), sort_keys=False), encoding="utf-8")
     environment = dict(os.environ)
-    if jobs > 1:  # processes that each take every core slow each other down many times over
+    if jobs > 1:  # processes that all use every core slow each other down
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with (folder / f"{cell.key}.log").open("wb") as log:
-        # A session of its own: an interrupt reaches it once, from here, and it can clean up in peace.
+        # In its own session it receives an interrupt only once, from here, and can clean up.
         return subprocess.Popen(
             command(cell, config), stdout=subprocess.DEVNULL, stderr=log, stdin=subprocess.DEVNULL, env=environment,
             start_new_session=True,
@@ -155,7 +157,7 @@ def command(cell: Cell, config: Path) -> list[str]:
 
 
 def finish(cell: Cell, folder: Path, code: int, *, keep: bool) -> str | None:
-    """Tidy up after a cell's process; return what went wrong, if anything."""
+    """Clean up after the process of a cell; return the reason if it failed."""
     if code or not is_finished(folder, cell):
         lines = (folder / f"{cell.key}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if code < 0:
@@ -193,7 +195,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(options: CompareConfig, errors: Mapping[str, str]) -> Comparison:
-    """Write results.json and table.md, whole or not at all."""
+    """Write results.json and table.md, each completely or not at all."""
     output = Path(options.output)
     entries = [entry(cell, output / CELLS, errors.get(cell.key)) for cell in options.expand()[0]]
     values = {"format": 1, "model": options.model, "data": options.data, "reference": options.reference,
@@ -204,7 +206,7 @@ def write(options: CompareConfig, errors: Mapping[str, str]) -> Comparison:
 
 
 class CellBar:
-    """Progress on stderr: a bar, or a line a cell where it is no terminal."""
+    """Progress on stderr: a bar on a terminal, otherwise one line per cell."""
 
     def __init__(self, total: int, jobs: int) -> None:
         self.total, self.jobs = total, jobs
@@ -223,7 +225,7 @@ class CellBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
     def begin(self, cell: Cell) -> None:
@@ -232,7 +234,7 @@ class CellBar:
         self._bar.update(self._task, description=cell.name)
 
     def end(self, cell: Cell, error: str | None) -> None:
-        """Count a cell, and say how long the others will take if they take as long."""
+        """Count a cell, and estimate the remaining time from the cells so far."""
         self.done += 1
         self.seconds.append(time.perf_counter() - self.began[cell.key])
         rest = sum(self.seconds) / self.done * (self.total - self.done) / self.jobs

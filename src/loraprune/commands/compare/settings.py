@@ -1,4 +1,4 @@
-"""Options of a comparison. Knows nothing about torch, so that `--help` answers at once."""
+"""Options of a comparison. Imports no torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from loraprune.runtime.output import replaced_input
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(PruneConfig):
-    """Compare criteria, ratios, schedules and any other options over several seeds: one table, plots; goes on where it stopped."""
+    """Run a grid of options over several seeds; one table, plots, resumable."""
 
     grid: dict[str, list[Value]] = field(default_factory=dict)
-    """option -> values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}: every combination is a cell"""
+    """options and their values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}; every combination is one run (a
+    cell)"""
     runs: dict[str, dict[str, Value]] = field(default_factory=dict)
-    """name -> options, such as {paper: {criterion: lora}, best: {criterion: gate}}: each is crossed with the grid"""
+    """named sets of options, such as {paper: {criterion: lora}, best: {criterion: gate}}; each is combined with the grid"""
     baselines: list[Literal["finetune"]] = field(default_factory=list)
-    """finetune: the dense model tuned with the same training options, once a seed; gaps are measured from it"""
+    """[finetune] also tunes the dense model with the same training options, once per seed; gaps are measured from it"""
     reference: str | None = None
-    """the run, or the value of an option, that the others are compared with, such as paper or lora"""
+    """named set or value of an option that the others are compared with, such as paper or lora"""
     jobs: int = 1
-    """cells at a time, each a process of its own; above 1 their seconds compare little"""
+    """cells to run at the same time, each in its own process; above 1 their times are not comparable"""
     keep: bool = False
-    """keep the weights of every cell; otherwise only its report, plan and scores stay"""
+    """keep the weights of every cell, not only its report, plan and scores"""
     overwrite: bool = False
     """run finished cells again"""
     html: bool = False
-    """draw a report.html for every cell too"""
+    """also write report.html for every cell"""
 
     def expand(self) -> tuple[list[Cell], list[str]]:
         """Return all cells, and what is wrong with them."""
@@ -39,13 +40,13 @@ class CompareConfig(PruneConfig):
         return expand(base, self.grid, runs=self.runs, baselines=self.baselines, reference=self.reference)
 
     def problems(self) -> list[str]:
-        """Return one sentence for every option that is wrong; those of the cells are looked at cell by cell."""
+        """Return one sentence for every option that is wrong; options of cells are checked per cell."""
         output = Path(self.output)
         found = [*Options.problems(self), *at_least(("jobs", self.jobs, 1))]
         if output.is_file():
             found.append(f"--output {output}: this is a file; name a folder")
         elif output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
-            found.append(f"--output {output}: it holds something else than a comparison; choose another folder")
+            found.append(f"--output {output}: not a folder of a comparison; choose another folder")
         if problem := replaced_input(str(output / CELLS), self.inputs()):
             found.append(problem)
         return [*found, *self.expand()[1]]

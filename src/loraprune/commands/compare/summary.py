@@ -1,4 +1,4 @@
-"""Statistics of a comparison: what its cells reported, each recipe's mean and spread over seeds, and both as a table.
+"""Statistics of a comparison: the results of its cells, mean and spread of each recipe over seeds, and tables of both.
 
 Knows nothing about processes or plots.
 """
@@ -18,14 +18,14 @@ from loraprune.evaluation.measurement import PERPLEXITY, loss_of
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
 QUALITY, COST = (0, 1, 3, 4, 5, 6), (0, 2, 7, 8, 9)
-"""columns of the two narrower tables that a terminal has room for"""
+"""columns of the two narrow tables for a terminal"""
 NOTE = (
-    "Perplexity (or accuracy and the like), gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity above that of "
-    "the dense model tuned with the same options and seed, or as it is where none is tuned; of an accuracy: how far below. Of "
-    "reference: as a multiple of the reference's."
+    "Metric, gap and seconds: mean ± sample deviation over seeds. Gap: log-perplexity minus that of the dense model tuned with the "
+    "same options and seed, or of the untuned dense model without baselines; for an accuracy, the dense model's minus this one. "
+    "Of reference: multiple of the reference's value."
 )
 PENDING = "not run yet"
-"""stands for the error of a cell whose turn has not come"""
+"""error of a cell that has not run yet"""
 COPIED = (
     "ratio_reached",
     "parameters",
@@ -40,20 +40,20 @@ COPIED = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison gave, ready for JSON."""
+    """Results of a comparison, as JSON values."""
 
     values: Mapping[str, Any]
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None] | None:
-    """Return mean and sample deviation: None for the deviation of one value, and for no values at all."""
+    """Return mean and sample deviation; the deviation of one value is None, and so is the result for no values."""
     if not values:
         return None
     return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def entry(cell: Cell, folder: Path, error: str | None) -> dict[str, Any]:
-    """Return what a cell reported, or why it did not."""
+    """Return the results of a cell, or the reason why it has none."""
     options = {name: value for name, value in asdict(cell.config).items() if name not in ("output", "overwrite")}
     known = {"recipe": cell.recipe, "labels": dict(cell.labels), "seed": cell.config.seed, "job": cell.job,
              "key": cell.key, "baseline": cell.baseline, "options": options}  # fmt: skip
@@ -61,7 +61,7 @@ def entry(cell: Cell, folder: Path, error: str | None) -> dict[str, Any]:
         return known | {"error": error}
     report = json.loads((folder / cell.key / "report.json").read_text(encoding="utf-8"))
     machine = folder / cell.key / "machine.json"
-    metric = report.get("metric", PERPLEXITY)  # reports that are older than tasks name none
+    metric = report.get("metric", PERPLEXITY)  # missing in old reports
     measured = report[metric]
     return (
         known
@@ -76,7 +76,7 @@ def entry(cell: Cell, folder: Path, error: str | None) -> dict[str, Any]:
 
 
 def summarise(entries: Sequence[Mapping[str, Any]], reference: str | None) -> dict[str, dict[str, Any]]:
-    """Return recipe -> its statistics; relative figures are of the recipe that differs in the reference's label alone."""
+    """Return recipe -> statistics; they are relative to the recipe that differs only in the label of the reference."""
     log_dense = {e["key"]: _loss(e, "pruned") for e in entries if e["job"] != "prune" and "error" not in e}
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for one in entries:
@@ -95,7 +95,7 @@ def summarise(entries: Sequence[Mapping[str, Any]], reference: str | None) -> di
 
 
 def reference_of(labels: Mapping[str, str], axis: str | None, reference: str | None) -> str | None:
-    """Return the recipe that differs from `labels` only in that `axis` says `reference`."""
+    """Return the recipe whose labels are `labels`, except that `axis` is `reference`."""
     if axis is None or reference is None or axis not in labels:
         return None
     return recipe_name({**labels, axis: reference})
@@ -122,23 +122,23 @@ def _statistics(cells: Sequence[Mapping[str, Any]], log_dense: Mapping[str, floa
 
 
 def metric_of(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Return the figure that cells are judged by, all by the same."""
+    """Return the metric, which all cells share."""
     return next((cell["metric"] for cell in cells if "metric" in cell), PERPLEXITY)
 
 
 def _loss(cell: Mapping[str, Any], which: str) -> float:
-    """Return a figure as something that is to be low."""
+    """Return a figure as a loss."""
     metric = metric_of([cell])
     return loss_of(metric, cell[metric][which])
 
 
 def columns(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the heads of the table, with the name of the figure that the cells are judged by."""
+    """Return the column headings, with the name of the metric."""
     return tuple(metric_of(values["cells"]).replace("_", " ") if name == PERPLEXITY else name for name in COLUMNS)
 
 
 def _compared_with(cell: Mapping[str, Any], log_dense: Mapping[str, float]) -> float | None:
-    """Return the loss that a cell's gap is above: the tuned dense model's; without baselines the dense model's."""
+    """Return the loss that the gap of a cell refers to: the tuned dense model's, or without baselines the dense model's."""
     if cell["job"] != "prune":
         return None
     return log_dense.get(cell["baseline"]) if cell["baseline"] else _loss(cell, "dense")
@@ -157,7 +157,7 @@ def _wall_ratio(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
 
 
 def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the cells of the table, as words; the dense models come first."""
+    """Return the cells of the table as text; the dense models come first."""
     recipes: Mapping[str, Any] = values["recipes"]
     metric = metric_of(values["cells"])
     dense = {f"{e[metric]['dense']:.3f}": e for e in values["cells"] if "error" not in e}
@@ -177,7 +177,7 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _plus(values: Mapping[str, float | None] | None, digits: int, *, unit: str = "") -> str:
-    """Write mean ± deviation."""
+    """Return mean ± deviation as text."""
     if not values:
         return "-"
     deviation = values["deviation"]
@@ -189,7 +189,7 @@ def _times(ratio: float | None) -> str:
 
 
 def failures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return name and error of every cell that failed, and how many have not run."""
+    """Return name and error of every failed cell, and how many have not run."""
     errors = [(f"{e['recipe']}, seed {e['seed']}", e["error"]) for e in values["cells"] if "error" in e]
     pending = sum(error == PENDING for _, error in errors)
     return [(name, error) for name, error in errors if error != PENDING] + [(f"{pending} cells", PENDING)] * (

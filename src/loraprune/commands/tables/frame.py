@@ -1,4 +1,4 @@
-"""The look that all tables share."""
+"""The style of all tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True) -> None:
-    """Print one table; the first column is words, the others are figures unless said otherwise."""
+    """Print one table; the first column is text, and the others are right-aligned if they are `figures`."""
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place and figures else "left", overflow="fold")

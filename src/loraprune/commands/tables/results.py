@@ -1,4 +1,4 @@
-"""Tables of what was done and measured."""
+"""Tables of runs, measurements and exports."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from loraprune.commands.compare.summary import Comparison
 from loraprune.commands.compare_models import Lineup
 from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
+from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
+from loraprune.reporting import amounts
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
 
 def report(result: Report) -> None:
-    """Print what a run gave."""
+    """Print the figures of a run, its verdict and what to do next."""
+    figures(result)
+    ending(result)
+
+
+def figures(result: Report) -> None:
+    """Print the figures of a run."""
     (dense, pruned), quality, training = result.parameters, result.quality, result.training
     rows = [("parameters", f"{dense:,}", f"{pruned:,}", change(dense, pruned))]
     if removed := result.removed:
@@ -55,7 +63,7 @@ def report(result: Report) -> None:
 
 
 def evaluation(result: Evaluation) -> None:
-    """Print how good models are at their task, and accuracies on tasks of lm-eval in per cent."""
+    """Print the quality of models at their task, and accuracies on tasks of lm-eval in per cent."""
     for entry in result.values["measurements"]:
         metric = entry["metric"]
         title = f"{metric.replace('_', ' ')} on {entry['data']}"
@@ -85,13 +93,13 @@ def _plus_minus(measured: Mapping[str, Any]) -> str:
 
 
 def drawn(result: Drawn) -> None:
-    """Print which files were drawn."""
+    """Print which files were written."""
     rows = [("page", result.values["page"]), *(("plot", file) for file in result.values["plots"])]
-    show("drawn", ("", "file"), rows, figures=False)
+    show("written", ("", "file"), rows, figures=False)
 
 
 def comparison(result: Speed) -> None:
-    """Print sizes and speeds side by side, and how much smaller and faster each model is than the first."""
+    """Print sizes and speeds, and how much smaller and faster each model is than the first."""
     models: Mapping[str, Any] = result.values["rows"]
     ratios, names = result.values["ratios"], list(models)
 
@@ -124,7 +132,8 @@ def comparison(result: Speed) -> None:
         )
     if any(models[name]["decode_tokens_per_second"] for name in names):
         rows.append(line("tokens a second", _rate, lambda ratio: ratio["decode_speedup"]))
-    show("size and speed; below: times smaller or faster than the first", ["", *names], rows)
+    pairs = ", speed-ups by pairs of neighbouring runs" if result.values["protocol"]["order"] == "in turns" else ""
+    show(f"size and speed; below: times smaller or faster than the first{pairs}", ["", *names], rows)
 
 
 def _weights(row: Mapping[str, Any]) -> str | None:
@@ -149,7 +158,7 @@ def _rate(row: Mapping[str, Any]) -> str | None:
 
 
 def milliseconds(spread: Mapping[str, float]) -> str:
-    """Write the seconds of a call with their spread."""
+    """Return the time of a call with its spread."""
     return f"{1e3 * spread['median']:.1f} ms ({1e3 * spread['minimum']:.1f} to {1e3 * spread['maximum']:.1f})"
 
 
@@ -158,8 +167,27 @@ def export(result: Export) -> None:
     values = result.values
     facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
     facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
+    facts += _beside_float32(values["int8"]) if "int8" in values else []
     facts.append(("verified by", values["verified_by"]))
     show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
+
+
+def _beside_float32(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what an int8 graph is beside the float32 one, in words."""
+    facts = [
+        ("size, float32 -> int8", " -> ".join(size(found["bytes"][name]) for name in ("float32", "int8"))),
+        (
+            "a batch, float32 -> int8",
+            " -> ".join(amounts.milliseconds(found["seconds"][name]) for name in ("float32", "int8")),
+        ),
+        ("same class on random inputs", f"{found['same_class']:.1%}"),
+    ]
+    if "metric" in found:
+        metric = found["metric"]
+        facts.append(
+            (f"{metric}, float32 -> int8", " -> ".join(f"{found[metric][name]:.4f}" for name in ("float32", "int8")))
+        )
+    return facts
 
 
 def pushed(result: Pushed) -> None:
@@ -171,14 +199,15 @@ def pushed(result: Pushed) -> None:
 
 
 def demo(result: Report) -> None:
-    """Print dense against pruned: size, quality, speed, and a completion of the same prompt by both."""
-    report(result)
+    """Compare the dense and the pruned model: size, quality, speed, and a completion of the same prompt."""
+    figures(result)
     comparison(Speed(dict(result.shown.speed or {})))
     show("the same prompt, continued", ("", "text"), list((result.shown.completions or {}).items()), figures=False)
+    ending(result)
 
 
 def compared(result: Comparison) -> None:
-    """Print mean and spread of every recipe, and which cells gave nothing."""
+    """Print mean and spread of every recipe, and the cells without a result."""
     values = result.values
     rows, title = summary.rows(values), f"{values['model']} on {values['data']}"
     for part in (summary.QUALITY, summary.COST):
@@ -191,5 +220,5 @@ def compared(result: Comparison) -> None:
 
 
 def lined_up(result: Lineup) -> None:
-    """Print models side by side."""
+    """Print one row per model."""
     show("models", compare_models.columns(result.values), compare_models.rows(result.values))

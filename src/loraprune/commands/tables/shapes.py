@@ -1,4 +1,4 @@
-"""Tables of what a model is made of, and of what a run would give."""
+"""Tables of the parts of a model, and of the predictions for a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def inspection(result: Description) -> None:
 
 
 def dry_run(result: Description) -> None:
-    """Print what a run would give, or the table of well-known models."""
+    """Print the predictions for a run, or the table of known models."""
     if "models" in result.values:
         known_models(result.values["models"])
         return
@@ -51,12 +51,13 @@ def dry_run(result: Description) -> None:
         ("  in prunable groups", f"{parameters['prunable_dense']:,}", f"{parameters['prunable_pruned']:,}",
          change(parameters["prunable_dense"], parameters["prunable_pruned"])),
         ("file", size(files["dense"]), size(files["pruned"]), change(files["dense"], files["pruned"])),
-        ("TFLOPs of a step", f"{flops['dense'] / 1e12:.3g}", f"{flops['pruned'] / 1e12:.3g}", change(flops["dense"], flops["pruned"])),
+        ("TFLOPs per step", f"{flops['dense'] / 1e12:.3g}", f"{flops['pruned'] / 1e12:.3g}", change(flops["dense"], flops["pruned"])),
     ]  # fmt: skip
+    # The total comes first: its parts below it are indented.
     rows += [
         ("memory of each GPU" if name == "total" else f"  {name}", size(part), size(memory["pruned"].get(name, 0)),
          change(part, memory["pruned"].get(name, 0)) if part else "")
-        for name, part in memory["dense"].items()
+        for name, part in sorted(memory["dense"].items(), key=lambda entry: entry[0] != "total")
     ]  # fmt: skip
     show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
     facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
@@ -71,7 +72,7 @@ def dry_run(result: Description) -> None:
 
 
 def known_models(models: Sequence[dict[str, Any]]) -> None:
-    """Print for well-known models the GiB of a step on one GPU, and how many GPUs of which size hold it."""
+    """Print for known models the memory of a step in GiB, and how many GPUs of each size are needed."""
     sizes = list(models[0]["gpus"]["needed"])
     rows = []
     for values in models:
@@ -79,10 +80,12 @@ def known_models(models: Sequence[dict[str, Any]]) -> None:
         parts = (memory["dense"]["weights"], memory["dense"]["total"], memory["pruned"]["total"])
         needed = [str(values["gpus"]["needed"][gib] or "-") for gib in sizes]
         rows.append((values["model"], *(f"{part / 2**30:.1f}" for part in parts), *needed))
-    title = f"GiB of a training step; GPUs of {', '.join(sizes)} GB that hold it, several with FSDP; - too small"
+    title = (
+        f"GiB of a training step, and how many GPUs of {', '.join(sizes)} GB it needs (several with FSDP; -: too small)"
+    )
     show(title, ("", "weights", "step", "pruned", *sizes), rows)
 
 
 def count_of(needed: int | None) -> str:
-    """Return how many GPUs are needed, in words where no number is."""
+    """Return how many GPUs are needed, as text."""
     return "too small" if needed is None else "1" if needed == 1 else f"{needed}, FSDP"

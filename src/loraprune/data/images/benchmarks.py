@@ -1,6 +1,6 @@
 """Benchmarks of images by name, VTAB-1k's nineteen tasks and CUB-200: 800 images to train on and 200 to judge by.
 
-Source: Zhai et al., VTAB (arXiv 1910.04867), section 3: hyper-parameters are chosen on 800 and 200 images of the training
+Source: Zhai et al., VTAB (arXiv 1910.04867): hyper-parameters are chosen on 800 and 200 images of the training
 split; the figure to report comes from training on all 1,000 and judging by the test split. The lists of images behind
 the published figures belong to TensorFlow Datasets and cannot be had from the hub: here the 1,000 are drawn by a fixed seed.
 """

@@ -15,10 +15,12 @@ from typing import Any, TypeAlias
 import datasets
 from PIL import Image
 
-from loraprune.data.files import loaded
+from loraprune.data.files import OWN_NAMES, Columns, loaded
+from loraprune.data.held import splits_of
 from loraprune.data.images.benchmarks import BENCHMARKS, DRAW_SEED, JUDGED, TRAINED, VTAB_PREFIX, Named, find_benchmark
-from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming
+from loraprune.data.sources import HELD_OUT_SPLITS, is_saved, load_hub, load_saved, naming, split_tables
 from loraprune.errors import DataError, nearest
+from loraprune.runtime.held import held
 
 SUFFIXES = (".parquet", ".arrow")
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "webp", "jpg", "png"), ("label", "labels", "fine_label", "cls")
@@ -70,7 +72,9 @@ Splits: TypeAlias = dict[str, LabelledImages]
 """either `all`, or `train` and `held_out`"""
 
 
-def load_images(data: str | None, held_out: str | None, *, seed: int) -> tuple[LabelledImages | None, LabelledImages]:
+def load_images(
+    data: str | None, held_out: str | None, *, seed: int, columns: Columns = OWN_NAMES
+) -> tuple[LabelledImages | None, LabelledImages]:
     """Read images to train on and images to judge by, of the same classes; without `data` only the latter.
 
     Without `held_out` the images to judge by are the test split of `data`, or a tenth of every class.
@@ -81,15 +85,15 @@ def load_images(data: str | None, held_out: str | None, *, seed: int) -> tuple[L
     if data is None:
         assert held_out is not None
         with naming("--data"):
-            splits = _open(held_out)
+            splits = _open(held_out, columns)
             return None, splits.get("held_out") or splits["all"]
     with naming("--data"):
-        splits = _open(data)
+        splits = _open(data, columns)
         if held_out is None:
             return _hold_out(splits["all"], seed=seed) if "all" in splits else (splits["train"], splits["held_out"])
     train = splits.get("train") or splits["all"]
     with naming("--eval"):
-        others = _open(held_out)
+        others = _open(held_out, columns)
         judged = others.get("held_out") or others["all"]
         shared = {str(each) for each in train.images if isinstance(each, Path)} & {str(each) for each in judged.images}
         if shared or (held_out == data and "held_out" not in splits):
@@ -99,13 +103,13 @@ def load_images(data: str | None, held_out: str | None, *, seed: int) -> tuple[L
         return train, judged.with_classes(train.classes)
 
 
-def open_images(name: str, part: str) -> LabelledImages:
+def open_images(name: str, part: str, columns: Columns = OWN_NAMES) -> LabelledImages:
     """Read the part `train` or `held_out` of a source, or all of it where it has no parts.
 
     Raises:
         DataError: if a name leads nowhere or to no labelled images.
     """
-    splits = _open(name)
+    splits = _open(name, columns)
     return splits.get(part) or splits["all"]
 
 
@@ -138,17 +142,28 @@ def _benchmark(name: str, named: Named) -> Splits:
     }
 
 
-def _open(name: str) -> Splits:
+def _open(name: str, columns: Columns) -> Splits:
+    if name in held().data:
+        return _held(name, held().data[name], columns)
     named = find_benchmark(name)
-    return _benchmark(name, named) if named else _read(name)
+    return _benchmark(name, named) if named else _read(name, columns)
 
 
-def _read(name: str) -> Splits:
+def _held(name: str, rows: Any, columns: Columns) -> Splits:
+    if isinstance(rows, list):
+        raise DataError(f"{name}: a list holds texts; give images as a Dataset with the columns `image` and `label`")
+    parts = split_tables(name, splits_of(rows)).items()
+    return {part: _table(name, split, table, columns) for part, (split, table) in parts}
+
+
+def _read(name: str, columns: Columns = OWN_NAMES) -> Splits:
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
         if is_saved(path):
-            return {part: _table(name, split, table) for part, (split, table) in load_saved(path).items()}
-        return _folder(path) if path.is_dir() else {"all": _file(path)}
+            return {part: _table(name, split, table, columns) for part, (split, table) in load_saved(path).items()}
+        if columns and path.is_dir():
+            raise DataError(f"{path}: a folder of classes has no columns: leave --columns out")
+        return _folder(path) if path.is_dir() else {"all": _file(path, columns)}
     if (
         name.startswith(VTAB_PREFIX)
         or path.suffix.lower() in SUFFIXES
@@ -156,7 +171,7 @@ def _read(name: str) -> Splits:
         or name[:1] in ".~"
     ):
         raise DataError(f"{name!r}: no such file, folder or benchmark{nearest(name, BENCHMARKS)}: check the name")
-    return _hub(name)
+    return _hub(name, columns)
 
 
 def _folder(path: Path) -> Splits:
@@ -202,23 +217,23 @@ def _visible(path: Path) -> Iterator[Path]:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check its permissions") from None
 
 
-def _file(path: Path) -> LabelledImages:
+def _file(path: Path, columns: Columns) -> LabelledImages:
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path}: no file of labelled images: give a folder of classes, or one of {', '.join(SUFFIXES)}"
         )
     if path.suffix.lower() == ".parquet":
         with loaded(path, "parquet", keep_in_memory=True) as rows:
-            return _table(str(path), "all", rows)
+            return _table(str(path), "all", rows, columns)
     try:
         table = datasets.Dataset.from_file(str(path))
     except Exception as error:  # pyarrow and datasets share no base class
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}): write it anew") from None
-    return _table(str(path), "all", table)
+    return _table(str(path), "all", table, columns)
 
 
-def _hub(name: str) -> Splits:
-    return {part: _table(name, split, table) for part, (split, table) in load_hub(name).items()}
+def _hub(name: str, columns: Columns = OWN_NAMES) -> Splits:
+    return {part: _table(name, split, table, columns) for part, (split, table) in load_hub(name).items()}
 
 
 def _stored(place: str, image: Mapping[str, Any] | None) -> Stored:
@@ -228,15 +243,17 @@ def _stored(place: str, image: Mapping[str, Any] | None) -> Stored:
     return image["bytes"] or Path(image["path"])
 
 
-def _table(name: str, split: str, table: datasets.Dataset) -> LabelledImages:
+def _table(name: str, split: str, table: datasets.Dataset, columns: Columns) -> LabelledImages:
     """Read the image and the label column of a table."""
     image, label = (
-        next((c for c in known if c in table.column_names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS)
+        next((c for c in ((columns[role],) if role in columns else known) if c in table.column_names), None)
+        for role, known in (("image", IMAGE_COLUMNS), ("label", LABEL_COLUMNS))
     )
     if image is None or label is None:
         missing = "image" if image is None else "label"
         raise DataError(
-            f"{name}: no column {missing!r} among {', '.join(table.column_names)}: rename the one that holds it"
+            f"{name}: no column {columns.get(missing, missing)!r} among {', '.join(table.column_names)}: rename the one that holds it, "
+            f"or name it, as in --columns {missing}=COLUMN"
         )
     table = table.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     values: list[Any] = table[label][:]

@@ -46,7 +46,8 @@ class Ratios:
     expected_speedup: float
     """MACs of the first / MACs of this"""
     prefill_speedup: dict[int, float]
-    """by batch size, as far as both have it: median of the ratios of samples taken next to each other in time"""
+    """by batch size, as far as both have it: median of the ratios of samples taken next to each other in time; of models that were
+    not timed in turns, ratio of the medians"""
     achieved: dict[int, float]
     """prefill_speedup / expected_speedup"""
     decode_speedup: float | None
@@ -71,13 +72,15 @@ def joined(first: Comparison, then: Comparison) -> Comparison:
     reference = next(iter(rows.values()))
     dtypes = {**cast(Any, first.protocol["dtype"]), **cast(Any, then.protocol["dtype"])}
     protocol = {**then.protocol, "order": "one after the other", "dtype": dtypes}
-    return Comparison(rows, {name: ratios_of(reference, row) for name, row in rows.items()}, protocol)
+    return Comparison(rows, {name: ratios_of(reference, row, in_turns=False) for name, row in rows.items()}, protocol)
 
 
-def ratios_of(first: Measurement, this: Measurement) -> Ratios:
-    """Return how one model stands to the first."""
+def ratios_of(first: Measurement, this: Measurement, *, in_turns: bool = True) -> Ratios:
+    """Return the sizes and speeds of one model relative to the first; samples are paired only if both were timed in turns."""
 
     def speedup(slow: Spread, fast: Spread) -> float:
+        if not in_turns:
+            return slow.median / fast.median
         return median(s / f for s, f in zip(slow.samples, fast.samples, strict=True))
 
     expected = first.macs_per_token / this.macs_per_token

@@ -13,14 +13,14 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from loraprune.data import Rows
+from loraprune.data import Columns, Rows
 from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.registry import Registry
 
 Inputs: TypeAlias = Mapping[str, Any]
 """arguments of a model's forward; tensors lie on the CPU and go to the model's device"""
-Collate: TypeAlias = Callable[[Any], dict[str, Tensor]]
+Collate: TypeAlias = Callable[[Any], dict[str, Shaped[Tensor, "rows ..."]]]
 
 
 @runtime_checkable
@@ -45,6 +45,8 @@ class Request:
     """tokens in a row, at most"""
     seed: int = 0
     trust_remote_code: bool = False
+    columns: Columns = field(default_factory=dict)
+    """which columns of the data are meant"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Task:
     """what the loss compares with the labels, by which a model learns from the dense one"""
     processor: Callable[[Request], Processor]
     """load the tokenizer or image processor, and check that it fits the model"""
-    read: Callable[[str, str], object]
-    """read the part `train` or `held_out` of a source, without a model; only its errors count: what `prepare` would fail on"""
+    read: Callable[[str, str, Columns], object]
+    """read the part `train` or `held_out` of a source and the columns that are meant, without a model; only its errors count: what
+    `prepare` would fail on"""
     pipeline: str | None = None
     """`pipeline_tag` of the hub, by which it lists the model"""
     columns: tuple[str, ...] = ()

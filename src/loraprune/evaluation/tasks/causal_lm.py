@@ -21,8 +21,10 @@ def prepare(request: Request) -> Prepared:
     assert isinstance(pad, int)
     if request.data is None:
         assert request.eval is not None
-        return Prepared(None, load_rows(request.eval, tokenizer, length=length), Collator(pad), tokenizer)
-    data = load_data(request.data, tokenizer, length=length, held_out=request.eval)
+        return Prepared(
+            None, load_rows(request.eval, tokenizer, length=length, columns=request.columns), Collator(pad), tokenizer
+        )
+    data = load_data(request.data, tokenizer, length=length, held_out=request.eval, columns=request.columns)
     return Prepared(data.train, data.held_out, Collator(pad), tokenizer)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
-from loraprune.data import columns_of
+from loraprune.data import OWN_NAMES, Columns, columns_of
 from loraprune.errors import ConfigError, UnsupportedModelError
 from loraprune.evaluation.tasks.base import Inputs, Task, tasks
 from loraprune.evaluation.tasks.text import padded_tokens
@@ -60,11 +60,11 @@ def find_probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
     return find_task(config).probe(config, rows, tokens)
 
 
-def choose_task(config: PreTrainedConfig, name: str | None, *, data: str | None) -> Task:
+def choose_task(config: PreTrainedConfig, name: str | None, *, data: str | None, columns: Columns = OWN_NAMES) -> Task:
     """Return the task of a run; the data, if there are any, are looked into only where a model is merely pre-trained."""
     if name is not None or data is None or find_head(config) not in PRETRAINING:
         return find_task(config, name)
-    return find_task(config, columns=columns_of(data))
+    return find_task(config, columns=columns_of(data, columns))
 
 
 def same_task(tasks: Mapping[str, Task]) -> Task:

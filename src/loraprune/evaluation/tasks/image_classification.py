@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from loraprune.data import Columns
 from loraprune.data.images import ImageRows, check_images, collate, load_images, load_processor, open_images
 from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.models.loading import resolve
+from loraprune.models.loading import resolve_processor
 from loraprune.models.modes import evaluation_mode
 from loraprune.runtime.progress import shown
 
@@ -36,7 +37,7 @@ def prepare(request: Request) -> Prepared:
         ConfigError: if the model does not read images in colour, or its image processor makes others.
     """
     processor = fitting_processor(request)
-    train, judged = load_images(request.data, request.eval, seed=request.seed)
+    train, judged = load_images(request.data, request.eval, seed=request.seed, columns=request.columns)
     for images in (train, judged):
         if images is not None:
             check_images(images)
@@ -59,12 +60,12 @@ def fitting_processor(request: Request) -> BaseImageProcessor:
         )
     part = vision(request.config)
     size = None if part.model_type.removeprefix(TYPE_PREFIX) in INTERPOLATING else fixed_size(part)
-    return load_processor(resolve(request.model), image_size=size)
+    return load_processor(resolve_processor(request.model), image_size=size)
 
 
-def read(source: str, part: str) -> None:
+def read(source: str, part: str, columns: Columns) -> None:
     """Read and decode labelled images."""
-    check_images(open_images(source, part))
+    check_images(open_images(source, part, columns))
 
 
 def vision(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -30,7 +30,7 @@ HIDDEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 class MaskedRows:
     """Rows of tokens, some hidden: always the same ones of a row, so that dense and pruned model are asked alike.
 
-    Source: Devlin et al., BERT (arXiv 1810.04805), section 3.1, with its fixed masks.
+    Source: Devlin et al., BERT (arXiv 1810.04805); masks are fixed here.
     """
 
     rows: TokenRows
@@ -74,9 +74,9 @@ def prepare(request: Request) -> Prepared:
     assert isinstance(pad, int)
     if request.data is None:
         assert request.eval is not None
-        judged = load_rows(request.eval, tokenizer, length=length)
+        judged = load_rows(request.eval, tokenizer, length=length, columns=request.columns)
         return Prepared(None, _hide(judged, tokenizer), Collator(pad), tokenizer)
-    data = load_data(request.data, tokenizer, length=length, held_out=request.eval)
+    data = load_data(request.data, tokenizer, length=length, held_out=request.eval, columns=request.columns)
     return Prepared(_hide(data.train, tokenizer), _hide(data.held_out, tokenizer), Collator(pad), tokenizer)
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.data import (
     NO_TARGET,
+    Columns,
     PairCollator,
     TokenRows,
     encode_pairs,
@@ -35,9 +36,11 @@ def prepare(request: Request) -> Prepared:
     collator = PairCollator(pad, first_token(request))
     if request.data is None:
         assert request.eval is not None
-        rows = load_rows(request.eval, tokenizer, length=length, encode=encode_pairs)
+        rows = load_rows(request.eval, tokenizer, length=length, encode=encode_pairs, columns=request.columns)
         return Prepared(None, rows, collator, tokenizer)
-    data = load_data(request.data, tokenizer, length=length, held_out=request.eval, encode=encode_pairs)
+    data = load_data(
+        request.data, tokenizer, length=length, held_out=request.eval, encode=encode_pairs, columns=request.columns
+    )
     return Prepared(data.train, data.held_out, collator, tokenizer)
 
 
@@ -77,9 +80,9 @@ def predictions(
     return logits[labels != NO_TARGET]
 
 
-def read(source: str, part: str) -> object:
+def read(source: str, part: str, columns: Columns) -> object:
     """Read pairs."""
-    return find_pairs(read_examples(source, part))
+    return find_pairs(read_examples(source, part, columns))
 
 
 register_task(

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from loraprune.data import check_apart, labelled, naming, open_source
+from loraprune.data import Columns, check_apart, labelled, naming, open_source
 from loraprune.data.labelled import Labelled
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.evaluation.measurement import Measured
@@ -63,14 +63,14 @@ def _read(request: Request) -> tuple[Labelled | None, Labelled]:
     if request.data is None:
         assert request.eval is not None
         with naming("--data"):
-            return None, labelled.make_labelled(open_source(request.eval).read("held_out"))
+            return None, labelled.make_labelled(open_source(request.eval, request.columns).read("held_out"))
     with naming("--data"):
-        source = open_source(request.data)
+        source = open_source(request.data, request.columns)
         train = labelled.make_labelled(source.read("train"))
         if request.eval is None and "held_out" not in source.splits:
             return labelled.hold_out(train, HELD_OUT_SHARE)
     with naming("--eval" if request.eval else "--data"):
-        other = open_source(request.eval) if request.eval else source
+        other = open_source(request.eval, request.columns) if request.eval else source
         check_apart(request.data, source, request.eval or request.data, other=other)
         return train, labelled.make_labelled(other.read("held_out"))
 
@@ -157,9 +157,9 @@ def is_head(name: str) -> bool:
     return not set(name.split(".")[:2]).isdisjoint(HEAD_PARTS)
 
 
-def read(source: str, part: str) -> object:
+def read(source: str, part: str, columns: Columns) -> object:
     """Read labelled texts."""
-    return labelled.make_labelled(open_source(source).read(part))
+    return labelled.make_labelled(open_source(source, columns).read(part))
 
 
 register_task(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -56,14 +57,14 @@ class Layout:
             )
         return found
 
-    def leave(self, path: str, tensor: Tensor) -> Tensor:
+    def leave(self, path: str, tensor: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
         """Return a tensor as llama.cpp keeps it."""
         heads = self._heads(path)
         if heads:
             return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
         return tensor + self._offset(path)
 
-    def enter(self, path: str, tensor: Tensor) -> Tensor:
+    def enter(self, path: str, tensor: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
         """Return a tensor as transformers keeps it: the inverse of `leave`."""
         heads = self._heads(path)
         if heads:
@@ -89,12 +90,12 @@ def make_layout(architecture: Architecture, shape: Shape) -> Layout:
     return Layout(architecture, shape, gguf.get_tensor_name_map(kinds[architecture.name], len(shape.heads)))
 
 
-def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
     """Yield every weight with its name, a tied one once."""
     yield from ((name, parameter.detach()) for name, parameter in model.named_parameters())
 
 
-def type_of(name: str, tensor: Tensor, quantization: str) -> Any:
+def type_of(name: str, tensor: Float[Tensor, "..."], quantization: str) -> Any:
     """Return the type of a tensor in the file: vectors stay exact, rows that do not fill blocks are no smaller than 16 bits."""
     import gguf
 

@@ -10,6 +10,7 @@ from loraprune.models.adapters.lora import (
     KEPT_WEIGHTS,
     Projection,
     attach_lora,
+    carries_adapter,
     dense_for_a_while,
     dequantise_adapted_,
     factors,
@@ -20,6 +21,7 @@ from loraprune.models.adapters.lora import (
     merging_error,
     projection,
     projection_of,
+    trained_factors,
     zero_weights_,
 )
 from loraprune.models.adapters.modules import (
@@ -47,6 +49,7 @@ __all__ = [
     "backbone",
     "base_layer",
     "base_model",
+    "carries_adapter",
     "channels_first",
     "channels_last",
     "config_of",
@@ -70,5 +73,6 @@ __all__ = [
     "projection_of",
     "read_columns",
     "set_features",
+    "trained_factors",
     "zero_weights_",
 ]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Cut:
     dim: int
 
     @property
-    def tensor(self) -> Tensor:
+    def tensor(self) -> Shaped[Tensor, "..."]:
         """Return the tensor (parameter or buffer) itself."""
         tensor = getattr(self.owner, self.name)
         assert isinstance(tensor, Tensor)
@@ -68,7 +68,7 @@ class Cut:
         """Return the entries along the dimension that is cut."""
         return self.shape[self.dim]
 
-    def values(self) -> Tensor:
+    def values(self) -> Float[Tensor, "..."]:
         """Return the numbers that the tensor holds or stands for."""
         if self.is_quantised:
             return weight_rows(stored(self.owner), 0, self.shape[0])

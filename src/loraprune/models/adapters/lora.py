@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -175,10 +176,26 @@ def attach_lora(
     return adapted
 
 
-def lora_weights(model: PeftModel) -> dict[str, Tensor]:
+def carries_adapter(model: nn.Module) -> bool:
+    """Say whether a model has an adapter of any kind that is not merged."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     """Return the adapter's weights under the names of an adapter_model.safetensors, whole."""
     found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
+
+
+def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Return the factors that training changes, and the scale, alpha over rank or its like, of the adapter that each belongs to."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and ADAPTER in module.lora_A]
+    return {
+        weight: float(layer.scaling[ADAPTER])
+        for layer in layers
+        for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
+        if isinstance(weight := factor.weight, nn.Parameter) and weight.requires_grad
+    }
 
 
 def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -60,12 +60,12 @@ def kernel_size(layer: nn.Module) -> int:
     return math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
 
 
-def channels_last(module: nn.Module, tensor: Shaped[Tensor, "..."]) -> Float[Tensor, "batch *places channels"]:
+def channels_last(module: nn.Module, tensor: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch *places channels"]:
     """Return what a layer reads or gives with its channels last, as linear layers have them."""
     return tensor.movedim(1, -1) if is_channels_first(module) else tensor
 
 
-def channels_first(module: nn.Module, tensor: Float[Tensor, "batch *places channels"]) -> Tensor:
+def channels_first(module: nn.Module, tensor: Float[Tensor, "batch *places channels"]) -> Float[Tensor, "batch ..."]:
     """Return the inverse of `channels_last`."""
     return tensor.movedim(-1, 1) if is_channels_first(module) else tensor
 
@@ -76,7 +76,7 @@ def is_channels_first(module: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) or getattr(layer, "data_format", "") == "channels_first"
 
 
-def read_columns(module: nn.Module, x: Tensor) -> Float[Tensor, "batch *places columns"]:
+def read_columns(module: nn.Module, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch *places columns"]:
     """Return what a projection multiplies with its weight as a matrix: x itself, or for a convolution the patches of x."""
     layer = base_layer(module)
     if not isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Saving widths that no stock configuration can hold: config.json records them, and modelling code lies in the folder.
+"""Configurations with widths that no stock one can hold: config.json records them, and modelling code lies in the folder.
 
 Knows nothing about scores or training.
 """
@@ -6,17 +6,13 @@ Knows nothing about scores or training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.families import find_groups
 from loraprune.groups import Group, attribute_values, sides
 from loraprune.models.adapters import cuts, features, find_module
-from loraprune.models.auto_classes import find_head
-from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
 from loraprune.models.layerwise.register import register_type, stock_config_class, stock_of
 
@@ -63,28 +59,14 @@ def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> Pre
     return result
 
 
-def save_layerwise(
-    model: PreTrainedModel,
-    folder: Path,
-    *,
-    config: PreTrainedConfig,
-    counts: Mapping[str, int],
-    dtype: torch.dtype | None = None,
-    max_shard_size: str = MAX_SHARD_SIZE,
-) -> None:
-    """Save a sliced, merged `model` with the modelling code that its widths need.
+def layerwise_for(model: PreTrainedModel, config: PreTrainedConfig, counts: Mapping[str, int]) -> PreTrainedConfig:
+    """Return the layer-wise configuration of a sliced, merged `model`.
 
-    `config` is the configuration of the model before it was cut; groups that `counts` does not name are whole; `dtype` None
-    keeps the precision.
+    `config` is the configuration of the model before it was cut; groups that `counts` does not name are whole.
 
     Raises:
         UnsupportedModelError: if the dense model is no model of transformers.
     """
     every = find_groups(config)
     whole = {group.name: group.units for group in every}
-    own = layerwise_config(config, make_record(model, every, whole | dict(counts)))
-    tensors = model.state_dict()
-    save_tensors(
-        own, tensors, folder, dtype=dtype or model.dtype, generation=getattr(model, "generation_config", None),
-        head=find_head(model.config), max_shard_size=max_shard_size,
-    )  # fmt: skip
+    return layerwise_config(config, make_record(model, every, whole | dict(counts)))

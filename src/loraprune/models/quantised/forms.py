@@ -19,7 +19,7 @@ NF4_LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-"""Source: Dettmers et al., QLoRA, arXiv 2305.14314, appendix E"""
+"""the values of NF4. Source: Dettmers et al., QLoRA (arXiv 2305.14314)"""
 NF4_BLOCK = 64
 """weights that share one scale"""
 
@@ -100,7 +100,7 @@ class Nf4Blocks:
             return Nf4Blocks(codes[index].flatten(), absmax[index].flatten(), (len(index), self.shape[1]))
         # 64 weights side by side in a row share one absmax, so that columns can be cut without quantising again only by such blocks: the
         # columns left must be whole ones. Channels of FFNs rarely are, whole heads of 64 channels always. Padding columns, which the last
-        # block may have, are no part of `index`. Source: Dettmers et al., QLoRA (arXiv 2305.14314), section 2, block-wise quantization.
+        # block may have, are no part of `index`. Source: Dettmers et al., QLoRA (arXiv 2305.14314), block-wise quantization.
         blocks = index[::NF4_BLOCK] // NF4_BLOCK
         whole = blocks[:, None] * NF4_BLOCK + torch.arange(NF4_BLOCK, device=index.device)
         if not torch.equal(whole[whole < self.shape[1]], index):

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.errors import ConfigError
-from loraprune.models.quantised.forms import NF4_BLOCK, Int8Rows, Nf4Blocks, Quantised
+from loraprune.models.quantised.forms import NF4_BLOCK, Int8Rows, Nf4Blocks, Quantised, Weight
 
 ROWS_AT_A_TIME = 1024
 """rows that are quantised in one go"""
@@ -53,7 +53,7 @@ def kind_of(layer: nn.Module) -> str | None:
     return names.get(type(getattr(layer, "weight", None)).__name__)
 
 
-def stored(layer: Layer) -> Tensor | Quantised:
+def stored(layer: Layer) -> Weight:
     """Return a layer's weight (out, in) as it is stored.
 
     Raises:
@@ -181,7 +181,7 @@ def zero_(layer: Layer, kept: Bool[Tensor, "out in_"]) -> None:
     _put(layer, weight.zeroed(kept.to(weight.device)))
 
 
-def parts(weight: Tensor | Quantised) -> dict[str, Tensor]:
+def parts(weight: Shaped[Tensor, "..."] | Quantised) -> dict[str, Shaped[Tensor, "..."]]:
     """Return codes and scales of a weight by the names of their fields; a dense one is its own only part."""
     if isinstance(weight, Tensor):
         return {"": weight}
@@ -190,7 +190,7 @@ def parts(weight: Tensor | Quantised) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_(layer: Layer, tensors: Mapping[str, Tensor]) -> None:
+def restore_(layer: Layer, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
     """Give a layer of the same shape the parameters that `stored_parameters` told of it."""
     for name, tensor in tensors.items():
         if "." not in name:

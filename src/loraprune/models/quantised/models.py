@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
@@ -80,7 +81,7 @@ def _pad(layer: Layer, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (nn.functional.pad(args[0], (0, layer.weight.quant_state.shape[1] - layer.in_features)), *args[1:])
 
 
-def stored_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def stored_parameters(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield the parameters of a model, and for quantised ones their codes and scales."""
     layers = {f"{path}.weight".lstrip("."): layer for path, layer in quantised_layers(model).items()}
     for name, parameter in model.named_parameters():

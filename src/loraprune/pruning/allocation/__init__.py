@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loraprune.pruning.allocation.balanced import balanced_counts
+from loraprune.pruning.allocation.balanced import balanced_counts, splits
 from loraprune.pruning.allocation.coupled import reach_coupled
 from loraprune.pruning.allocation.exact import exact_counts, widths_left
 from loraprune.pruning.allocation.paper import paper_counts
@@ -25,6 +25,7 @@ __all__ = [
     "Storable",
     "exact_counts",
     "reach",
+    "splits",
     "towards",
     "widths_left",
 ]
@@ -44,6 +45,7 @@ class Allocation:
 
 ALLOCATIONS = {
     "uniform": Allocation(lambda space, ratio, _: uniform_counts(space, ratio), equal=True, scored=False),
+    "measured": Allocation(lambda space, ratio, _: uniform_counts(space, ratio), equal=True, scored=False),
     "balanced": Allocation(balanced_counts, equal=True, scored=True),
     "paper": Allocation(lambda space, ratio, _: paper_counts(space, ratio), equal=False, scored=False),
     "global": Allocation(ranked_counts, equal=False, scored=True),

@@ -5,7 +5,7 @@ Knows nothing about where scores come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, product
 
 from loraprune.errors import PlanError
@@ -37,24 +37,31 @@ def balanced_counts(space: Space, ratio: float, scores: Scores) -> dict[str, int
 
 def _cheapest(space: Space, ratio: float, scores: Scores) -> tuple[float, dict[str, int]] | None:
     """Return what the best split loses in score, and its counts; None if none meets the ratio."""
-    kinds, multiples = space.narrowest(), space.multiples()
-    present = {
-        kind: min(len(scores[group.name]) // multiples[group.name] for group in groups)
-        for kind, groups in space.by_kind().items()
-    }
-    lost = {kind: _lost_by_width(space, scores, kind) for kind in kinds}
-    options = [[(kind, width) for width in lost[kind] if width <= present[kind]] for kind in kinds]
-    finest = max(range(len(options)), key=lambda place: len(options[place]))
-    filling = options.pop(finest)
+    lost = {kind: _lost_by_width(space, scores, kind) for kind in space.narrowest()}
     best: tuple[float, dict[str, int]] | None = None
+    for chosen in splits(space, ratio, scores):
+        cost = sum(lost[kind][width] for kind, width in chosen.items())
+        if best is None or cost < best[0]:
+            best = cost, space.spread(chosen)
+    return best
+
+
+def splits(space: Space, ratio: float, scores: Scores) -> Iterator[dict[Kind, int]]:
+    """Yield every choice of equal widths by kind that meets the ratio to within half a rounding step, and that can be stored.
+
+    Only units that have a score can be kept.
+    """
+    multiples = space.multiples()
+    options = []
+    for kind, groups in space.by_kind().items():
+        present = min(len(scores[group.name]) // multiples[group.name] for group in groups)
+        options.append([(kind, width) for width in space.widths(space.narrowest()[kind]) if width <= present])
+    filling = options.pop(max(range(len(options)), key=lambda place: len(options[place])))
     for choice in product(*options):
         for fill in _near(space, dict(choice), filling, ratio):
             chosen: dict[Kind, int] = dict([*choice, fill])
-            counts = space.spread(chosen)
-            cost = sum(lost[kind][width] for kind, width in chosen.items())
-            if (best is None or cost < best[0]) and space.storable(counts):
-                best = cost, counts
-    return best
+            if space.storable(space.spread(chosen)):
+                yield chosen
 
 
 def _near(

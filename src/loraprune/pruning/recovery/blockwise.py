@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,6 @@ from loraprune.pruning.recovery.compensation import (
     rows_aside,
     run,
     token_streams,
-    token_weights,
 )
 from loraprune.pruning.recovery.finished import Finished
 from loraprune.runtime.progress import Advance, phase
@@ -186,70 +185,71 @@ class _Block:
         self, options: BlockOptions, gains: dict[str, Gain], advance: Advance
     ) -> Callable[[nn.Module, Any, Any], None]:
         """Return a hook that trains the block just before it runs: by then its input is what the blocks below really send."""
-        steps, finished = options.steps, options.finished
-        generator = torch.Generator().manual_seed(options.seed)
 
         # Training inside a forward pre-hook gives every block the input that the pruned and already reconstructed blocks below send, in one
         # pass over the model and without storing it for all blocks. BRECQ reconstructs block by block in the same order.
-        # Source: Li et al., BRECQ (arXiv 2102.05426), algorithm 1, for quantised weights.
+        # Source: Li et al., BRECQ (arXiv 2102.05426), for quantised weights.
         def learn(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with dense_for_a_while(self.model, linear_paths(self.groups)):
-                weights = list(self._weights())
-                known = finished.read(self.path) if finished else None
+                weights = self._weights()
+                known = options.finished.read(self.path) if options.finished else None
                 if known:
                     gains[self.path], tensors = known
-                    for place, weight in enumerate(weights):
-                        weight.data.copy_(tensors[str(place)])
-                    advance(steps, state=self.path)
+                    _copy_(weights, [tensors[str(place)] for place in range(len(weights))])
+                    advance(options.steps, state=self.path)
                     return
-                descend(module, args, kwargs)
-                if finished:
+                places = self.stream.places()
+                self._calls = _Calls(module, args, kwargs, places, max(1, TOKENS // max(1, places.shape[1])))
+                gains[self.path] = self._train(weights, options, advance)
+                if options.finished:
                     tensors = {str(place): weight.detach() for place, weight in enumerate(weights)}
-                    finished.write(self.path, gains[self.path], tensors)
-
-        def descend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._calls = _Calls(
-                module, args, kwargs, self.stream.places(), max(1, TOKENS // max(1, self.stream.places().shape[1]))
-            )
-            aside = rows_aside(self.rows)
-            taught = (~aside if not aside.all() else aside).nonzero().flatten()
-            weights = self._weights()
-            masters = [weight.detach().float().clone() for weight in weights]
-            former = [weight.detach().clone() for weight in weights]
-            self._check_finite()
-            before = self._loss_on(aside.nonzero().flatten())
-            optimiser = torch.optim.Adam([
-                {"params": [master], "lr": options.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
-            ], fused=True)  # fmt: skip
-            decay = torch.optim.lr_scheduler.LambdaLR(
-                optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
-            for weight in weights:
-                weight.requires_grad_(True)
-            try:
-                for _ in range(steps):
-                    size = min(self._calls.batch, len(taught))
-                    chosen = taught[torch.randint(len(taught), (size,), generator=generator)]
-                    with torch.enable_grad():  # the pass around this hook builds no graph
-                        gradients = torch.autograd.grad(self._loss(chosen), list(weights))
-                    for master, gradient in zip(masters, gradients, strict=True):
-                        master.grad = gradient.float()
-                    optimiser.step()
-                    decay.step()
-                    for weight, master in zip(weights, masters, strict=True):
-                        weight.data.copy_(master)
-                    advance(1, state=self.path)
-            finally:
-                for weight in weights:
-                    weight.requires_grad_(False)
-            after = self._loss_on(aside.nonzero().flatten())
-            if not after < before:  # a NaN is not less either
-                after = before
-                for weight, earlier in zip(weights, former, strict=True):
-                    weight.data.copy_(earlier)
-            gains[self.path] = Gain(before, after)
+                    options.finished.write(self.path, gains[self.path], tensors)
 
         return learn
+
+    def _train(self, weights: Mapping[nn.Parameter, str], options: BlockOptions, advance: Advance) -> Gain:
+        """Train the block on most rows; if its loss on the others does not fall, it gets its weights back."""
+        aside = rows_aside(self.rows)
+        judged, taught = (rows.nonzero().flatten() for rows in (aside, ~aside if not aside.all() else aside))
+        former = [weight.detach().clone() for weight in weights]
+        self._check_finite()
+        before = self._loss_on(judged)
+        for weight in weights:
+            weight.requires_grad_(True)
+        try:
+            self._descend(weights, taught, options, advance)
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)
+        after = self._loss_on(judged)
+        if after < before:
+            return Gain(before, after)
+        _copy_(weights, former)  # where the loss is NaN too
+        return Gain(before, before)
+
+    def _descend(
+        self, weights: Mapping[nn.Parameter, str], taught: Int[Tensor, " some"], options: BlockOptions, advance: Advance
+    ) -> None:
+        """Take steps of Adam, on a copy of the weights in float32."""
+        generator = torch.Generator().manual_seed(options.seed)
+        masters = [weight.detach().float().clone() for weight in weights]
+        optimiser = torch.optim.Adam([
+            {"params": [master], "lr": options.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
+        ], fused=True)  # fmt: skip
+        decay = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / options.steps))
+        )
+        for _ in range(options.steps):
+            size = min(self._calls.batch, len(taught))
+            chosen = taught[torch.randint(len(taught), (size,), generator=generator)]
+            with torch.enable_grad():  # the pass around this hook builds no graph
+                gradients = torch.autograd.grad(self._loss(chosen), list(weights))
+            for master, gradient in zip(masters, gradients, strict=True):
+                master.grad = gradient.float()
+            optimiser.step()
+            decay.step()
+            _copy_(weights, masters)
+            advance(1, state=self.path)
 
     def _check_finite(self) -> None:
         for path in (span.module for group in self.groups for span in consumers(group)):
@@ -277,23 +277,26 @@ class _Block:
             places = self._calls.places[chosen]
             tokens = places[places >= 0]
             loss = torch.zeros(())
-            missing = self.stream.missing
-            missing = missing[tokens] if isinstance(missing, Tensor) else 0.0
-            total = self.stream.total
-            total = total[tokens] if isinstance(total, Tensor) else 0.0
+            stream = self.stream.at(tokens)
             for group, path, output in self._given:
                 mine = output.flatten(0, -2)[(places >= 0).flatten()].float()
                 former = self.trace.outputs[path][tokens].to(mine)
-                goal = former + missing if group.residual else former
-                counts = token_weights(former + total if group.residual else former)
+                goal = former + stream.missing if group.residual else former
+                counts = stream.weights(former, residual=group.residual)
                 loss = loss.to(mine) + (counts * (goal - mine).square()).mean() / (
                     counts * former.square()
                 ).mean().clamp_min(1e-12)
-                missing = goal - mine if group.residual else missing
-                total = former + total if group.residual else total
+                if group.residual:
+                    stream.pass_on(former, mine)
         finally:
             self._given = None
         return loss
+
+
+def _copy_(weights: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Give weights the values of other tensors, of another precision perhaps."""
+    for weight, value in zip(weights, values, strict=True):
+        weight.data.copy_(value)
 
 
 class _Calls:

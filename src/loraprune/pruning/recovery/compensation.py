@@ -7,13 +7,14 @@ Knows nothing about scores.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from loraprune.errors import ConfigError, NumericsError
@@ -38,7 +39,7 @@ ASIDE = 8
 """one calibration row in so many is kept aside"""
 
 
-Rows = Mapping[str, Tensor]
+Rows: TypeAlias = Mapping[str, Shaped[Tensor, "rows ..."]]
 """inputs of a model, with labels or without; where there is a mask (rows, seq) of a stream's tokens, padding does not count"""
 
 LABELS = "labels"
@@ -47,14 +48,15 @@ MASKS: Mapping[Stream, str] = {"input": "attention_mask", "decoder": "decoder_at
 """stream -> the input that says which of its places hold a token"""
 
 
-def present_tokens(rows: Rows) -> dict[Stream, Tensor | slice]:
-    """Return which places of every residual stream hold a token: (places,), or all of them."""
+def present_tokens(rows: Rows) -> dict[Stream, Bool[Tensor, " places"] | slice]:
+    """Return which places of every residual stream hold a token."""
     return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
-def on_device(model: nn.Module, rows: Rows) -> Rows:
+def on_device(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
     """Return rows where the model is."""
-    return {name: values.to(next(model.parameters()).device) for name, values in rows.items()}
+    device = next(model.parameters()).device
+    return {name: values.to(device) if isinstance(values, Tensor) else values for name, values in rows.items()}
 
 
 class Trace:
@@ -159,16 +161,11 @@ def solve_refits(
         Path of every projection that loses columns -> its change.
     """
     rows = on_device(model, rows)
-    streams: dict[Stream, TokenStream] = {}
-    found: dict[str, Refit] = {}
-    handles = []
     reading = [(group, span) for group in groups for span in consumers(group)]
     with phase("refitting", len(reading)) as advance:
-        for group, span in reading:
-            solver = _Solver(model, group, span, kept[group.name], rows, streams, found, advance)
-            handles.append(find_module(model, span.module).register_forward_hook(solver.after))
-        run(model, rows, handles)
-    return found
+        solver = _Solver(model, kept, rows, advance)
+        run(model, rows, [solver.watch(group, span) for group, span in reading])
+    return solver.found
 
 
 @torch.no_grad()
@@ -199,7 +196,7 @@ def _stays(proj: Projection, group: Group, span: Span, kept: Sequence[int]) -> B
 class TokenStream:
     """The residual stream, so far down the layers: how far the one of before is from the present one, and how large it was."""
 
-    def __init__(self, present: Tensor | slice, rows: int, places: int) -> None:
+    def __init__(self, present: Bool[Tensor, " places"] | slice, rows: int, places: int) -> None:
         """Take which of the rows * places hold a token."""
         self.present = present
         self.missing: Tensor | float = 0.0
@@ -215,13 +212,21 @@ class TokenStream:
         self._shape = rows, places
 
     @classmethod
-    def of(cls, present: Tensor | slice, rows: int, tokens: int) -> TokenStream:
+    def of(cls, present: Bool[Tensor, " places"] | slice, rows: int, tokens: int) -> TokenStream:
         """Return the stream of so many rows and tokens at the bottom of a model."""
         return cls(present, rows, (len(present) if isinstance(present, Tensor) else tokens) // rows)
 
     def places(self) -> Int[Tensor, "rows seq"]:
         """Return where each row's tokens stand among all that are present, -1 for padding."""
         return self._counted.view(self._shape)
+
+    def at(self, tokens: Int[Tensor, " some"]) -> TokenStream:
+        """Return the stream at some tokens, to be passed on by itself."""
+        found = copy.copy(self)
+        found.missing, found.total = (
+            each[tokens] if isinstance(each, Tensor) else each for each in (self.missing, self.total)
+        )
+        return found
 
     def pass_on(self, former: Float[Tensor, "tokens hidden"], mine: Float[Tensor, "tokens hidden"]) -> None:
         """Note what a projection added to the stream before the removal, and what it adds now."""
@@ -259,55 +264,64 @@ def rows_aside(count: int) -> Bool[Tensor, " rows"]:
 
 
 class _Solver:
-    """Solves the refit of one projection when the whole model's rows pass through it."""
+    """Solves the refits of projections, one after the other, when the whole model's rows pass through them."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        group: Group,
-        span: Span,
-        kept: Sequence[int],
-        rows: Rows,
-        streams: dict[Stream, TokenStream],
-        found: dict[str, Refit],
-        advance: Advance,
-    ) -> None:
-        self.projection, self.group, self.rows = projection(model, span.module), group, rows
-        self.streams, self.found, self.advance = streams, found, advance
-        self.stays = _stays(self.projection, group, span, kept)
-        self.is_done = False
+    def __init__(self, model: nn.Module, kept: Mapping[str, Sequence[int]], rows: Rows, advance: Advance) -> None:
+        self.model, self.kept, self.rows, self.advance = model, kept, rows, advance
+        self.found: dict[str, Refit] = {}
+        """path of a projection that loses columns -> its refit"""
+        self._streams: dict[Stream, TokenStream] = {}
 
-    def after(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if self.is_done:
-            raise ConfigError(SHARED.format(self.projection.path))
-        self.is_done = True
-        present = present_tokens(self.rows)[self.group.stream]
-        former = output.flatten(0, -2)[present].to(self.projection.lora_a.dtype)
-        if self.group.stream not in self.streams:
+    def watch(self, group: Group, span: Span) -> Any:
+        """Solve the refit of a projection that reads units as soon as it has run."""
+        proj = projection(self.model, span.module)
+        stays = _stays(proj, group, span, self.kept[group.name])
+        is_done = False
+
+        def after(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal is_done
+            if is_done:
+                raise ConfigError(SHARED.format(proj.path))
+            is_done = True
+            present = present_tokens(self.rows)[group.stream]
+            former = output.flatten(0, -2)[present].to(proj.lora_a.dtype)
+            stream = self._stream(group.stream, len(former))
+            if isinstance(stream.total, Tensor) and stream.total.shape != former.shape:
+                raise ConfigError(CHANGING.format(proj.path))
+            if not stays.all():
+                fit = _problem(proj, stays, args[0].flatten(0, -2)[present], former, stream, residual=group.residual)
+                self.found[proj.path] = _refit(proj, fit, former)
+            if group.residual:
+                stream.pass_on(former, former)
+            self.advance(1)
+
+        return find_module(self.model, span.module).register_forward_hook(after)
+
+    def _stream(self, name: Stream, tokens: int) -> TokenStream:
+        if name not in self._streams:
             count = len(next(iter(self.rows.values())))
-            self.streams[self.group.stream] = TokenStream.of(present, count, len(former))
-        stream = self.streams[self.group.stream]
-        if isinstance(stream.total, Tensor) and stream.total.shape != former.shape:
-            raise ConfigError(CHANGING.format(self.projection.path))
-        if not self.stays.all():
-            self._solve(args[0].flatten(0, -2)[present], former, stream)
-        if self.group.residual:
-            stream.pass_on(former, former)
-        self.advance(1)
+            self._streams[name] = TokenStream.of(present_tokens(self.rows)[name], count, tokens)
+        return self._streams[name]
 
-    def _solve(self, z: Tensor, former: Tensor, stream: TokenStream) -> None:
-        weight = self.projection.merged_rows(0, self.projection.shape[0])
-        bias = getattr(self.projection.layer, "bias", None)
-        fit = Fit(
-            z[:, self.stays].to(weight.dtype), weight[:, self.stays], former - (0 if bias is None else bias),
-            stream.weights(former, residual=self.group.residual), stream.aside.to(z.device),
-        )  # fmt: skip
-        change, shift, error, left = refit(fit, with_bias=bias is not None, path=self.projection.path)
-        scale = (
-            (fit.weights[fit.judging] * former[fit.judging].square()).sum().clamp_min(torch.finfo(weight.dtype).tiny)
-        )
-        gain = Gain(float(error / scale), float(left / scale))
-        self.found[self.projection.path] = Refit(change.cpu(), shift.cpu() if bias is not None else None, gain)
+
+def _problem(
+    proj: Projection, stays: Bool[Tensor, " in_"], z: Tensor, former: Tensor, stream: TokenStream, *, residual: bool
+) -> Fit:
+    """Return what the columns that stay are fitted to: `former`, what the projection gave for its inputs `z`."""
+    weight, bias = proj.merged_rows(0, proj.shape[0]), getattr(proj.layer, "bias", None)
+    return Fit(
+        z[:, stays].to(weight.dtype), weight[:, stays], former - (0 if bias is None else bias),
+        stream.weights(former, residual=residual), stream.aside.to(z.device),
+    )  # fmt: skip
+
+
+def _refit(proj: Projection, fit: Fit, former: Tensor) -> Refit:
+    """Solve a problem; errors count relative to what the projection gave."""
+    with_bias = getattr(proj.layer, "bias", None) is not None
+    change, shift, error, left = refit(fit, with_bias=with_bias, path=proj.path)
+    size = (fit.weights[fit.judging] * former[fit.judging].square()).sum().clamp_min(torch.finfo(fit.weight.dtype).tiny)
+    gain = Gain(float(error / size), float(left / size))
+    return Refit(change.cpu(), shift.cpu() if with_bias else None, gain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +349,7 @@ class Fit:
 
 def refit(
     fit: Fit, *, with_bias: bool, path: str
-) -> tuple[Float[Tensor, "out kept"], Float[Tensor, " out"], Tensor, Tensor]:
+) -> tuple[Float[Tensor, "out kept"], Float[Tensor, " out"], Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the changes D, d of weight and bias that minimise the weighted |z (W + D)^T + d - goal|^2 + |[D d] R|^2.
 
     R^2 is diagonal, a multiple of the diagonal of the second moments, so that it is alike for channels of any size. Which multiple is

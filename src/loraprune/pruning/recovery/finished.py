@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,7 +32,7 @@ class Finished:
     folder: Path
     key: str
 
-    def read(self, path: str) -> tuple[Gain, dict[str, Tensor]] | None:
+    def read(self, path: str) -> tuple[Gain, dict[str, Float[Tensor, "..."]]] | None:
         """Return what the training of a block gained and its tensors, None if it is not finished."""
         file = self._file(path)
         try:
@@ -43,7 +44,7 @@ class Finished:
         except (OSError, SafetensorError):  # missing, or torn by a full disk
             return None
 
-    def write(self, path: str, gain: Gain, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, path: str, gain: Gain, tensors: Mapping[str, Float[Tensor, "..."]]) -> None:
         """Keep a block; without room on the disk the run goes on all the same."""
         if not launch.is_first():
             return

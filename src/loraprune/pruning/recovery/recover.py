@@ -1,4 +1,4 @@
-"""Recovery after a removal: refit, then train blocks; whatever does not help on rows kept aside is undone.
+"""Recovery after a removal: refit, train blocks, train the adapters end to end; what does not help on rows kept aside is undone.
 
 Knows nothing about scores or schedules.
 """
@@ -7,31 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loraprune.groups import Group
-from loraprune.models.adapters import base_layer, base_model, find_module, linear_paths
-from loraprune.models.modes import evaluation_mode
+from loraprune.models.adapters import base_layer, find_module, linear_paths, trained_factors
 from loraprune.models.quantised import restore_, stored_parameters
 from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
 from loraprune.pruning.recovery.compensation import (
-    LABELS,
-    ROWS_AT_A_TIME,
     Gain,
     Refit,
     Rows,
     Trace,
     apply_refits_,
-    on_device,
-    rows_aside,
 )
+from loraprune.pruning.recovery.end_to_end import Distance, Outputs, learn_outputs_
 from loraprune.pruning.recovery.finished import Finished, digest
 
 FAR = math.log(2)
@@ -45,18 +40,25 @@ class Recovery:
     """What one removal cost, and what each step of recovery gained, on calibration rows that nothing was fitted to."""
 
     losses: dict[str, float] = field(default_factory=dict)
-    """loss of the whole model: `before` the removal, once units are `removed`, `refitted`, and once `blocks` are trained"""
+    """loss of the whole model: `before` the removal, once units are `removed`, `refitted`, once `blocks` are trained, and `end_to_end`"""
+    errors: dict[str, float] = field(default_factory=dict)
+    """by the same names, how far the outputs are from those before the removal: a divergence in nats a token, or, without a vocabulary,
+    a relative squared error"""
     refits: dict[str, Gain] = field(default_factory=dict)
     blocks: dict[str, Gain] = field(default_factory=dict)
     undone: list[str] = field(default_factory=list)
     """steps that raised the loss of the whole model: nothing of them is left"""
+
+    def note(self, step: str, distance: Distance) -> None:
+        """Write down how good the model is after a step."""
+        self.losses[step], self.errors[step] = distance.loss, distance.error
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recovery:
         """Read what `to_json` gave."""
         gains = {name: {path: Gain(**each) for path, each in values[name].items()} for name in ("refits", "blocks")}
         losses = {name: math.nan if loss is None else float(loss) for name, loss in values["losses"].items()}
-        return cls(losses, gains["refits"], gains["blocks"], list(values["undone"]))
+        return cls(losses, dict(values["errors"]), gains["refits"], gains["blocks"], list(values["undone"]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of report.json; None for losses that are not known."""
@@ -72,30 +74,17 @@ class Steps:
     """solved before the removal; empty for none"""
     trace: Trace | None
     """what the model gave before the removal, for blocks to learn from"""
+    outputs: Outputs
+    """what the whole model gave before the removal"""
     blocks: int
     """steps of every block with a group in `changed`; 0 for none"""
+    end_to_end: int
+    """steps of the adapters; 0 for none"""
     changed: Collection[str]
     scales: Scales
     seed: int
     folder: Path | None = None
     """where trained blocks are kept, so that a run that is stopped meanwhile does not train them again"""
-
-
-def loss_on(model: nn.Module, rows: Rows) -> float:
-    """Return the mean loss of a model on the rows kept aside; NaN without labels."""
-    if LABELS not in rows:
-        return math.nan
-    rows = on_device(model, rows)
-    places = rows_aside(len(rows[LABELS])).nonzero().flatten()
-    sums = 0.0
-    with evaluation_mode(base_model(model)), torch.no_grad():
-        for chosen in places.split(ROWS_AT_A_TIME):
-            sums += base_model(model)(**_some(rows, chosen)).loss.item() * len(chosen)
-    return sums / len(places)
-
-
-def _some(rows: Rows, chosen: Tensor) -> dict[str, Tensor]:
-    return {name: values[chosen.to(values.device)] for name, values in rows.items()}
 
 
 def recover_(
@@ -110,45 +99,49 @@ def recover_(
 
     `kept` holds indices into the units of `groups`.
     """
-    losses = recovery.losses
-    losses["removed"] = loss_on(model, rows)
+    recovery.note("removed", steps.outputs.distance(model))
     if steps.refits:
         recovery.refits = {path: one.gain for path, one in steps.refits.items()}
-        with _undone_if_worse(model, groups, rows, recovery, "refitted"):
+        with _undone_if_worse(model, steps.refits, steps.outputs, recovery, "refitted"):
             apply_refits_(model, groups, kept, steps.refits)
     if steps.blocks and steps.trace:
-        with _undone_if_worse(model, groups, rows, recovery, "blocks"):
+        with _undone_if_worse(model, linear_paths(groups), steps.outputs, recovery, "blocks"):
             about = {
                 "kept": dict(kept),
                 "steps": steps.blocks,
                 "seed": steps.seed,
                 "refit": bool(steps.refits),
-                "removed": losses["removed"],
+                "removed": recovery.errors["removed"],
             }
             finished = Finished(steps.folder, digest(steps.trace, about)) if steps.folder else None
             options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
             recovery.blocks = fit_blocks_(model, groups, steps.changed, steps.trace, rows, options)
+    if steps.end_to_end:
+        with _undone_if_worse(model, (), steps.outputs, recovery, "end_to_end"):
+            learn_outputs_(model, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
     _report(recovery)
 
 
 @contextmanager
 def _undone_if_worse(
-    model: nn.Module, groups: Sequence[Group], rows: Rows, recovery: Recovery, step: str
+    model: nn.Module, paths: Iterable[str], outputs: Outputs, recovery: Recovery, step: str
 ) -> Iterator[None]:
-    """Take a step of recovery back if the model's loss is higher afterwards."""
-    layers = {path: base_layer(find_module(model, path)) for path in linear_paths(groups)}
+    """Undo a step of recovery, which changes the projections at `paths` and the adapters, if the outputs are further away afterwards."""
+    layers = {path: base_layer(find_module(model, path)) for path in paths}
     former = {
         path: {name: each.cpu().clone() for name, each in stored_parameters(layer)} for path, layer in layers.items()
     }
-    earlier = list(recovery.losses.values())[-1]
+    factors = {factor: factor.detach().clone() for factor in trained_factors(model)}
+    earlier = list(recovery.errors)[-1]
     yield
-    later = loss_on(model, rows)
-    if later > earlier or (math.isnan(later) and not math.isnan(earlier)):
+    recovery.note(step, outputs.distance(model))
+    if not recovery.errors[step] < recovery.errors[earlier]:  # NaN is not less either
         for path, layer in layers.items():
             restore_(layer, former[path])
+        for factor, weights in factors.items():
+            factor.data.copy_(weights)
         recovery.undone.append(step)
-        later = earlier
-    recovery.losses[step] = later
+        recovery.errors[step], recovery.losses[step] = recovery.errors[earlier], recovery.losses[earlier]
 
 
 def _report(recovery: Recovery) -> None:
@@ -162,7 +155,7 @@ def _report(recovery: Recovery) -> None:
     if helped:
         logger.info("recovery: %s helped; loss on rows kept aside %s", ", ".join(helped), _arrow(losses))
     for step in recovery.undone:
-        logger.warning("recovery: the step %r raised the loss of the whole model and was undone", step)
+        logger.warning("recovery: the step %r moved the outputs further from the dense model's and was undone", step)
     if after - before > FAR:
         logger.warning(
             "the removal raised the loss from %.2f to %.2f: the perplexity is %.1f times as high. Fine-tuning may not make up for it; "

@@ -1,4 +1,4 @@
-"""What the page of a run is made of: the files in its folder.
+"""Read the files of a run that its page shows.
 
 Knows nothing about HTML or plots.
 """
@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraprune.errors import CheckpointError
+from loraprune.pruning.removed import Units
 from loraprune.reporting.report import NAME, Report, read_report
 
 EVALUATION = "evaluation.json"
-"""what `evaluate --record` leaves in a folder"""
+"""written by `evaluate --record`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,14 @@ class Run:
     scores: Mapping[str, Sequence[float]]
     """group -> last score of every unit of the dense model"""
     evaluation: Mapping[str, Any]
-    """what `evaluate` found later; empty if it was not asked"""
+    """what `evaluate --record` measured later; empty if it was not run"""
 
 
 def read_run(folder: Path) -> Run:
     """Read what a run wrote.
 
     Raises:
-        CheckpointError: if it is no folder of a run, or a file is torn.
+        CheckpointError: if the folder is not that of a run, or a file is damaged.
     """
     if not (folder / NAME).is_file():
         raise CheckpointError(f"no report.json in {str(folder)!r}: name a folder that `prune` or `finetune` wrote")
@@ -56,27 +57,9 @@ def read_run(folder: Path) -> Run:
             evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {},
         )
     except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{str(folder)!r}: a file of the run is torn ({error}); run it again") from None
+        raise CheckpointError(f"{str(folder)!r}: a file of the run is damaged ({error}); run it again") from None
 
 
-def units_of(report: Report) -> Mapping[str, Mapping[str, int]]:
-    """Return group -> `dense` and `kept`; empty where no units were removed."""
+def units_of(report: Report) -> Mapping[str, Units]:
+    """Return group -> its units; empty where no units were removed."""
     return report.removed.units or {} if report.removed else {}
-
-
-def parts(groups: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return part of a layer -> row label -> group, in order: `mlp` -> `3` -> `model.layers.3.mlp`.
-
-    A label is what tells a group's path from those of the same part.
-    """
-    by_part: dict[str, list[list[str]]] = {}
-    for group in groups:
-        by_part.setdefault(group.rpartition(".")[2], []).append(group.split("."))
-    found: dict[str, dict[str, str]] = {}
-    for part, paths in by_part.items():
-        width = min(len(path) for path in paths)
-        varying = [place for place in range(width) if len({path[place] for path in paths}) > 1]
-        for path in paths:
-            label = " ".join(path[place] for place in varying) or part
-            found.setdefault(part, {})[label] = ".".join(path)
-    return found

@@ -1,4 +1,4 @@
-"""The page itself: figures in words, plots inline, everything else in the template. Autoescaped, as names and texts are anyone's.
+"""Fill the template of report.html. Everything is escaped, as names and texts may come from anyone.
 
 The only file that fills templates.
 """
@@ -7,40 +7,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from loraprune.evaluation.measurement import PERPLEXITY, Compared
-from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, duration, milliseconds, short, size
 from loraprune.reporting.html import figures
 from loraprune.reporting.html.folder import Run, read_run
 from loraprune.reporting.html.labels import Plot, metric_of
+from loraprune.reporting.html.summary import cards, facts, origin, tone
 from loraprune.reporting.plotting import MissingMatplotlib, inline_svg, save, styled
 from loraprune.reporting.report import Report
 from loraprune.runtime.atomic import replace_text
 
 NAME = "report.html"
-WITHOUT = f"{NAME} was not written: pip install 'loraprune[report]' adds what draws it"
+WITHOUT = f"{NAME} was not written: install what draws it with pip install 'loraprune[report]'"
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One answer at the top of the page."""
-
-    question: str
-    answer: str
-    """a few large letters"""
-    lines: Sequence[str]
-
-
 def write_page(folder: Path) -> None:
-    """Write report.html into a run's folder; what goes wrong is said in one line, as the model is worth more than its page."""
+    """Write report.html into a run's folder; a failure costs the page and a line in the log, never the model."""
     try:
         text = render(read_run(folder))
     except MissingMatplotlib:
@@ -78,10 +66,11 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(str(files("loraprune.reporting.html"))), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    report, evaluation = run.report, run.evaluation
+    report, evaluation, texts = run.report, run.evaluation, passages(run.report)
     return environment.get_template("report.html.j2").render(
-        report=report, title=f"{ending(report.model, 1)}, {_word(report)}", word=_word(report), cards=list(cards(report)),
-        facts=list(facts(report)), plots=drawn, examples=report.shown.examples or [], tasks=evaluation.get("tasks"),
+        report=report, title=f"{ending(report.model, 1)}, {_word(report)}", word=_word(report), origin=origin(report), tone=tone(report),
+        cards=list(cards(report)),
+        facts=list(facts(report)), plots=drawn, examples=texts, is_code=is_code(texts), tasks=evaluation.get("tasks"),
         task_rows=list(task_rows(evaluation)), windows=list(windows(evaluation)), heads=heads(evaluation),
         names=evaluation.get("names", []), recipe=run.recipe, metric=metric_of(report),
         protocol=report.quality.protocol,
@@ -93,105 +82,27 @@ def _plots(run: Run) -> Iterator[Plot]:
     yield from figures.all_plots(run)
     found = run.evaluation.get("tasks")
     if found:
-        caption = "Accuracy with one standard error to either side."
+        caption = "Accuracy, with bars of one standard error."
         yield Plot("tasks", "Tasks", caption, figures.tasks(found["rows"], list(run.evaluation["names"])))
 
 
 def _word(report: Report) -> str:
-    return "pruned" if report.job == "prune" else "tuned"
+    return "pruned" if report.job == "prune" else "fine-tuned"
 
 
-def cards(report: Report) -> Iterator[Card]:
-    """Yield how much smaller, faster and worse the model is."""
-    before, after = report.parameters
-    lines = [f"{short(before)} → {short(after)} parameters"]
-    smaller = change(before, after).lstrip("-")
-    if report.removed and report.removed.sparsity:
-        smaller = f"{100 * report.removed.ratio_reached:.1f} %"
-        lines = ["of the prunable weights are zero; shapes stay", *lines]
-    elif report.removed:
-        lines.append(f"ratio {report.removed.ratio_reached:.4f} of the prunable ones")
-    speed = report.shown.speed
-    if speed:
-        dense, pruned = speed["rows"].values()
-        if dense["file_bytes"] and pruned["file_bytes"]:
-            lines.append(f"{size(dense['file_bytes'])} → {size(pruned['file_bytes'])} file")
-    yield Card("How much smaller?", smaller, lines)
-    if speed:
-        yield _faster(speed)
-    if report.has_new_head:
-        yield _first_head(metric_of(report), report.quality)
-        return
-    is_perplexity = report.metric == PERPLEXITY
-    yield _perplexity(report.quality) if is_perplexity else _score(metric_of(report), report.quality)
+def passages(report: Report) -> list[dict[str, str]]:
+    """Return prompts and what the models wrote, without the white space around them that only takes room."""
+    return [{name: text.strip("\r\n").rstrip() for name, text in each.items()} for each in report.shown.examples or []]
 
 
-def _first_head(name: str, found: Compared) -> Card:
-    """Return how good a model is whose head was new: there is nothing to compare it with."""
-    return Card("How good?", f"{found.pruned:.3f}", [f"{found.dense:.3f} {name} with an {UNTRAINED}", NEW_HEAD])
-
-
-def _perplexity(found: Compared) -> Card:
-    lines = [f"{found.dense:.2f} → {found.pruned:.2f} perplexity"]
-    errors, loss = found.standard_error, found.others.get("nll", {})
-    if errors["dense"] is not None and errors["pruned"] is not None:
-        lines.append(f"loss {loss['dense']:.3f} ± {errors['dense']:.3f} → "
-                     f"{loss['pruned']:.3f} ± {errors['pruned']:.3f}")  # fmt: skip
-    lines.append(f"{found.counts['tokens']:,} held-out tokens")
-    times = found.pruned / found.dense
-    return Card("How much worse?" if times >= 1 else "How much better?", f"{times:.2f}×", lines)
-
-
-def _score(name: str, found: Compared) -> Card:
-    """Return how far a figure that is to be high, and 1 at best, has moved."""
-    errors = found.standard_error
-    dense, pruned = (
-        f"{value:.3f}" + (f" ± {errors[which]:.3f}" if errors[which] is not None else "")
-        for which, value in (("dense", found.dense), ("pruned", found.pruned))
-    )
-    moved = found.pruned - found.dense
-    lines = [f"{dense} → {pruned} {name}", f"{found.counts['rows']:,} held-out rows"]
-    return Card("How much better?" if moved > 0 else "How much worse?", f"{abs(moved):.3f}", lines)
-
-
-def _faster(speed: Mapping[str, Any]) -> Card:
-    dense, pruned = speed["rows"].values()
-    last = list(speed["ratios"].values())[-1]
-    batch = next(iter(last["prefill_speedup"]))
-    before, after = (row["prefill_seconds"][batch]["median"] for row in (dense, pruned))
-    lines = [f"prefill: {milliseconds(before)} → {milliseconds(after)}"]
-    if last["decode_speedup"]:
-        rates = f"{dense['decode_tokens_per_second']:.0f} → {pruned['decode_tokens_per_second']:.0f} tokens/s"
-        lines.append(f"generation: {last['decode_speedup']:.2f}×, {rates}")
-    lines.append(f"the MACs promise {last['expected_speedup']:.2f}×")
-    return Card("How much faster?", f"{last['prefill_speedup'][batch]:.2f}×", lines)
-
-
-def facts(report: Report) -> Iterator[tuple[str, str]]:
-    """Yield name and value of what else there is to know about a run."""
-    if removed := report.removed:
-        asked = removed.ratio_requested
-        words = f" (asked {asked:g})" if asked is not None else ""
-        yield "ratio reached", f"{removed.ratio_reached:.4f}{words}"
-        yield "prunable parameters", f"{removed.prunable_dense:,} → {removed.prunable_pruned:,}"
-    training, check = report.training, report.verification
-    kept = training.kept_step
-    yield "optimiser steps", f"{training.steps:,}" + (f", step {kept} kept" if kept is not None else "")
-    yield "training", duration(training.seconds)
-    yield "everything", duration(report.total_seconds)
-    yield "peak memory of the training", size(training.peak_memory_bytes)
-    yield "seed", str(report.seed)
-    if check.failed:
-        yield "not verified", "; ".join(check.failed)
-    yield (
-        "masked = sliced = reloaded",
-        f"differences {check.masked_vs_sliced:.1e} and {check.sliced_vs_reloaded:.1e}, {check.tolerance:.0e} allowed",
-    )
-    yield "loads with", report.load
+def is_code(texts: Sequence[Mapping[str, str]]) -> bool:
+    """Say whether texts have indented lines, which only a fixed-width font shows as they are."""
+    lines = (line for each in texts for text in each.values() for line in text.splitlines())
+    return any(line.startswith(("    ", "\t")) for line in lines)
 
 
 def heads(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return what models are called above a column: the last part of their names where that tells them apart."""
+    """Return the heads of the models' columns: the last part of their names where these differ."""
     names = evaluation.get("names", [])
     found = [ending(name, 1) for name in names]
     return found if len(set(found)) == len(names) else list(names)
@@ -203,7 +114,7 @@ def ending(name: str, words: int) -> str:
 
 
 def windows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield data, window, metric and what every model measured there, for everything that `evaluate` recorded."""
+    """Yield data, window, metric and the figure of every model for each measurement that `evaluate` recorded."""
     for entry in evaluation.get("measurements", []):
         metric = entry["metric"]
         cells = [f"{measured[metric]:.3f}" for measured in entry["models"].values()]

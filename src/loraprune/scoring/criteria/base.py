@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -54,11 +54,21 @@ class Channels:
     """squared L2 norm of the column of W that reads the channel"""
 
 
+TileFunction: TypeAlias = Callable[[Tile], Float[Tensor, "rows in_"]]
+PairFunction: TypeAlias = Callable[[Float[Tensor, "rows in_"], Float[Tensor, "rows in_"]], Float[Tensor, "rows in_"]]
+GateFunction: TypeAlias = Callable[[Float[Tensor, "samples units"]], Float[Tensor, " units"]]
+UnitFunction: TypeAlias = Callable[[Float[Tensor, " units"]], Float[Tensor, " units"]]
+ChannelFunction: TypeAlias = Callable[[Channels], Float[Tensor, " channels"]]
+Function = TypeVar("Function")
+Sums: TypeAlias = tuple[Float[Tensor, " rows"] | None, Float[Tensor, " in_"] | None]
+"""sums of a tile's rows and of its columns"""
+
+
 @runtime_checkable
 class Fused(Protocol):
     """A saliency already reduced, for a whole projection at once: faster than tiles, never another result."""
 
-    def __call__(self, tile: Tile, *, power: int, rows: bool, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, tile: Tile, *, power: int, rows: bool, columns: bool) -> Sums:
         """Return the row and the column sums of |saliency|^power, None where not wanted; `base` has its stored dtype here."""
 
 
@@ -67,8 +77,8 @@ class Saliency:
     """A criterion on single weights that sees LoRA's factors and their gradients."""
 
     name: str
-    function: Callable[[Tile], Tensor]
-    """tile -> (rows, in) signed saliencies, to which the configured power is applied"""
+    function: TileFunction
+    """tile -> signed saliencies, to which the configured power is applied"""
     fused: Fused | None = None
     needs_gradient: bool = True
 
@@ -78,8 +88,8 @@ class Gradient:
     """A criterion on single weights that sees the true gradient of W, which exists for one tile at a time only."""
 
     name: str
-    function: Callable[[Tensor, Tensor], Tensor]
-    """tile of W, tile of dL/dW -> (rows, in) signed saliencies, to which the configured power is applied"""
+    function: PairFunction
+    """tile of W, tile of dL/dW -> signed saliencies, to which the configured power is applied"""
     needs_gradient: bool = True
 
 
@@ -88,9 +98,9 @@ class Gate:
     """A criterion on the effect of a virtual gate m = 1 on what each unit sends on."""
 
     name: str
-    function: Callable[[Tensor], Tensor]
-    """dL/dm of every sample (samples, units) -> (units,), added up over the micro-batches of a step"""
-    finish: Callable[[Tensor], Tensor]
+    function: GateFunction
+    """dL/dm of every sample -> what is added up over the micro-batches of a step"""
+    finish: UnitFunction
     """what is done to that sum at the end of the step"""
     needs_gradient: bool = True
 
@@ -100,8 +110,8 @@ class Activation:
     """A criterion on what flows into the consuming projections; no gradient is needed."""
 
     name: str
-    function: Callable[[Channels], Tensor]
-    """statistics -> (channels,) scores, summed over the channels of a unit"""
+    function: ChannelFunction
+    """statistics -> scores, summed over the channels of a unit"""
     needs_gradient: bool = False
 
 
@@ -109,32 +119,17 @@ Criterion: TypeAlias = Saliency | Gradient | Gate | Activation
 
 criteria: Registry[Criterion] = Registry("criterion", ConfigError)
 
-TileFunction: TypeAlias = Callable[[Tile], Tensor]
-PairFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-TensorFunction: TypeAlias = Callable[[Tensor], Tensor]
-ChannelFunction: TypeAlias = Callable[[Channels], Tensor]
-
 
 def register_saliency(
     name: str, *, needs_gradient: bool = True, fused: Fused | None = None
 ) -> Callable[[TileFunction], TileFunction]:
     """Register an elementwise criterion; with `needs_gradient=False` it also works before any training step."""
-
-    def register(function: TileFunction) -> TileFunction:
-        criteria.add(name, Saliency(name, function, fused, needs_gradient))
-        return function
-
-    return register
+    return _registering(name, lambda function: Saliency(name, function, fused, needs_gradient))
 
 
 def register_gradient(name: str) -> Callable[[PairFunction], PairFunction]:
     """Register an elementwise criterion on the weight and its true gradient."""
-
-    def register(function: PairFunction) -> PairFunction:
-        criteria.add(name, Gradient(name, function))
-        return function
-
-    return register
+    return _registering(name, lambda function: Gradient(name, function))
 
 
 def unchanged(sums: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
@@ -142,21 +137,21 @@ def unchanged(sums: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
     return sums
 
 
-def register_gate(name: str, *, finish: TensorFunction = unchanged) -> Callable[[TensorFunction], TensorFunction]:
+def register_gate(name: str, *, finish: UnitFunction = unchanged) -> Callable[[GateFunction], GateFunction]:
     """Register a criterion on the gates' effects; `finish` is applied to the sum over a step."""
-
-    def register(function: TensorFunction) -> TensorFunction:
-        criteria.add(name, Gate(name, function, finish))
-        return function
-
-    return register
+    return _registering(name, lambda function: Gate(name, function, finish))
 
 
 def register_activation(name: str) -> Callable[[ChannelFunction], ChannelFunction]:
     """Register a criterion on activations alone."""
+    return _registering(name, lambda function: Activation(name, function))
 
-    def register(function: ChannelFunction) -> ChannelFunction:
-        criteria.add(name, Activation(name, function))
+
+def _registering(name: str, describe: Callable[[Function], Criterion]) -> Callable[[Function], Function]:
+    """Return a decorator that registers what `describe` makes of a function, and leaves the function as it is."""
+
+    def register(function: Function) -> Function:
+        criteria.add(name, describe(function))
         return function
 
     return register

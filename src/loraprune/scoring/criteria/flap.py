@@ -12,6 +12,6 @@ from loraprune.scoring.criteria.base import Channels, register_activation
 def flap(channels: Channels) -> Float[Tensor, " channels"]:
     """Return Var[z] * ||W_c||^2.
 
-    Source: An et al., FLAP (arXiv 2312.11983), eq 5.
+    Source: An et al., FLAP (arXiv 2312.11983), the fluctuation metric.
     """
     return (channels.second_moment - channels.mean.square()) * channels.column_norm

@@ -12,7 +12,7 @@ from loraprune.scoring.criteria.base import register_gate
 def gate(effects: Float[Tensor, "samples units"]) -> Float[Tensor, " units"]:
     """Return the sum over samples of (dL/dm)^2.
 
-    Source: Kwon et al., A Fast Post-Training Pruning Framework for Transformers (arXiv 2204.09656), section 4.1: squared per sample and
+    Source: Kwon et al., A Fast Post-Training Pruning Framework for Transformers (arXiv 2204.09656): squared per sample and
     averaged it is the diagonal of the empirical Fisher information.
     """
     return effects.square().sum(0)

@@ -12,6 +12,6 @@ from loraprune.scoring.criteria.base import register_gate
 def movement(effects: Float[Tensor, "samples units"]) -> Float[Tensor, " units"]:
     """Return -dL/dm = -sum of G W over what the unit owns: positive where a step of descent lengthens its weights.
 
-    Source: Sanh et al., Movement Pruning (arXiv 2005.07683), section 3, for a unit instead of a weight.
+    Source: Sanh et al., Movement Pruning (arXiv 2005.07683), for a unit instead of a weight.
     """
     return -effects.sum(0)

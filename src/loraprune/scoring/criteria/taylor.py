@@ -13,6 +13,6 @@ from loraprune.scoring.criteria.base import register_gate
 def taylor(effects: Float[Tensor, "samples units"]) -> Float[Tensor, " units"]:
     """Return dL/dm; its absolute value over the step is what the loss changes by, to first order, without the unit.
 
-    Source: Michel et al., Are Sixteen Heads Really Better than One? (arXiv 1905.10650), section 4.1.
+    Source: Michel et al., Are Sixteen Heads Really Better than One? (arXiv 1905.10650), for heads.
     """
     return effects.sum(0)

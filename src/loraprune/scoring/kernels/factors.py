@@ -18,6 +18,10 @@ class Factors:
     grad_b: Float[Tensor, "out rank"]
     scaling: float
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tensors(
+        self,
+    ) -> tuple[
+        Float[Tensor, "rank in_"], Float[Tensor, "out rank"], Float[Tensor, "rank in_"], Float[Tensor, "out rank"]
+    ]:
         """Return A, B and their gradients."""
         return self.a, self.b, self.grad_a, self.grad_b

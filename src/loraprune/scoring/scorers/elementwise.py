@@ -19,8 +19,8 @@ TILE_BYTES = {"cpu": 1 << 19}
 """tile size: fits the second-level cache of a CPU core, so that a tile's five passes read memory once"""
 TILE_BYTES_DEVICE = 1 << 26
 
-Rows: TypeAlias = Callable[[int, int], Tensor]
-"""first and last + 1 row of a projection -> (rows, in) signed saliencies"""
+Rows: TypeAlias = Callable[[int, int], Float[Tensor, "rows in_"]]
+"""first and last + 1 row of a projection -> signed saliencies"""
 
 
 def working_dtype(proj: Projection) -> torch.dtype:

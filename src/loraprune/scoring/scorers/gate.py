@@ -26,7 +26,7 @@ class GateScorer(Hooks):
 
     With a gate m = 1 on the channels z of a unit, dL/dm = sum over tokens and channels of z * dL/dz, and over all
     projections that read the unit: a unit of several layers has one gate.
-    Source: Michel et al., Are Sixteen Heads Really Better than One? (arXiv 1905.10650), section 4.1.
+    Source: Michel et al., Are Sixteen Heads Really Better than One? (arXiv 1905.10650), whose masks of heads are such gates.
     """
 
     def __init__(self, criterion: Gate, model: nn.Module, groups: Sequence[Group]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,12 +12,15 @@ from torch.utils.hooks import RemovableHandle
 
 from loraprune.groups import Group
 
+Tell: TypeAlias = Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], None]
+"""what takes a tensor that was saved in the forward pass, and the gradient of the one that was passed on"""
+
 
 class _Told(torch.autograd.Function):
     """Hands a tensor on as it is; the backward pass tells a function its gradient and another tensor, saved as autograd saves."""
 
     @staticmethod
-    def forward(ctx: Any, passed: Tensor, saved: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
+    def forward(ctx: Any, passed: Tensor, saved: Tensor, tell: Tell) -> Tensor:
         ctx.save_for_backward(saved)
         ctx.tell = tell
         return passed.view_as(passed)
@@ -29,9 +32,7 @@ class _Told(torch.autograd.Function):
         return grads[0], None, None
 
 
-def told(
-    passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], tell: Callable[[Tensor, Tensor], None]
-) -> Float[Tensor, "..."]:
+def told(passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], tell: Tell) -> Float[Tensor, "..."]:
     """Return `passed`, for the model to go on with: its backward pass calls `tell` with `saved` and the gradient of `passed`.
 
     A hook on the gradient would hold what it closes over until the whole backward pass is done, in gradient checkpointing the

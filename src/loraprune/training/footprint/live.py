@@ -8,15 +8,16 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 aten: Any = torch.ops.aten
-Name = Callable[[Tensor], str]
+Name: TypeAlias = Callable[[Shaped[Tensor, "..."]], str]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -25,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
     A question about the values of a meta tensor (is anything masked?) is answered with yes: rows without padding.
     """
 
-    def __init__(self, present: Iterable[Tensor], *, name: Name) -> None:
+    def __init__(self, present: Iterable[Shaped[Tensor, "..."]], *, name: Name) -> None:
         super().__init__()
         self.live: Counter[str] = Counter()
         """kind of tensor -> bytes"""
@@ -42,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         """Return the most bytes that lived at a time."""
         return sum(self.at_peak.values())
 
-    def call_it(self, tensor: Tensor, kind: str) -> None:
+    def call_it(self, tensor: Shaped[Tensor, "..."], kind: str) -> None:
         """Count a tensor that lives as another kind from now on."""
         storage = tensor.untyped_storage()
         if former := self._kinds.get(storage._cdata):

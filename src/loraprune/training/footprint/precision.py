@@ -26,7 +26,7 @@ def bytes_per_weight(quantize: Quantize, dtype: torch.dtype, *, columns: int) ->
     `8bit` is LLM.int8 of bitsandbytes, a float32 scale for every row; `4bit` its nf4, whose scales are float32 from the first cut on
     (before it they are quantised too, which takes less); `int8` torchao's weight-only format, whose scale for every row has the
     `dtype` that is computed in.
-    Source: Dettmers et al., LLM.int8() (arXiv 2208.07339); QLoRA (arXiv 2305.14314), section 3.
+    Source: Dettmers et al., LLM.int8() (arXiv 2208.07339); QLoRA (arXiv 2305.14314).
     """
     if quantize == "8bit":
         return 1 + 4 / columns

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from loraprune.evaluation.tasks import Inputs
 from loraprune.models.adapters import base_model
+from loraprune.models.teacher_logits import TOP, TeacherLogits, teacher_logits
 from loraprune.training.footprint.live import LiveBytes
 from loraprune.training.imitation import imitation_loss
-from loraprune.training.teachers import TOP, Opinion, ask
 
 aten: Any = torch.ops.aten
 META = torch.device("meta")
@@ -132,7 +132,9 @@ def _loss(
 ) -> Tensor:  # fmt: skip
     """Return the loss of a micro-batch, with no more alive than what the backward pass needs."""
     seen = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    opinion = ask(teacher, seen) if teacher else _read_opinion(labels, classes) if learns_from_teacher else None
+    opinion = (
+        teacher_logits(teacher, seen) if teacher else _read_opinion(labels, classes) if learns_from_teacher else None
+    )
     output = model(**batch, labels=labels)
     loss: Tensor = output.loss
     return (
@@ -153,9 +155,9 @@ def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
     ]
 
 
-def _read_opinion(labels: Tensor, classes: int) -> Opinion:
+def _read_opinion(labels: Tensor, classes: int) -> TeacherLogits:
     shape = (*labels.shape, min(TOP, classes - 1))
-    return Opinion(torch.empty(shape), torch.empty(shape, dtype=torch.long))
+    return TeacherLogits(torch.empty(shape), torch.empty(shape, dtype=torch.long))
 
 
 @contextmanager

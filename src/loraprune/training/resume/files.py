@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from jaxtyping import Shaped
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +32,7 @@ Tree: TypeAlias = Any
 logger = logging.getLogger(__name__)
 
 
-def split(tree: Tree, tensors: dict[str, Tensor], path: str = "") -> Any:
+def split(tree: Tree, tensors: dict[str, Shaped[Tensor, "..."]], path: str = "") -> Any:
     """Return a tree without its tensors, which are added to `tensors` by their places."""
     if isinstance(tree, Tensor):
         # Copies: two names of one storage cannot be saved.
@@ -44,7 +45,7 @@ def split(tree: Tree, tensors: dict[str, Tensor], path: str = "") -> Any:
     return tree
 
 
-def join(values: Any, tensors: Mapping[str, Tensor]) -> Tree:
+def join(values: Any, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> Tree:
     """Put tensors back; keys are words and sequences are lists now."""
     if isinstance(values, dict):
         if set(values) == {TENSOR_KEY}:

@@ -1,0 +1,106 @@
+"""Print the end of a run: the verdict, where the result is, and the commands that make sense next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from loraprune.export.gguf.architecture import ARCHITECTURES
+from loraprune.reporting.html.page import NAME as PAGE
+from loraprune.reporting.report import NAME, Report
+
+STYLES = {"usable": "bold green", "ruined": "bold red"}
+DEFAULT_STEPS = 200
+"""steps to try after a run without training"""
+
+
+def ending(result: Report) -> None:
+    """Print verdict, files and next commands, on lines that can be copied."""
+    folder, verdict = Path(_folder(result)), result.verdict
+    console = Console()
+    lines = [("result", str(folder)), ("report", str(folder / (PAGE if (folder / PAGE).is_file() else NAME)))]
+    console.print()
+    console.print(
+        Text.assemble("verdict  ", (verdict.word, STYLES.get(verdict.word, "bold yellow")), f": {verdict.reason}")
+    )
+    for name, text in lines:
+        console.print(Text(f"{name:8} {text}"), soft_wrap=True)
+    for purpose, command in next_steps(result):
+        console.print(Text(f"\n{purpose}:"))
+        console.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def next_steps(result: Report) -> list[tuple[str, str]]:
+    """Return purpose and command of what to do next, the most useful first."""
+    word = result.verdict.word
+    if word == "usable":
+        return [*_evaluate(result), *_export(result)]
+    if word == "not comparable":
+        return [*(_dense_baseline(result) if result.has_new_head else ()), *_evaluate(result)]
+    if result.job == "finetune":
+        return _tune_differently(result)
+    longer, less = _train_longer(result), _cut_less(result)
+    return [*less, *longer] if word == "ruined" else [*longer, *less]
+
+
+def _evaluate(result: Report) -> list[tuple[str, str]]:
+    words = ["evaluate", _folder(result), "--against", result.model, "--data", "YOUR_TEST_DATA"]
+    if result.has_new_head:  # the dense model has no head to evaluate
+        words = ["evaluate", _folder(result), "--data", "YOUR_TEST_DATA"]
+    return [("evaluate it on data of your own", _command(*words))]
+
+
+def _export(result: Report) -> list[tuple[str, str]]:
+    known = ARCHITECTURES.get(result.verification.saved_as)
+    is_gguf = result.task == "causal-lm" and known is not None and not known.full_heads
+    kind, program = ("gguf", "llama.cpp") if is_gguf else ("onnx", "onnxruntime")
+    return [(f"convert it for {program}",
+             _command("export", _folder(result), "--format", kind, "--output", f"{_folder(result)}-{kind}"))]  # fmt: skip
+
+
+def _dense_baseline(result: Report) -> list[tuple[str, str]]:
+    words = ["finetune", "--model", result.model, "--data", result.data, "--output", f"{_folder(result)}-dense"]
+    return [
+        (
+            "tune the dense model to compare with",
+            _command(*words, "--steps", str(result.training.steps or DEFAULT_STEPS)),
+        )
+    ]
+
+
+def _tune_differently(result: Report) -> list[tuple[str, str]]:
+    peak = max((float(entry["lr"]) for entry in result.training.curve if "lr" in entry), default=1e-4)
+    return [("tune with a lower learning rate", _again(result, "--lr", f"{peak / 3:.2g}"))]
+
+
+def _train_longer(result: Report) -> list[tuple[str, str]]:
+    return [("train longer", _again(result, "--steps", str(2 * result.training.steps or DEFAULT_STEPS)))]
+
+
+def _cut_less(result: Report) -> list[tuple[str, str]]:
+    """Return the same run with half the ratio; with other targets, a model between the dense and the pruned one."""
+    removed = result.removed
+    if removed is None or (removed.sparsity and ":" in removed.sparsity.pattern):
+        return []  # N:M fixes the ratio
+    if removed.ratio_requested is not None:
+        return [("remove less", _again(result, "--ratio", f"{removed.ratio_requested / 2:.2g}"))]
+    if removed.target and removed.target.get("parameters") is not None:
+        return [("remove less", _again(result, "--parameters", str(sum(result.parameters) // 2)))]
+    return []  # widths of every layer are a choice of the user
+
+
+def _again(result: Report, *changes: str) -> str:
+    """Return the command of the same run with some options changed."""
+    folder = _folder(result)
+    return _command(result.job, "--config", f"{folder}/run.yaml", "--output", f"{folder}-2", *changes)
+
+
+def _folder(result: Report) -> str:
+    return (result.folder or "OUTPUT").rstrip("/")
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["loraprune", *words])

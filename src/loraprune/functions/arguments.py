@@ -1,0 +1,161 @@
+"""Keyword arguments in, checked options out; errors about options are put in the words of arguments.
+
+Names, types, defaults and help come from the configuration classes, as on the command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from loraprune.config.base import Options, null_problems
+from loraprune.config.values import WrongValueError, read_value
+from loraprune.errors import ConfigError, LoraPruneError, nearest, problems_of
+from loraprune.runtime.held import held
+
+COMMAND = re.compile(r"(`loraprune [^`]*`)")
+"""what is typed in a terminal, and keeps its dashes"""
+FLAG = re.compile(r"(?P<before>leave )?(?<![\w-])--(?P<name>[a-z][a-z_-]*[a-z])(?: (?P<value>[\w.:]*\w))?")
+
+DOCUMENTED = ("model", "models", "against", "data", "eval", "output")
+"""arguments that take objects too, and are described by each function"""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Kind = TypeVar("Kind", bound=Options)
+
+
+def takes(kind: type[Options]) -> Callable[[Function], Function]:
+    """Show the options of a configuration class in the signature and the documentation of a function with `**options`."""
+
+    def documented(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        hints = get_type_hints(kind)
+        named = {one.name for one in own}
+        more = [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=hints[one.name]
+            )
+            for one in fields(kind)
+            if one.name not in named
+        ]
+        shown: Any = function
+        shown.__signature__ = signature.replace(parameters=[*own, *more])
+        helped = option_help(kind)
+        lines = [
+            textwrap.fill(
+                f"{name}: {in_python(helped[name], {}, kind)}", 110, initial_indent="    ", subsequent_indent="        "
+            )
+            for name in shown.__signature__.parameters
+            if name in helped and name not in DOCUMENTED
+        ]
+        shown.__doc__ = f"{inspect.getdoc(function)}\n\nOptions, as on the command line:\n" + "\n".join(lines)
+        return function
+
+    return documented
+
+
+def _default(option: Any) -> Any:
+    """Return the default of a field, or what stands for none in a signature."""
+    if option.default is not MISSING:
+        return option.default
+    return option.default_factory() if option.default_factory is not MISSING else inspect.Parameter.empty
+
+
+def option_help(kind: type[Options]) -> dict[str, str]:
+    """Return option -> help: the text under each field of a configuration class and of those it is made of."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        if not issubclass(one, Options):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return found
+
+
+def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Return the options that keyword arguments stand for.
+
+    Raises:
+        ConfigError: with everything that is wrong with them.
+    """
+    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
+    wrong = {
+        name: f"unknown argument {name!r}{nearest(name, known)}: see help() of the function"
+        for name in values
+        if name not in known
+    }
+    wrong |= null_problems(kind, values)
+    for name, value in values.items():
+        if name not in wrong and value is not None:
+            try:
+                read_value(hints[name], value)
+            except WrongValueError as error:
+                wrong[name] = f"--{name}{error}"
+    try:
+        made = kind(**{name: value for name, value in values.items() if name not in wrong})
+    except ConfigError as error:
+        raise ConfigError(*wrong.values(), *error.args) from None
+    if wrong:
+        raise ConfigError(*wrong.values())
+    return made
+
+
+@contextmanager
+def spoken_in_python(values: Mapping[str, Any], kind: type[Options]) -> Iterator[None]:
+    """Put errors of the block in the words of arguments: `ratio=1.5`, not `--ratio 1.5`.
+
+    Args:
+        values: Option -> what it is set to.
+        kind: The class that the options are fields of.
+    """
+    try:
+        yield
+    except LoraPruneError as error:
+        texts = [in_python(text, values, kind) for text in problems_of(error)]
+        raise type(error)(*texts).with_traceback(error.__traceback__) from None
+
+
+def in_python(text: str, values: Mapping[str, Any], kind: type[Options]) -> str:
+    """Return a text about options in the words of arguments; commands in backticks stay as they are typed."""
+    return "".join(
+        part if COMMAND.fullmatch(part) else _part_in_python(part, values, kind) for part in COMMAND.split(text)
+    )
+
+
+def _part_in_python(text: str, values: Mapping[str, Any], kind: type[Options]) -> str:
+    labels = {*held().models, *held().data}
+    for name, value in values.items():
+        for each in value if isinstance(value, list) else [value]:
+            words = "null" if each is None else str(each).lower() if isinstance(each, bool) else str(each)
+            instead = f"{name} ({each})" if each in labels else f"{name}={each!r}"
+            for flag in {name, name.replace("_", "-")}:
+                text = re.sub(rf"--{flag} {re.escape(words)}(?![\w.])", lambda _, new=instead: new, text)
+    hints = get_type_hints(kind)
+    return FLAG.sub(lambda match: _argument(match, hints), text)
+
+
+def _argument(match: re.Match[str], hints: Mapping[str, Any]) -> str:
+    """Return a flag, perhaps with the value behind it, as an argument; what only follows it stays behind it."""
+    name, word, before = match["name"].replace("-", "_"), match["value"], match["before"] or ""
+    hint = hints.get(name)
+    options = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
+    choices = {str(choice): repr(choice) for one in options for choice in get_args(one)} | {
+        "true": "True",
+        "false": "False",
+    }
+    if word is not None and (word in choices or re.fullmatch(r"[\d.]+(e-?\d+)?", word)):
+        return f"{before}{name}={choices.get(word, word)}"
+    behind = f" {word}" if word is not None else ""
+    return f"{before}{name}{'=True' if hint is bool and not before else ''}{behind}"

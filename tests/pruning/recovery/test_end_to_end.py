@@ -1,0 +1,91 @@
+"""The adapters learn the outputs of the model before a removal, on rows of which some are kept aside."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from loraprune.errors import NumericsError
+from loraprune.models.adapters import trained_factors
+from loraprune.plan import Plan
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.recovery import end_to_end
+from loraprune.pruning.recovery.end_to_end import Outputs, batches, learn_outputs_
+from tests.fitting import config
+from tests.tiny import EVERY, tiny_model, tokens, with_lora
+
+IDS = tokens(64, 16, seed=3)
+ROWS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
+FAMILIES = ("llama", "gpt2", "t5", "bert", "vit", "resnet", "mixtral")
+
+
+def halved(pruner: Pruner) -> Plan:
+    kept = {name: units[: max(1, len(units) // 2)] for name, units in pruner.plan.kept.items()}
+    return Plan(pruner.plan.units, kept)
+
+
+def removed(name: str, steps: int | None = 60, **options: Any) -> Pruner:
+    pruner = Pruner(with_lora(tiny_model(name)), config(end_to_end=steps, kinds="all", round=1, **options))
+    pruner.apply(halved(pruner), rows=EVERY[name].inputs() if name != "llama" else ROWS)
+    return pruner
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_outputs_on_rows_aside_come_nearer(name: str) -> None:
+    (found,) = removed(name, criterion="magnitude").recoveries
+    assert list(found.errors) == ["before", "removed", "end_to_end"]
+    assert found.errors["before"] == pytest.approx(0, abs=1e-3)
+    assert found.undone == []
+    assert found.errors["end_to_end"] < 0.95 * found.errors["removed"]
+
+
+def test_only_adapters_change_and_masks_learn_what_cuts_learn() -> None:
+    cut, masked, without = removed("llama"), removed("llama", shrink=False), removed("llama", steps=0)
+    masked.finish()
+    states = [{name: t for name, t in one.model.state_dict().items()} for one in (cut, masked, without)]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-3, atol=1e-5)
+        assert "lora_" in name or torch.equal(tensor, states[2][name])
+    assert any(not torch.equal(tensor, states[2][name]) for name, tensor in states[0].items())
+
+
+def test_a_step_too_large_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "RATE", 1e4)
+    pruner = removed("llama")
+    (found,) = pruner.recoveries
+    assert found.undone == ["end_to_end"]
+    assert found.errors["end_to_end"] == found.errors["removed"]
+    without = removed("llama", steps=0)
+    for factor, former in zip(trained_factors(pruner.model), trained_factors(without.model), strict=True):
+        assert torch.equal(factor, former)
+
+
+def test_a_pass_over_the_rows_is_the_default() -> None:
+    outputs = Outputs(with_lora(tiny_model("llama")), (), ROWS)
+    assert batches(outputs) == math.ceil(56 / (256 // 16))
+    assert outputs.aside.sum() == 8
+
+
+def test_padding_does_not_count() -> None:
+    model = with_lora(tiny_model("llama"))
+    padded = {**ROWS, "attention_mask": ROWS["attention_mask"].clone()}
+    padded["attention_mask"][:, 10:] = 0
+    outputs, places = Outputs(model, (), padded), torch.arange(4)
+    logits, _ = outputs.run(model, places)
+    changed, everywhere = logits.detach().clone(), logits.detach().clone()
+    changed[:, 10:] = 0
+    everywhere[:, :5] = 0
+    assert outputs.error(changed, places).item() == pytest.approx(0, abs=1e-5)
+    assert outputs.error(everywhere, places).item() > 1e-3  # the control: places that hold a token
+
+
+def test_outputs_that_are_not_finite_end_the_run() -> None:
+    model = with_lora(tiny_model("llama"))
+    outputs = Outputs(model, (), ROWS)
+    with torch.no_grad():
+        next(iter(trained_factors(model))).fill_(math.nan)
+    with pytest.raises(NumericsError, match="NaN or infinite"):
+        learn_outputs_(model, outputs, steps=2, seed=0)
