@@ -33,8 +33,8 @@ from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
-METHODS = ("dense", "recommended", "no-blocks", "paper", "layerwise", *PEERS, "scratch")
-OWN: dict[str, dict[str, Any]] = {"recommended": {}, "no-blocks": {"local": 0}}
+METHODS = ("dense", "recommended", "least-squares", "paper", "layerwise", *PEERS, "scratch")
+OWN: dict[str, dict[str, Any]] = {"recommended": {}, "least-squares": {"end_to_end": 0}}
 """methods that are no recipe: options of `prune`; the recommended recipe is its default"""
 TOKENS = 32_768
 """calibration tokens for every method"""

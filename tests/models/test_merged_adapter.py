@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def logits(model: PreTrainedModel | PeftModel) -> Tensor:
         return model(input_ids=IDS).logits  # type: ignore[no-any-return]
 
 
-def save_adapter(folder: Path, *, template: str | None = None, **options: object) -> Path:
+def save_adapter(folder: Path, *, template: str | None = None, **options: Any) -> Path:
     """Write an adapter of the tiny Llama whose factors are all random, as after training."""
     config = LoraConfig(
         r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM", **options
@@ -56,7 +57,7 @@ def both(root: Path) -> str:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}])
-def test_the_merged_model_is_the_one_that_peft_runs(options: dict[str, object], root: Path) -> None:
+def test_the_merged_model_is_the_one_that_peft_runs(options: dict[str, Any], root: Path) -> None:
     save_adapter(root / "adapter", **options)
     base = AutoModelForCausalLM.from_pretrained(root / "model")
     dense = logits(base)

@@ -9,11 +9,12 @@ import argparse
 import types
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from loraprune.errors import nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 WORDS = {
     str: "a text",
@@ -77,6 +78,8 @@ def _members(hint: Any) -> Iterator[Any]:
 @cache
 def _reader(hint: Any) -> ArgumentParser:
     """Return a parser of one option."""
+    from jsonargparse import ArgumentParser  # not needed for help
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     return parser

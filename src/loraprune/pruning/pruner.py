@@ -123,9 +123,9 @@ class Pruner:
             NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
         """
         self.scores.values = from_first(self.scores.values)
-        outputs = Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0) if rows else None
+        outputs = self.outputs(rows) if rows else None
         if outputs and self.config.chosen_allocation == "measured" and self.plan == Plan.full(self.groups):
-            self._measure_split(outputs)
+            self.measure_split(outputs)
         counts = self._counts_at(progress)
         kept = {}
         for name, units in self.plan.kept.items():
@@ -138,7 +138,11 @@ class Pruner:
         if self.is_done:
             self.scorer.close()
 
-    def _measure_split(self, outputs: Outputs) -> None:
+    def outputs(self, rows: Rows) -> Outputs:
+        """Return what the model gives now for calibration rows: all of them where the adapters are to learn it."""
+        return Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0)
+
+    def measure_split(self, outputs: Outputs) -> None:
         """Let the calibration rows decide how many heads and how many channels go."""
         ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
         trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
@@ -204,7 +208,7 @@ class Pruner:
         """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
         recovery = Recovery()
         with at_once():
-            outputs = outputs or Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0)
+            outputs = outputs or self.outputs(rows)
             recovery.note("before", outputs.distance(self.model))
             refits, trace = self._look_at_rows(positions, rows)
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]

@@ -149,6 +149,7 @@ def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPru
         config,
         compensate=possible and not channels if config.compensate is None else config.compensate,
         end_to_end=config.end_to_end if possible or config.end_to_end else 0,
+        allocation="uniform" if launch.is_sharded() and config.allocation == "auto" else config.allocation,
     )
 
 

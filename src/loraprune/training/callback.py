@@ -238,6 +238,10 @@ class CalibrationRows(Iterator[Rows]):
                 f"compensate, local or end_to_end: {type(self._data).__name__} has no rows by number; train on a map-style data set"
             )
         first = self._collate([self._data[0]])
+        if not isinstance(first, Mapping):  # GRPO's Trainer makes model inputs of its prompts itself
+            raise ConfigError(
+                "compensate or local: the collator of this Trainer gives no inputs of the model to look at; leave both out"
+            )
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
         self._count = min(len(self._data), max(1, tokens // longest))
         self.turn = turn

@@ -145,7 +145,7 @@ def _good_runs(
     """Yield the valid options of every named run."""
     for run, changes in runs.items():
         if not isinstance(run, str):
-            problems.append(f"runs.{run}: YAML does not read this name as text; write it in quotes")
+            problems.append(f"runs.{run}: YAML reads this name as a number, not as text; write it in quotes")
             continue
         good = {}
         changes = dict(changes)

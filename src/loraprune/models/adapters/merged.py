@@ -6,6 +6,7 @@ Knows nothing about how the base was loaded.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel
     try:
         adapted = get_peft_model(model, config)
         needed = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-        read = set_peft_model_state_dict(adapted, tensors)
+        read: Any = set_peft_model_state_dict(adapted, tensors)
         merged = adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split())[:200]

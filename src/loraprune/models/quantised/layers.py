@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.errors import ConfigError
-from loraprune.models.quantised.forms import NF4_BLOCK, Int8Rows, Nf4Blocks, Quantised, Weight
+from loraprune.models.quantised.forms import NF4_BLOCK, Int8Rows, Nf4Blocks, Quantised
 
 ROWS_AT_A_TIME = 1024
 """rows that are quantised in one go"""
@@ -53,8 +53,8 @@ def kind_of(layer: nn.Module) -> str | None:
     return names.get(type(getattr(layer, "weight", None)).__name__)
 
 
-def stored(layer: Layer) -> Weight:
-    """Return a layer's weight (out, in) as it is stored.
+def stored(layer: Layer) -> Float[Tensor, "out in_ *kernel"] | Quantised:
+    """Return a layer's weight (out, in) as it is stored; of a convolution with its kernel behind.
 
     Raises:
         ConfigError: for one that cannot be read.
