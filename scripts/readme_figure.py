@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_smollm2-135m.json"
 NAMES = {
     "recommended": "loraprune",
-    "no-blocks": "loraprune, --local 0",
+    "least-squares": "loraprune, --end-to-end 0",
     "paper": "LoRAPrune as published",
     "optipfair": "OptiPFair",
 }

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from scripts import docs_figures, readme_figure
 
-FACTORS = {"recommended": 1.2, "no-blocks": 1.4, "paper": 4.0, "optipfair": 1.6}
+FACTORS = {"recommended": 1.2, "least-squares": 1.4, "paper": 4.0, "optipfair": 1.6}
 
 
 def cell(method: str, ratio: float, steps: int, seed: int, perplexity: float) -> dict[str, Any]:
