@@ -141,7 +141,8 @@ def _part_in_python(text: str, values: Mapping[str, Any], kind: type[Options]) -
             words = "null" if each is None else str(each).lower() if isinstance(each, bool) else str(each)
             instead = f"{name} ({each})" if each in labels else f"{name}={each!r}"
             for flag in {name, name.replace("_", "-")}:
-                text = re.sub(rf"--{flag} {re.escape(words)}(?![\w.])", lambda _, new=instead: new, text)
+                parts = re.split(rf"--{flag} {re.escape(words)}(?![\w.])", text)
+                text = instead.join(parts)
     hints = get_type_hints(kind)
     return FLAG.sub(lambda match: _argument(match, hints), text)
 

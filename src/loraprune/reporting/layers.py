@@ -53,7 +53,7 @@ def layer_labels(groups: Sequence[str]) -> dict[str, str]:
     numbers = [_varying_numbers(alike) for alike in forms.values()]
     often = Counter(number for found in numbers for number in found.values())
     shared = set.intersection(*(set(words) for words in forms))
-    labels = {}
+    labels: dict[str, str] = {}
     for words, found in zip(forms, numbers, strict=True):
         needs_words = any(not number or often[number] > 1 for number in found.values())
         own = [word for word in words if word not in shared] if needs_words else []

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Shaped
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraprune.data import Rows

@@ -178,7 +178,7 @@ def _beside_float32(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("size, float32 -> int8", " -> ".join(size(found["bytes"][name]) for name in ("float32", "int8"))),
         (
             "a batch, float32 -> int8",
-            " -> ".join(amounts.milliseconds(found["seconds"][name]) for name in ("float32", "int8")),
+            " -> ".join(amounts.call_time(found["seconds"][name]) for name in ("float32", "int8")),
         ),
         ("same class on random inputs", f"{found['same_class']:.1%}"),
     ]

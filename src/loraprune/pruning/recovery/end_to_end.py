@@ -108,7 +108,7 @@ class Outputs:
 
     def _present(self, outputs: Tensor, chosen: Int[Tensor, " some"]) -> Bool[Tensor, "..."]:
         """Return which places of the outputs count: those a mask of their shape marks, or all."""
-        for name in reversed(MASKS.values()):
+        for name in tuple(MASKS.values())[::-1]:
             mask = self.rows.get(name)
             if mask is not None and mask.shape[1:] == outputs.shape[1:2]:
                 return mask[chosen.to(mask.device)].bool()
