@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a machine with Python and nothing else.
+# `make demo` and `make test` set everything up on a machine that only has Python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -20,7 +20,7 @@ test: $(VENV)/installed
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
-# The lower bounds of the libraries, in an environment of their own.
+# The lower bounds of the libraries, in a separate environment.
 OLDEST = $(VENV)-oldest
 OLDEST_TESTS = tests/families tests/scoring/criteria tests/pruning/allocation tests/pipeline tests/test_shaped.py tests/pruning/test_surgery.py
 
@@ -43,7 +43,7 @@ docs: $(VENV)/installed
 release: $(VENV)/installed
 	$(BIN)/python scripts/release_check.py
 
-# The quick start, word for word, in an environment of its own; builds llama.cpp.
+# The quick start, word for word, in a separate environment; builds llama.cpp.
 quickstart: $(VENV)/installed
 	rm -rf build/quickstart
 	$(BIN)/python -m build --no-isolation --wheel --outdir build/quickstart/dist

@@ -1,4 +1,4 @@
-"""The README's tables, from the committed results.
+"""Print the tables of docs/results.md from the committed results.
 
 python benchmarks/tables.py
 """
@@ -24,7 +24,7 @@ def cost(result: Mapping[str, Any]) -> Iterator[str]:
 
 def scoring(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what scoring takes of a step."""
-    yield "| scoring, share of an optimiser step | accumulation 1 | accumulation 8 |"
+    yield "| criterion | accumulation 1 | accumulation 8 |"
     yield "|---|---|---|"
     for criterion in dict.fromkeys(row["criterion"] for row in result["rows"]):
         cells = [f"{100 * row['share']['median']:.1f} %" for row in result["rows"] if row["criterion"] == criterion]
@@ -50,8 +50,8 @@ def saving(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def speed(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how much faster pruned models are, and how much of the promise of their MACs that is."""
-    yield "| pruned against dense | MACs promise | batch 1 | batch 16 | of the promise |"
+    """Yield the speed-up of pruned models, measured and expected from their MACs."""
+    yield "| pruned against dense | expected from MACs | batch 1 | batch 16 | measured / expected |"
     yield "|---|---|---|---|---|"
     for name, ratios in result["comparison"]["ratios"].items():
         if name == "dense":
@@ -85,7 +85,7 @@ def known(result: Mapping[str, Any]) -> Iterator[str]:
 
 def processes(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield how far two processes are from one with the same rows a step."""
-    yield f"| two processes against one, {result['model']}, {result['steps']} steps | other units | largest difference of a weight |"
+    yield f"| two processes against one, {result['model']}, {result['steps']} steps | different units | largest difference of a weight |"
     yield "|---|---|---|"
     for row in result["rows"]:
         apart = "-" if row["largest_difference"] is None else f"{row['largest_difference']:.1e}"

@@ -87,7 +87,7 @@ def schedule_picture(report: dict[str, Any]) -> Any:
     figure = new_figure(7.2, 3.6)
     axes = figure.subplots()
     asked = [report["ratio_requested"] * schedule.progress(step) for step in range(steps + 1)]
-    axes.plot(range(steps + 1), asked, color=PALETTE[0], linewidth=1.8, label="asked for by the schedule")
+    axes.plot(range(steps + 1), asked, color=PALETTE[0], linewidth=1.8, label="due by the schedule")
     done = [(0, 0.0), *((one["step"], one["ratio"]) for one in report["removals"]), (steps, report["ratio_reached"])]
     axes.step(*zip(*done, strict=True), where="post", color=PALETTE[1], linewidth=1.8, label="removed")
     axes.axvspan(0, schedule.first, color=GRID, alpha=0.6, linewidth=0)
@@ -124,7 +124,7 @@ def score_picture(history: dict[str, Any], kept: dict[str, list[int]]) -> Any:
     figure.supxlabel("optimiser step", fontsize=10)
     figure.supylabel("score (Eq 11)", fontsize=10)
     handles = [panels[0].plot([], [], color=PALETTE[0])[0], panels[0].plot([], [], color=PALETTE[1], marker="x")[0]]
-    figure.legend(handles, ["stays", "goes (cross: its last score)"], loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(handles, ["kept", "removed (cross: last score)"], loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 
@@ -137,13 +137,14 @@ def pipeline_picture() -> Any:
     axes.axis("off")
     line = (("model", "find_groups\ncheck_groups"), ("attach LoRA", "on every projection\nthat a unit owns"),
             ("train", "score, average,\nremove"), ("merge", "W0 + s·B·A"), ("verify", "masked = sliced\n= reloaded"),
-            ("judge", "dense beside\npruned"))  # fmt: skip
+            ("evaluate", "dense beside\npruned"))  # fmt: skip
     for place, (head, words) in enumerate(line):
         _box(axes, place * 17, 31, 14.4, 13, head, words, PALETTE[1] if head == "train" else PALETTE[0])
         if place:
             _arrow(axes, (place * 17 - 2.4, 37.5), (place * 17 - 0.2, 37.5))
-    loop = (("backward", "gradients of A and B,\nnot of W0"), ("Eq 10", "one number\na weight"), ("Eq 4", "one number\na unit"),
-            ("Eq 11", "moving average"), ("schedule", "how many go now"), ("slice", "W0, A, B and\nAdamW's state"))  # fmt: skip
+    loop = (("backward", "gradients of A and B,\nnot of W0"), ("Eq 10", "one number\nper weight"), ("Eq 4", "one number\nper unit"),
+            ("Eq 11", "moving average"), ("schedule", "how many units\nto remove now"),
+            ("slice", "W0, A, B and\nAdamW's state"))  # fmt: skip
     for place, (head, words) in enumerate(loop):
         _box(axes, place * 17, 5, 14.4, 13, head, words, PALETTE[1])
         if place:

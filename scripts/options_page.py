@@ -21,14 +21,15 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 INTRODUCTION = """\
 # Options
 
-`loraprune COMMAND --help` shows the common options of a command, `--help-all` every one. This page lists them in the same groups.
+`loraprune COMMAND --help` shows the common options of a command, and `--help-all` shows every one. This page lists them
+in the same groups.
 
-On the command line, an option is written `--eval-every 50` (`--eval_every 50` works too), and a switch such as `--overwrite` needs no
-value. Lists are written `[1,16]`. In a file for `--config`, the name has underscores and no dashes: `eval_every: 50`. The command line
-overrides a file, and a file overrides `--recipe`.
+On the command line, an option is written `--eval-every 50` (`--eval_every 50` works too), and a switch such as
+`--overwrite` needs no value. Lists are written `[1,16]`. In a file for `--config`, the name has underscores and no
+dashes: `eval_every: 50`. The command line overrides a file, and a file overrides `--recipe`.
 
-The commands `inspect`, `plan`, `evaluate`, `benchmark`, `report`, `export` and `push` take the model as a word: `loraprune inspect small`
-means `loraprune inspect --model small`.
+The commands `inspect`, `plan`, `evaluate`, `benchmark`, `report`, `export` and `push` take the model as a word:
+`loraprune inspect small` means `loraprune inspect --model small`.
 
 ## Shell completion
 

@@ -31,7 +31,7 @@ def comparison(grid: str, model: str, result: Mapping[str, Any]) -> Iterator[str
     dense = next(cell["perplexity"]["dense"] for cell in result["cells"] if "error" not in cell)
     beside = "".join(f", dense + LoRA {found}{f' ({how})' if how else ''}" for how, found in tuned.items())
     steps, ratios = options[0]["steps"], list(dict.fromkeys(each["ratio"] for each in options))
-    shared = f"{steps} steps, learning rate {options[0]['lr']}" if steps else "no step of training"
+    shared = f"{steps} steps, learning rate {options[0]['lr']}" if steps else "no training"
     yield f"**{grid}, {model}**: {shared}, dense {dense:.2f}{beside}"
     yield ""
     yield f"| {grid} | {' | '.join(f'{100 * ratio:.0f} % | gap' for ratio in ratios)} |"
@@ -52,7 +52,7 @@ def saved_scores() -> Iterator[str]:
         first, second = (f"{100 * options[name]:.0f} %" for name in ("first", "second"))
         yield f"**saved scores, {result['model']}**: {options['steps']} steps, learning rate {options['lr']}, pruned to {second}"
         yield ""
-        yield f"| scores of | a run to {second} | a run to {first} | chance |"
+        yield f"| scores of | a run to {second} | a run to {first} | random |"
         yield "|---|---|---|---|"
         for criterion, each in found.items():
             yield f"| {criterion} | {' | '.join(words(each[name]) for name in ('own', 'saved', 'random'))} |"
@@ -82,7 +82,7 @@ def accuracies() -> Iterator[str]:
         cells, options = list(result["cells"].values()), result["options"]
         parameters, rows = cells[0]["parameters"], cells[0]["rows"]
         error = 100 * statistics.mean(cell["standard_error"]["pruned"] for cell in cells)
-        dense = "its head new" if cells[0]["trained_whole"] else f"dense {100 * cells[0]['dense']:.1f} %"
+        dense = "untrained head" if cells[0]["trained_whole"] else f"dense {100 * cells[0]['dense']:.1f} %"
         trained = 100 * parameters["trainable"] / parameters["dense"]
         tuned = percent(list(by_seed(cells, "finetune", 0.0).values()))
         yield (

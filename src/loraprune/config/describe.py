@@ -16,15 +16,15 @@ from loraprune.config.base import Options, dashed
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "model and data": (
-        "model", "models", "against", "data", "eval", "output", "overwrite", "repo", "private", "plots", "task", "length", "rows",
-        "batch", "trust_remote_code",
+        "model", "models", "against", "data", "eval", "columns", "output", "overwrite", "repo", "private", "plots", "task", "length",
+        "rows", "batch", "trust_remote_code",
     ),
     "how much to remove": (
         "ratio", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round",
     ),
     "what to remove": ("criterion", "power", "normalize", "decay", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),
-    "repair after a removal": ("compensate", "local", "local_all", "calibration", "teacher", "distill"),
+    "repair after a removal": ("compensate", "local", "local_all", "end_to_end", "calibration", "teacher", "distill"),
     "training": (
         "steps", "epochs", "accumulate", "lr", "clip", "optimizer", "rank", "alpha", "dropout", "seed",
     ),
@@ -41,7 +41,7 @@ NAMES = {
     "model": "MODEL", "models": "MODEL", "against": "MODEL", "data": "DATA", "eval": "DATA", "output": "FOLDER", "plots": "FOLDER",
     "task_data": "FOLDER", "scores": "FILE", "repo": "ORG/NAME", "parameters": "COUNT", "sparsity": "N:M", "max_shard_size": "SIZE",
     "task": "TASK", "tasks": "TASKS", "kinds": "KINDS", "criterion": "NAME", "reference": "NAME", "baselines": "NAME", "format": "FORMAT",
-    "formats": "FORMATS", "quantization": "TYPE", "log": "LOGGERS",
+    "formats": "FORMATS", "quantization": "TYPE", "log": "LOGGERS", "columns": "ROLE=COLUMN",
 }  # fmt: skip
 """option -> word that stands for its value, where the type does not say it"""
 PATHS = {"model", "models", "against", "data", "eval", "output", "plots", "task_data", "scores"}

@@ -20,13 +20,13 @@ from loraprune.runtime.hub import OURS, lies_here, parts
 
 CARD = "README.md"
 UNKNOWN = "unknown"
-"""the hub's value for a licence that is not stated"""
+"""the hub's word for a licence that is not stated"""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the metadata of a model made from `model`: names on the hub are kept, local paths are left out."""
+    """Return the metadata of a model made from `model`; names of the hub are kept and local paths are left out."""
     model, _ = parts(model)
     base = base_metadata(model)
     name = model if is_hub_name(model) else base.get("base_model")
@@ -42,12 +42,12 @@ def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = (
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a name looks like one on the hub, without asking the hub."""
+    """Return whether a name can be one of the hub."""
     return name not in OURS and not lies_here(name) and bool(HUB_NAME.fullmatch(name))
 
 
 def base_metadata(model: str) -> Mapping[str, Any]:
-    """Return the metadata of a base model's own card, from its folder or the hub's cache; empty without a card."""
+    """Return the metadata of a base model's card, from its folder or the hub's cache; empty if there is no card."""
     if is_hub_name(model):
         cached = try_to_load_from_cache(model, CARD)
         return split_card(Path(cached))[0] if isinstance(cached, str) else {}
@@ -75,11 +75,11 @@ def join_card(values: Mapping[str, Any], text: str) -> str:
 
 
 def licence_line(values: Mapping[str, Any]) -> str:
-    """Return one sentence about the licence of a model."""
+    """Return the licence of a model in one or two sentences."""
     known = values.get("license", UNKNOWN)
     if known == UNKNOWN:
-        return "The licence of the base model applies; it was not known when this card was written."
-    return f"Licence: {values.get('license_name', known)}, as the base model."
+        return "The licence of the base model applies. Its name was unknown when this card was written."
+    return f"Licence: {values.get('license_name', known)}, the licence of the base model."
 
 
 def model_card(report: Report, *, output: str) -> str:
@@ -103,12 +103,12 @@ def model_card(report: Report, *, output: str) -> str:
     return join_card(
         about,
         f"# {Path(output).name}\n\n"
-        f"Made from `{report.model}` by `loraprune {report.job}` on `{report.data}` ({report.training.steps} steps, "
+        f"`loraprune {report.job}` made this model from `{report.model}` on `{report.data}` ({report.training.steps} steps, "
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
         f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
-        "Measured on data held out of the training; the protocol is in report.json."
+        "The figures are on held-out data. report.json has the protocol."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
         f"To load it, use {report.load}:\n\n"
