@@ -55,7 +55,7 @@ class DistillingTrainer(GuardedTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Int[Tensor, "..."] | int | None = None,
+        num_items_in_batch: Shaped[Tensor, "..."] | int | None = None,
     ) -> Any:
         """Return the mixed loss of a micro-batch, normalised as the Trainer normalises the text's."""
         opinion = self._teacher.opinion(inputs)
