@@ -152,6 +152,7 @@ def arguments(command: str, root: Path, *, model: str = "model", data: str = "te
         "compare-models": output
         | {"models": f"[{root / model},{root / model}/.]", "data": str(root / data), "length": "16"}
         | {"repeats": "1", "tokens": "2", "device": "cpu"},
+        "resume": output,
         "report": given,
         "push": given | {"repo": "org/name"},
         "demo": output | {"steps": "-1"},

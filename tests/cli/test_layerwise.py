@@ -81,7 +81,7 @@ def test_a_run_that_ends_with_uneven_layers_verifies_and_saves_them(
     case: Case, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps = ["--steps", "10"]  # the last of an option counts
-    report = run(capfd, *case.arguments(), *steps)
+    report = run(capfd, *case.arguments(), *steps, "--allocation", "uniform")
     assert report["saved_as"]["model_type"] == "loraprune_llama"
     assert report["verification"]["masked_vs_sliced"] <= report["verification"]["tolerance"]
     assert [entry["kept"] for entry in report["units"].values()] == [1, 21, 1, 12]

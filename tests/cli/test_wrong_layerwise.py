@@ -67,7 +67,7 @@ def test_code_in_the_folder_is_never_run(
 ) -> None:
     """So a folder without its modelling file works, and one that points elsewhere or holds other code does no harm."""
     mark = case.root / "ran"
-    evil = f"open({str(mark)!r}, 'w')\n"
+    evil = f"open({str(mark)!r}, 'w').close()\n"
     (case.root / "elsewhere.py").write_text(evil)
     (layerwise / "modeling_loraprune.py").write_text(evil)
     inspect = ["inspect", "--model", str(layerwise), *flag]

@@ -105,7 +105,7 @@ def test_a_signalled_run_leaves_a_checkpoint_and_what_was_there(
     assert cli.main([*arguments, "--overwrite"]) == code
     err = capfd.readouterr().err
     assert "a checkpoint of step 4 is written" in err
-    assert "with --resume goes on" in caplog.text
+    assert "`loraprune resume " in caplog.text
     assert (tmp_path / "out" / "report.json").read_text() == "{}"
     assert [path.name for path in (tmp_path / "out.partial").glob("step-*")] == ["step-00000004"]
     monkeypatch.setattr(GuardedTrainer, "compute_loss", real)

@@ -210,6 +210,6 @@ def test_wrong_options_are_refused(changes: dict[str, Any], words: str, tmp_path
 def test_a_dashboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(ConfigError, match="--log wandb: it is not installed; pip install wandb"):
+    with pytest.raises(ConfigError, match="--log wandb: wandb is not installed; pip install wandb"):
         FinetuneConfig(model="m", data="d", output=str(tmp_path / "out"), log="wandb")
     assert "wandb" not in sys.modules

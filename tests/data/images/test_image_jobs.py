@@ -50,7 +50,7 @@ def run(output: Path, model: Path, data: Path, *options: str) -> dict[str, Any]:
     [
         ("vit", [], "vit"),
         ("vit", ["--allocation", "global"], "loraprune_vit"),
-        ("swin", ["--kinds", "all"], "loraprune_swin"),
+        ("swin", ["--kinds", "all", "--allocation", "uniform"], "loraprune_swin"),
         ("resnet", ["--criterion", "gate", "--round", "1"], "resnet"),
         ("resnet-basic", ["--allocation", "global", "--round", "1"], "loraprune_resnet"),
         ("convnext", ["--round", "1"], "convnext"),

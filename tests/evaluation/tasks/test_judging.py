@@ -74,11 +74,11 @@ def test_models_for_different_tasks_and_of_images_are_refused_in_one_line(
     output = ["--output", str(tmp_path / "out"), *CPU]
     refused(["compare-models", one, masked, *output], capfd, "different tasks", "masked-lm", root=tmp_path)
     other = str(save_classifier(tmp_path / "other"))
-    refused(["compare-models", images, other, *output], capfd, "not timed", "evaluate --against", root=tmp_path)
+    refused(["compare-models", images, other, *output], capfd, "cannot be timed", "evaluate --against", root=tmp_path)
 
 
 def test_lm_eval_asks_no_classifier(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval")
     refused(
-        ["evaluate", "--model", str(root / "one"), "--tasks", "piqa", *CPU], capfd, "--tasks piqa", "give --data alone"
+        ["evaluate", "--model", str(root / "one"), "--tasks", "piqa", *CPU], capfd, "--tasks piqa", "give only --data"
     )

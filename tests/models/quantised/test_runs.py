@@ -158,10 +158,10 @@ def test_what_this_device_cannot_do_is_told_first(
 
 
 def test_an_optimiser_whose_state_cannot_be_cut_needs_masks() -> None:
-    with pytest.raises(ConfigError, match="--optimizer adamw-8bit: its state cannot be cut"):
+    with pytest.raises(ConfigError, match="--optimizer adamw-8bit: its state cannot be sliced"):
         PruneConfig(model="demo", data="stdlib", output="nowhere", optimizer="adamw-8bit")
 
 
 def test_a_trainer_with_such_an_optimiser_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="AdamW of bitsandbytes: its state cannot be cut"):
+    with pytest.raises(ConfigError, match="AdamW of bitsandbytes: its state cannot be sliced"):
         prune(tmp_path, config(), optim="adamw_8bit")

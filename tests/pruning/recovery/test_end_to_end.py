@@ -29,7 +29,9 @@ def halved(pruner: Pruner) -> Plan:
 
 def removed(name: str, steps: int | None = 60, **options: Any) -> Pruner:
     pruner = Pruner(with_lora(tiny_model(name)), config(end_to_end=steps, kinds="all", round=1, **options))
-    pruner.apply(halved(pruner), rows=EVERY[name].inputs() if name != "llama" else ROWS)
+    inputs = EVERY[name].inputs() if name != "llama" else ROWS
+    rows = {name: values for name, values in inputs.items() if isinstance(values, torch.Tensor)}
+    pruner.apply(halved(pruner), rows=rows)
     return pruner
 
 

@@ -53,10 +53,10 @@ def present_tokens(rows: Rows) -> dict[Stream, Bool[Tensor, " places"] | slice]:
     return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
-def on_device(model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+def on_device(model: nn.Module, rows: Rows) -> dict[str, Shaped[Tensor, "rows ..."]]:
     """Return rows where the model is."""
     device = next(model.parameters()).device
-    return {name: values.to(device) if isinstance(values, Tensor) else values for name, values in rows.items()}
+    return {name: values.to(device) for name, values in rows.items()}
 
 
 class Trace:

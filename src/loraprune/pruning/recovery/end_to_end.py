@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -77,7 +77,7 @@ class Outputs:
 
     def run(
         self, model: nn.Module, chosen: Int[Tensor, " some"], *, labels: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Float[Tensor, "rows *places width"], Float[Tensor, ""] | None]:
         """Return logits or last hidden states of some rows, and the loss where labels are to be used and there are some."""
         inputs = on_device(model, self.some(chosen))
         if not labels:
@@ -88,14 +88,9 @@ class Outputs:
         states = found.get("decoder_hidden_states") or found.hidden_states
         return states[-1], found.get("loss")
 
-    def some(self, chosen: Int[Tensor, " some"]) -> dict[str, Tensor]:
+    def some(self, chosen: Int[Tensor, " some"]) -> dict[str, Shaped[Tensor, "..."]]:
         """Return the inputs of some rows."""
-        return {
-            name: values[chosen.to(values.device)]
-            if isinstance(values, Tensor) and len(values) == len(self.aside)
-            else values
-            for name, values in self.rows.items()
-        }
+        return {name: values[chosen.to(values.device)] for name, values in self.rows.items()}
 
     def error(self, outputs: Float[Tensor, "rows ..."], chosen: Int[Tensor, " some"]) -> Float[Tensor, ""]:
         """Return the mean distance of a model's outputs for some rows from those read, over the places that hold a token."""
