@@ -163,5 +163,5 @@ def test_an_optimiser_whose_state_cannot_be_cut_needs_masks() -> None:
 
 
 def test_a_trainer_with_such_an_optimiser_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="AdamW of bitsandbytes: its state cannot be sliced"):
+    with pytest.raises(ConfigError, match="AdamW of bitsandbytes: its state cannot be cut"):
         prune(tmp_path, config(), optim="adamw_8bit")
