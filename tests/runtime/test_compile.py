@@ -35,7 +35,9 @@ def test_a_compiled_step_gives_the_same_plan_and_weights(tmp_path: Path) -> None
     """In a process of its own: the checks of types that tests put around every function are none that dynamo can read."""
     inputs, found = save_inputs(tmp_path), {}
     for compiled in ("false", "true"):
-        options = of_inputs(inputs, tmp_path / compiled, compile=compiled, shrink="false", html="false", criterion="lora")
+        options = of_inputs(
+            inputs, tmp_path / compiled, compile=compiled, shrink="false", html="false", criterion="lora"
+        )
         flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         command = [sys.executable, "-W", "ignore", "-m", "loraprune", "prune", *flags]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
