@@ -24,6 +24,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from loraprune import cli
 from loraprune.commands import parser
 from loraprune.commands.compare.grid import OPTIONS
+from loraprune.runtime.output import PARTIAL
+from loraprune.runtime.run_file import write_run
 from loraprune.scoring.criteria import criteria
 from tests.data.images.conftest import save_classifier
 from tests.evaluation.tasks.cases import word_tokenizer
@@ -77,6 +79,10 @@ def check_command(words: list[str], cwd: Path) -> None:
             folder = cwd / arguments[arguments.index("--model") + 1]
             folder.mkdir(exist_ok=True)
             (folder / "report.json").write_text("{}")
+        if words[1] == "resume":  # this needs an interrupted run
+            partial = cwd / (words[2].rstrip("/") + PARTIAL)
+            partial.mkdir(exist_ok=True)
+            write_run(partial, "prune", {"model": "M", "data": "D"})
         assert cli.main(arguments) == 0, words
     else:
         assert words[0].startswith(OTHERS), f"{words}: a command that no test knows"
