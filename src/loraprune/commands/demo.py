@@ -17,14 +17,17 @@ from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
 from loraprune.runtime.hub import DEMO, STDLIB
 
+CALIBRATION = 8192
+"""tokens for recovery: a quarter of the default, so that the demo takes minutes on two cores"""
 PROMPT = 'def read(self, size=-1):\n    """Read up to size bytes'
 
 
 def recipe(options: DemoConfig) -> PruneConfig:
-    """Return the options of the demo: the recommended recipe with a learning rate that suits a small model."""
+    """Return the options of the demo: the recommended recipe, with a learning rate and calibration tokens that suit a small model."""
     return PruneConfig(
         model=DEMO, data=STDLIB, output=options.output, overwrite=options.overwrite, ratio=options.ratio,
-        steps=options.steps, seed=options.seed, batch=8, length=256, lr=3e-3, device="cpu", **recipes.recipe("best"),
+        steps=options.steps, seed=options.seed, batch=8, length=256, lr=3e-3, device="cpu",
+        **(recipes.recipe("best") | {"calibration": CALIBRATION}),
     )  # fmt: skip
 
 
