@@ -53,8 +53,7 @@ def test_weights_are_as_before_when_splits_were_tried() -> None:
         )
         pruner.score()
         if allocation == "measured":
-            outputs = pruner.outputs(ROWS)
-            pruner.measure_split(outputs)
+            pruner.measure_split(ROWS)
         models.append(pruner.model.state_dict())
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 
@@ -65,3 +64,9 @@ def test_a_measured_split_needs_a_single_removal() -> None:
     assert LoRAPruneConfig().chosen_allocation == "measured"
     assert LoRAPruneConfig(schedule="cubic").chosen_allocation == "uniform"
     assert LoRAPruneConfig(heads=4).chosen_allocation == "uniform"
+
+
+def test_widths_by_hand_are_not_measured_anew() -> None:
+    """Also where `measured` is named, as `--recipe best` does."""
+    for options, expected in (({"heads": 4}, False), ({"ffn_ratio": 0.5}, False), ({}, True)):
+        assert LoRAPruneConfig(allocation="measured", **options).measures_split is expected

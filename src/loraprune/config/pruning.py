@@ -118,11 +118,14 @@ class LoRAPruneConfig(AdapterOptions):
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
+    def measures_split(self) -> bool:
+        """Say whether calibration rows decide how many heads and how many channels go."""
+        return self.chosen_allocation == "measured" and not self.has_dimensions
+
+    @property
     def recovers(self) -> bool:
         """Say whether a removal is followed by recovery on calibration rows."""
-        return not self.sparsity and (
-            bool(self.changed) or self.end_to_end != 0 or self.chosen_allocation == "measured"
-        )
+        return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
 
     @property
     def chosen_criterion(self) -> CriterionName:

@@ -123,9 +123,8 @@ class Pruner:
             NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
         """
         self.scores.values = from_first(self.scores.values)
-        outputs = self.outputs(rows) if rows else None
-        if outputs and self.config.chosen_allocation == "measured" and self.plan == Plan.full(self.groups):
-            self.measure_split(outputs)
+        is_first = self.plan == Plan.full(self.groups)
+        outputs = self.measure_split(rows) if rows and is_first and self.config.measures_split else None
         counts = self._counts_at(progress)
         kept = {}
         for name, units in self.plan.kept.items():
@@ -142,11 +141,12 @@ class Pruner:
         """Return what the model gives now for calibration rows: all of them where the adapters are to learn it."""
         return Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0)
 
-    def measure_split(self, outputs: Outputs) -> None:
-        """Let the calibration rows decide how many heads and how many channels go."""
+    def measure_split(self, rows: Rows) -> Outputs:
+        """Let the calibration rows decide how many heads and how many channels go; return what the model gives for them."""
         ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
-        trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
         with at_once():
+            outputs = self.outputs(rows)
+            trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
             try:
                 counts = measured_counts(trial, self.space, self.target.ratio, self.target.counts)
             except ConfigError:  # layers share projections
@@ -155,6 +155,7 @@ class Pruner:
                 trial = replace(trial, compensate=False)
                 counts = measured_counts(trial, self.space, self.target.ratio, self.target.counts)
         self.target = replace(self.target, counts=counts)
+        return outputs
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from loraprune.groups import Group, consumers
-from loraprune.models.adapters import base_layer, find_module
-from loraprune.models.quantised import restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import Counts, Scores, Space, splits
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.compensation import apply_refits_, solve_refits
 from loraprune.pruning.recovery.end_to_end import Outputs
+from loraprune.pruning.recovery.snapshot import Snapshot
 from loraprune.runtime.processes import from_first
 from loraprune.runtime.progress import shown
 
@@ -47,32 +45,21 @@ class Trial:
         """
         some = self.outputs.some(self.outputs.learned[::SHARE])
         full, masks, errors = Plan.full(tuple(self.groups)).kept, Masks(self.model, self.groups), []
+        readers = dict.fromkeys(span.module for group in self.groups for span in consumers(group))
+        frozen = Snapshot(self.model, readers if self.compensate else ())
         try:
             for counts in shown(tried, "measuring splits"):
                 kept = {name: tuple(sorted(units[: counts[name]])) for name, units in self.ranked.items()}
                 refits = solve_refits(self.model, self.groups, kept, some) if self.compensate else {}
-                with self._weights_back():
-                    masks.set(kept)
-                    apply_refits_(self.model, self.groups, kept, refits)
-                    errors.append(self.outputs.distance(self.model).error)
+                masks.set(kept)
+                apply_refits_(self.model, self.groups, kept, refits)
+                errors.append(self.outputs.distance(self.model).error)
                 masks.set(full)
+                frozen.restore_()
         finally:
             masks.remove()
+            frozen.restore_()
         return errors
-
-    @contextmanager
-    def _weights_back(self) -> Iterator[None]:
-        """Give the projections that read units their weights back."""
-        paths = {span.module for group in self.groups for span in consumers(group)} if self.compensate else set()
-        layers = {path: base_layer(find_module(self.model, path)) for path in paths}
-        former = {
-            path: {name: each.clone() for name, each in stored_parameters(layer)} for path, layer in layers.items()
-        }
-        try:
-            yield
-        finally:
-            for path, layer in layers.items():
-                restore_(layer, former[path])
 
 
 def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -> Counts:

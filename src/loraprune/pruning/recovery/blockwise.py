@@ -31,6 +31,7 @@ from loraprune.pruning.recovery.compensation import (
     run,
     token_streams,
 )
+from loraprune.pruning.recovery.descent import Descent
 from loraprune.pruning.recovery.finished import Finished
 from loraprune.runtime.progress import Advance, phase
 
@@ -230,25 +231,15 @@ class _Block:
     def _descend(
         self, weights: Mapping[nn.Parameter, str], taught: Int[Tensor, " some"], options: BlockOptions, advance: Advance
     ) -> None:
-        """Take steps of Adam, on a copy of the weights in float32."""
+        """Take steps of Adam on drawn rows."""
         generator = torch.Generator().manual_seed(options.seed)
-        masters = [weight.detach().float().clone() for weight in weights]
-        optimiser = torch.optim.Adam([
-            {"params": [master], "lr": options.scales[path]} for master, path in zip(masters, weights.values(), strict=True)
-        ], fused=True)  # fmt: skip
-        decay = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        )
+        descent = Descent({weight: options.scales[path] for weight, path in weights.items()}, options.steps)
         for _ in range(options.steps):
             size = min(self._calls.batch, len(taught))
             chosen = taught[torch.randint(len(taught), (size,), generator=generator)]
             with torch.enable_grad():  # the pass around this hook builds no graph
                 gradients = torch.autograd.grad(self._loss(chosen), list(weights))
-            for master, gradient in zip(masters, gradients, strict=True):
-                master.grad = gradient.float()
-            optimiser.step()
-            decay.step()
-            _copy_(weights, masters)
+            descent.step(gradients)
             advance(1, state=self.path)
 
     def _check_finite(self) -> None:

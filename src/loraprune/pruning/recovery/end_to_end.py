@@ -22,6 +22,7 @@ from loraprune.models.adapters import base_model, no_cache, trained_factors
 from loraprune.models.modes import dropout_off
 from loraprune.models.teacher_logits import TeacherLogits, divergence, top_of
 from loraprune.pruning.recovery.compensation import LABELS, MASKS, Rows, on_device, rows_aside
+from loraprune.pruning.recovery.descent import Descent
 from loraprune.runtime.progress import phase, shown
 
 RATE = 8e-3
@@ -137,15 +138,8 @@ def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int)
         NumericsError: if an output is NaN or infinite.
     """
     factors = trained_factors(model)
-    masters = [factor.detach().float().clone() for factor in factors]
-    optimiser = torch.optim.Adam(
-        [{"params": [master], "lr": RATE / scale} for master, scale in zip(masters, factors.values(), strict=True)],
-        betas=BETAS,
-    )
-    warm = max(1, min(WARM_UP, steps // 2))
-    decay = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+    rates = {factor: RATE / scale for factor, scale in factors.items()}
+    descent = Descent(rates, steps, warm_up=max(1, min(WARM_UP, steps // 2)), betas=BETAS, largest=LARGEST_GRADIENT)
     generator = torch.Generator().manual_seed(seed)
     order = outputs.learned[:0]
     size = min(outputs.together, len(outputs.learned))
@@ -155,19 +149,12 @@ def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int)
                 order = torch.cat((order, outputs.learned[torch.randperm(len(outputs.learned), generator=generator)]))
             chosen, order = order[:size], order[size:]
             with torch.enable_grad():
-                given, _ = outputs.run(model, chosen)
-                error = outputs.error(given, chosen)
-                if step and not torch.isfinite(error):
-                    return  # it went too far, and is undone
+                error = outputs.error(outputs.run(model, chosen)[0], chosen)
                 if not torch.isfinite(error):
+                    if step:  # the steps went too far, and are undone
+                        return
                     raise NumericsError("end-to-end reconstruction: an output is NaN or infinite: use --dtype float32")
                 # Not backward(): hooks that gather gradients across processes would wait for a step of training.
                 gradients = torch.autograd.grad(error, list(factors), allow_unused=True)
-            for master, gradient in zip(masters, gradients, strict=True):
-                master.grad = None if gradient is None else gradient.float()
-            torch.nn.utils.clip_grad_norm_(masters, LARGEST_GRADIENT)
-            optimiser.step()
-            decay.step()
-            for factor, master in zip(factors, masters, strict=True):
-                factor.data.copy_(master)
+            descent.step(gradients)
             advance(1)

@@ -16,8 +16,7 @@ from typing import Any
 from torch import nn
 
 from loraprune.groups import Group
-from loraprune.models.adapters import base_layer, find_module, linear_paths, trained_factors
-from loraprune.models.quantised import restore_, stored_parameters
+from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
 from loraprune.pruning.recovery.compensation import (
     Gain,
@@ -28,6 +27,7 @@ from loraprune.pruning.recovery.compensation import (
 )
 from loraprune.pruning.recovery.end_to_end import Distance, Outputs, learn_outputs_
 from loraprune.pruning.recovery.finished import Finished, digest
+from loraprune.pruning.recovery.snapshot import Snapshot
 
 FAR = math.log(2)
 """rise of the loss, in nats, that is reported as damage: a perplexity twice as high"""
@@ -127,17 +127,13 @@ def _undone_if_worse(
     model: nn.Module, paths: Iterable[str], outputs: Outputs, recovery: Recovery, step: str
 ) -> Iterator[None]:
     """Undo a step of recovery, which changes the projections at `paths` and the adapters, if the outputs are further away afterwards."""
-    layers = {path: base_layer(find_module(model, path)) for path in paths}
-    former = {
-        path: {name: each.cpu().clone() for name, each in stored_parameters(layer)} for path, layer in layers.items()
-    }
+    frozen = Snapshot(model, paths)
     factors = {factor: factor.detach().clone() for factor in trained_factors(model)}
     earlier = list(recovery.errors)[-1]
     yield
     recovery.note(step, outputs.distance(model))
     if not recovery.errors[step] < recovery.errors[earlier]:  # NaN is not less either
-        for path, layer in layers.items():
-            restore_(layer, former[path])
+        frozen.restore_()
         for factor, weights in factors.items():
             factor.data.copy_(weights)
         recovery.undone.append(step)
