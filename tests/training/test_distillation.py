@@ -45,11 +45,11 @@ def test_the_loss_is_the_divergence_where_all_tokens_are_named() -> None:
     draw = torch.Generator().manual_seed(0)
     theirs, ours = (torch.randn(2, 5, 9, generator=draw).log_softmax(-1) for _ in range(2))
     labels = torch.tensor([[1, 2, 3, -100, 4], [-100, 1, -100, 2, 3]])
-    opinion = TeacherLogits(*theirs.topk(8, dim=-1))
-    targets = labels[:, 1:] != -100
-    expected = functional.kl_div(ours[:, :-1][targets], theirs[:, :-1][targets], reduction="sum", log_target=True)
-    torch.testing.assert_close(imitation_loss(ours, opinion, labels, predictions), expected, rtol=1e-4, atol=1e-5)
-    assert imitation_loss(theirs, opinion, labels, predictions).item() == pytest.approx(0.0, abs=1e-4)
+    targets = TeacherLogits(*theirs.topk(8, dim=-1))
+    learned = labels[:, 1:] != -100
+    expected = functional.kl_div(ours[:, :-1][learned], theirs[:, :-1][learned], reduction="sum", log_target=True)
+    torch.testing.assert_close(imitation_loss(ours, targets, labels, predictions), expected, rtol=1e-4, atol=1e-5)
+    assert imitation_loss(theirs, targets, labels, predictions).item() == pytest.approx(0.0, abs=1e-4)
     everything = functional.kl_div(ours[:, :-1], theirs[:, :-1], reduction="sum", log_target=True)
     assert not torch.isclose(expected, everything)  # the control: prompts and padding are left out
 
@@ -70,11 +70,11 @@ def test_the_cache_says_what_the_copy_says(tmp_path: Path) -> None:
         CopyTeacher(copy.deepcopy(model)),
     )
     for places in ([0, 3], [len(rows) - 1, 1, 7]):
-        one, other = (teacher.opinion(batch(places)) for teacher in (cached, copied))
+        one, other = (teacher.targets(batch(places)) for teacher in (cached, copied))
         torch.testing.assert_close(one.log_probabilities, other.log_probabilities, rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(one.tokens, other.tokens)
-    wrong = cached.opinion(batch([4, 1]))
-    assert not torch.equal(wrong.tokens[0], cached.opinion(batch([0, 1])).tokens[0])
+    wrong = cached.targets(batch([4, 1]))
+    assert not torch.equal(wrong.tokens[0], cached.targets(batch([0, 1])).tokens[0])
 
 
 def test_the_choice_of_teacher_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,23 +90,23 @@ def test_the_choice_of_teacher_follows_memory(monkeypatch: pytest.MonkeyPatch) -
     assert choose_teacher("copy", model) == "copy"
 
 
-def test_opinions_on_disk_are_read_again_unless_they_are_torn(
+def test_logits_on_disk_are_read_again_unless_they_are_torn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, rows, collator, folder = tiny_llama(), text_rows(), Collator(2), tmp_path / "teacher"
-    first = CachedTeacher(model, rows, collator, batch=5, folder=folder).opinion(batch([0, 3]))
+    first = CachedTeacher(model, rows, collator, batch=5, folder=folder).targets(batch([0, 3]))
     silent = tiny_llama()
     monkeypatch.setattr(silent, "forward", None)
     other = CachedTeacher(silent, rows, collator, batch=5, folder=folder)
-    torch.testing.assert_close(other.opinion(batch([0, 3])), first, rtol=0, atol=0)
+    torch.testing.assert_close(other.targets(batch([0, 3])), first, rtol=0, atol=0)
     with (folder / "tokens").open("r+b") as file:
         file.write(b"\x7f")
-    again = CachedTeacher(model, rows, collator, batch=5, folder=folder).opinion(batch([0, 3]))
+    again = CachedTeacher(model, rows, collator, batch=5, folder=folder).targets(batch([0, 3]))
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     assert "tokens was altered" in caplog.text
 
 
-def test_training_on_the_opinion_alone_makes_another_model_say_the_same() -> None:
+def test_training_on_the_targets_alone_makes_another_model_say_the_same() -> None:
     teacher, student, rows = tiny_llama(), tiny_llama(), text_rows(24)
     with torch.no_grad():
         for parameter in student.parameters():

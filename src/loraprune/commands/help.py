@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 from loraprune.commands.verbs import COMMANDS, GENERAL, SECTIONS, Command
 from loraprune.config import recipes
@@ -169,7 +170,7 @@ def _add_general(add: Callable[..., argparse.Action], command: Command, *, every
     add(*HELP, action="store_true", help="show this help")
 
 
-def _files() -> dict[str, str]:
+def _files() -> dict[str, Any]:
     """Return how shtab completes names of files; nothing where only help is shown."""
     if find_spec("shtab") is None:
         return {}

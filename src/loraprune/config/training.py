@@ -136,7 +136,7 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
             wrong,
             (
                 self.teacher != "none" or self.distill == PruneConfig.distill,
-                f"--distill {self.distill}: it weighs the opinion of a teacher, and there is none; give --teacher auto, or leave it out",
+                f"--distill {self.distill}: it weighs a teacher, and no teacher is used; give --teacher auto, or leave it out",
             ),
             (absent is None, f"--teacher 8bit: {absent}"),
             ((rounded := rounding_problem(self.model, "--teacher", self.teacher)) is None, str(rounded)),

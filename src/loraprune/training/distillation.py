@@ -42,7 +42,7 @@ class NumberedCollator:
 
 
 class DistillingTrainer(GuardedTrainer):
-    """A Trainer whose loss is (1 - weight) of the text's and `weight` of the dense model's opinion."""
+    """A Trainer whose loss is (1 - weight) of the text's and `weight` of the dense model's targets."""
 
     def __init__(
         self, *arguments: Any, teacher: Teacher, weight: float, predictions: Predictions, **options: Any
@@ -58,11 +58,11 @@ class DistillingTrainer(GuardedTrainer):
         num_items_in_batch: Shaped[Tensor, "..."] | int | None = None,
     ) -> Any:
         """Return the mixed loss of a micro-batch, normalised as the Trainer normalises the text's."""
-        opinion = self._teacher.opinion(inputs)
+        targets = self._teacher.targets(inputs)
         labels = inputs[LABELS]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         count = num_items_in_batch if num_items_in_batch is not None else len(self._predictions(outputs.logits, labels))
-        imitation = imitation_loss(outputs.logits, opinion, labels, self._predictions) / count
+        imitation = imitation_loss(outputs.logits, targets, labels, self._predictions) / count
         if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
             imitation = imitation * processes()
         mixed = (1 - self._weight) * loss + self._weight * imitation

@@ -11,10 +11,10 @@ from loraprune.models.teacher_logits import TeacherLogits, divergence
 
 def imitation_loss(
     logits: Float[Tensor, "*places classes"],
-    opinion: TeacherLogits,
+    targets: TeacherLogits,
     labels: Shaped[Tensor, "*places"],
     predictions: Predictions,
 ) -> Float[Tensor, ""]:
     """Return KL(dense || pruned) summed over the targets that a task's `predictions` selects."""
-    theirs = TeacherLogits(predictions(opinion.log_probabilities, labels), predictions(opinion.tokens, labels))
+    theirs = TeacherLogits(predictions(targets.log_probabilities, labels), predictions(targets.tokens, labels))
     return divergence(predictions(logits, labels), theirs).sum()

@@ -34,8 +34,8 @@ LABELS, ROW = "labels", "row"
 class Teacher(Protocol):
     """Says what the dense model thinks of a batch."""
 
-    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
-        """Return the dense model's opinion, and take the rows' numbers out of `inputs`."""
+    def targets(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
+        """Return the dense model's logits for a batch, and take the rows' numbers out of `inputs`."""
 
 
 class CopyTeacher:
@@ -44,14 +44,14 @@ class CopyTeacher:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
 
-    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
-        """Return the copy's opinion."""
+    def targets(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
+        """Return the copy's logits."""
         inputs.pop(ROW)
         return teacher_logits(self.model, inputs)
 
 
 class CachedTeacher:
-    """The dense model's opinion on every training row, on disk: no second model is in memory while training.
+    """The dense model's logits for every training row, on disk: no second model is in memory while training.
 
     A folder that holds them already, as that of an interrupted run does, is read instead of written.
     """
@@ -71,7 +71,7 @@ class CachedTeacher:
         self._values = np.memmap(folder / "values", np.float16, "r", shape=shape)
         self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
 
-    def opinion(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
+    def targets(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
         """Return what was written down about the rows that `inputs` numbers."""
         labels, rows = inputs[LABELS], inputs.pop(ROW).tolist()
         # Rows may have been padded to another length then; what is beyond the shorter of the two is padding.
@@ -88,7 +88,7 @@ class CachedTeacher:
 
 
 def _whole(folder: Path, *, rows: int) -> dict[str, Any] | None:
-    """Return the manifest of opinions about so many rows, or None where they are to be written."""
+    """Return the manifest of logits for so many rows, or None where they are to be written."""
     if not folder.is_dir():
         return None
     try:
@@ -100,7 +100,7 @@ def _whole(folder: Path, *, rows: int) -> dict[str, Any] | None:
 
 
 def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, batch: int) -> tuple[list[int], int]:
-    """Write the opinions row after row; return where each row's begin, and how many tokens each place has."""
+    """Write the logits row after row; return where each row's begin, and how many tokens each place has."""
     starts, top = [0], 0
     with (folder / "values").open("wb") as values, (folder / "tokens").open("wb") as tokens:
         for start in range(0, len(rows), batch):
@@ -140,7 +140,7 @@ def make_teacher(
 ) -> Teacher | None:
     """Return the teacher `none`, `copy`, `8bit` or `cache`.
 
-    Opinions lie in the folder `cache`, and are read if they lie there already; `small` loads the dense model in 8 bits.
+    Logits are stored in the folder `cache`, and are read if they are there already; `small` loads the dense model in 8 bits.
     """
     if choice == "none":
         return None

@@ -110,7 +110,7 @@ def train(
     keeper: Keeper,
     teacher: Teacher | None = None,
 ) -> int:
-    """Train an adapted model, with a teacher on its opinion too, and return the optimiser steps taken.
+    """Train an adapted model, with a teacher on its logits too, and return the optimiser steps taken.
 
     Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training goes on from there.
     """

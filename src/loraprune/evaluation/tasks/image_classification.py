@@ -112,7 +112,7 @@ def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
 def predictions(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch classes"]:
-    """Return the opinion on every image."""
+    """Return the logits of every image."""
     return logits
 
 

@@ -1,4 +1,4 @@
-"""No opinion at all: the control that every other criterion must beat."""
+"""Random scores: the control that every other criterion must beat."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ def run_step(
         model: In the precision it computes in, with its adapters; a scorer may have its hooks on it.
         inputs: One micro-batch, without labels.
         micro_batches: Whether gradients of earlier ones are there already is all that matters.
-        teacher: A second model that is asked for its opinion on every batch.
-        learns_from_teacher: With no `teacher`, opinions are read from disk.
+        teacher: A second model that is asked for its targets on every batch.
+        learns_from_teacher: With no `teacher`, its logits are read from disk.
         cpu: Count what is kept where PyTorch computes on a CPU.
     """
     batch = {name: value.to(META) if isinstance(value, Tensor) else value for name, value in inputs.items()}
@@ -132,14 +132,14 @@ def _loss(
 ) -> Tensor:  # fmt: skip
     """Return the loss of a micro-batch, with no more alive than what the backward pass needs."""
     seen = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    opinion = (
-        teacher_logits(teacher, seen) if teacher else _read_opinion(labels, classes) if learns_from_teacher else None
+    targets = (
+        teacher_logits(teacher, seen) if teacher else _read_targets(labels, classes) if learns_from_teacher else None
     )
     output = model(**batch, labels=labels)
     loss: Tensor = output.loss
     return (
-        loss + imitation_loss(output.logits, opinion, labels, lambda values, _: values.flatten(0, -2))
-        if opinion
+        loss + imitation_loss(output.logits, targets, labels, lambda values, _: values.flatten(0, -2))
+        if targets
         else loss
     )
 
@@ -155,7 +155,7 @@ def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
     ]
 
 
-def _read_opinion(labels: Tensor, classes: int) -> TeacherLogits:
+def _read_targets(labels: Tensor, classes: int) -> TeacherLogits:
     shape = (*labels.shape, min(TOP, classes - 1))
     return TeacherLogits(torch.empty(shape), torch.empty(shape, dtype=torch.long))
 
