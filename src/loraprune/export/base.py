@@ -20,6 +20,7 @@ from loraprune.evaluation.tasks import find_task
 from loraprune.models.folder import TOKENIZER_CONFIG
 from loraprune.models.loading import load_tokenizer, quiet
 from loraprune.registry import Registry
+from loraprune.runtime.hub import at_home, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class Source:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Say whether a tokenizer lies beside the weights; that of a hub id is looked for there."""
-        return not self.folder.is_dir() or (self.folder / TOKENIZER_CONFIG).is_file()
+        """Say whether a tokenizer lies beside the weights or a merged adapter; that of a hub id is looked for there."""
+        places = [self.folder, *(Path(at_home(adapter)) for adapter in parts(self.name)[1:] if adapter)]
+        return not self.folder.is_dir() or any((place / TOKENIZER_CONFIG).is_file() for place in places)
 
 
 Writer: TypeAlias = Callable[[Source, Path], dict[str, Any]]
