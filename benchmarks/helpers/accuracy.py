@@ -31,12 +31,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def grid(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the own options of every run, seed by seed."""
+    """Yield name and options of every run, seed by seed; a criterion runs in the paper's recipe."""
     for seed in options.seeds:
         yield BASELINE, {"seed": seed}
         for ratio in options.ratios:
             for name in options.criteria:
-                chosen = recipes.recipe(name) if name in recipes.names() else {"criterion": name}
+                chosen = (
+                    recipes.recipe(name) if name in recipes.names() else recipes.recipe("paper") | {"criterion": name}
+                )
                 yield name, {**chosen, "ratio": ratio, "seed": seed}
 
 
