@@ -69,10 +69,12 @@ def measure(
         else:
             prune(PruneConfig(**shared, **(pruning or {}), **own))
         report = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))
-        figures = {key: report["accuracy"][key] for key in ("dense", "pruned", "standard_error", "rows")}
+        quality = report[report["metric"]]
+        figures = {key: quality.get(key) for key in ("dense", "pruned", "standard_error", "rows")}
         found["cells"][cell] = {
-            "run": run, "ratio": own.get("ratio", 0.0), "seed": own["seed"], **figures, "parameters": report["parameters"],
-            "ratio_reached": report.get("ratio_reached", 0.0), "trained_whole": report["trained_whole"],
+            "run": run, "ratio": own.get("ratio", 0.0), "seed": own["seed"], "metric": report["metric"], **figures,
+            "parameters": report["parameters"], "ratio_reached": report.get("ratio_reached", 0.0),
+            "trained_whole": report["trained_whole"],
         }  # fmt: skip
         values = {"machine": machine(), **told, "cells": found["cells"]}
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
