@@ -43,4 +43,4 @@ def test_resuming_and_replacing_at_once_is_said(tmp_path: Path, caplog: pytest.L
     (tmp_path / "out").mkdir()
     with caplog.at_level(logging.INFO), new_folder(tmp_path / "out", overwrite=True, resume=True):
         pass
-    assert "is replaced at the end; this run starts anew" in caplog.text
+    assert "is replaced at the end; this run starts again" in caplog.text

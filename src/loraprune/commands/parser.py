@@ -152,7 +152,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
 
 
 def _is_lost(one: Setting, parsed: Namespace) -> bool:
-    """Say whether the parser made nothing of a word: to YAML `#` begins a comment, and `~` is null. Only `null` is meant so."""
+    """Return whether the parser read a word as null: in YAML `#` begins a comment, and `~` is null. Only `null` is intended so."""
     return one.option not in NO_OPTIONS and parsed.get(one.option) is None and one.value not in (None, "", "null")
 
 
@@ -176,12 +176,12 @@ def _types(verb: str) -> dict[str, Any]:
 
 
 def _needed(verb: str) -> list[str]:
-    """Return the options that a command cannot do without."""
+    """Return the options that a command requires."""
     return [one.name for one in fields(COMMANDS[verb].options) if one.default is one.default_factory is MISSING]
 
 
 def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[str]:
-    """Return everything that is wrong with a command line, of which the parser tells the first only: each option is read alone."""
+    """Return everything that is wrong with a command line; the parser reports only the first problem, so each option is read alone."""
     needed = _needed(verb)
     command = [verb, *(f"--{name}=[]" for name in needed)]
     files, found, right, types = Findings(), [], set(), _types(verb)
@@ -212,7 +212,7 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
 
 
 def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[str] = ()) -> list[str]:
-    """Return what is wrong with values of the right types; of those that are unknown nothing is told."""
+    """Return what is wrong with values of the right types; unknown options are skipped."""
     options = COMMANDS[verb].options
     empty = null_problems(options, values)
     skipped = {*unknown, *empty}
@@ -226,7 +226,7 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
 
 
 def check_names(verb: str, options: Options) -> None:
-    """Refuse names that lead nowhere before torch is imported.
+    """Refuse names that do not exist before torch is imported.
 
     Raises:
         ConfigError: with all of them, and with what is wrong with the folders of models.

@@ -114,17 +114,17 @@ class LoRAPruneConfig(AdapterOptions):
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
-        """Return the sides of projections whose frozen weights change at a removal: those that read units, or both."""
+        """Return the sides of projections whose frozen weights recovery changes: those that read units, or both."""
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
     def measures_split(self) -> bool:
-        """Say whether calibration rows decide how many heads and how many channels go."""
+        """Return whether calibration rows decide how many heads and how many channels are removed."""
         return self.chosen_allocation == "measured" and not self.has_dimensions
 
     @property
     def recovers(self) -> bool:
-        """Say whether a removal is followed by recovery on calibration rows."""
+        """Return whether a removal is followed by recovery on calibration rows."""
         return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
 
     @property

@@ -62,7 +62,7 @@ def wrong_value(hint: Any, value: object) -> str:
 
 
 def takes_text(hint: Any) -> bool:
-    """Say whether an option of type `hint` can be any text."""
+    """Return whether an option of type `hint` accepts any text."""
     return str in _members(hint)
 
 

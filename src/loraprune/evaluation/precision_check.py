@@ -1,4 +1,4 @@
-"""Check that a precision chosen for its speed measures what float32 would."""
+"""Check that a precision chosen for speed gives the same loss as float32."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from loraprune.models.precision import wider_weights
 ROWS = 8
 """held-out rows that are measured in both precisions"""
 NATS = 0.02
-"""largest difference of the mean loss: two per cent of a perplexity"""
+"""largest difference of the mean loss in nats: two per cent of a perplexity"""
 
 logger = logging.getLogger(__name__)
 
 
 def settle_precision_(model: PreTrainedModel, task: Task, data: Prepared, batch: int) -> None:
-    """Give a model of bfloat16 weights float32 ones if its loss on some held-out rows differs between the two.
+    """Convert a bfloat16 model to float32 if its loss on some held-out rows differs between the two.
 
-    For a precision that `--dtype auto` chose: one that was asked for stays.
+    Only for a precision that `--dtype auto` chose: a requested precision is kept.
     """
     few = replace(data, held_out=draw_rows(data.held_out, ROWS, seed=0))
     narrow = task.judge(model, few, batch).loss

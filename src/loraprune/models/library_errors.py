@@ -1,4 +1,4 @@
-"""What the libraries raise for a bad checkpoint, said in one sentence.
+"""Turn the libraries' errors for a bad checkpoint into one sentence.
 
 Knows nothing about how models are loaded.
 """
@@ -21,7 +21,7 @@ from loraprune.errors import CheckpointError, ConfigError, LoraPruneError, Unsup
 
 @contextmanager
 def clear_errors(model: str, what: str = "the model") -> Iterator[None]:
-    """Turn what the libraries raise for a bad checkpoint into one sentence."""
+    """Turn the libraries' errors for a bad checkpoint in the block into one sentence."""
     try:
         yield
     except LoraPruneError:

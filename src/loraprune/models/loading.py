@@ -1,4 +1,4 @@
-"""Getting models and tokenizers from folders and the hub, with one clear sentence for everything that can be wrong.
+"""Load models and tokenizers from folders and the hub, with one clear sentence for everything that can be wrong.
 
 Knows nothing about pruning.
 """
@@ -45,14 +45,14 @@ HUB_SECONDS = 10
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
 PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
-"""switches of a configuration that decide what a forward gives"""
+"""switches of a configuration that decide what forward returns"""
 DESCRIBED_AT_MOST = 4
 """a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing load reports and bars: whatever they say is checked and raised here."""
+    """Keep transformers from printing load reports and bars: what they report is checked and raised here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     if level == logging.ERROR and not bars:  # inside another; setting a level empties the caches of all loggers
         yield
@@ -131,7 +131,7 @@ def _config(model: str, **options: Any) -> PreTrainedConfig:
 
 
 def plain_outputs_(config: PreTrainedConfig) -> None:
-    """Let a model give its logits and nothing else: attentions, hidden states and tuples are for who asks for them."""
+    """Make a model return only its logits; attentions, hidden states and tuples are returned only on request."""
     for part in (config, config.get_text_config()):
         for name, plain in PLAIN.items():
             if getattr(part, name, plain) != plain:
@@ -192,7 +192,7 @@ def _load(
             )
         if wrong:
             raise CheckpointError(
-                f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
+                f"--model {model}: the checkpoint {word} {min(wrong)}: it is incomplete, or config.json belongs to another model"
             )
     check_unread(model, loaded, [str(name) for name in info.get("unexpected_keys") or ()])
     if adapter := parts(at_home(model))[1]:
@@ -205,10 +205,10 @@ def _load(
 
 
 def _check_size(folder: str, kind: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
-    """Check that weights are about as many as the configuration says: memory would be taken for all it says.
+    """Check that there are about as many weights as the configuration says: memory would be allocated for all of them.
 
     Raises:
-        CheckpointError: if they are not, or are no whole safetensors files.
+        CheckpointError: if there are not, or if they are not complete safetensors files.
     """
     stored = check_weights(Path(folder))
     with torch.device("meta"):
@@ -220,7 +220,7 @@ def _check_size(folder: str, kind: Any, config: PreTrainedConfig, *, trust_remot
 
 
 def _register(folder: str, **hub_options: Any) -> None:
-    """Make a layer-wise model's type known before transformers looks for it."""
+    """Register a layer-wise model's type before transformers looks for it."""
     values, _ = PreTrainedConfig.get_config_dict(folder, **hub_options)
     register_type(str(values.get("model_type", "")))
 
@@ -252,12 +252,12 @@ def load_with_head(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
 
-    They are drawn by the seed then. `original` is its configuration where that has been read before, `values` are keys of it to set,
+    They are then initialised from the seed. `original` is its configuration if already read, `values` are keys of it to set,
     such as num_labels. With a `quantisation` weights are quantised one by one as they are read: the whole model is never in memory
     in 16 bits.
 
     Returns:
-        The model, and the paths of the modules that started anew.
+        The model, and the paths of the initialised modules.
 
     Raises:
         CheckpointError: for other weights that are missing, torn, or of other shapes than the configuration says.
@@ -291,7 +291,7 @@ def load_with_head(
 
 
 def _let_go_of_files(model: nn.Module) -> None:
-    """Copy what was not quantised: on a CPU it may be a view of the whole file, which would stay in memory for its sake."""
+    """Copy the tensors that were not quantised: on a CPU they may be views of the whole file, which would stay in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
             tensor.data = tensor.data.clone()

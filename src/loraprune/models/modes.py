@@ -1,4 +1,4 @@
-"""Switch dropout, skipped layers and autograd off for a while."""
+"""Switch off dropout, layer skipping and autograd within a block."""
 
 from __future__ import annotations
 

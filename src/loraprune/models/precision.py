@@ -1,4 +1,4 @@
-"""Compute with wider weights for a while, so that the rounding of the usual precision can be measured or avoided."""
+"""Compute with wider weights within a block, so that the rounding of the usual precision can be measured or avoided."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADROOM = 1.2
 
 
 def has_room_for(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Say whether memory has room for the weights of a model in a wider precision."""
+    """Return whether memory has room for the weights of a model in a wider precision."""
     device = next(model.parameters()).device
     if device.type == "mps" and dtype == torch.float64:
         return False  # it has no such numbers
@@ -60,7 +60,7 @@ def compute_in_float32_(model: PeftModel) -> frozenset[str]:
 
 
 def _narrower(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
-    """Return the parameters and buffers that hold numbers, as such, in fewer bytes than `dtype`."""
+    """Return the floating-point parameters and buffers that are narrower than `dtype`."""
     quantised = {id(tensor) for layer in quantised_layers(model).values() for tensor in layer.parameters()}
     every = (*model.parameters(), *model.buffers())
     return [

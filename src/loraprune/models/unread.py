@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that the model does not take: which of them make it another model than the one that was trained.
+"""Check the tensors of a checkpoint that the model does not read: some mean that the trained model was another one.
 
 Knows nothing about files.
 """
@@ -18,12 +18,12 @@ ADAPTERS = re.compile(r"\blora_|\bmodules_to_save\b|\bbase_layer\b|\boriginal_mo
 SCALES = re.compile(
     r"(scale_inv|weight_scale(_\d)?|input_scale|activation_scale|qweight|qzeros|g_idx|absmax|quant_map|SCB)$"
 )
-"""what quantisers store beside weights, or instead of them"""
+"""names of tensors that quantisers store beside weights, or instead of them"""
 FOLLOWS = frozenset({
     "pooler", "rotary_emb", "inv_freq", "position_ids", "token_type_ids", "masked_bias", "mask_token", "relative_position_index",
     "relative_coords_table", "attn_mask", "num_batches_tracked",
 })  # fmt: skip
-"""parts of names of what other heads use, or of what follows from the configuration"""
+"""parts of the names of other heads' tensors, and of tensors that follow from the configuration"""
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ def check_unread(source: str, model: PreTrainedModel, names: Sequence[str]) -> N
     if inside:
         raise CheckpointError(
             f"--model {source}: the checkpoint holds {min(inside)}, which a model of this config.json does not have "
-            f"({len(inside)} such tensors): config.json is another model's"
+            f"({len(inside)} such tensors): config.json belongs to another model"
         )
     if names:
         _warn(source, type(model).__name__, tuple(sorted(names)))
 
 
 def _is_inside(model: PreTrainedModel, name: str) -> bool:
-    """Say whether a tensor belongs to the layers below the head, named with or without the backbone's prefix."""
+    """Return whether a tensor belongs to the layers below the head, named with or without the backbone's prefix."""
     first, *others = name.split(".")
     if not FOLLOWS.isdisjoint(others):
         return False

@@ -1,4 +1,4 @@
-"""What a run removed, in figures."""
+"""Figures of a run's removal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How much of the prunable parameters is gone."""
+    """The removed share of the prunable parameters."""
 
     ratio_requested: float | None
     """None where a number of parameters or widths were asked for, which `target` has"""

@@ -75,7 +75,7 @@ def _cut(cut: Cut, index: Tensor, optimizer: torch.optim.Optimizer | None) -> No
 
 
 def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make new parameters of all that are trained, with the same numbers and optimiser state.
+    """Replace all trained parameters by new ones with the same values and optimiser state.
 
     After a cut DDP needs it: the nodes of autograd that it holds on to know the old shapes.
     """
@@ -94,12 +94,12 @@ def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def rescale_norm_(weight: Float[Tensor, " units"], *, before: int, after: int) -> None:
-    """Make an RMS norm over `after` channels give what it gave over `before` with the others zero."""
+    """Rescale an RMS norm over `after` channels to give its output over `before` channels with the others zero."""
     weight.data.mul_(math.sqrt(before / after))
 
 
 def set_attribute(model: nn.Module, path: str, value: int) -> None:
-    """Set an integer of a module; a layer that shares the model's configuration gets a view of its own first."""
+    """Set an integer of a module; a layer that shares the model's configuration first gets a separate view of it."""
     owner, name = path.rsplit(".", 1)
     if owner.endswith(".config"):
         module: Any = find_module(model, owner.removesuffix(".config"))
@@ -127,7 +127,7 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
         has_weight = side == "table" or side in STACKS or getattr(base_layer(module), "weight", None) is not None
         sizes = [cut.size for cut in cuts(module, side)] if has_weight else []
         if not sizes:
-            raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
+            raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is not a layer that can be cut")
         size = min(sizes)
         ranges.sort()
         for (_, stop, name), (start, _, other) in pairwise(ranges):

@@ -43,7 +43,7 @@ def fit(
     workspace: Path,
     checkpoint: Checkpoint | None,
 ) -> Training:
-    """Attach LoRA and train, which gives `run.adapted` and `run.pruner`; from a checkpoint on if there is one.
+    """Attach LoRA and train, which sets `run.adapted` and `run.pruner`; continue from a checkpoint if there is one.
 
     The time counts scoring and slicing, not loading and evaluation.
     """
@@ -79,9 +79,9 @@ def fit(
 
 
 def _identity(setup: RunSetup, run: RunModel, checkpoint: Checkpoint | None, workspace: Path) -> dict[str, Any]:
-    """Return what a checkpoint of this run says about it; `checkpoint` must say the same, but for the teacher, which it names.
+    """Return a checkpoint's record of this run; `checkpoint` must have the same, except for the teacher, which it names.
 
-    Without one, what a former run left in the workspace is deleted.
+    Without one, the files of a former run in the workspace are deleted.
     """
     asked = setup.config.teacher if isinstance(setup.config, PruneConfig) else "none"
     teaching = choose_teacher(asked, run.model, quantisable=setup.quantisable)
@@ -103,7 +103,7 @@ def _begin(setup: RunSetup, workspace: Path) -> None:
 
 
 def _teacher(setup: RunSetup, run: RunModel, kind: str, workspace: Path) -> Teacher | None:
-    """Return the dense model as a teacher of a kind; one process after the other, as each may need memory for it."""
+    """Return the dense model as a teacher; one process after the other, as each may need memory for it."""
 
     def small() -> PreTrainedModel:
         return setup.load_dense(run.dense.dtype, quantisation=Quantisation("8bit", setup.quantisable))[0]
@@ -141,7 +141,7 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
 
 
 def _watch(setup: RunSetup, callback: LoRAPruneCallback | None) -> Watch:
-    """Return what evaluates the model on held-out data while it trains."""
+    """Return the callback that evaluates the model on held-out data during training."""
 
     def judge(model: nn.Module) -> Measured:
         base = base_model(model)

@@ -19,7 +19,7 @@ from transformers import (
 from loraprune.runtime.progress import Advance, phase
 
 LINES = 10
-"""lines a run writes instead of a bar where stderr is no terminal"""
+"""lines that a run writes instead of a bar if stderr is not a terminal"""
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,11 @@ class TrainingBar(TrainerCallback):
         return {"curve": self.curve}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.curve = list(state["curve"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._open.close()

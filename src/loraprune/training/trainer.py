@@ -37,9 +37,9 @@ from loraprune.training.teachers import Teacher
 from loraprune.training.watch import Watch, dashboards
 
 OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8bit": "paged_adamw_8bit"}
-"""--optimizer -> the Trainer's name for it"""
+"""`--optimizer` -> the Trainer's name for it"""
 LOSSES_AT_LEAST = 50
-"""a run logs its loss at least this often, if it has the steps"""
+"""a run logs its loss at least this often, if it has enough steps"""
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def training_arguments(
 
 
 def scores_forward(config: PruneConfig | FinetuneConfig) -> bool:
-    """Say whether a run needs no backward pass: it does not train, and its criterion looks at what flows forward."""
+    """Return whether a run needs no backward pass: it does not train, and its criterion only reads activations."""
     if config.steps != 0 or config.dtype == "float16" or not isinstance(config, PruneConfig):
         return False
     return not criteria.get(config.chosen_criterion).needs_gradient
@@ -112,7 +112,7 @@ def train(
 ) -> int:
     """Train an adapted model, with a teacher on its logits too, and return the optimiser steps taken.
 
-    Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training goes on from there.
+    Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training continues from there.
     """
     rows, collator = data.training, data.collator
     steps = optimiser_steps(config, len(rows))

@@ -50,7 +50,7 @@ def _evaluate(result: Report) -> list[tuple[str, str]]:
     words = ["evaluate", _folder(result), "--against", result.model, "--data", "YOUR_TEST_DATA"]
     if result.has_new_head:  # the dense model has no head to evaluate
         words = ["evaluate", _folder(result), "--data", "YOUR_TEST_DATA"]
-    return [("evaluate it on data of your own", _command(*words))]
+    return [("evaluate it on your own data", _command(*words))]
 
 
 def _export(result: Report) -> list[tuple[str, str]]:

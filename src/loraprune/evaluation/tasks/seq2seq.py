@@ -1,4 +1,4 @@
-"""Sequence to sequence: a model encodes a source and writes a target; judged by the perplexity of the targets."""
+"""Sequence to sequence: a model encodes a source and writes a target; evaluated by the perplexity of the targets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
 def predictions(
     logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
 ) -> Shaped[Tensor, "targets classes"]:
-    """Return what is said at the place of each target."""
+    """Return the logits at the position of each target."""
     return logits[labels != NO_TARGET]
 
 
