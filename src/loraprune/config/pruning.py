@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from loraprune.config.base import AdapterOptions, dashed, failed
+from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.errors import ConfigError
 
@@ -19,6 +19,8 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
+TARGETS = ("ratio", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+"""options that say how much is removed"""
 UNIT_OPTIONS = (
     "parameters",
     "heads",
@@ -234,10 +236,25 @@ class LoRAPruneConfig(AdapterOptions):
                 found.append(str(error))
         return [*found, *self._sparsity_problems()]
 
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        found = super().idle()
+        if self.chosen_schedule == "oneshot":
+            found += idle_options(self, "--schedule oneshot removes all units at once", "interval")
+        if self.scores:
+            ranking = ("criterion", "power", "normalize", "decay", "history")
+            found += idle_options(self, f"units are ranked by --scores {self.scores}", *ranking)
+        if self.has_dimensions:
+            found += idle_options(self, "explicit widths are given", *(("round",) if self.ffn_ratio is None else ()))
+            if self.allocation in ("balanced", "measured"):
+                found += idle_options(self, "explicit widths are given", "allocation")
+        if self.sparsity or not (self.compensate is not False or self.recovers):
+            found += idle_options(self, "nothing is reconstructed after a removal", "calibration")
+        return found
+
     def _other_target(self) -> str:
         """Return the given targets other than --ratio, as typed on the command line."""
-        names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in TARGETS if name != "ratio" and getattr(self, name) is not None}
         return " ".join(f"--{dashed(name)} {value}" for name, value in given.items())
 
     def _sparsity_problems(self) -> list[str]:
