@@ -27,7 +27,7 @@ from loraprune.commands.verbs import COMMANDS
 from loraprune.config import recipes
 from loraprune.config.base import Options, null_problems
 from loraprune.config.training import PruneConfig
-from loraprune.config.values import takes_text
+from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings
 from loraprune.runtime.hub import at_home
 
@@ -40,6 +40,7 @@ def build_parser(wanted: str) -> ArgumentParser:
 
     Only the options of that command are read, which is faster. Help is made elsewhere, see `loraprune.commands.help`.
     """
+    register_types()
     parser = ArgumentParser(prog="loraprune", exit_on_error=False, allow_abbrev=False, add_help=False)
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
