@@ -28,7 +28,7 @@ from loraprune.config import recipes
 from loraprune.config.base import Options, dashed, null_problems
 from loraprune.config.pruning import TARGETS, LoRAPruneConfig
 from loraprune.config.training import PruneConfig
-from loraprune.config.values import takes_text
+from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings
 from loraprune.runtime.hub import at_home
 
@@ -41,6 +41,7 @@ def build_parser(wanted: str) -> ArgumentParser:
 
     Only the options of that command are read, which is faster. Help is made elsewhere, see `loraprune.commands.help`.
     """
+    register_types()
     parser = ArgumentParser(prog="loraprune", exit_on_error=False, allow_abbrev=False, add_help=False)
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
@@ -159,7 +160,7 @@ def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | Non
 
     A run.yaml holds every option, so a file may name both.
     """
-    typed = [one for one in given.values() if one.option in TARGETS and not one.is_key]
+    typed = [one for one in given.values() if one.option in ("ratio", *TARGETS) and not one.is_key]
     others = [
         f"--{dashed(one.option)} {one.value}"
         for one in typed

@@ -22,6 +22,7 @@ from loraprune.config.base import (
 )
 from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.values import Fraction
 from loraprune.errors import nearest
 from loraprune.runtime.output import PARTIAL, unwritable
 from loraprune.runtime.run_file import run_problem
@@ -268,7 +269,7 @@ class DemoConfig(Options):
     """folder for the result"""
     steps: int = 120
     """optimiser steps"""
-    ratio: float = 0.5
+    ratio: Fraction = 0.5
     """fraction of the prunable parameters to remove, from 0 to below 1"""
     seed: int = 0
     """seed for the data order and the adapters"""

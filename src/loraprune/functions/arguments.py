@@ -102,7 +102,8 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     for name, value in values.items():
         if name not in wrong and value is not None:
             try:
-                read_value(hints[name], value)
+                read = read_value(hints[name], value)
+                values[name] = read if isinstance(value, str) else value
             except WrongValueError as error:
                 wrong[name] = f"--{name}{error}"
     try:
