@@ -39,7 +39,7 @@ def test_a_ratio_beside_another_target_is_refused(other: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(
     ("widths", "told"),
-    [({"heads": 2}, "all FFN channels stay"), ({"ffn": 32}, "all heads stay"), ({"heads": 2, "ffn": 32}, None)],
+    [({"heads": 2}, "all FFN channels are kept"), ({"ffn": 32}, "all heads are kept"), ({"heads": 2, "ffn": 32}, None)],
 )
 def test_what_one_width_leaves_whole_is_said(
     widths: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture
