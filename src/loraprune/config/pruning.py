@@ -96,7 +96,7 @@ class LoRAPruneConfig(AdapterOptions):
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
     """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
-    removal, on 256 calibration tokens a step; 0 for none; by default one pass over --calibration wherever possible (not with
+    removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
     --sparsity or FSDP)"""
     calibration: int = 32768
     """tokens used by --compensate, --local and --end-to-end"""

@@ -27,7 +27,7 @@ from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
-from loraprune.pruning.recovery.end_to_end import Outputs, batches
+from loraprune.pruning.recovery.end_to_end import Outputs, default_steps
 from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
 from loraprune.pruning.removed import Removed, Units
 from loraprune.pruning.split import Trial, measured_counts
@@ -217,7 +217,7 @@ class Pruner:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        learning = batches(outputs) if self.config.end_to_end is None else self.config.end_to_end
+        learning = default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
         return recovery, Steps(
             refits, trace, outputs, self.config.local, learning, changed, scales, self.config.seed, self.folder
         )

@@ -141,7 +141,7 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
 def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
     """Return the options with recovery options that were not given set to what is possible.
 
-    `end_to_end` stays None where it is: the calibration rows decide how many steps a pass over them takes.
+    `end_to_end` stays None where it is: the calibration rows decide how many steps some passes over them take.
     """
     possible = not (config.sparsity or launch.is_sharded())
     channels = any(group.kind == "channel" for group in groups)
