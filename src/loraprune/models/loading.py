@@ -82,7 +82,7 @@ def resolve(model: str) -> str:
         raise CheckpointError(f"--model {model}: {problem}")
     base, adapter = parts(model)
     if adapter:
-        check_adapter(Path(adapter))
+        check_adapter(Path(adapter), Path(base))
     if base == DEMO:
         return str(files("loraprune.models") / "demo")
     if os.path.isdir(base):
