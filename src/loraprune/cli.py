@@ -20,6 +20,8 @@ USAGE = 2
 LONGEST = 2000
 """maximum characters of a message, which may quote a whole file"""
 
+logger = logging.getLogger(__name__)
+
 
 def call(target: str, *arguments: Any) -> Any:
     """Import `module:function` of this package and call it."""
@@ -39,6 +41,8 @@ def run(arguments: Sequence[str]) -> None:
     command = COMMANDS[verb]
     options = make_options(verb, parsed)
     check_names(verb, options)
+    for sentence in options.idle():
+        logger.warning(sentence)
     result = call(command.function, options)
     if not launch.is_first():
         return

@@ -114,7 +114,8 @@ def round_config(
         steps = steps * (turn + 1) // config.rounds - steps * turn // config.rounds
     options = {f.name: getattr(config, f.name) for f in fields(PruneConfig)} | {
         "model": str(places[turn - 1]) if turn else config.model, "output": str(places[turn]), "overwrite": True,
-        "rounds": 1, "ratio": due, "parameters": None, "kinds": kinds, "steps": steps, "epochs": config.epochs / config.rounds,
+        "rounds": 1, "ratio": due, "size": None, "parameters": None, "kinds": kinds, "steps": steps,
+        "epochs": config.epochs / config.rounds,
         "rank": rank, "alpha": config.alpha * rank / config.rank, "lr": config.lr * LR_FACTOR**turn,
     }  # fmt: skip
     return RoundConfig(**options, turn=turn)

@@ -25,9 +25,10 @@ from loraprune.commands.parser_errors import (
 )
 from loraprune.commands.verbs import COMMANDS
 from loraprune.config import recipes
-from loraprune.config.base import Options, null_problems
+from loraprune.config.base import Options, dashed, null_problems
+from loraprune.config.pruning import TARGETS, LoRAPruneConfig
 from loraprune.config.training import PruneConfig
-from loraprune.config.values import takes_text
+from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings
 from loraprune.runtime.hub import at_home
 
@@ -40,6 +41,7 @@ def build_parser(wanted: str) -> ArgumentParser:
 
     Only the options of that command are read, which is faster. Help is made elsewhere, see `loraprune.commands.help`.
     """
+    register_types()
     parser = ArgumentParser(prog="loraprune", exit_on_error=False, allow_abbrev=False, add_help=False)
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
@@ -148,7 +150,25 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
         raise ConfigError(*_all_wrong(parser, verb, normal[1:]))
     for name, one in lost.items():
         parsed[name] = one.value
+    if problem := _second_target(given, parsed):
+        raise ConfigError(*_all_wrong(parser, verb, normal[1:]), problem)
     return verb, parsed
+
+
+def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | None:
+    """Return what is wrong with the default of --ratio, typed beside another target, which the options alone do not show.
+
+    A run.yaml holds every option, so a file may name both.
+    """
+    typed = [one for one in given.values() if one.option in ("ratio", *TARGETS) and not one.is_key]
+    others = [
+        f"--{dashed(one.option)} {one.value}"
+        for one in typed
+        if one.option != "ratio" and parsed[one.option] is not None
+    ]
+    if len(others) == len(typed) or not others or parsed.ratio != LoRAPruneConfig.ratio:
+        return None
+    return f"--ratio {parsed.ratio} {' '.join(others)}: give one target only; leave --ratio out"
 
 
 def _is_lost(one: Setting, parsed: Namespace) -> bool:

@@ -52,6 +52,10 @@ class Options:
             if SECRET.search(text)
         ]
 
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
@@ -223,6 +227,14 @@ def missing_quantiser(kind: str) -> str | None:
     if library is None or find_spec(library) is not None:
         return None
     return f"{library} is not installed; pip install 'loraprune[quant]'"
+
+
+def idle_options(options: Options, why: str, *names: str) -> list[str]:
+    """Return one sentence for each of the options that is not at its default, which has no effect."""
+    changed = [name for name in names if getattr(options, name) != getattr(type(options), name)]
+    values = {name: getattr(options, name) for name in changed}
+    shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    return [f"--{dashed(name)} {value} has no effect: {why}" for name, value in shown.items()]
 
 
 def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str, str]:

@@ -33,20 +33,16 @@ BATCH, LENGTH = 8, 512
 
 
 def check_int8(config: PreTrainedConfig, options: ExportConfig) -> None:
-    """Refuse int8 for models that write text, and data without int8.
+    """Refuse int8 for models that write text.
 
     Raises:
-        ConfigError: for both.
+        ConfigError: for such a model.
     """
     task = find_task(config).name
     if options.quantization == INT8 and task in ("causal-lm", "seq2seq"):
         raise ConfigError(
             f"--quantization int8: onnx has it for encoders, and this {config.model_type!r} is for {task}; use --format gguf "
             "--quantization q8_0, or --format torchao"
-        )
-    if options.data is not None and options.quantization != INT8:
-        raise ConfigError(
-            f"--data {options.data}: only an int8 graph is measured on it; give --quantization int8, or leave it out"
         )
 
 

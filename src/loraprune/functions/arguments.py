@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import os
 import re
 import textwrap
@@ -26,6 +27,7 @@ FLAG = re.compile(r"(?P<before>leave )?(?<![\w-])--(?P<name>[a-z][a-z_-]*[a-z])(
 
 DOCUMENTED = ("model", "models", "against", "data", "eval", "output")
 """arguments that take objects too, and are described by each function"""
+logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Kind = TypeVar("Kind", bound=Options)
@@ -100,7 +102,8 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     for name, value in values.items():
         if name not in wrong and value is not None:
             try:
-                read_value(hints[name], value)
+                read = read_value(hints[name], value)
+                values[name] = read if isinstance(value, str) else value
             except WrongValueError as error:
                 wrong[name] = f"--{name}{error}"
     try:
@@ -109,6 +112,8 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
         raise ConfigError(*wrong.values(), *error.args) from None
     if wrong:
         raise ConfigError(*wrong.values())
+    for sentence in made.idle():
+        logger.warning(in_python(sentence, values, kind))
     return made
 
 

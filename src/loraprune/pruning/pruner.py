@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.pruning import TARGETS, LoRAPruneConfig
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
 from loraprune.groups import Group, Span
@@ -306,12 +306,10 @@ class Pruner:
     def removed(self) -> Removed:
         """Return the report's entry about the removal."""
         budget, config = self.space.budget, self.config
-        names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-        is_ratio = config.parameters is None and not config.has_dimensions
         return Removed(
-            ratio_requested=config.ratio if is_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
+            ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
             prunable_pruned=budget.kept(self.counts()),
-            target=None if is_ratio else {name: getattr(config, name) for name in names},
+            target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
             units={group.name: self._units(group) for group in self.groups},
             recovery=[recovery.to_json() for recovery in self.recoveries],
         )  # fmt: skip

@@ -230,13 +230,21 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
-    """Return the ratio of prunable parameters that --ratio or --parameters asks for."""
-    if config.parameters is None:
+    """Return the ratio of prunable parameters that --ratio, --size or --parameters asks for.
+
+    Raises:
+        PlanError: if the model is larger without all its units than what is asked for, or smaller with them.
+    """
+    if config.size is None and config.parameters is None:
         return config.ratio
-    wanted, fixed = parse_count(config.parameters), model_parameters - space.budget.prunable
+    if config.size is not None:
+        asked, wanted = f"--size {100 * config.size:g}%", round(config.size * model_parameters)
+    else:
+        asked, wanted = f"--parameters {config.parameters}", parse_count(str(config.parameters))
+    fixed = model_parameters - space.budget.prunable
     if not fixed < wanted <= model_parameters:
         raise PlanError(
-            f"--parameters {config.parameters}: this model has {model_parameters:,}, of which {fixed:,} are never pruned; "
-            "choose a number between the two"
+            f"{asked}: this model has {model_parameters:,} parameters, of which {fixed:,} ({100 * fixed / model_parameters:.0f} %) are "
+            "never pruned; choose a size between the two"
         )
     return (model_parameters - wanted) / space.budget.prunable

@@ -67,6 +67,8 @@ class LoRAPruneCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
         """step and ratio reached after every removal"""
         self.clip, self._clip = clip, clip or 0.0
+        for sentence in () if guarded else config.idle():  # a run of this package has said so before
+            logger.warning(sentence)
         self._rows: CalibrationRows | None = None
         self._turn = 0
         self._restored = False

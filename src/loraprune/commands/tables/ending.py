@@ -87,7 +87,10 @@ def _cut_less(result: Report) -> list[tuple[str, str]]:
         return []  # N:M fixes the ratio
     if removed.ratio_requested is not None:
         return [("remove less", _again(result, "--ratio", f"{removed.ratio_requested / 2:.2g}"))]
-    if removed.target and removed.target.get("parameters") is not None:
+    target = removed.target or {}
+    if target.get("size") is not None:
+        return [("remove less", _again(result, "--size", f"{(1 + target['size']) / 2:.2g}"))]
+    if target.get("parameters") is not None:
         return [("remove less", _again(result, "--parameters", str(sum(result.parameters) // 2)))]
     return []  # widths of every layer are a choice of the user
 
