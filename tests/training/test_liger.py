@@ -54,9 +54,7 @@ def _liger(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_with_liger_ends_with_the_model_of_a_run_without(settings: LoRAPruneConfig, tmp_path: Path) -> None:
     steps = 4
     plain, one, _ = prune(tmp_path / "plain", settings, steps=steps)
-    model, other, trainer = prune(
-        tmp_path / "liger", settings, steps=steps, use_liger_kernel=True
-    )
+    model, other, trainer = prune(tmp_path / "liger", settings, steps=steps, use_liger_kernel=True)
     assert trainer.args.use_liger_kernel
     layer = model.get_base_model().model.layers[0]
     assert layer.mlp.forward.__func__.__module__.startswith("liger_kernel")  # the run did use the kernels
