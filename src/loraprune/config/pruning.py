@@ -12,7 +12,7 @@ from typing import Literal
 from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.values import Fraction
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
 CRITERIA = (
@@ -20,6 +20,8 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
+KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
+"""kinds of units; a model has some of them"""
 TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
 """options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
@@ -236,6 +238,12 @@ class LoRAPruneConfig(AdapterOptions):
                 f"{self._other_targets()}: give one target only",
             ),
         ]
+        odd = [kind for kind in map(str.strip, self.kinds.split(",")) if kind not in KINDS]
+        if odd and self.kinds not in ("auto", "all"):
+            close = nearest(odd[0], KINDS)
+            checks.append(
+                (False, f"--kinds {self.kinds}: unknown kind {odd[0]!r}{close}; known are {', '.join(KINDS)}")
+            )
         found = [*super().problems(), *failed(*checks)]
         if self.parameters is not None:
             try:

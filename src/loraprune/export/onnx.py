@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
+from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import UnsupportedModelError
 from loraprune.evaluation.tasks import find_task
 from loraprune.export.base import Format, Source, formats, save_companions
@@ -171,5 +172,11 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 formats.add(
     "onnx",
-    Format(write, check_int8, needs=("onnx", "onnxscript", "onnxruntime"), quantizations=("f32", INT8), any_task=True),
+    Format(
+        write,
+        check_int8,
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        quantizations=QUANTIZATIONS["onnx"],
+        any_task=True,
+    ),
 )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from loraprune.config.export import ExportConfig
+from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.families import find_groups
@@ -140,4 +140,4 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
         )
 
 
-formats.add("safetensors", Format(write, check, quantizations=tuple(DTYPES)))
+formats.add("safetensors", Format(write, check, quantizations=QUANTIZATIONS["safetensors"]))
