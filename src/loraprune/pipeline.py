@@ -13,8 +13,7 @@ from pathlib import Path
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.samples import Showcase
-from loraprune.merge import merge, save, verify
-from loraprune.pruning.verify import unverified_if_it_fails
+from loraprune.merge import merge, save, unverified_if_it_fails, verify
 from loraprune.reporting.html.page import write_page
 from loraprune.reporting.make import Quality, make_report
 from loraprune.reporting.report import Report, Shown

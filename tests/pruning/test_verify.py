@@ -9,21 +9,11 @@ import torch
 from peft.tuners.lora import Linear
 
 from loraprune.errors import NumericsError, VerificationError
+from loraprune.evaluation.precision import WIDER, difference, logits_of, rounding_noise
+from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
 from loraprune.models.adapters import config_of
-from loraprune.models.precision import WIDER
-from loraprune.pruning.verify import (
-    FLOOR,
-    MARGIN,
-    Checks,
-    check_difference,
-    check_merging,
-    difference,
-    logits_of,
-    probe_of,
-    rounding_noise,
-    tolerance,
-)
+from loraprune.pruning.verify import FLOOR, MARGIN, Checks, check_difference, check_merging, tolerance
 from tests.samples import tiny_llama
 from tests.tiny import tiny_model, with_lora
 
@@ -44,7 +34,7 @@ def test_noise_is_the_difference_from_the_next_wider_precision(dtype: torch.dtyp
 
 
 def test_noise_is_not_measured_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraprune.models.precision.free_memory_bytes", lambda device: 1000)
+    monkeypatch.setattr("loraprune.evaluation.precision.free_memory_bytes", lambda device: 1000)
     model = tiny_llama()
     assert rounding_noise(model, probe_of(model)) is None
     assert tolerance(torch.float32, None) == FLOOR[torch.float32]

@@ -22,7 +22,8 @@ from loraprune.export.engines import make_engine
 from loraprune.export.gguf.llamacpp import PACKAGE, llamacpp_version
 from loraprune.families import find_groups, fitting_lengths
 from loraprune.models.adapters import attach_lora
-from loraprune.models.loading import load_config, load_model, resolve
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_config, resolve
 from loraprune.preflight import check_judged, reference_first
 from loraprune.runtime.device import choose_dtype
 

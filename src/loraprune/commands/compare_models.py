@@ -18,7 +18,8 @@ from loraprune.evaluation.benchmark import compare_speed
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.evaluation.tasks import Request, choose_task, same_task
 from loraprune.families import fitting_lengths
-from loraprune.models.loading import load_with_head, resolve
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import resolve
 from loraprune.preflight import check_judged
 from loraprune.reporting.amounts import call_time, size
 from loraprune.reporting.plotting import (

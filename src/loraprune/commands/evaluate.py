@@ -17,10 +17,11 @@ from loraprune.data import check_vocabulary
 from loraprune.errors import ConfigError
 from loraprune.evaluation.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.evaluation.measurement import Measured, paired_difference
-from loraprune.evaluation.precision_check import settle_precision_
+from loraprune.evaluation.precision import settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, same_task
 from loraprune.families import fitting_lengths
-from loraprune.models.loading import load_tokenizer, load_with_head
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import load_tokenizer
 from loraprune.preflight import check_judged, reference_first
 from loraprune.reporting.html.folder import EVALUATION
 from loraprune.reporting.html.page import write_page

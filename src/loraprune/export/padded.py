@@ -15,16 +15,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, PlanError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, tokenizer_of
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group
 from loraprune.models.auto_classes import find_head
 from loraprune.models.empty import empty_model, fill_shell_, save_tensors
-from loraprune.models.loading import load_model, resolve
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
 from loraprune.models.saving import cast_weights_, config_sizes, stock_config
 from loraprune.plan import Plan
-from loraprune.pruning.verify import FLOOR, check_difference, difference, fill_dense_, logits_of, probe_of
+from loraprune.pruning.verify import FLOOR, check_difference, fill_dense_
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from typing import Any
 from transformers import PreTrainedModel, TorchAoConfig
 
 from loraprune.errors import NumericsError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import quiet_tracing
 from loraprune.models.auto_classes import auto_class, find_head
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 
 ON_A_GPU = (
     "torchao packs 4-bit weights with kernels of a GPU, so that nothing written here could be checked; on one, load the folder with "

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, LoraPruneError
 from loraprune.models.auto_classes import auto_class, find_head, forget_code_
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 
 MAX_SHARD_SIZE = "5GB"
 """most that a file of weights holds"""

@@ -23,7 +23,7 @@ from loraprune.models.embeddings import config_as_tied
 from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.register import stock_of
 from loraprune.models.layerwise.save import layerwise_for
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:

@@ -17,8 +17,8 @@ from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_proble
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
-from loraprune.evaluation.precision_check import settle_precision_
-from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task
+from loraprune.evaluation.precision import rounding_noise, settle_precision_
+from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
 from loraprune.models.adapters import linear_paths
@@ -28,7 +28,6 @@ from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
 from loraprune.scoring.criteria import Saliency, criteria

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, BertTokenizer
 from loraprune.data import load_rows
 from loraprune.evaluation.tasks import Request, choose_task
 from loraprune.evaluation.tasks.masked_lm import HIDDEN, MASKED, MaskedRows, predictions
-from loraprune.models.loading import load_config
+from loraprune.models.opening import load_config
 from tests.cli.cases import refused, run
 from tests.evaluation.tasks.cases import SHORT, save_bert, word_tokenizer
 from tests.samples import save_tiny, sentences

@@ -34,7 +34,7 @@ from loraprune.evaluation.tasks import (  # noqa: F401  (importing a task regist
     sequence_classification,
 )
 from loraprune.evaluation.tasks.base import Collate, Inputs, Predictions, Prepared, Request, Task, register_task, tasks
-from loraprune.evaluation.tasks.find import choose_task, find_probe, find_task, same_task
+from loraprune.evaluation.tasks.find import choose_task, find_task, probe_of, same_task
 
 __all__ = [
     "Collate",
@@ -44,8 +44,8 @@ __all__ = [
     "Request",
     "Task",
     "choose_task",
-    "find_probe",
     "find_task",
+    "probe_of",
     "register_task",
     "same_task",
     "tasks",

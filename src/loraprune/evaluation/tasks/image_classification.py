@@ -17,8 +17,8 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.models.loading import resolve_processor
 from loraprune.models.modes import evaluation_mode
+from loraprune.models.opening import resolve_processor
 from loraprune.runtime.progress import shown
 
 HEAD = ("classifier.", "beit.pooler.")
