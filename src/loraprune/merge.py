@@ -94,11 +94,11 @@ def save(setup: RunSetup, run: RunModel, merged: Merged, folder: Path) -> None:
 
 
 @contextmanager
-def unverified_if_it_fails() -> Iterator[None]:
-    """Turn any error after a model was saved into one that says so: what hours of training gave is kept, under another name.
+def checked(checks: Checks) -> Iterator[None]:
+    """Raise one error for all checks that failed while the block finished the folder; what hours of training gave is kept.
 
     Raises:
-        VerificationError: for whatever went wrong, except for an interruption.
+        VerificationError: for every check that failed, and for whatever else went wrong, except for an interruption.
     """
     try:
         yield
@@ -106,6 +106,8 @@ def unverified_if_it_fails() -> Iterator[None]:
         raise
     except Exception as error:
         raise VerificationError(f"the saved model could not be verified: {type(error).__name__}: {error}") from error
+    if failed := checks.findings.problems():
+        raise VerificationError("; ".join(failed))
 
 
 def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: Showcase) -> None:

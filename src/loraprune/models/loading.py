@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
-from loraprune.models.adapters.merged import merge_adapter
+from loraprune.models.adapters.merging import merge_adapter
 from loraprune.models.auto_classes import auto_class, find_head, start_anew
 from loraprune.models.compat import as_numbers
 from loraprune.models.embeddings import is_untied, untie_config_

@@ -143,15 +143,6 @@ class Checks:
             noise={"dense": dense_noise, "merged": self.noise}, failed=tuple(self.findings.problems()), saved_as=saved_as,
         )  # fmt: skip
 
-    def raise_failed(self) -> None:
-        """Raise one VerificationError for all checks that failed.
-
-        Raises:
-            VerificationError: if one did.
-        """
-        if failed := self.findings.problems():
-            raise VerificationError("; ".join(failed))
-
 
 @torch.no_grad()
 def fill_dense_(

@@ -56,17 +56,8 @@ class RunSetup:
     """what is to be removed; None for plain fine-tuning"""
     quantisation: Quantisation | None
     """how the frozen weights are held while training"""
-
-    @property
-    def quantisable(self) -> frozenset[str]:
-        """Return the paths of the layers that can be quantised; none without the library, or kernels for this device and model."""
-        try:
-            check_quantize("--teacher", "8bit", self.groups, self.device)
-        except ConfigError:
-            return frozenset()
-        if rounding_problem(self.config.model, "--teacher", "8bit"):
-            return frozenset()
-        return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
+    quantisable: frozenset[str]
+    """paths of the layers that a teacher may hold in 8 bits; none without the library, or kernels for this device and model"""
 
     def load_dense(
         self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None
@@ -164,7 +155,8 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     assert data is not None
     quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
     dtype = choose_dtype(config.dtype, device, original.dtype)
-    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation)
+    quantisable = find_quantisable(config, groups, device)
+    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation, quantisable)
 
 
 def check_goal(
@@ -229,6 +221,19 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
         if group.kind == "channel" or group.kind in EXPERTS:
             what = "convolutions" if group.kind == "channel" else "stacked experts"
             raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
+
+
+def find_quantisable(
+    config: PruneConfig | FinetuneConfig, groups: Sequence[Group], device: torch.device
+) -> frozenset[str]:
+    """Return the paths of the layers that a teacher may hold in 8 bits."""
+    try:
+        check_quantize("--teacher", "8bit", groups, device)
+    except ConfigError:
+        return frozenset()
+    if rounding_problem(config.model, "--teacher", "8bit") or missing_quantiser("8bit"):
+        return frozenset()
+    return frozenset(linear_paths(groups))
 
 
 def load_run(setup: RunSetup) -> RunModel:

@@ -1,15 +1,15 @@
-"""Looking at held-out data while a model trains: a curve, logs for dashboards, and an early end.
+"""What is seen of a training while it runs: a bar and the loss curve, held-out figures, and an early end by them.
 
-Knows nothing about how the model is judged or pruned: it is told both.
+Knows nothing about how the model is judged or pruned: it is given functions for both.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -19,14 +19,68 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.evaluation.measurement import Measured
+from loraprune.runtime.progress import Advance, phase
 from loraprune.runtime.sharding import parted_like, whole_tensor
 
 LOSS = {"nll": "loss"}
 """figures that dashboards know by another name, under which they lie beside the training's"""
-TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
-"""variable by which transformers' TensorBoard callback is told where to write"""
+LINES = 10
+"""lines a run writes instead of a bar where stderr is no terminal"""
 
 logger = logging.getLogger(__name__)
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
+
+    def __init__(self, ratio: Callable[[], float] | None) -> None:
+        self.ratio = ratio
+        self.curve: list[dict[str, float]] = []
+        """step, loss and learning rate at every log"""
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+        self._loss = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        if sys.stderr.isatty():
+            name = "pruning" if self.ratio else "training"
+            self._advance = self._open.enter_context(phase(name, state.max_steps))
+            self._advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
+        if self.ratio:
+            shown.append(f"ratio {self.ratio():.3f}")
+        if self._advance:
+            self._advance(1, state="  ".join(shown))
+        elif state.global_step % max(1, state.max_steps // LINES) == 0:
+            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the loss."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.curve = list(state["curve"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the bar away."""
+        self._open.close()
 
 
 class Watch(TrainerCallback):
@@ -125,16 +179,3 @@ def changing(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield name and tensor of whatever training changes: trained parameters and buffers."""
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return chain(trained, model.named_buffers())
-
-
-@contextmanager
-def dashboards(folder: str) -> Iterator[None]:
-    """Let TensorBoard write to `folder`, unless the environment names another one, and keep what dashboards say off stdout."""
-    known = os.environ.get(TENSORBOARD_FOLDER)
-    os.environ[TENSORBOARD_FOLDER] = known or folder
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if not known:
-            del os.environ[TENSORBOARD_FOLDER]
