@@ -62,11 +62,11 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
             setup = check_run(config)
             held = load_run(setup)
             logger.info(
-                "%s: %s parameters; judged first by %d held-out rows, then trained with %d",
+                "%s: %s parameters; evaluated first on %d held-out rows, then trained with %d",
                 config.model, f"{held.dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
             )  # fmt: skip
             show = Showcase(setup.task, setup.data, config.batch, wanted=config.html and launch.is_first())
-            show.judge("dense", held.model)
+            show.evaluate("dense", held.model)
         show.write("dense", held.model)
         callback = None
         if setup.goal:
@@ -86,7 +86,7 @@ def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase,
     save(setup, held, merged, folder)
     with checked(merged.checks):
         verify(setup, held, merged, folder, show)
-        show.judge("pruned", held.model)
+        show.evaluate("pruned", held.model)
         show.time("pruned", held.model, folder)
         show.write("pruned", held.model)
         removed, scores, history = (

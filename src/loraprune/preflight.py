@@ -73,7 +73,7 @@ def check_data(
     columns: Columns = OWN_NAMES,
     trust_remote_code: bool = False,
 ) -> None:
-    """Look at what is trained on, at what is judged by, and at what makes a model's inputs of both; all of it is read.
+    """Look at what is trained on, at what is evaluated by, and at what makes a model's inputs of both; all of it is read.
 
     Without the model's configuration, which `check_model` reads, only texts are looked at.
     """
@@ -99,7 +99,7 @@ def _read_texts(name: str, part: str, columns: Columns) -> object:
     return None
 
 
-def check_judged(
+def check_evaluated(
     command: str,
     models: Sequence[str],
     texts: Sequence[str],

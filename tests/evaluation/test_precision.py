@@ -22,10 +22,10 @@ CPU = torch.device("cpu")
 def judged(by_dtype: dict[torch.dtype, float]) -> Task:
     """Return a task whose loss depends on the precision alone."""
 
-    def judge(model: PreTrainedModel, data: Prepared, batch: int) -> Measured:
+    def evaluate(model: PreTrainedModel, data: Prepared, batch: int) -> Measured:
         return Measured("perplexity", math.exp(by_dtype[model.dtype]), "lower", None, {"rows": len(data.held_out)}, {})
 
-    return replace(tasks.get("causal-lm"), judge=judge)
+    return replace(tasks.get("causal-lm"), evaluate=evaluate)
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(3.01, torch.bfloat16), (3.05, torch.float32), (2.95, torch.float32)])

@@ -164,21 +164,23 @@ class LoRAPruneConfig(AdapterOptions):
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        checks = [
+        found = [*super().problems(), *self._wrong_numbers(), *self._conflicts()]
+        if self.parameters is not None:
+            try:
+                parse_count(self.parameters)
+            except ConfigError as error:
+                found.append(str(error))
+        return [*found, *self._sparsity_problems()]
+
+    def _wrong_numbers(self) -> list[str]:
+        """Return one sentence for every option whose own value is wrong."""
+        return failed(
             (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
             (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
             *(
                 (ratio is None or 0 <= ratio < 1, f"--{name} {ratio}: a fraction in [0, 1) is needed, such as 0.5")
                 for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
-            ),
-            (
-                self.heads is None or self.heads_ratio is None,
-                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
-            ),
-            (
-                self.ffn is None or self.ffn_ratio is None,
-                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
             ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
@@ -190,10 +192,6 @@ class LoRAPruneConfig(AdapterOptions):
                 self.local >= 0,
                 f"--local {self.local}: 0 or a number of steps is needed, such as 200",
             ),
-            (
-                self.local > 0 or not self.local_all,
-                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
-            ),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (
@@ -203,6 +201,23 @@ class LoRAPruneConfig(AdapterOptions):
             (
                 self.cooldown is None or 0 <= self.cooldown < 1,
                 f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed",
+            ),
+        )
+
+    def _conflicts(self) -> list[str]:
+        """Return one sentence for every option that another one rules out."""
+        return failed(
+            (
+                self.heads is None or self.heads_ratio is None,
+                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
+            ),
+            (
+                self.ffn is None or self.ffn_ratio is None,
+                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+            ),
+            (
+                self.local > 0 or not self.local_all,
+                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
             ),
             (
                 sum(self.fractions) < 1,
@@ -225,14 +240,7 @@ class LoRAPruneConfig(AdapterOptions):
                 self.parameters is None or not self.has_dimensions,
                 f"--parameters {self.parameters} and explicit widths: give one target only",
             ),
-        ]
-        found = [*super().problems(), *failed(*checks)]
-        if self.parameters is not None:
-            try:
-                parse_count(self.parameters)
-            except ConfigError as error:
-                found.append(str(error))
-        return [*found, *self._sparsity_problems()]
+        )
 
     def _other_target(self) -> str:
         """Return the given targets other than --ratio, as typed on the command line."""

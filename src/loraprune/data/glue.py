@@ -17,7 +17,7 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True, slots=True)
 class GlueTask:
-    """One task: where its files keep what, and how it is judged."""
+    """One task: where its files keep what, and how it is evaluated."""
 
     folder: str
     """as the archive names it; without hyphen and in small letters, as the hub does"""
@@ -26,9 +26,9 @@ class GlueTask:
     labels: tuple[str, ...]
     """names in the order of the hub's numbers; empty for a regression"""
     metrics: tuple[str, ...] = ("accuracy",)
-    """the first is the one that a model is judged by"""
+    """the first is the one that a model is evaluated by"""
     dev: str = "dev"
-    """name of the file that is judged by; the test files have no labels"""
+    """name of the file that is evaluated by; the test files have no labels"""
 
 
 ENTAILED = ("entailment", "not_entailment")
@@ -59,7 +59,7 @@ def glue_on_hub(name: str) -> tuple[str, GlueTask | None]:
 
 
 def glue_files(folder: Path) -> dict[str, Path] | None:
-    """Return the files to train on and to judge by of a folder that GLUE's archive names so, or None for any other."""
+    """Return the files to train on and to evaluate on of a folder that GLUE's archive names so, or None for any other."""
     task = glue_task(folder.name)
     if task is None or not folder.is_dir() or not any(folder.glob("*.tsv")):
         return None

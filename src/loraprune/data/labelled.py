@@ -50,7 +50,7 @@ class Labelled:
     names: tuple[str, ...] = ()
     """classes in the order of their numbers, where the source says"""
     metrics: tuple[str, ...] = ()
-    """what the source is judged by, where it says"""
+    """what the source is evaluated by, where it says"""
 
     def take(self, places: Sequence[int], *, split: str) -> Labelled:
         """Return some of the examples, as a split of another name."""
@@ -111,17 +111,17 @@ def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
 
 
 def hold_out(data: Labelled, share: int) -> tuple[Labelled, Labelled]:
-    """Draw one example in `share` to judge by, always the same ones: files are often sorted by label.
+    """Draw one example in `share` to evaluate on, always the same ones: files are often sorted by label.
 
     Raises:
         DataError: if there are fewer than two.
     """
     count = len(data.examples)
     if count < 2:
-        raise DataError(f"{data.source}: {count} rows: at least two are needed, to train on and to judge by")
-    judged = sorted(random.Random(0).sample(range(count), max(1, count // share)))
-    others = sorted(set(range(count)) - set(judged))
-    return data.take(others, split="train"), data.take(judged, split="held_out")
+        raise DataError(f"{data.source}: {count} rows: at least two are needed, to train on and to evaluate on")
+    places = sorted(random.Random(0).sample(range(count), max(1, count // share)))
+    others = sorted(set(range(count)) - set(places))
+    return data.take(others, split="train"), data.take(places, split="held_out")
 
 
 def numbers(examples: Sequence[Example]) -> list[float]:

@@ -41,7 +41,7 @@ class Part(NamedTuple):
     split: str
     tables: Sequence[Table]
     metrics: tuple[str, ...] = ()
-    """what the source is judged by, where it says"""
+    """what the source is evaluated by, where it says"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,18 +279,6 @@ def columns_of(name: str, columns: Columns = OWN_NAMES) -> tuple[str, ...]:
     """
     with naming("--data"):
         return open_source(name, columns).read("train").tables[0].columns
-
-
-def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
-    """Check that nothing is both trained on and judged by; a source's own splits are apart."""
-    if other is data and "held_out" in data.splits:
-        return
-    shared = sorted(data.files_of("train") & other.files_of("held_out"))
-    if shared or (name == held_out and "held_out" not in data.splits):
-        raise DataError(
-            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
-            "name another text, or leave --eval out to hold a tenth out"
-        )
 
 
 @contextmanager

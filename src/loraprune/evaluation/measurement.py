@@ -15,7 +15,7 @@ PERPLEXITY = "perplexity"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The figure by which a model is judged, and how it came about."""
+    """The figure by which a model is evaluated, and how it came about."""
 
     metric: str
     """perplexity, accuracy, f1, ..."""

@@ -73,6 +73,6 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise ConfigError(
-            f"this data set is judged by a figure of {name.partition('.')[0]}, which is not installed: "
+            f"this data set is evaluated by a figure of {name.partition('.')[0]}, which is not installed: "
             "pip install 'loraprune[metrics]'"
         ) from None

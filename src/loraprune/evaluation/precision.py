@@ -107,9 +107,9 @@ def settle_precision_(model: PreTrainedModel, task: Task, data: Prepared, batch:
     For a precision that `--dtype auto` chose: one that was asked for stays.
     """
     few = replace(data, held_out=draw_rows(data.held_out, ROWS, seed=0))
-    narrow = task.judge(model, few, batch).loss
+    narrow = task.evaluate(model, few, batch).loss
     with wider_weights(model):
-        wide = task.judge(model, few, batch).loss
+        wide = task.evaluate(model, few, batch).loss
     if abs(narrow - wide) <= NATS:
         logger.info(
             "computing in bfloat16, as this CPU multiplies it natively: loss %.3f, in float32 %.3f", narrow, wide

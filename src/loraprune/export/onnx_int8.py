@@ -126,7 +126,7 @@ def measure(source: Source, sessions: dict[str, Session]) -> dict[str, Any]:
     )
     prepared = task.prepare(request)
     found = {
-        name: task.judge(GraphModel(source.config, session), prepared, BATCH) for name, session in sessions.items()
+        name: task.evaluate(GraphModel(source.config, session), prepared, BATCH) for name, session in sessions.items()
     }
     metric = found[INT8].metric
     return {"data": options.data, "metric": metric, metric: {name: one.value for name, one in found.items()}}

@@ -23,7 +23,7 @@ from transformers import (
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.models.adapters.merging import merge_adapter
-from loraprune.models.auto_classes import auto_class, find_head, start_anew
+from loraprune.models.auto_classes import auto_class, find_head, reinitialize_heads
 from loraprune.models.compat import as_numbers
 from loraprune.models.embeddings import is_untied, untie_config_
 from loraprune.models.folder import check_weights
@@ -78,8 +78,8 @@ def _load(
         strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if quantising:
             with torch.device("meta"):
-                shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
-            strict |= quantising(shell)
+                empty = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
+            strict |= quantising(empty)
         if file:
             strict |= as_numbers()
         loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict | file))
@@ -178,11 +178,11 @@ def load_with_head(
         torch.manual_seed(seed)
         loaded, fresh = _load(model, head, new, options, quantising)
         if new and config.id2label != named:
-            fresh = start_anew(loaded, new, fresh)
+            fresh = reinitialize_heads(loaded, new, fresh)
     if quantisation:
         del loaded.config.quantization_config  # what is saved later has no quantised weights
         prepare_(loaded)
-        _let_go_of_files(loaded)
+        _release_files_(loaded)
     for name, tensor in stored_parameters(loaded):
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -193,7 +193,7 @@ def load_with_head(
     return result, fresh
 
 
-def _let_go_of_files(model: nn.Module) -> None:
+def _release_files_(model: nn.Module) -> None:
     """Copy what was not quantised: on a CPU it may be a view of the whole file, which would stay in memory for its sake."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:

@@ -32,7 +32,7 @@ from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
 from loraprune.pruning.removed import Removed, units_removed
 from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
-from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
+from loraprune.pruning.target import Target, decide_recovery, find_target, report_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, together
@@ -61,7 +61,7 @@ class Pruner:
         self.recovery_is_wanted = config.compensate is not None or config.local > 0
         """whether --compensate or --local was given, so that it is an error where it cannot be done"""
         self.config = config = decide_recovery(self.groups, config)
-        tell_kinds(config_of(model), find_groups(config_of(model)), config)
+        report_kinds(config_of(model), find_groups(config_of(model)), config)
         for path in linear_paths(self.groups):
             projection(model, path)
         if config.local:

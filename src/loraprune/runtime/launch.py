@@ -1,6 +1,6 @@
 """What a launcher says of the processes that carry out one command together: torchrun and `accelerate launch` tell by variables.
 
-Knows nothing about torch, so that a command line is judged at once.
+Knows nothing about torch, so that a command line is checked at once.
 """
 
 from __future__ import annotations

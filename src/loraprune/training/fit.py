@@ -20,7 +20,7 @@ from loraprune.pruning.verify import check_merging
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import first_alone, from_first
 from loraprune.runtime.run_file import write_run
-from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
+from loraprune.runtime.sharding import callable_inside, gather_tensor, is_sharded
 from loraprune.runtime.workspace import BLOCKS, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.guard import StepGuard
@@ -113,7 +113,7 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
     spares their traffic. Masks become cuts here: a cut would change the shapes of shards, which FSDP2 fixes when it wraps a module.
     """
-    trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(sharded)}
+    trained = {name: gather_tensor(tensor.detach()) for name, tensor in changing(sharded)}
     run.free()
     run.model, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
     adapted = _attach(setup, run)
@@ -127,13 +127,13 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
 def _watch(setup: RunSetup, callback: LoRAPruneCallback | None) -> Watch:
     """Return what evaluates the model on held-out data while it trains."""
 
-    def judge(model: nn.Module) -> Measured:
+    def evaluate(model: nn.Module) -> Measured:
         base = base_model(model)
         assert isinstance(base, PreTrainedModel)
         with callable_inside(model):
-            return from_first(setup.task.judge(base, setup.data, setup.config.batch))
+            return from_first(setup.task.evaluate(base, setup.data, setup.config.batch))
 
     def ratio() -> tuple[float, bool]:
         return (callback.pruner.ratio(), callback.pruner.is_done) if callback and callback.pruner else (0.0, True)
 
-    return Watch(judge, every=setup.config.eval_every, patience=setup.config.patience, ratio=ratio)
+    return Watch(evaluate, every=setup.config.eval_every, patience=setup.config.patience, ratio=ratio)

@@ -12,7 +12,7 @@ class Training:
 
     steps: int
     seconds: float
-    """training with scoring, slicing and merging, without loading and judging"""
+    """training with scoring, slicing and merging, without loading and evaluating"""
     peak_memory_bytes: int
     curve: Sequence[Mapping[str, int | float]]
     removals: Sequence[Mapping[str, int | float]]
@@ -24,6 +24,6 @@ class Training:
     new: Sequence[str] = ()
     """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
     evaluations: Sequence[Mapping[str, int | float | None]] = ()
-    """judgements on held-out data on the way"""
+    """evaluations on held-out data on the way"""
     kept_step: int | None = None
     """the step whose adapters were kept, if the best were looked for"""

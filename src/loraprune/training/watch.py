@@ -1,6 +1,6 @@
 """What is seen of a training while it runs: a bar and the loss curve, held-out figures, and an early end by them.
 
-Knows nothing about how the model is judged or pruned: it is given functions for both.
+Knows nothing about how the model is evaluated or pruned: it is given functions for both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loraprune.evaluation.measurement import Measured
 from loraprune.runtime.progress import Advance, phase
-from loraprune.runtime.sharding import parted_like, whole_tensor
+from loraprune.runtime.sharding import gather_tensor, shard_like
 
 LOSS = {"nll": "loss"}
 """figures that dashboards know by another name, under which they lie beside the training's"""
@@ -86,7 +86,7 @@ class TrainingBar(TrainerCallback):
 class Watch(TrainerCallback):
     """Judges the model every few steps; with `patience` it ends the training and takes the best adapters back.
 
-    A model that still loses units gets worse whatever the training does, so only judgements after the target count
+    A model that still loses units gets worse whatever the training does, so only evaluations after the target count
     towards an early end, and what is saved has the ratio that was asked for. From there on nothing but the adapters
     (and statistics such as those of batch norm) changes: the best ones are kept on the CPU. Must stand behind the callback
     that prunes. A part of a checkpoint: a resumed run goes on counting.
@@ -94,18 +94,18 @@ class Watch(TrainerCallback):
 
     def __init__(
         self,
-        judge: Callable[[nn.Module], Measured],
+        evaluate: Callable[[nn.Module], Measured],
         *,
         every: int | None,
         patience: int | None,
         ratio: Callable[[], tuple[float, bool]],
     ) -> None:
-        """Take how to judge a model, and how to ask for the ratio removed and whether it is the target."""
-        self.judge, self.every, self.patience, self.ratio = judge, every, patience, ratio
+        """Take how to evaluate a model, and how to ask for the ratio removed and whether it is the target."""
+        self.evaluate, self.every, self.patience, self.ratio = evaluate, every, patience, ratio
         self.history: list[dict[str, float | int | None]] = []
-        """step, the metric and what was measured beside it, its standard_error and the ratio removed, at every judgement"""
+        """step, the metric and what was measured beside it, its standard_error and the ratio removed, at every evaluation"""
         self.seconds = 0.0
-        """spent on judging"""
+        """spent on evaluating"""
         self.kept_step: int | None = None
         """the step whose adapters the model has in the end, where `patience` is given"""
         self.ended = False
@@ -124,7 +124,7 @@ class Watch(TrainerCallback):
         is_last = state.global_step >= state.max_steps
         if self.every and (is_last or state.global_step % self.every == 0):
             began = perf_counter()
-            measured = self.judge(kwargs["model"])
+            measured = self.evaluate(kwargs["model"])
             self.seconds += perf_counter() - began
             found = {measured.metric: measured.value, **measured.others}
             figures |= {f"eval_{LOSS.get(name, name)}": value for name, value in found.items()}
@@ -144,7 +144,7 @@ class Watch(TrainerCallback):
     def _compare(self, loss: float, model: nn.Module, state: TrainerState, control: TrainerControl) -> None:
         assert self.patience is not None
         if self.kept_step is None or loss < self._least:
-            self._best = {name: whole_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
+            self._best = {name: gather_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
             self._least, self._worse, self.kept_step = loss, 0, state.global_step
             return
         self._worse += 1
@@ -159,10 +159,10 @@ class Watch(TrainerCallback):
         """Give the model the best adapters; their shapes are the present ones, as nothing is cut after the target."""
         if self._best:
             for name, tensor in changing(model):
-                tensor.data.copy_(parted_like(self._best[name], tensor))
+                tensor.data.copy_(shard_like(self._best[name], tensor))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs of the judgements so far and of the best adapters."""
+        """Return what a resumed run needs of the evaluations so far and of the best adapters."""
         return {
             "history": self.history, "seconds": self.seconds, "kept_step": self.kept_step, "ended": self.ended,
             "best": self._best, "least": self._least, "worse": self._worse, "sent_ratio": self._sent_ratio,

@@ -1,7 +1,7 @@
-"""Benchmarks of images by name, VTAB-1k's nineteen tasks and CUB-200: 800 images to train on and 200 to judge by.
+"""Benchmarks of images by name, VTAB-1k's nineteen tasks and CUB-200: 800 images to train on and 200 to evaluate on.
 
 Source: Zhai et al., VTAB (arXiv 1910.04867): hyper-parameters are chosen on 800 and 200 images of the training
-split; the figure to report comes from training on all 1,000 and judging by the test split. The lists of images behind
+split; the figure to report comes from training on all 1,000 and evaluating on the test split. The lists of images behind
 the published figures belong to TensorFlow Datasets and cannot be had from the hub: here the 1,000 are drawn by a fixed seed.
 """
 
@@ -60,7 +60,7 @@ class Named:
 
     benchmark: Benchmark
     final: bool
-    """train on all 1,000 and judge by the test split"""
+    """train on all 1,000 and evaluate on the test split"""
     folder: str | None
     """where its images lie locally; None for the hub"""
 

@@ -75,9 +75,9 @@ Splits: TypeAlias = dict[str, LabelledImages]
 def load_images(
     data: str | None, held_out: str | None, *, seed: int, columns: Columns = OWN_NAMES
 ) -> tuple[LabelledImages | None, LabelledImages]:
-    """Read images to train on and images to judge by, of the same classes; without `data` only the latter.
+    """Read images to train on and images to evaluate on, of the same classes; without `data` only the latter.
 
-    Without `held_out` the images to judge by are the test split of `data`, or a tenth of every class.
+    Without `held_out` the images to evaluate on are the test split of `data`, or a tenth of every class.
 
     Raises:
         DataError: if a name leads nowhere or to no labelled images, or the two share files or differ in classes.
@@ -94,13 +94,15 @@ def load_images(
     train = splits.get("train") or splits["all"]
     with naming("--eval"):
         others = _open(held_out, columns)
-        judged = others.get("held_out") or others["all"]
-        shared = {str(each) for each in train.images if isinstance(each, Path)} & {str(each) for each in judged.images}
+        evaluated = others.get("held_out") or others["all"]
+        shared = {str(each) for each in train.images if isinstance(each, Path)} & {
+            str(each) for each in evaluated.images
+        }
         if shared or (held_out == data and "held_out" not in splits):
             raise DataError(
                 f"{held_out}: {min(shared, default='all of it')} is trained on as part of --data: name other images"
             )
-        return train, judged.with_classes(train.classes)
+        return train, evaluated.with_classes(train.classes)
 
 
 def open_images(name: str, part: str, columns: Columns = OWN_NAMES) -> LabelledImages:
@@ -121,7 +123,9 @@ def _hold_out(whole: LabelledImages, *, seed: int) -> tuple[LabelledImages, Labe
         held |= set(draw.sample(members, len(members) // HELD_OUT_SHARE or int(len(members) > 1)))
     kept = [place for place in range(len(whole.images)) if place not in held]
     if not kept or not held:
-        raise DataError(f"{whole.source}: {len(whole.images)} images are too few to train on some and judge by others")
+        raise DataError(
+            f"{whole.source}: {len(whole.images)} images are too few to train on some and evaluate on others"
+        )
     return whole.take(kept, split="train"), whole.take(sorted(held), split="held_out")
 
 
@@ -132,7 +136,7 @@ def _benchmark(name: str, named: Named) -> Splits:
     chosen = random.Random(DRAW_SEED).sample(range(len(train.images)), min(TRAINED + JUDGED, len(train.images)))
     if named.final:
         if "held_out" not in splits:
-            raise DataError(f"{name}: {train.source} has no test split to judge by: leave `:test` out")
+            raise DataError(f"{name}: {train.source} has no test split to evaluate on: leave `:test` out")
         return {"train": train.take(chosen, split="train"), "held_out": splits["held_out"]}
     if len(chosen) < TRAINED + JUDGED:
         raise DataError(f"{name}: {train.source} has {len(chosen)} images, the protocol draws {TRAINED + JUDGED}")

@@ -1,15 +1,15 @@
-"""What a model is trained for and judged by: one small file a task.
+"""What a model is trained for and evaluated by: one small file a task.
 
 A task is a `Task` of functions that is registered in a file of its own, imported below. Other files
 name a task only where they serve that one alone: a command that generates text, a graph with a cache. To add one:
 
 1. `tasks/<name>.py` writes the functions and ends with `register_task(Task("<name>", "AutoModelFor...", ...))`:
-   - `prepare(request)` reads `request.data` and `request.eval` (None: hold a part of the data out; data None: only judge), loads the
-     tokenizer or image processor, and returns `Prepared`: rows to train on and to judge by (anything that has `__len__`,
+   - `prepare(request)` reads `request.data` and `request.eval` (None: hold a part of the data out; data None: only evaluate), loads the
+     tokenizer or image processor, and returns `Prepared`: rows to train on and to evaluate on (anything that has `__len__`,
      `__getitem__`, `take(places)` and a `protocol`, see `loraprune.data.Rows`), the collator that makes model inputs and `labels`
      of them, the processor that is saved beside the model, and the keys of config.json that the data decide (num_labels,
      id2label). It runs before weights are loaded, so that wrong data cost nothing.
-   - `judge(model, prepared, batch)` returns `Measured`: metric, value, standard error, what else was measured, protocol, and
+   - `evaluate(model, prepared, batch)` returns `Measured`: metric, value, standard error, what else was measured, protocol, and
      where the value is a ratio over rows its sums and counts, by which two models are paired. The metric is the name of the
      entry in report.json.
    - `probe(config, rows, tokens)` returns fixed random inputs, on which masked, sliced and reloaded model are compared and that

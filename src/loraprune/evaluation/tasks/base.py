@@ -38,9 +38,9 @@ class Request:
     model: str
     config: PreTrainedConfig
     data: str | None
-    """what to train on; None only judges, on all of `eval`"""
+    """what to train on; None only evaluates, on all of `eval`"""
     eval: str | None
-    """what to judge by; None holds a part of `data` out"""
+    """what to evaluate on; None holds a part of `data` out"""
     length: int
     """tokens in a row, at most"""
     seed: int = 0
@@ -85,7 +85,7 @@ class Task:
     """the Auto class of transformers that has the right head"""
     prepare: Callable[[Request], Prepared]
     """read, encode and hold out data; called before the weights are loaded"""
-    judge: Callable[[PreTrainedModel, Prepared, int], Measured]
+    evaluate: Callable[[PreTrainedModel, Prepared, int], Measured]
     """measure a model on the held-out rows, so many at a time"""
     probe: Callable[[PreTrainedConfig, int, int], Inputs]
     """inputs of so many rows and so many tokens (images have a size of their own) drawn by a fixed seed: what masked, sliced and

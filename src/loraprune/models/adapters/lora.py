@@ -20,7 +20,7 @@ from loraprune.models.adapters.cuts import ADAPTER
 from loraprune.models.adapters.modules import base_layer, base_model, find_module, is_transposed, kernel_size
 from loraprune.models.quantised import dense_layer, kind_of, stored, write_, zero_
 from loraprune.models.quantised.forms import Weight, weight_rows
-from loraprune.runtime.sharding import whole_tensor
+from loraprune.runtime.sharding import gather_tensor
 
 KEPT_WEIGHTS = "kept_weights"
 """name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
@@ -183,7 +183,7 @@ def carries_adapter(model: nn.Module) -> bool:
 def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     """Return the adapter's weights under the names of an adapter_model.safetensors, whole."""
     found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
+    return {name: gather_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
 def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
