@@ -1,4 +1,4 @@
-"""Three lines for a Trainer of one's own: attach LoRA, add the callback, save what is left.
+"""Three lines for your own Trainer: attach LoRA, add the callback, save the pruned model.
 
 model = attach_lora(model, config)
 trainer = Trainer(model=model, ..., callbacks=[callback := LoRAPruneCallback(config)])
@@ -38,7 +38,7 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
     All other weights are frozen.
 
     Raises:
-        UnsupportedModelError: if no family knows the model, or no Auto class could load it again with its head.
+        UnsupportedModelError: if no family supports the model, or no Auto class could load it again with its head.
         ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU.
     """
     groups = find_groups(adapters.config_of(model))
@@ -66,7 +66,7 @@ def save_pruned(
     Raises:
         ConfigError: if the callback has not seen a training run.
         CheckpointError: if `output` exists and `overwrite` is false.
-        VerificationError: if the folder gives another model when loaded; it is kept as OUTPUT.unverified.
+        VerificationError: if the folder loads as a different model; it is kept as OUTPUT.unverified.
     """
     pruner = callback.pruner
     if pruner is None:

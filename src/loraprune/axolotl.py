@@ -5,7 +5,7 @@
     loraprune:
       ratio: 0.2
 
-Axolotl finds both classes by name; its base class is imported when it asks for them, and not before.
+Axolotl finds both classes by name; its base class is imported only when it asks for them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PluginHooks:
         """Merge LoRA and save the pruned model with its tokenizer, once Axolotl has saved its own files.
 
         Raises:
-            VerificationError: if the folder gives another model when it is loaded.
+            VerificationError: if the folder loads as a different model.
         """
         assert self.callback is not None
         if launch.is_first():

@@ -1,6 +1,6 @@
 """Merge LoRA into the weights, save the model, and verify what was saved.
 
-Three models must agree: the dense one with masks, the one in memory, and the one that the folder gives.
+Three models must agree: the dense one with masks, the one in memory, and the one loaded from the folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from loraprune.training.setup import RunModel, RunSetup
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merged model was before it was saved, to compare the folder with."""
+    """The merged model before it was saved, to compare the folder with."""
 
     groups: tuple[Group, ...]
     """groups of the dense model that the plan is about"""
@@ -46,12 +46,12 @@ class Merged:
     changed: Collection[Side]
     """sides of projections whose frozen weights recovery changed"""
     logits: Float[Tensor, "..."]
-    """of the probe, from weights as precise as the file's"""
+    """of the probe, from weights in the file's precision"""
     dtype: torch.dtype
-    """precision of computation: float32 where memory has room for it"""
+    """precision of computation: float32 if memory has room for it"""
     checks: Checks
     seconds: float
-    """that merging itself took"""
+    """seconds that merging took"""
 
 
 def merge(setup: RunSetup, run: RunModel) -> Merged:
@@ -111,7 +111,7 @@ def checked(checks: Checks) -> Iterator[None]:
 
 
 def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: Showcase) -> None:
-    """Compare what was merged with the masked dense model and with the model that the folder gives, which `run` then holds.
+    """Compare the merged model with the masked dense model and with the one loaded from the folder, which `run` then holds.
 
     No two models are in memory at any time: the dense one is filled from the files, tensor by tensor.
     """

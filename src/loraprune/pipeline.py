@@ -1,7 +1,7 @@
-"""One run from the command to the folder, in the order of Algorithm 1 of the paper (arXiv 2305.18403).
+"""One run from its options to the output folder, in the order of Algorithm 1 of the paper (arXiv 2305.18403).
 
-Score, average, remove and tune repeat while the Trainer trains: `LoRAPruneCallback` is called at every step, and asks a
-`PruningMethod`. Merging, saving and verifying follow once. Everything is done elsewhere; this module says in which order.
+Score, average, remove and tune repeat while the Trainer trains: the Trainer calls `LoRAPruneCallback` at every step, which calls a
+`PruningMethod`. Merging, saving and verifying follow once. This module only defines the order.
 Plain LoRA fine-tuning is the same run with nothing to remove.
 """
 

@@ -126,6 +126,9 @@ def test_wrong_data_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) ->
     [
         ({"ratio": "0.99"}, ["--ratio 0.99", "at most 0."]),
         ({"parameters": "10"}, ["--parameters 10", "never pruned"]),
+        ({"size": "1%"}, ["--size 1%", "never pruned"]),
+        ({"size": "120%"}, ["--size 1.2", "such as 80%"]),
+        ({"size": "most"}, ["--size most", "a fraction or a percentage"]),
         ({"parameters": "10M"}, ["--parameters 10M"]),
         ({"heads": "3", "ffn": "32"}, ["--heads 3", "multiples of 2"]),
         ({"ffn": "100"}, ["--ffn 100", "64"]),

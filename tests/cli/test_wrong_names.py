@@ -42,7 +42,7 @@ GOOD = {"model": "{0}/model", "data": "{0}/text.txt"}
         ("prune", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
         ("prune", {"criterion": "wando"}, ["did you mean 'wanda'"]),
         ("prune", {"ratio": "2"}, ["--ratio 2"]),
-        ("prune", {"model": "{0}/model+./none"}, ["behind the + is no folder"]),
+        ("prune", {"model": "{0}/model+./none"}, ["after the + is not a folder"]),
         ("prune", {"columns": "txt=body"}, ["did you mean 'text'"]),
         ("finetune", {"data": "org/none"}, ["--data 'org/none'", "HF_HUB_OFFLINE is set"]),
         ("finetune", {"steps": "many"}, ["--steps many"]),

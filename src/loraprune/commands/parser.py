@@ -25,9 +25,10 @@ from loraprune.commands.parser_errors import (
 )
 from loraprune.commands.verbs import COMMANDS
 from loraprune.config import recipes
-from loraprune.config.base import Options, null_problems
+from loraprune.config.base import Options, dashed, null_problems
+from loraprune.config.pruning import TARGETS, LoRAPruneConfig
 from loraprune.config.training import PruneConfig
-from loraprune.config.values import takes_text
+from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings
 from loraprune.runtime.hub import at_home
 
@@ -40,6 +41,7 @@ def build_parser(wanted: str) -> ArgumentParser:
 
     Only the options of that command are read, which is faster. Help is made elsewhere, see `loraprune.commands.help`.
     """
+    register_types()
     parser = ArgumentParser(prog="loraprune", exit_on_error=False, allow_abbrev=False, add_help=False)
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
@@ -148,11 +150,29 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
         raise ConfigError(*_all_wrong(parser, verb, normal[1:]))
     for name, one in lost.items():
         parsed[name] = one.value
+    if problem := _second_target(given, parsed):
+        raise ConfigError(*_all_wrong(parser, verb, normal[1:]), problem)
     return verb, parsed
 
 
+def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | None:
+    """Return what is wrong with the default of --ratio, typed beside another target, which the options alone do not show.
+
+    A run.yaml holds every option, so a file may name both.
+    """
+    typed = [one for one in given.values() if one.option in ("ratio", *TARGETS) and not one.is_key]
+    others = [
+        f"--{dashed(one.option)} {one.value}"
+        for one in typed
+        if one.option != "ratio" and parsed[one.option] is not None
+    ]
+    if len(others) == len(typed) or not others or parsed.ratio != LoRAPruneConfig.ratio:
+        return None
+    return f"--ratio {parsed.ratio} {' '.join(others)}: give one target only; leave --ratio out"
+
+
 def _is_lost(one: Setting, parsed: Namespace) -> bool:
-    """Say whether the parser made nothing of a word: to YAML `#` begins a comment, and `~` is null. Only `null` is meant so."""
+    """Return whether the parser read a word as null: in YAML `#` begins a comment, and `~` is null. Only `null` is intended so."""
     return one.option not in NO_OPTIONS and parsed.get(one.option) is None and one.value not in (None, "", "null")
 
 
@@ -176,12 +196,12 @@ def _types(verb: str) -> dict[str, Any]:
 
 
 def _needed(verb: str) -> list[str]:
-    """Return the options that a command cannot do without."""
+    """Return the options that a command requires."""
     return [one.name for one in fields(COMMANDS[verb].options) if one.default is one.default_factory is MISSING]
 
 
 def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[str]:
-    """Return everything that is wrong with a command line, of which the parser tells the first only: each option is read alone."""
+    """Return everything that is wrong with a command line; the parser reports only the first problem, so each option is read alone."""
     needed = _needed(verb)
     command = [verb, *(f"--{name}=[]" for name in needed)]
     files, found, right, types = Findings(), [], set(), _types(verb)
@@ -212,7 +232,7 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
 
 
 def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[str] = ()) -> list[str]:
-    """Return what is wrong with values of the right types; of those that are unknown nothing is told."""
+    """Return what is wrong with values of the right types; unknown options are skipped."""
     options = COMMANDS[verb].options
     empty = null_problems(options, values)
     skipped = {*unknown, *empty}
@@ -226,7 +246,7 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
 
 
 def check_names(verb: str, options: Options) -> None:
-    """Refuse names that lead nowhere before torch is imported.
+    """Refuse names that do not exist before torch is imported.
 
     Raises:
         ConfigError: with all of them, and with what is wrong with the folders of models.

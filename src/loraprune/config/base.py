@@ -22,7 +22,7 @@ QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
 TASKS = ("causal-lm", "image-classification", "masked-lm", "seq2seq", "sequence-classification")
-"""what models are for; programs may register others"""
+"""tasks of models; programs may register others"""
 INPUTS = ("model", "models", "against", "data", "eval", "scores", "task_data")
 """options that may name a file or folder to read"""
 PLACES = (*INPUTS, "output", "plots")
@@ -51,6 +51,10 @@ class Options:
             for name, text in texts.items()
             if SECRET.search(text)
         ]
+
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +214,7 @@ def dashed(name: str) -> str:
 
 
 def rounding_problem(model: str, option: str, kind: str) -> str | None:
-    """Say that the weights of a model cannot be quantised as they are loaded, None if they can."""
+    """Return a sentence if the weights of a model cannot be quantised as they are loaded; None if they can."""
     if kind not in QUANTISERS or not (is_gguf(model) or parts(model)[1]):
         return None
     what = "a GGUF file is read" if is_gguf(model) else "an adapter is merged"
@@ -223,6 +227,14 @@ def missing_quantiser(kind: str) -> str | None:
     if library is None or find_spec(library) is not None:
         return None
     return f"{library} is not installed; pip install 'loraprune[quant]'"
+
+
+def idle_options(options: Options, why: str, *names: str) -> list[str]:
+    """Return one sentence for each of the options that is not at its default, which has no effect."""
+    changed = [name for name in names if getattr(options, name) != getattr(type(options), name)]
+    values = {name: getattr(options, name) for name in changed}
+    shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    return [f"--{dashed(name)} {value} has no effect: {why}" for name, value in shown.items()]
 
 
 def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str, str]:

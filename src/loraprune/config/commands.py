@@ -18,9 +18,11 @@ from loraprune.config.base import (
     QuantizeOptions,
     at_least,
     failed,
+    idle_options,
 )
 from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.values import Fraction
 from loraprune.errors import nearest
 from loraprune.runtime.output import PARTIAL, unwritable
 from loraprune.runtime.run_file import run_problem
@@ -64,6 +66,11 @@ class PlanConfig(LoRAPruneConfig, QuantizeOptions, BatchOptions, ModelOptions):
         )
         sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
         return [*super().problems(), *sizes, *failed((self.sparsity is None, shapes))]
+
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        alone = idle_options(self, "a single GPU shares nothing; give --gpus 2 or more", "sharding")
+        return [*super().idle(), *(alone if self.gpus == 1 else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +144,10 @@ class EvaluateConfig(ModelOptions, ColumnOptions, MachineOptions):
                 (not value or bool(self.tasks), f"--{name} {value}: it is about tasks of lm-eval; give --tasks too")
                 for name, value in (("task-data", self.task_data), ("limit", self.limit), ("shots", self.shots))
             ),
-            (self.rows is None or bool(self.texts()), f"--rows {self.rows}: it is about --data; give that too"),
+            *(
+                (value is None or bool(self.texts()), f"--{name} {value}: it is about --data; give that too")
+                for name, value in (("rows", self.rows), ("columns", self.columns))
+            ),
             (
                 not self.record or (Path(self.model) / "report.json").is_file(),
                 f"--record: --model {self.model} is not a folder written by loraprune; leave --record out, or name such a folder",
@@ -191,6 +201,10 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
             ),
         ]
 
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        return [*super().idle(), *idle_options(self, "a model is timed with the head that it has", "task")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
@@ -235,6 +249,10 @@ class CompareModelsConfig(ColumnOptions, MachineOptions):
         output = Path(self.output) if self.output is not None else None
         why = unwritable(self.output) if self.output is not None else None
         checks = [
+            (
+                self.columns is None or self.data is not None,
+                f"--columns {self.columns}: it is about --data; give that too",
+            ),
             (len(self.models) > 1, f"--models {' '.join(self.models) or '[]'}: at least two models are needed"),
             (not repeated, f"--models {', '.join(repeated)}: given twice; name each model once"),
             (output is None or not output.is_file(), f"--output {output}: this is a file; name a folder"),
@@ -251,7 +269,7 @@ class DemoConfig(Options):
     """folder for the result"""
     steps: int = 120
     """optimiser steps"""
-    ratio: float = 0.5
+    ratio: Fraction = 0.5
     """fraction of the prunable parameters to remove, from 0 to below 1"""
     seed: int = 0
     """seed for the data order and the adapters"""

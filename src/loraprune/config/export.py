@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraprune.config.base import ModelOptions, Options, at_least, failed
+from loraprune.config.base import ModelOptions, Options, at_least, failed, idle_options
 from loraprune.runtime.output import holds_result, output_problem
 
 FORMATS = ("gguf", "onnx", "padded", "safetensors", "torch", "torchao")
@@ -41,7 +41,18 @@ class ExportConfig(ModelOptions):
         """Return one sentence for every option that is wrong."""
         problem = output_problem(self.output, overwrite=self.overwrite, inputs=self.inputs())
         least = at_least(("tensor-parallel", self.tensor_parallel, 1))
-        return [*super().problems(), *least, *([problem] if problem else [])]
+        measured = f"--data {self.data}: only an int8 graph is measured on it; give --format onnx --quantization int8"
+        shared = f"--tensor-parallel {self.tensor_parallel} --format {self.format}: only safetensors is checked for it"
+        checks = (
+            (self.data is None or (self.format, self.quantization) == ("onnx", "int8"), f"{measured}, or leave it out"),
+            (self.tensor_parallel < 2 or self.format == "safetensors", f"{shared}; give that format, or leave it out"),
+        )
+        return [*super().problems(), *least, *failed(*checks), *([problem] if problem else [])]
+
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        alone = idle_options(self, "the task matters for --data only", "task")
+        return [*super().idle(), *(alone if self.data is None else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from loraprune.config.base import AdapterOptions, dashed, failed
+from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
+from loraprune.config.values import Fraction
 from loraprune.errors import ConfigError
 
 CriterionName = str
@@ -19,12 +20,10 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
+TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+"""options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
-    "parameters",
-    "heads",
-    "ffn",
-    "heads_ratio",
-    "ffn_ratio",
+    *TARGETS,
     "scores",
     "kinds",
     "round",
@@ -45,17 +44,19 @@ UNIT_OPTIONS = (
 class LoRAPruneConfig(AdapterOptions):
     """What to remove and when: the options of `LoRAPruneCallback`."""
 
-    ratio: float = 0.5
+    ratio: Fraction = 0.5
     """fraction of the prunable parameters to remove, from 0 to below 1; embeddings and output head are not prunable"""
+    size: Fraction | None = None
+    """fraction of all parameters to keep, instead of --ratio, such as 80%; embeddings and output head count too"""
     parameters: str | None = None
     """target size of the whole model instead of --ratio, such as 600M or 1.2B"""
     heads: int | None = None
     """query heads to keep in every layer, instead of --ratio; without --ffn all FFN channels are kept"""
     ffn: int | None = None
     """FFN channels to keep in every layer, instead of --ratio; without --heads all heads are kept"""
-    heads_ratio: float | None = None
+    heads_ratio: Fraction | None = None
     """fraction of the heads to remove from every layer, instead of --ratio; without --ffn-ratio all FFN channels are kept"""
-    ffn_ratio: float | None = None
+    ffn_ratio: Fraction | None = None
     """fraction of the FFN channels to remove from every layer, instead of --ratio; without --heads-ratio all heads are kept"""
     scores: str | None = None
     """scores.safetensors of an earlier run on the same model; units are ranked by these scores instead of being scored again"""
@@ -95,7 +96,7 @@ class LoRAPruneConfig(AdapterOptions):
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
     """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
-    removal, on 256 calibration tokens a step; 0 for none; by default one pass over --calibration wherever possible (not with
+    removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
     --sparsity or FSDP)"""
     calibration: int = 32768
     """tokens used by --compensate, --local and --end-to-end"""
@@ -105,26 +106,26 @@ class LoRAPruneConfig(AdapterOptions):
     """how the removed fraction grows with the steps. auto: oneshot, or cubic with --sparsity"""
     interval: int | None = None
     """optimiser steps between two removals; by default 10, or fewer in short runs"""
-    warmup: float | None = None
+    warmup: Fraction | None = None
     """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
-    cooldown: float | None = None
+    cooldown: Fraction | None = None
     """fraction of the steps after the last removal; by default 0.975 minus the warm-up for oneshot and 0.1 for other schedules"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
-        """Return the sides of projections whose frozen weights change at a removal: those that read units, or both."""
+        """Return the sides of projections whose frozen weights recovery changes: those that read units, or both."""
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
     def measures_split(self) -> bool:
-        """Say whether calibration rows decide how many heads and how many channels go."""
+        """Return whether calibration rows decide how many heads and how many channels are removed."""
         return self.chosen_allocation == "measured" and not self.has_dimensions
 
     @property
     def recovers(self) -> bool:
-        """Say whether a removal is followed by recovery on calibration rows."""
+        """Return whether a removal is followed by recovery on calibration rows."""
         return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
 
     @property
@@ -156,6 +157,11 @@ class LoRAPruneConfig(AdapterOptions):
         # A single removal comes soon after the warm-up.
         cooldown = max(0.0, 0.975 - warmup) if once else 0.1
         return warmup, cooldown if self.cooldown is None else self.cooldown
+
+    @property
+    def has_ratio(self) -> bool:
+        """Return whether --ratio is the target."""
+        return all(getattr(self, name) is None for name in TARGETS)
 
     @property
     def has_dimensions(self) -> bool:
@@ -233,19 +239,38 @@ class LoRAPruneConfig(AdapterOptions):
                 "widths",
             ),
             (
-                self.ratio == LoRAPruneConfig.ratio or not (self.parameters or self.has_dimensions),
-                f"--ratio {self.ratio} {self._other_target()}: give one target only; leave --ratio out",
+                self.size is None or 0 < self.size <= 1,
+                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
             ),
             (
-                self.parameters is None or not self.has_dimensions,
-                f"--parameters {self.parameters} and explicit widths: give one target only",
+                self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
+                f"--ratio {self.ratio} {self._other_targets()}: give one target only; leave --ratio out",
+            ),
+            (
+                sum((self.size is not None, self.parameters is not None, self.has_dimensions)) <= 1,
+                f"{self._other_targets()}: give one target only",
             ),
         )
 
-    def _other_target(self) -> str:
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        found = super().idle()
+        if self.chosen_schedule == "oneshot":
+            found += idle_options(self, "--schedule oneshot removes all units at once", "interval")
+        if self.scores:
+            ranking = ("criterion", "power", "normalize", "decay", "history")
+            found += idle_options(self, f"units are ranked by --scores {self.scores}", *ranking)
+        if self.has_dimensions:
+            found += idle_options(self, "explicit widths are given", *(("round",) if self.ffn_ratio is None else ()))
+            if self.allocation in ("balanced", "measured"):
+                found += idle_options(self, "explicit widths are given", "allocation")
+        if self.sparsity or not (self.compensate is not False or self.recovers):
+            found += idle_options(self, "nothing is reconstructed after a removal", "calibration")
+        return found
+
+    def _other_targets(self) -> str:
         """Return the given targets other than --ratio, as typed on the command line."""
-        names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
         return " ".join(f"--{dashed(name)} {value}" for name, value in given.items())
 
     def _sparsity_problems(self) -> list[str]:

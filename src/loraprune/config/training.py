@@ -18,6 +18,7 @@ from loraprune.config.base import (
     QuantizeOptions,
     WatchOptions,
     failed,
+    idle_options,
     missing_quantiser,
     rounding_problem,
 )
@@ -101,6 +102,15 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
         problem = output_problem(self.output, overwrite=self.overwrite, resume=self.resume, inputs=self.inputs())
         return [*super().problems(), *failed(*checks), *([problem] if problem else [])]
 
+    def idle(self) -> list[str]:
+        """Return one sentence for every option that is given and changes nothing beside the others."""
+        found = super().idle()
+        if self.steps is not None:
+            found += idle_options(self, f"--steps {self.steps} sets the length of the run", "epochs")
+        if self.steps == 0:
+            found += idle_options(self, "--steps 0 trains nothing", "lr", "clip", "optimizer")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(AdapterOptions, TrainConfig):
@@ -174,7 +184,7 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
             ),
             (
                 not self.has_dimensions,
-                f"{given} and explicit widths: each round removes a part; give --ratio or --parameters",
+                f"{given} and explicit widths: each round removes a part; give --ratio, --size or --parameters",
             ),
             (
                 self.teacher == "none",

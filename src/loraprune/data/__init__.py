@@ -1,7 +1,7 @@
-"""From a user's `--data` to rows of tokens.
+"""Turn a user's `--data` into rows of tokens.
 
-`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts`, `chats` (through
-`templates`) and `pairs` make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
+`files` reads one file, `examples` picks its columns, `sources` resolves names; `texts`, `chats` (through
+`templates`) and `pairs` make tokens, `rows` stores and pads them, and `load` holds out a part for evaluation.
 """
 
 from loraprune.data.files import OWN_NAMES, Columns

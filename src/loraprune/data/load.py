@@ -1,4 +1,4 @@
-"""`--data` and `--eval` together: rows to train on and rows to evaluate on, which never overlap.
+"""`--data` and `--eval` together: rows for training and rows for evaluation, which never overlap.
 
 Knows nothing about file formats or templates.
 """
@@ -22,7 +22,7 @@ from loraprune.errors import ConfigError, DataError
 HELD_OUT_SHARE = 10
 """one example in so many is held out where the source has no split for it"""
 HELD_OUT_ROWS = 256
-"""rows that are enough to evaluate on: evaluating more would cost more than it tells"""
+"""rows that are enough for evaluation: more would cost time and hardly change the figure"""
 
 
 Encode: TypeAlias = Callable[[Examples, PreTrainedTokenizerBase, int], TokenRows]
@@ -31,7 +31,7 @@ Encode: TypeAlias = Callable[[Examples, PreTrainedTokenizerBase, int], TokenRows
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Rows to train on and rows to evaluate on."""
+    """Rows for training and rows for evaluation."""
 
     train: TokenRows
     held_out: TokenRows
@@ -41,7 +41,7 @@ def encode_running(examples: Examples, tokenizer: PreTrainedTokenizerBase, lengt
     """Make rows of running text: documents joined and cut, chats packed whole.
 
     Raises:
-        DataError: for pairs, which a model that goes on with its own text has no two sides for.
+        DataError: for pairs, which a causal language model cannot read.
     """
     if examples.format == "pair":
         raise DataError(
@@ -61,9 +61,9 @@ def load_data(
     encode: Encode = encode_running,
     columns: Columns = OWN_NAMES,
 ) -> Data:
-    """Read a source and hold a part of it out, or evaluate on `held_out`, which names another source.
+    """Read a source and hold out a part of it, or evaluate on `held_out`, which names another source.
 
-    Without `held_out` the rows to evaluate on are the source's own validation split, the last tenth of its documents or
+    Without `held_out` the rows for evaluation are the source's validation split, the last tenth of its documents or
     chats, or the last tenth of a single document. They are at most HELD_OUT_ROWS.
 
     Raises:
@@ -94,7 +94,7 @@ def load_rows(
     encode: Encode = encode_running,
     columns: Columns = OWN_NAMES,
 ) -> TokenRows:
-    """Read a source to evaluate on: all of a file or folder, or the `split` of a source that has splits of its own.
+    """Read a source for evaluation: all of a file or folder, or the `split` of a source that has splits.
 
     Without `split` it is the held-out one.
 
@@ -146,7 +146,7 @@ def _share(count: int) -> int:
 
 
 def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
-    """Check that nothing is both trained on and evaluated by; a source's own splits are apart."""
+    """Check that no data is used for both training and evaluation; a source's own splits are separate."""
     if other is data and "held_out" in data.splits:
         return
     shared = sorted(data.files_of("train") & other.files_of("held_out"))
@@ -158,11 +158,11 @@ def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> Non
 
 
 def _enough(source: str, train: TokenRows, held_out: TokenRows, *, length: int) -> Data:
-    """Check that there is enough to work with, and keep as many rows to evaluate on as tell something."""
+    """Check that there are enough rows, and keep at most HELD_OUT_ROWS for evaluation."""
     if len(train) < 2 or not len(held_out):
         raise DataError(
-            f"{source}: {_tokens(train) + _tokens(held_out)} tokens give {len(train)} rows to train on and {len(held_out)} "
-            f"to evaluate on at --length {length}; 2 and 1 are needed: give a shorter --length or more text"
+            f"{source}: {_tokens(train) + _tokens(held_out)} tokens give {len(train)} rows for training and {len(held_out)} "
+            f"for evaluation at --length {length}; 2 and 1 are needed: give a shorter --length or more text"
         )
     if len(held_out) > HELD_OUT_ROWS:
         held_out = take_rows(held_out, 0, HELD_OUT_ROWS, split=str(held_out.protocol["split"]))

@@ -1,4 +1,4 @@
-"""What rounding does to the outputs of a model: compare outputs, and compute with wider weights for a while to measure or avoid it.
+"""Compare outputs of models, and compute with wider weights within a block to measure or avoid rounding.
 
 Knows nothing about what made two models differ.
 """
@@ -30,7 +30,7 @@ HEADROOM = 1.2
 ROWS = 8
 """held-out rows that are measured in two precisions"""
 NATS = 0.02
-"""largest difference of the mean loss: two per cent of a perplexity"""
+"""largest difference of the mean loss in nats: two per cent of a perplexity"""
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def rounding_noise(model: PreTrainedModel, inputs: Inputs) -> float | None:
 
 
 def has_room_for(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Say whether memory has room for the weights of a model in a wider precision."""
+    """Return whether memory has room for the weights of a model in a wider precision."""
     device = next(model.parameters()).device
     if device.type == "mps" and dtype == torch.float64:
         return False  # it has no such numbers
@@ -102,9 +102,9 @@ def wider_weights(model: PreTrainedModel) -> Iterator[None]:
 
 
 def settle_precision_(model: PreTrainedModel, task: Task, data: Prepared, batch: int) -> None:
-    """Give a model of bfloat16 weights float32 ones if its loss on some held-out rows differs between the two.
+    """Convert a bfloat16 model to float32 if its loss on some held-out rows differs between the two.
 
-    For a precision that `--dtype auto` chose: one that was asked for stays.
+    Only for a precision that `--dtype auto` chose: a requested precision is kept.
     """
     few = replace(data, held_out=draw_rows(data.held_out, ROWS, seed=0))
     narrow = task.evaluate(model, few, batch).loss
@@ -141,7 +141,7 @@ def compute_in_float32_(model: PeftModel) -> frozenset[str]:
 
 
 def _narrower(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
-    """Return the parameters and buffers that hold numbers, as such, in fewer bytes than `dtype`."""
+    """Return the floating-point parameters and buffers that are narrower than `dtype`."""
     quantised = {id(tensor) for layer in quantised_layers(model).values() for tensor in layer.parameters()}
     every = (*model.parameters(), *model.buffers())
     return [

@@ -1,4 +1,4 @@
-"""What every format shares: the source, the registry, the question whether an extra is installed.
+"""What every format shares: the source, the registry, the check that an extra is installed.
 
 Knows nothing about any format.
 """
@@ -29,7 +29,7 @@ class Source:
     name: str
     """folder or hub id"""
     folder: Path
-    """where it lies; no folder for a hub id"""
+    """its folder; no folder for a hub id"""
     model: PreTrainedModel
     """on the CPU in float32"""
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Say whether a tokenizer lies beside the weights; that of a hub id is looked for there."""
+        """Return whether there is a tokenizer beside the weights; for a hub id, on the hub."""
         return not self.folder.is_dir() or (self.folder / TOKENIZER_CONFIG).is_file()
 
 
@@ -55,7 +55,7 @@ Writer: TypeAlias = Callable[[Source, Path], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to leave: what writes it, and what is looked at before a weight is read."""
+    """One export format: the function that writes it, and the checks before weights are read."""
 
     write: Writer
     check: Callable[[PreTrainedConfig, ExportConfig], None] = lambda config, options: None
@@ -63,11 +63,11 @@ class Format:
     needs: tuple[str, ...] = ()
     """modules that the extra `export` brings"""
     quantizations: tuple[str, ...] = ()
-    """values of --quantization, the first being what stands without it"""
+    """values of `--quantization`; the first is the default"""
     any_task: bool = False
     """whether models for every task can be written"""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """well-known values of --quantization that another tool must write -> the remedy"""
+    """well-known values of `--quantization` that only another tool can write -> the remedy"""
 
 
 formats: Registry[Format] = Registry("format", ConfigError)
@@ -86,7 +86,7 @@ def choose_quantization(name: str, entry: Format, options: ExportConfig) -> str:
     """Return the precision to write.
 
     Raises:
-        ConfigError: for one that the format does not have.
+        ConfigError: for a precision that the format does not have.
     """
     asked = options.quantization
     if asked is None:

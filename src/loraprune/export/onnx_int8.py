@@ -1,4 +1,4 @@
-"""An int8 graph by onnxruntime's dynamic quantisation, beside the float32 graph in size, speed and quality.
+"""An int8 graph by onnxruntime's dynamic quantisation, compared with the float32 graph in size, speed and quality.
 
 Weights of linear layers have 8 bits and a scale for each output; activations are rounded while the graph runs. Source: onnxruntime 1.22
 to 1.32.
@@ -33,20 +33,16 @@ BATCH, LENGTH = 8, 512
 
 
 def check_int8(config: PreTrainedConfig, options: ExportConfig) -> None:
-    """Refuse int8 for models that write text, and data without int8.
+    """Refuse int8 for models that write text.
 
     Raises:
-        ConfigError: for both.
+        ConfigError: for such a model.
     """
     task = find_task(config).name
     if options.quantization == INT8 and task in ("causal-lm", "seq2seq"):
         raise ConfigError(
             f"--quantization int8: onnx has it for encoders, and this {config.model_type!r} is for {task}; use --format gguf "
             "--quantization q8_0, or --format torchao"
-        )
-    if options.data is not None and options.quantization != INT8:
-        raise ConfigError(
-            f"--data {options.data}: only an int8 graph is measured on it; give --quantization int8, or leave it out"
         )
 
 
@@ -66,7 +62,7 @@ class GraphModel(PreTrainedModel):
 
 
 def make_int8(source: Source, path: Path) -> dict[str, Any]:
-    """Put an int8 graph in the place of a float32 one, and return how the two compare.
+    """Replace a float32 graph by an int8 one, and return how the two compare.
 
     Returns:
         `exported_vs_int8`, the largest difference of logits relative to the largest one, and `int8`: bytes and seconds of a batch of
@@ -89,7 +85,7 @@ def make_int8(source: Source, path: Path) -> dict[str, Any]:
 
 
 def quantise(exact: Path, path: Path, *, external: bool) -> None:
-    """Write a graph with 8-bit weights; constants are folded before, as only a weight that is one is quantised."""
+    """Write a graph with 8-bit weights; constants are folded first, as only constant weights are quantised."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -133,5 +129,5 @@ def measure(source: Source, sessions: dict[str, Session]) -> dict[str, Any]:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a graph with what lies beside it."""
+    """Return the bytes of a graph and its external weights."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))

@@ -1,6 +1,6 @@
 """`padded`: pruned weights at their places in the dense stock shapes, zeros where units were removed.
 
-For loaders that know no other shapes. It loads wherever the dense model loads, and is no smaller and no faster than that.
+For loaders that support no other shapes. It loads wherever the dense model loads, and has the dense model's size and speed.
 """
 
 from __future__ import annotations
@@ -48,22 +48,20 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
 
 
 def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: torch.dtype) -> float:
-    """Save a pruned `model` in the dense stock shapes that its `plan` speaks of, and load the result.
+    """Save a pruned `model` in the dense stock shapes of its `plan`, and load the result.
 
-    A removed unit is silent as its columns of the consuming projection are zero; norms over all units are rescaled.
+    A removed unit has no effect, as its columns of the consuming projection are zero; norms over all units are rescaled.
 
     Returns:
         The largest difference of logits between `model` and what plain transformers loads, relative to the largest.
 
     Raises:
-        PlanError: if the plan does not say which stock shapes there were, or a removed unit cannot be silenced.
+        PlanError: if the plan lacks the dense stock shapes, or a removed unit cannot be silenced.
         CheckpointError: if the plan is another model's.
-        VerificationError: if the saved model computes something else.
+        VerificationError: if the saved model gives other outputs.
     """
     if gone := gone_layers({name: len(kept) for name, kept in plan.kept.items()}):
-        raise PlanError(
-            f"padding brings back no layer that went as a whole, as {gone[0]!r} did; use the folder as it is"
-        )
+        raise PlanError(f"padding cannot restore a removed layer such as {gone[0]!r}; use the folder as it is")
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
@@ -95,7 +93,7 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     unknown = next((group.name for group in every if group.name not in plan.kept and not group.whole), None)
     if unknown:
         raise CheckpointError(
-            f"plan.json says nothing of {unknown!r}, which has lost units: it is another model's plan"
+            f"plan.json does not contain {unknown!r}, which has lost units: it belongs to another model"
         )
     groups = [group for group in every if group.name in plan.kept]  # others were not in play
     present = {group.name: group.units for group in groups}
@@ -103,7 +101,7 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     if present != kept:
         odd = next(name for name in sorted(present.keys() | kept.keys()) if present.get(name) != kept.get(name))
         raise CheckpointError(
-            f"plan.json keeps {kept.get(odd)} units of {odd!r}, the model has {present.get(odd)}: it is another model's plan"
+            f"plan.json keeps {kept.get(odd)} units of {odd!r}, the model has {present.get(odd)}: it belongs to another model"
         )
     once = [replace(group, units=plan.units[group.name], whole=True) for group in groups]
     sizes = config_sizes(once, plan.units)

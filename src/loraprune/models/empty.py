@@ -1,4 +1,4 @@
-"""A model without weights that is given tensors and saved: how every checkpoint is written.
+"""Write checkpoints: a model without weights gets tensors and is saved.
 
 Knows nothing about pruning.
 """
@@ -40,10 +40,10 @@ def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrai
 
 
 def fill_empty_(empty: PreTrainedModel, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
-    """Give an empty model its tensors as they are; a tensor that is shared may be named once or as often as it is used.
+    """Give an empty model its tensors unchanged; a shared tensor may be named once or as often as it is used.
 
     Raises:
-        CheckpointError: if names or shapes are others than the model's.
+        CheckpointError: if names or shapes differ from the model's.
     """
     try:
         missing, unexpected = empty.load_state_dict(dict(tensors), strict=False, assign=True)

@@ -27,7 +27,7 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 def is_published(name: str) -> bool:
-    """Say whether a name is that of a well-known model, and of no folder."""
+    """Return whether a name is that of a well-known model, and of no folder."""
     return not is_local(name) and name.lower() in published()
 
 

@@ -1,4 +1,4 @@
-"""Loading weights with the right head, whole and finite, and refusing a checkpoint that is another model's.
+"""Load weights with the right head, whole and finite, and refuse a checkpoint of another model.
 
 Knows nothing about pruning.
 """
@@ -35,12 +35,12 @@ ADAPTERS = re.compile(r"\blora_|\bmodules_to_save\b|\bbase_layer\b|\boriginal_mo
 SCALES = re.compile(
     r"(scale_inv|weight_scale(_\d)?|input_scale|activation_scale|qweight|qzeros|g_idx|absmax|quant_map|SCB)$"
 )
-"""what quantisers store beside weights, or instead of them"""
+"""names of tensors that quantisers store beside weights, or instead of them"""
 FOLLOWS = frozenset({
     "pooler", "rotary_emb", "inv_freq", "position_ids", "token_type_ids", "masked_bias", "mask_token", "relative_position_index",
     "relative_coords_table", "attn_mask", "num_batches_tracked",
 })  # fmt: skip
-"""parts of names of what other heads use, or of what follows from the configuration"""
+"""parts of the names of other heads' tensors, and of tensors that follow from the configuration"""
 DESCRIBED_AT_MOST = 4
 """a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
@@ -101,7 +101,7 @@ def _load(
             )
         if wrong:
             raise CheckpointError(
-                f"--model {model}: the checkpoint {word} {min(wrong)}: it is not whole, or config.json is another model's"
+                f"--model {model}: the checkpoint {word} {min(wrong)}: it is incomplete, or config.json belongs to another model"
             )
     check_unread(model, loaded, [str(name) for name in info.get("unexpected_keys") or ()])
     if adapter := parts(at_home(model))[1]:
@@ -114,10 +114,10 @@ def _load(
 
 
 def _check_size(folder: str, kind: Any, config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
-    """Check that weights are about as many as the configuration says: memory would be taken for all it says.
+    """Check that there are about as many weights as the configuration says: memory would be allocated for all of them.
 
     Raises:
-        CheckpointError: if they are not, or are no whole safetensors files.
+        CheckpointError: if there are not, or if they are not complete safetensors files.
     """
     stored = check_weights(Path(folder))
     with torch.device("meta"):
@@ -155,12 +155,12 @@ def load_with_head(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
 
-    They are drawn by the seed then. `original` is its configuration where that has been read before, `values` are keys of it to set,
+    They are then initialised from the seed. `original` is its configuration if already read, `values` are keys of it to set,
     such as num_labels. With a `quantisation` weights are quantised one by one as they are read: the whole model is never in memory
     in 16 bits.
 
     Returns:
-        The model, and the paths of the modules that started anew.
+        The model, and the paths of the initialised modules.
 
     Raises:
         CheckpointError: for other weights that are missing, torn, or of other shapes than the configuration says.
@@ -194,7 +194,7 @@ def load_with_head(
 
 
 def _release_files_(model: nn.Module) -> None:
-    """Copy what was not quantised: on a CPU it may be a view of the whole file, which would stay in memory for its sake."""
+    """Copy the tensors that were not quantised: on a CPU they may be views of the whole file, which would stay in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
             tensor.data = tensor.data.clone()
@@ -219,14 +219,14 @@ def check_unread(source: str, model: PreTrainedModel, names: Sequence[str]) -> N
     if inside:
         raise CheckpointError(
             f"--model {source}: the checkpoint holds {min(inside)}, which a model of this config.json does not have "
-            f"({len(inside)} such tensors): config.json is another model's"
+            f"({len(inside)} such tensors): config.json belongs to another model"
         )
     if names:
         _warn(source, type(model).__name__, tuple(sorted(names)))
 
 
 def _is_inside(model: PreTrainedModel, name: str) -> bool:
-    """Say whether a tensor belongs to the layers below the head, named with or without the backbone's prefix."""
+    """Return whether a tensor belongs to the layers below the head, named with or without the backbone's prefix."""
     first, *others = name.split(".")
     if not FOLLOWS.isdisjoint(others):
         return False

@@ -1,4 +1,4 @@
-"""Switch dropout and autograd off for a while."""
+"""Switch off dropout and autograd within a block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding a model in a folder or on the hub, and opening its configuration and its tokenizer.
+"""Find models in folders and on the hub, and open their configurations and tokenizers.
 
 One clear sentence for everything that can be wrong with them; knows nothing about weights.
 """
@@ -33,12 +33,12 @@ HUB_SECONDS = 10
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
 PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
-"""switches of a configuration that decide what a forward gives"""
+"""switches of a configuration that decide what forward returns"""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing load reports and bars: whatever they say is checked and raised here."""
+    """Keep transformers from printing load reports and bars: what they report is checked and raised here."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     if level == logging.ERROR and not bars:  # inside another; setting a level empties the caches of all loggers
         yield
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def clear_errors(model: str, what: str = "the model") -> Iterator[None]:
-    """Turn what the libraries raise for a bad checkpoint into one sentence."""
+    """Turn the libraries' errors for a bad checkpoint in the block into one sentence."""
     try:
         yield
     except LoraPruneError:
@@ -113,7 +113,7 @@ def resolve(model: str) -> str:
         raise CheckpointError(f"--model {model}: {problem}")
     base, adapter = parts(model)
     if adapter:
-        check_adapter(Path(adapter))
+        check_adapter(Path(adapter), Path(base))
     if base == DEMO:
         return str(files("loraprune.models") / "demo")
     if os.path.isdir(base):
@@ -163,7 +163,7 @@ def read_config(model: str, **options: Any) -> PreTrainedConfig:
 
 
 def plain_outputs_(config: PreTrainedConfig) -> None:
-    """Let a model give its logits and nothing else: attentions, hidden states and tuples are for who asks for them."""
+    """Make a model return only its logits; attentions, hidden states and tuples are returned only on request."""
     for part in (config, config.get_text_config()):
         for name, plain in PLAIN.items():
             if getattr(part, name, plain) != plain:
@@ -171,7 +171,7 @@ def plain_outputs_(config: PreTrainedConfig) -> None:
 
 
 def _register(folder: str, **hub_options: Any) -> None:
-    """Make a layer-wise model's type known before transformers looks for it."""
+    """Register a layer-wise model's type before transformers looks for it."""
     values, _ = PreTrainedConfig.get_config_dict(folder, **hub_options)
     register_type(str(values.get("model_type", "")))
 

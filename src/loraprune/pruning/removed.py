@@ -1,4 +1,4 @@
-"""What a run removed, in figures."""
+"""Figures of a run's removal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.pruning import TARGETS, LoRAPruneConfig
 from loraprune.groups import Group
 from loraprune.plan import Budget, Plan
 
@@ -33,7 +33,7 @@ class Zeros:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How much of the prunable parameters is gone."""
+    """The removed share of the prunable parameters."""
 
     ratio_requested: float | None
     """None where a number of parameters or widths were asked for, which `target` has"""
@@ -57,11 +57,9 @@ def units_removed(
 ) -> Removed:
     """Return what the report says about units that were removed by a plan, and what `recovery` says of every removal."""
     counts = {name: len(kept) for name, kept in plan.kept.items()}
-    names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-    is_ratio = config.parameters is None and not config.has_dimensions
     return Removed(
-        ratio_requested=config.ratio if is_ratio else None, ratio_reached=budget.ratio(counts), prunable_dense=budget.prunable,
-        prunable_pruned=budget.kept(counts), target=None if is_ratio else {name: getattr(config, name) for name in names},
+        ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=budget.ratio(counts), prunable_dense=budget.prunable,
+        prunable_pruned=budget.kept(counts), target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
         units={
             group.name: {"kind": group.kind, "dense": plan.units[group.name], "kept": counts[group.name]} for group in groups
         },

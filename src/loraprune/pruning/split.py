@@ -1,4 +1,4 @@
-"""The split between heads and channels, by measurement: each is tried with masks, and the one that changes the outputs least is taken."""
+"""The measured split between heads and channels: each is tried with masks, and the one that changes the outputs least is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model that has all its units, and what a split of it is tried with."""
+    """An unpruned model, and the data for trying splits of it."""
 
     model: nn.Module
     groups: Sequence[Group]
@@ -39,7 +39,7 @@ class Trial:
     """whether projections are reconstructed after the cut"""
 
     def errors(self, tried: Sequence[Counts]) -> list[float]:
-        """Return how far the outputs of each split are from the model's, on the rows kept aside, once projections are reconstructed.
+        """Return the distance of each split's outputs from the model's, on the rows kept aside, after reconstruction of projections.
 
         The cut alone does not decide it: on small models its ranking changes with the reconstruction (docs/log.md).
         """

@@ -1,6 +1,6 @@
-"""Every save verifies itself: the masked dense model, the sliced model and the model loaded from disk must agree.
+"""Verify a saved model: the masked dense model, the sliced model and the model loaded from disk must agree.
 
-Knows nothing about how the model came about.
+Knows nothing about how the model was made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 """difference of two logits, relative to the largest logit, that is always allowed: summation order, and rounding in 16 bits"""
 MARGIN = 8
-"""what the rounding noise of a model is multiplied by to give the allowed difference, where that is more than the floor"""
+"""factor of a model's rounding noise that gives the allowed difference, if that is more than the floor"""
 ROUNDED_TOLERANCE = 0.15
 """the floor where activations are rounded to 8 bits: 0.04 was measured on random models"""
 MIXTURES = 16
@@ -111,7 +111,7 @@ def check_merging(model: nn.Module, groups: Sequence[Group]) -> None:
 
 
 class Checks:
-    """The comparisons at the end of a run. One that fails ends nothing: the folder is finished first, so that no work is lost."""
+    """The comparisons at the end of a run. A failure is reported after the folder is finished, so that no work is lost."""
 
     def __init__(self, dtype: torch.dtype, noise: float | None) -> None:
         """Take the precision in which all sides are computed, and the rounding noise of the merged model in it."""

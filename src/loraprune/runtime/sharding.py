@@ -1,6 +1,6 @@
-"""Parameters of which every process holds a shard, as FSDP2 has them: gathering them, and sharding them again.
+"""Gather parameters that FSDP2 shards, and shard them again.
 
-Every process must take part in whatever is done here. Knows nothing about pruning.
+All functions are collective: every process must call them. Knows nothing about pruning.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_shard(tensor: Shaped[Tensor, "..."]) -> bool:
-    """Say whether this process holds a shard of a tensor."""
+    """Return whether a tensor is sharded."""
     return isinstance(tensor, DTensor)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Say whether processes hold shards of a model's parameters."""
+    """Return whether a model's parameters are sharded."""
     return any(map(is_shard, model.parameters()))
 
 
 def gather_tensor(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return a tensor with the shards of all processes.
+    """Return a gathered tensor.
 
-    `full_tensor` is a collective: every process must ask for the same tensors in the same order, also those that have no use for them, or
+    `full_tensor` is a collective: every process must gather the same tensors in the same order, also those that do not use them, or
     all wait for ever. Source: https://docs.pytorch.org/docs/stable/distributed.tensor.html
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -50,7 +50,7 @@ def gather_tree(tree: Any) -> Any:
 
 
 def shard_like(tensor: Shaped[Tensor, "*shape"], like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "*shape"]:
-    """Return a tensor, which all processes have, sharded if `like` is sharded."""
+    """Return an unsharded tensor, which all processes have, sharded if `like` is."""
     if isinstance(tensor, DTensor) or not isinstance(like, DTensor):
         return tensor
     # Without a source rank every process cuts its shard out of its own copy, which all have, instead of a scatter from the first one.
@@ -58,7 +58,7 @@ def shard_like(tensor: Shaped[Tensor, "*shape"], like: Shaped[Tensor, "..."]) ->
 
 
 def shard_on_load_(model: nn.Module) -> None:
-    """Let `load_state_dict` of a model take gathered tensors, also once its parameters are sharded."""
+    """Make `load_state_dict` of a model accept unsharded tensors, also after its parameters are sharded."""
 
     def shard(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
         for name, parameter in module.named_parameters():
@@ -69,7 +69,7 @@ def shard_on_load_(model: nn.Module) -> None:
 
 
 def shard_moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the gathered state of an optimiser, sharded as its parameters are."""
+    """Return an optimiser's unsharded state, sharded like its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found = {
         place: {
@@ -83,7 +83,7 @@ def shard_moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Let a module have its parameters and their gradients gathered inside the block."""
+    """Give a module unsharded parameters and gradients inside the block."""
     shards = [
         (owner, name, parameter)
         for owner in module.modules()
@@ -103,7 +103,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def callable_inside(model: nn.Module) -> Iterator[None]:
-    """Let the modules inside a sharded model be called without calling the model itself."""
+    """Allow calling the modules inside a sharded model without calling the model itself."""
     if not isinstance(model, FSDPModule):
         yield
         return

@@ -1,4 +1,4 @@
-"""Unit scores over time: the moving average of what each step's criterion says.
+"""Unit scores over time: the moving average of each step's scores.
 
 Knows nothing about how a score is computed.
 """
@@ -19,9 +19,9 @@ from loraprune.plan import Plan
 
 
 class RunningScores:
-    """One score per unit of the dense model; units that are gone keep the last score they had.
+    """One score per unit of the dense model; removed units keep their last score.
 
-    Source: Eq 11, the average starts at zero: a common factor that no ranking sees.
+    Source: Eq 11, the average starts at zero: a common factor without effect on the ranking.
     """
 
     def __init__(self, units: Mapping[str, int], *, decay: float) -> None:
@@ -30,12 +30,12 @@ class RunningScores:
         self.values = {name: torch.zeros(count, dtype=torch.float64) for name, count in units.items()}
 
     def load(self, values: Mapping[str, Float[Tensor, " units"]]) -> None:
-        """Take over saved scores of all units."""
+        """Use saved scores of all units."""
         self.values = dict(values)
         self.updates = 1
 
     def update(self, scores: Mapping[str, Float[Tensor, " kept"]], plan: Plan) -> None:
-        """Average in the scores of the units that `plan` keeps.
+        """Add the scores of the units that `plan` keeps to the average.
 
         Raises:
             NumericsError: if a score is NaN or infinite; nothing is changed then.
@@ -58,7 +58,7 @@ class RunningScores:
         values = self.values[name][torch.tensor(units)]
         if not self.updates or values.min() == values.max():
             raise NumericsError(
-                f"all units of {name!r} score {float(values[0])}: nothing tells them apart, so none is removed; "
+                f"all units of {name!r} score {float(values[0])}: they cannot be ranked, so none is removed; "
                 "train at least one step first and check that gradients reach the adapters"
             )
 

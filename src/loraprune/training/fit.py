@@ -40,7 +40,7 @@ def fit(
     workspace: Path,
     checkpoint: Checkpoint | None,
 ) -> Training:
-    """Attach LoRA and train, which gives `run.adapted` and `run.pruner`; from a checkpoint on if there is one.
+    """Attach LoRA and train, which sets `run.adapted` and `run.pruner`; continue from a checkpoint if there is one.
 
     The time counts scoring and slicing, not loading and evaluation.
     """
@@ -82,13 +82,13 @@ def fit(
 
 
 def _begin(setup: RunSetup, workspace: Path) -> None:
-    """Delete what a former run left in the workspace, and store the options of this one."""
+    """Delete the files of a former run in the workspace, and store the options of this one."""
     forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ())
     write_run(workspace, setup.config.job, as_dict(setup.config))
 
 
 def _teacher(setup: RunSetup, run: RunModel, kind: str, workspace: Path) -> Teacher | None:
-    """Return the dense model as a teacher of a kind."""
+    """Return the dense model as a teacher."""
 
     def small() -> PreTrainedModel:
         return setup.load_dense(run.dense.dtype, quantisation=Quantisation("8bit", setup.quantisable))[0]
@@ -125,7 +125,7 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
 
 
 def _watch(setup: RunSetup, callback: LoRAPruneCallback | None) -> Watch:
-    """Return what evaluates the model on held-out data while it trains."""
+    """Return the callback that evaluates the model on held-out data during training."""
 
     def evaluate(model: nn.Module) -> Measured:
         base = base_model(model)

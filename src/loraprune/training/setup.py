@@ -1,4 +1,4 @@
-"""Check what a run is given, before any weights are read, and load its model. Everything that is wrong is reported at once."""
+"""Check the inputs of a run before any weights are read, and load its model. Everything that is wrong is reported at once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from loraprune.runtime.device import check_compile, check_training, choose_devic
 from loraprune.scoring.criteria import Saliency, criteria
 
 LEAVES_WHOLE = "1.11"
-"""the first accelerate whose `ignored_modules` counts with FSDP2"""
+"""the first accelerate that respects `ignored_modules` with FSDP2"""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RunSetup:
-    """What a run is given, checked before any weights are read. Nothing in it changes."""
+    """The inputs of a run, checked before any weights are read. Immutable."""
 
     config: PruneConfig | FinetuneConfig
     device: torch.device
@@ -72,7 +72,7 @@ class RunSetup:
 
 @dataclass(frozen=True, slots=True)
 class DenseFacts:
-    """What is remembered of the dense model, which is not kept."""
+    """Facts about the dense model, which is not kept in memory."""
 
     config: PreTrainedConfig
     parameters: int
@@ -81,7 +81,7 @@ class DenseFacts:
     stored: torch.dtype
     """precision to save in: the checkpoint's, unless one is asked for"""
     new: tuple[str, ...]
-    """modules that the checkpoint lacks: randomly initialized, and trained without LoRA"""
+    """modules that the checkpoint lacks: randomly initialised, and trained without LoRA"""
     noise: float | None
     """rounding noise in the precision of computation; None if the model is quantised or memory is too short"""
 
@@ -95,10 +95,10 @@ class RunModel:
     adapted: PeftModel | None = None
     """the same model with LoRA, from the end of training until it is merged"""
     pruner: PruningMethod | None = None
-    """what removed units or weights of it while it was trained"""
+    """the method that removed units or weights during training"""
 
     def free(self) -> None:
-        """Drop the model, so that its memory can be had back."""
+        """Drop the references to the model, so that its memory can be freed."""
         device = self.model.device
         del self.model
         self.adapted = None
@@ -108,7 +108,7 @@ class RunModel:
 
 
 def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
-    """Check everything that a run is given, without weights.
+    """Check all inputs of a run, without weights.
 
     Raises:
         LoraPruneError: for everything that is wrong, at once.
@@ -188,7 +188,7 @@ def check_graph(criterion: str) -> None:
     """
     if not isinstance(criteria.get(criterion), Saliency):
         raise ConfigError(
-            f"--compile true --criterion {criterion}: it scores by hooks, each a graph of its own, more "
+            f"--compile true --criterion {criterion}: it scores by hooks, each of which is a separate graph, more "
             "than torch.compile keeps; use lora, or leave --compile out"
         )
 
@@ -201,7 +201,7 @@ def check_base(kind: str, groups: Sequence[Group], device: torch.device) -> None
     """
     if launch.is_sharded() and kind != "none" and not is_accelerate_available(LEAVES_WHOLE):
         raise ConfigError(
-            f"--quantize {kind}: with FSDP every process holds quantised layers whole, which this accelerate cannot leave so; "
+            f"--quantize {kind}: FSDP must leave quantised layers unsharded, which this accelerate does not support; "
             f"install accelerate {LEAVES_WHOLE} or newer, or launch without --use_fsdp"
         )
     check_quantize("--quantize", kind, groups, device)
@@ -216,7 +216,7 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
     if kind not in QUANTISERS:
         return
     if device.type == "mps":
-        raise ConfigError(f"{option} {kind}: kernels are for CUDA and CPUs only; leave it out, or use --device cpu")
+        raise ConfigError(f"{option} {kind}: its kernels are for CUDA and CPUs only; leave it out, or use --device cpu")
     for group in groups:
         if group.kind == "channel" or group.kind in EXPERTS:
             what = "convolutions" if group.kind == "channel" else "stacked experts"
@@ -245,13 +245,13 @@ def load_run(setup: RunSetup) -> RunModel:
     config = setup.config
     model, new = setup.load_dense(setup.dtype, quantisation=setup.quantisation)
     if new:
-        logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
+        logger.info("randomly initialised and fully trained, as the checkpoint has no such head: %s", ", ".join(new))
     if config.dtype == "auto" and model.dtype == torch.bfloat16 and setup.device.type == "cpu" and not new:
         settle_precision_(model, setup.task, setup.data, config.batch)
     check_groups(model, setup.groups)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
         raise ConfigError(
-            f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
+            f"--teacher {config.teacher}: the dense model's {new[0]} is untrained: tune it first with "
             "`loraprune finetune`, and name that folder as --model"
         )
     if new and config.dtype == "float16":

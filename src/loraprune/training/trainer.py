@@ -40,11 +40,11 @@ from loraprune.training.teachers import Teacher
 from loraprune.training.watch import Watch
 
 OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8bit": "paged_adamw_8bit"}
-"""--optimizer -> the Trainer's name for it"""
+"""`--optimizer` -> the Trainer's name for it"""
 TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
-"""variable by which transformers' TensorBoard callback is told where to write"""
+"""variable with the folder for transformers' TensorBoard callback"""
 LOSSES_AT_LEAST = 50
-"""a run logs its loss at least this often, if it has the steps"""
+"""a run logs its loss at least this often, if it has enough steps"""
 
 ROWS_WITHOUT_TRAINING = 128
 """rows that score units in a run without training, if no other number is asked for"""
@@ -95,7 +95,7 @@ def training_arguments(
 
 
 def scores_forward(config: PruneConfig | FinetuneConfig) -> bool:
-    """Say whether a run needs no backward pass: it does not train, and its criterion looks at what flows forward."""
+    """Return whether a run needs no backward pass: it does not train, and its criterion only reads activations."""
     if config.steps != 0 or config.dtype == "float16" or not isinstance(config, PruneConfig):
         return False
     return not criteria.get(config.chosen_criterion).needs_gradient
@@ -103,7 +103,7 @@ def scores_forward(config: PruneConfig | FinetuneConfig) -> bool:
 
 @contextmanager
 def dashboards(folder: str) -> Iterator[None]:
-    """Let TensorBoard write to `folder`, unless the environment names another one, and keep what dashboards say off stdout."""
+    """Make TensorBoard write to `folder`, unless the environment names another one, and keep dashboards' output off stdout."""
     known = os.environ.get(TENSORBOARD_FOLDER)
     os.environ[TENSORBOARD_FOLDER] = known or folder
     try:
@@ -134,7 +134,7 @@ def train(
 ) -> int:
     """Train an adapted model, with a teacher on its logits too, and return the optimiser steps taken.
 
-    Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training goes on from there.
+    Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training continues from there.
     """
     rows, collator, device = data.training, data.collator, next(model.parameters()).device
     steps = optimiser_steps(config, len(rows))

@@ -1,6 +1,6 @@
-"""What is seen of a training while it runs: a bar and the loss curve, held-out figures, and an early end by them.
+"""Watch a training: a progress bar, the loss curve, evaluation on held-out data, and early stopping.
 
-Knows nothing about how the model is evaluated or pruned: it is given functions for both.
+Knows nothing about evaluation or pruning: it is given functions for both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from loraprune.runtime.progress import Advance, phase
 from loraprune.runtime.sharding import gather_tensor, shard_like
 
 LOSS = {"nll": "loss"}
-"""figures that dashboards know by another name, under which they lie beside the training's"""
+"""figures that dashboards show under another name, beside those of the training"""
 LINES = 10
-"""lines a run writes instead of a bar where stderr is no terminal"""
+"""lines that a run writes instead of a bar if stderr is not a terminal"""
 
 logger = logging.getLogger(__name__)
 
@@ -73,23 +73,23 @@ class TrainingBar(TrainerCallback):
         return {"curve": self.curve}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.curve = list(state["curve"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._open.close()
 
 
 class Watch(TrainerCallback):
-    """Judges the model every few steps; with `patience` it ends the training and takes the best adapters back.
+    """Evaluates the model every few steps; with `patience` it ends the training early and restores the best adapters.
 
     A model that still loses units gets worse whatever the training does, so only evaluations after the target count
-    towards an early end, and what is saved has the ratio that was asked for. From there on nothing but the adapters
-    (and statistics such as those of batch norm) changes: the best ones are kept on the CPU. Must stand behind the callback
-    that prunes. A part of a checkpoint: a resumed run goes on counting.
+    towards early stopping, and the saved model has the requested ratio. From there on nothing but the adapters
+    (and statistics such as those of batch norm) changes: the best ones are kept on the CPU. Must come after the callback
+    that prunes. A part of a checkpoint: a resumed run continues counting.
     """
 
     def __init__(
@@ -100,25 +100,25 @@ class Watch(TrainerCallback):
         patience: int | None,
         ratio: Callable[[], tuple[float, bool]],
     ) -> None:
-        """Take how to evaluate a model, and how to ask for the ratio removed and whether it is the target."""
+        """Take functions that evaluate a model, and that return the removed ratio and whether it is the target."""
         self.evaluate, self.every, self.patience, self.ratio = evaluate, every, patience, ratio
         self.history: list[dict[str, float | int | None]] = []
-        """step, the metric and what was measured beside it, its standard_error and the ratio removed, at every evaluation"""
+        """step, the metric and further figures, its standard_error and the ratio removed, at every evaluation"""
         self.seconds = 0.0
-        """spent on evaluating"""
+        """seconds spent on evaluation"""
         self.kept_step: int | None = None
         """the step whose adapters the model has in the end, where `patience` is given"""
         self.ended = False
         """whether the training ended before its last step"""
         self.send: Callable[[dict[str, float]], None] | None = None
-        """the Trainer's `log`, which tells dashboards"""
+        """the Trainer's `log`, which sends figures to dashboards"""
         self._best: dict[str, Tensor] = {}
         self._least = 0.0
         self._worse = 0
         self._sent_ratio = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Judge where it is due, and at the last step."""
+        """Evaluate if it is due, and at the last step."""
         ratio, is_done = self.ratio()
         figures: dict[str, float] = {} if ratio == self._sent_ratio else {"ratio": ratio}
         is_last = state.global_step >= state.max_steps
@@ -150,7 +150,7 @@ class Watch(TrainerCallback):
         self._worse += 1
         if self._worse >= self.patience and state.global_step < state.max_steps:
             logger.info(
-                "step %d: no better at the held-out data %d times; the training ends, and step %s is kept",
+                "step %d: no improvement on the held-out data in %d evaluations; the training ends, and step %s is kept",
                 state.global_step, self._worse, self.kept_step,
             )  # fmt: skip
             control.should_training_stop = self.ended = True
@@ -162,14 +162,14 @@ class Watch(TrainerCallback):
                 tensor.data.copy_(shard_like(self._best[name], tensor))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs of the evaluations so far and of the best adapters."""
+        """Return the evaluations so far and the best adapters, for a resumed run."""
         return {
             "history": self.history, "seconds": self.seconds, "kept_step": self.kept_step, "ended": self.ended,
             "best": self._best, "least": self._least, "worse": self._worse, "sent_ratio": self._sent_ratio,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.history, self.seconds, self.kept_step = list(state["history"]), float(state["seconds"]), state["kept_step"]
         self.ended, self._best, self._least = bool(state["ended"]), dict(state["best"]), float(state["least"])
         self._worse, self._sent_ratio = int(state["worse"]), float(state["sent_ratio"])

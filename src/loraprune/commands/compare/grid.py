@@ -87,7 +87,7 @@ def expand(
     """Return all cells, baselines first, and one sentence for everything that is wrong.
 
     Args:
-        base: every option of `PruneConfig`, for the cells that do not say otherwise.
+        base: every option of `PruneConfig`, for the cells that do not override it.
         grid: option -> values; every value meets every other.
         runs: name -> options; every run meets every combination of the grid.
         baselines: jobs to do once for every set of training options.
@@ -170,7 +170,7 @@ def _good_runs(
 def _name_problem(place: str, name: str) -> str | None:
     """Return what is wrong with the name of an option in a grid or a named run."""
     if name in OURS:
-        return f"{place}: every cell has a folder of its own below --output, and --html is for all; leave it out here"
+        return f"{place}: every cell has a separate folder below --output, and --html is for all; leave it out here"
     if name not in OPTIONS:
         return f"{place}: unknown option {name!r}{nearest(str(name), OPTIONS)}: see `loraprune prune --help`"
     return None
@@ -212,7 +212,7 @@ def _training_options(config: PruneConfig) -> dict[str, Any]:
 
 
 def _dense(job: str, pruned: Cell, named: Iterable[str]) -> Cell:
-    """Return the baseline of a pruning cell; `named` are the options that its name has to say."""
+    """Return the baseline of a pruning cell; `named` are the options that its name contains."""
     assert isinstance(pruned.config, PruneConfig)
     options = _training_options(pruned.config)
     folder = Path(pruned.config.output).parent / digest(job, options)

@@ -1,4 +1,4 @@
-"""How large and how fast models are, side by side: parameters, MACs, latency, throughput, memory.
+"""Compare sizes and speeds of models: parameters, MACs, latency, throughput, memory.
 
 Knows nothing about pruning: it compares any text models on one device, the first being the reference.
 """
@@ -97,7 +97,7 @@ def _of_model(
 def _of_engine(
     engine: Engine, model: Measurement, times: Mapping[int, Spread | None], length: int, new_tokens: int
 ) -> Measurement:
-    """Return the row of an engine: what it runs is as large as the model, its file and its speed are its own."""
+    """Return the row of an engine: parameters and MACs are the model's, file size and speed are the engine's."""
     seconds = {batch: spread for batch, spread in times.items() if spread and batch != DECODE}
     decode = times[DECODE]
     return replace(
@@ -114,7 +114,7 @@ def _of_engine(
 
 
 def _peak_memory(model: PreTrainedModel, calls: Sequence[Call]) -> int | None:
-    """Return the weights and the most that a call allocates beside what lies on the device already, other models too."""
+    """Return the bytes of the weights plus the most that a call allocates; other tensors on the device are not counted."""
     if model.device.type != "cuda":
         return None
     torch.cuda.synchronize(model.device)
@@ -130,7 +130,7 @@ def _weight_bytes(model: PreTrainedModel) -> int:
 
 
 def _file_bytes(folder: Path) -> int | None:
-    """Return the size of the weight files; None if they are not safetensors. A run's scores.safetensors is no weight."""
+    """Return the size of the weight files; None if they are not safetensors. A run's scores.safetensors is not counted."""
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) or None
 
 
@@ -149,7 +149,7 @@ def _check_models(models: Mapping[str, PreTrainedModel], folders: Mapping[str, P
         if name not in models:
             raise ConfigError(f"folder {str(folder)!r} belongs to no model {name!r}{nearest(name, models)}: rename it")
         if not folder.is_dir():
-            raise CheckpointError(f"{str(folder)!r} is no folder: give the checkpoint of {name!r}")
+            raise CheckpointError(f"{str(folder)!r} is not a folder: give the checkpoint of {name!r}")
     for name, model in models.items():
         if model.main_input_name != "input_ids":
             raise UnsupportedModelError(f"{name!r} reads {model.main_input_name}: only models of token ids are timed")

@@ -42,7 +42,7 @@ def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
 def predictions(
     logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
 ) -> Shaped[Tensor, "targets classes"]:
-    """Return what is said before each target: position t predicts label t + 1."""
+    """Return the logits before each target: position t predicts label t + 1."""
     return logits[:, :-1][labels[:, 1:] != NO_TARGET]
 
 

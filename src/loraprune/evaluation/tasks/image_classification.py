@@ -22,7 +22,7 @@ from loraprune.models.opening import resolve_processor
 from loraprune.runtime.progress import shown
 
 HEAD = ("classifier.", "beit.pooler.")
-"""how the names of a head's parameters begin, which a checkpoint that was pre-trained for something else lacks"""
+"""prefixes of the names of a head's parameters, which a checkpoint that was pre-trained for something else lacks"""
 INTERPOLATING = ("dinov2", "dinov2_with_registers")
 """model types that stretch their positions to images of any size: the public ones state the size of another stage of their training"""
 PROBE_SIZE, PROBE_SEED = 64, 0
@@ -33,8 +33,8 @@ def prepare(request: Request) -> Prepared:
     """Read images; where their classes are not the model's, it gets a new head for them.
 
     Raises:
-        DataError: if images to evaluate on have classes that those to train on, or the model, lack.
-        ConfigError: if the model does not read images in colour, or its image processor makes others.
+        DataError: if evaluation images have classes that the training images, or the model, lack.
+        ConfigError: if the model does not read images in colour, or its image processor makes other ones.
     """
     processor = fitting_processor(request)
     train, held_out = load_images(request.data, request.eval, seed=request.seed, columns=request.columns)
@@ -117,7 +117,7 @@ def predictions(
 
 
 def is_head(name: str) -> bool:
-    """Say whether a parameter belongs to the head."""
+    """Return whether a parameter belongs to the head."""
     return name.startswith(HEAD)
 
 

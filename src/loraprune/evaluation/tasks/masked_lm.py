@@ -1,4 +1,4 @@
-"""Masked language modelling: the hidden tokens of texts; evaluated by the perplexity of what is hidden."""
+"""Masked language modelling: the hidden tokens of texts; evaluated by the perplexity of the hidden tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from loraprune.models.modes import evaluation_mode
 from loraprune.runtime.progress import shown
 
 HIDDEN, MASKED, REPLACED = 0.15, 0.8, 0.1
-"""tokens to be told; of these, those that the mask stands for, and those that another token stands for"""
+"""fraction of the tokens that are targets; of these, the fractions replaced by the mask and by a random token"""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedRows:
-    """Rows of tokens, some hidden: always the same ones of a row, so that dense and pruned model are asked alike.
+    """Rows of tokens, some hidden: always the same ones of a row, so that dense and pruned model predict the same tokens.
 
     Source: Devlin et al., BERT (arXiv 1810.04805); masks are fixed here.
     """
@@ -40,7 +40,7 @@ class MaskedRows:
 
     @property
     def protocol(self) -> Mapping[str, object]:
-        """Return how the rows came about."""
+        """Return the protocol of the rows."""
         return {**self.rows.protocol, "hidden": HIDDEN}
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured
 def predictions(
     logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
 ) -> Shaped[Tensor, "targets classes"]:
-    """Return what is said at every hidden token."""
+    """Return the logits at every hidden token."""
     return logits[labels != NO_TARGET]
 
 

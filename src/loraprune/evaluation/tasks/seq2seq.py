@@ -76,7 +76,7 @@ def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
 def predictions(
     logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
 ) -> Shaped[Tensor, "targets classes"]:
-    """Return what is said at the place of each target."""
+    """Return the logits at the position of each target."""
     return logits[labels != NO_TARGET]
 
 

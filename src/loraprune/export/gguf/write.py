@@ -37,7 +37,7 @@ TEXTS = (
     "def add(a, b):\n    return a + b  # 12345 and 6.78\n\n",
     "Grüße, naïve café — 東京 🙂  two spaces\tand a tab's end",
 )
-"""what both tokenizers are compared on"""
+"""text on which both tokenizers are compared"""
 K_QUANT = (
     "K- and I-quants are written by llama.cpp's own tool: export with --quantization f16, then run "
     "`llama-quantize model.gguf small.gguf {}`"
@@ -92,7 +92,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 def add_head(
     writer: Any, config: PreTrainedConfig, architecture: Architecture, shape: Shape, quantization: str
 ) -> None:
-    """Write the figures of the model; everything that llama.cpp would guess from layer 0 stands there explicitly."""
+    """Write the figures of the model; everything that llama.cpp would otherwise guess from layer 0 is explicit."""
     import gguf
 
     def counts(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""LoRA on the projections of groups, and the only package that touches PEFT's internals.
+"""LoRA on the projections of groups. The only package that uses PEFT's internals.
 
 Knows nothing about scores or plans.
 """

@@ -23,7 +23,7 @@ from loraprune.models.quantised.forms import Weight, weight_rows
 from loraprune.runtime.sharding import gather_tensor
 
 KEPT_WEIGHTS = "kept_weights"
-"""name of the buffer of a base layer that says which weights of the merged projection are not zero, where some are"""
+"""name of the buffer of a base layer that marks the non-zero weights of the merged projection, if some are zero"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ def linear_paths(groups: Iterable[Group]) -> list[str]:
 def head_paths(model: PreTrainedModel, groups: Iterable[Group]) -> list[str]:
     """Return the paths of the layers that make up a head for classes, tags, spans or rewards, its pooler included.
 
-    They are what is beside the part with the groups. A head that writes tokens is none of them: it comes with the backbone. Nor has a
-    model that is all one module a head beside it.
+    They are the layers beside the part with the groups. A head that writes tokens is not one of them: it comes with the backbone. A
+    model that is one module has no such head.
     """
     if model.get_output_embeddings() is not None or model.base_model is model:
         return []
@@ -176,12 +176,12 @@ def attach_lora(
 
 
 def carries_adapter(model: nn.Module) -> bool:
-    """Say whether a model has an adapter of any kind that is not merged."""
+    """Return whether a model has an adapter of any kind that is not merged."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
-    """Return the adapter's weights under the names of an adapter_model.safetensors, whole."""
+    """Return the adapter's weights, gathered, under the names of an adapter_model.safetensors."""
     found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: gather_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 

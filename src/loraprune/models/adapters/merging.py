@@ -1,4 +1,4 @@
-"""Merging LoRA into the weights that it was trained on: after a run, for a moment to see that it can be done, and of a finished adapter.
+"""Merge LoRA into its weights: after a run, of one projection to check that it can be done, and of a finished adapter.
 
 Knows nothing about how the base was loaded.
 """
@@ -28,10 +28,10 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel
     """Merge a LoRA adapter as PEFT does; `model` must not be used afterwards.
 
     Returns:
-        The merged model, and the paths of modules that the adapter brings whole, such as a head.
+        The merged model, and the paths of modules that the adapter stores completely, such as a head.
 
     Raises:
-        CheckpointError: if the adapter is another base model's.
+        CheckpointError: if the adapter belongs to another base model.
     """
     config = LoraConfig.from_pretrained(str(folder))
     config.base_model_name_or_path = model.name_or_path  # else PEFT warns that the name is another one
@@ -46,7 +46,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel
         raise CheckpointError(f"the adapter in {folder} does not fit this base model ({why}); name its own") from None
     lacking = sorted(needed - tensors.keys())
     if lacking or read.unexpected_keys:
-        wrong = f"lacks {lacking[0]}" if lacking else f"holds {read.unexpected_keys[0]}, which has no place in it"
+        wrong = f"lacks {lacking[0]}" if lacking else f"holds {read.unexpected_keys[0]}, which the base model lacks"
         raise CheckpointError(f"the adapter in {folder} does not fit this base model (it {wrong}); name its own")
     assert isinstance(merged, PreTrainedModel)
     whole = {

@@ -1,4 +1,4 @@
-"""A criterion on what flows into the consuming projections: statistics by channel, gathered by hooks.
+"""Scores from the inputs of the consuming projections: statistics by channel, gathered by hooks.
 
 Knows nothing about averaging or plans.
 """
@@ -60,13 +60,13 @@ class ActivationScorer(Hooks):
         return to_cpu(scores)
 
     def forget(self) -> None:
-        """Drop what was gathered for this step."""
+        """Discard the sums of this step."""
         self.sums.clear()
 
     def _channels(self, path: str) -> Channels:
         if path not in self.sums:
             raise ConfigError(
-                f"nothing flowed into {path!r}: the criterion {self.criterion.name!r} needs a forward pass in training mode"
+                f"no input reached {path!r}: the criterion {self.criterion.name!r} needs a forward pass in training mode"
             )
         tokens, first, second = self.sums[path]
         sums = add_up({"tokens": torch.tensor(tokens), "first": first, "second": second})

@@ -98,7 +98,7 @@ class GateScorer(Hooks):
         return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
 
     def forget(self) -> None:
-        """Drop what was gathered for this step."""
+        """Discard the sums of this step."""
         self._open.clear()
         self.sums.clear()
         self.samples.clear()

@@ -79,7 +79,7 @@ class GradientScorer(Hooks):
         return to_cpu(scores)
 
     def forget(self) -> None:
-        """Drop what was gathered for this step."""
+        """Discard the sums of this step."""
         self.sums = {name: {} for name in self.sums}
 
 

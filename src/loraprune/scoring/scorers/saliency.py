@@ -57,18 +57,18 @@ class SaliencyScorer:
         return saliency_sums(self.criterion, proj, self.generator, power=self.power, wanted=wanted)
 
     def forget(self) -> None:
-        """Do nothing: gradients are looked at where they are."""
+        """Do nothing: gradients are read in place."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the random criterion's numbers."""
+        """Return the state of the random criterion's generator."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.generator.set_state(state["generator"])
 
     def resize(self, groups: Sequence[Group]) -> None:
-        """Go on with the groups of the smaller model."""
+        """Use the groups of the smaller model from now on."""
         self.groups = tuple(groups)
 
     def close(self) -> None:
