@@ -57,7 +57,7 @@ def wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
                     check_weights(Path(base))
         with found.check():
             if adapter and os.path.isdir(adapter):
-                check_adapter(Path(adapter))
+                check_adapter(Path(adapter), Path(base))
     return [*wrong_names(verb, values), *found.problems()]
 
 

@@ -20,6 +20,7 @@ from loraprune.evaluation.tasks import find_task
 from loraprune.models.folder import TOKENIZER_CONFIG
 from loraprune.models.opening import load_tokenizer, quiet
 from loraprune.registry import Registry
+from loraprune.runtime.hub import at_home, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class Source:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Return whether there is a tokenizer beside the weights; for a hub id, on the hub."""
-        return not self.folder.is_dir() or (self.folder / TOKENIZER_CONFIG).is_file()
+        """Return whether there is a tokenizer beside the weights or a merged adapter; for a hub id, on the hub."""
+        places = [self.folder, *(Path(at_home(adapter)) for adapter in parts(self.name)[1:] if adapter)]
+        return not self.folder.is_dir() or any((place / TOKENIZER_CONFIG).is_file() for place in places)
 
 
 Writer: TypeAlias = Callable[[Source, Path], dict[str, Any]]
