@@ -18,7 +18,7 @@ from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, nearest
 from loraprune.evaluation.tasks import find_task
 from loraprune.models.folder import TOKENIZER_CONFIG
-from loraprune.models.loading import load_tokenizer, quiet
+from loraprune.models.opening import load_tokenizer, quiet
 from loraprune.registry import Registry
 from loraprune.runtime.hub import at_home, parts
 

@@ -39,19 +39,19 @@ def data_suffix(name: str) -> str:
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def lies_here(name: str | None) -> bool:
+def is_local(name: str | None) -> bool:
     """Return whether a name is a path of this machine, not an id of the hub."""
     return name is not None and (name.startswith((".", "/", "~")) or os.path.exists(name))
 
 
 def may_be_on_hub(name: str) -> bool:
     """Return whether a name without a file or folder on this machine can be an id of the hub."""
-    return not lies_here(name) and data_suffix(name) not in SUFFIXES and bool(HUB_ID.fullmatch(name))
+    return not is_local(name) and data_suffix(name) not in SUFFIXES and bool(HUB_ID.fullmatch(name))
 
 
 def needs_no_hub(name: str | None) -> bool:
     """Return whether a name can be resolved, or refused, without the hub."""
-    if not name or (name in OURS and not lies_here(name)):
+    if not name or (name in OURS and not is_local(name)):
         return False
     return bool(constants.HF_HUB_OFFLINE) or not may_be_on_hub(name)
 

@@ -49,6 +49,19 @@ class RunningScores:
             self.values[name][index] = self.decay * old + (1 - self.decay) * new.to(old)
         self.updates += 1
 
+    def check(self, name: str, units: Sequence[int]) -> None:
+        """Check that the scores of a group's units tell them apart.
+
+        Raises:
+            NumericsError: if none were gathered, or all are the same.
+        """
+        values = self.values[name][torch.tensor(units)]
+        if not self.updates or values.min() == values.max():
+            raise NumericsError(
+                f"all units of {name!r} score {float(values[0])}: they cannot be ranked, so none is removed; "
+                "train at least one step first and check that gradients reach the adapters"
+            )
+
     def ranked(self, name: str, units: Sequence[int]) -> list[int]:
         """Return the units from best to worst; ties keep the lower index first."""
         values = self.values[name][torch.tensor(units, dtype=torch.long)]

@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 
 from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, VerificationError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.export.gguf.architecture import (
     Architecture,
@@ -25,8 +27,7 @@ from loraprune.export.gguf.tensors import TYPES, add_tensors, make_layout, read_
 from loraprune.export.gguf.tokenizer import add_vocabulary, read_vocabulary
 from loraprune.models.folder import TOKENIZER_CONFIG
 from loraprune.models.layerwise.register import stock_of
-from loraprune.models.loading import resolve
-from loraprune.pruning.verify import difference, logits_of, probe_of
+from loraprune.models.opening import resolve
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "q8_0": 0.15, "q5_0": 0.15, "q4_0": 0.15}
 """largest difference of logits between llama.cpp and the same rounded weights in transformers: llama.cpp rounds what a weight is
