@@ -117,7 +117,8 @@ def cell(bench: Bench, method: str, ratio: float, steps: int, seed: int, room: P
             for name in ("verification", "wall_seconds", "recovery", "ratio_reached")
             if name in report
         }
-    return found | {"parameters": AutoModelForCausalLM.from_pretrained(out).num_parameters()}
+    trained = {"batch": bench.batch, "lr": bench.lr} if steps else {}
+    return found | trained | {"parameters": AutoModelForCausalLM.from_pretrained(out).num_parameters()}
 
 
 def peer(bench: Bench, method: str, ratio: float, folder: Path, *, seed: int) -> Path:
@@ -188,7 +189,11 @@ def main() -> None:
     bench = Bench(options.model, options.train, texts, options.length, options.batch, options.lr, options.tokens)
     name = f"real_{options.model.name}"
     path = common.RESULTS / f"{name}.json"
-    done: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    protocol = {"length": bench.length, "tokens": bench.tokens}
+    former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"protocol": protocol, "cells": []}
+    if former["protocol"] != protocol:
+        sys.exit(f"{path} has {former['protocol']}, and these cells would have {protocol}; move it away")
+    done: list[dict[str, Any]] = former["cells"]
     for method, ratio, steps, seed in cells(options):
         if any((c["method"], c["ratio"], c["steps"], c["seed"]) == (method, ratio, steps, seed) for c in done):
             continue
@@ -209,7 +214,6 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
-        protocol = {"length": bench.length, "batch": bench.batch, "lr": bench.lr, "tokens": bench.tokens}
         common.write(name, {"protocol": protocol, "cells": done})
 
 

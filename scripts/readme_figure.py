@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_smollm2-135m.json"
 NAMES = {
     "recommended": "loraprune",
-    "least-squares": "loraprune, --end-to-end 0",
-    "paper": "LoRAPrune as published",
     "optipfair": "OptiPFair",
+    "torch-pruning": "Torch-Pruning",
+    "paper": "LoRAPrune as published",
 }
 """method in the results -> its name in the figure; the dense model is a separate line"""
 ROWS = ("dense", "recommended", "optipfair")
@@ -101,16 +101,18 @@ def table(result: Mapping[str, Any], ratio: float) -> list[str]:
     for method in ROWS:
         found = [cell for cell in chosen(cells, method, steps) if method == "dense" or cell["ratio"] == ratio]
         ((size, mean, spread),) = points(found, method, steps, text)
-        rows.append(f"| {NAMES.get(method, method)} | {size:.1f} M | {mean:.2f} ± {spread:.2f} |")
+        seeds = f" ± {spread:.2f}" if len(found) > 1 else ""
+        rows.append(f"| {NAMES.get(method, method)} | {size:.1f} M | {mean:.2f}{seeds} |")
     return rows
 
 
 def command(result: Mapping[str, Any], model: str, ratio: float) -> str:
     """Return the command of the recommended cells, from the protocol of the results."""
-    protocol, steps = result["protocol"], max(cell["steps"] for cell in result["cells"])
+    protocol, last = result["protocol"], max(result["cells"], key=lambda cell: cell["steps"])
+    trained = f" --batch {last['batch']} --lr {last['lr']}" if last["steps"] else ""
     return (
-        f"loraprune prune --model {model} --data train.txt --eval test.txt --output small --ratio {ratio} --steps {steps} "
-        f"--length {protocol['length']} --batch {protocol['batch']} --lr {protocol['lr']} --calibration {protocol['tokens']}"
+        f"loraprune prune --model {model} --data train.txt --eval test.txt --output small --ratio {ratio} --steps {last['steps']}"
+        f"{trained} --length {protocol['length']} --calibration {protocol['tokens']}"
     )
 
 

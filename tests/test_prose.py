@@ -6,9 +6,10 @@ Code is left out: blocks, names in backticks, the targets of links. A name that 
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-SOURCES_TOO = ["src/loraprune/reporting/card.py", "scripts/readme_figure.py"]
-"""patterns of source files whose docstrings are read too; `src/loraprune/**/*.py` has them all"""
+SOURCES_TOO = ["src/loraprune/**/*.py", "scripts/readme_figure.py"]
+"""patterns of source files whose docstrings, help texts and messages are read too"""
+SENTENCE = 4
+"""words from which on a string is read as a message; shorter ones are names, keys and labels"""
 WORDS = {
     r"(?<!there )\b(?:is|are|was|were|be) no (?!longer\b)": "say what it is: a buffer, non-finite",
     r"parted": "sharded",
@@ -49,7 +52,9 @@ WORDS = {
 }
 """what is not written -> what is written instead"""
 COLUMNS = 120
-CODE = re.compile(r"^ *```.*?^ *```$|^(?: {4}|:::).*?$|`[^`\n]+`|\]\([^)]*\)|<[^>]*>", re.MULTILINE | re.DOTALL)
+CODE = re.compile(
+    r"^ *```.*?^ *```$|^(?: {4}|:::).*?$|`[^`\n]+`|\]\([^)]*\)|<[^>]*>|--[a-z][a-z-]+", re.MULTILINE | re.DOTALL
+)
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -80,14 +85,31 @@ def docstrings(source: str) -> Iterator[str]:
     """Yield the docstrings of a module, of its classes and functions, and below its assignments."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield node.value.value
+            yield inspect.cleandoc(node.value.value)
+
+
+def messages(source: str) -> Iterator[str]:
+    """Yield errors, warnings, log lines and texts of tables and pages: strings of some words that are not docstrings."""
+    tree = ast.parse(source)
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if id(node) not in inside and len((text := words_of(node)).split()) >= SENTENCE:
+            yield text
+
+
+def words_of(node: ast.AST) -> str:
+    """Return the text of a string, with its placeholders as code; nothing for other nodes."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words_of(part) or "`value`" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def by_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=by_name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *(ROOT / "skills").rglob("*.md")], ids=by_name)
 def test_a_document_has_no_word_to_avoid(path: Path) -> None:
     assert words_to_avoid(path.read_text(encoding="utf-8")) == []
 
@@ -105,11 +127,12 @@ def test_the_text_of_a_notebook_has_no_word_to_avoid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", SOURCES_TOO)
-def test_the_docstrings_of_a_source_have_no_word_to_avoid(pattern: str) -> None:
+@pytest.mark.parametrize("texts", [docstrings, messages])
+def test_the_texts_of_a_source_have_no_word_to_avoid(pattern: str, texts: Callable[[str], Iterator[str]]) -> None:
     files = list(ROOT.glob(pattern))
     assert files
     found = {
-        by_name(path): [word for text in docstrings(path.read_text(encoding="utf-8")) for word in words_to_avoid(text)]
+        by_name(path): [word for text in texts(path.read_text(encoding="utf-8")) for word in words_to_avoid(text)]
         for path in files
     }
     assert {name: words for name, words in found.items() if words} == {}
@@ -143,3 +166,10 @@ def test_a_docstring_is_read_and_other_strings_are_not() -> None:
         "A module.",
         "An assignment.",
     ]
+
+
+def test_a_message_is_read_and_names_and_code_in_it_are_not() -> None:
+    source = '"""Told."""\nraise ConfigError(f"--told {told}: the file of its own " f"lies in {{folder}}, `anew`")\nx = "told"\n'
+    (text,) = messages(source)
+    assert text == "--told `value`: the file of its own lies in {folder}, `anew`"
+    assert [line.split("'")[1] for line in words_to_avoid(text)] == ["lies in", "of its own"]

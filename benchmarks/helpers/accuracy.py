@@ -31,12 +31,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def grid(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and the own options of every run, seed by seed."""
+    """Yield name and options of every run, seed by seed; a criterion runs in the paper's recipe."""
     for seed in options.seeds:
         yield BASELINE, {"seed": seed}
         for ratio in options.ratios:
             for name in options.criteria:
-                chosen = recipes.recipe(name) if name in recipes.names() else {"criterion": name}
+                chosen = (
+                    recipes.recipe(name) if name in recipes.names() else recipes.recipe("paper") | {"criterion": name}
+                )
                 yield name, {**chosen, "ratio": ratio, "seed": seed}
 
 
@@ -67,10 +69,12 @@ def measure(
         else:
             prune(PruneConfig(**shared, **(pruning or {}), **own))
         report = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))
-        figures = {key: report["accuracy"][key] for key in ("dense", "pruned", "standard_error", "rows")}
+        quality = report[report["metric"]]
+        figures = {key: quality.get(key) for key in ("dense", "pruned", "standard_error", "rows")}
         found["cells"][cell] = {
-            "run": run, "ratio": own.get("ratio", 0.0), "seed": own["seed"], **figures, "parameters": report["parameters"],
-            "ratio_reached": report.get("ratio_reached", 0.0), "trained_whole": report["trained_whole"],
+            "run": run, "ratio": own.get("ratio", 0.0), "seed": own["seed"], "metric": report["metric"], **figures,
+            "parameters": report["parameters"], "ratio_reached": report.get("ratio_reached", 0.0),
+            "trained_whole": report["trained_whole"],
         }  # fmt: skip
         values = {"machine": machine(), **told, "cells": found["cells"]}
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

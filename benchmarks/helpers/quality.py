@@ -76,18 +76,19 @@ def words(values: Mapping[str, float | None] | None) -> str:
 
 
 def accuracies() -> Iterator[str]:
-    """Yield accuracies in per cent and how far Eq 10 is ahead, a table for each result of encoder.py and vision.py."""
+    """Yield accuracies in per cent and how far Eq 10 is ahead, a table for each result of encoder.py, vision.py and real_encoders.py."""
     for path in sorted(common.RESULTS.glob("accuracy_*.json")):
         result = json.loads(path.read_text())
         cells, options = list(result["cells"].values()), result["options"]
         parameters, rows = cells[0]["parameters"], cells[0]["rows"]
-        error = 100 * statistics.mean(cell["standard_error"]["pruned"] for cell in cells)
+        errors = [cell["standard_error"]["pruned"] for cell in cells if cell["standard_error"]]
+        error = f", standard error {100 * statistics.mean(errors):.1f}" if errors else ""
         dense = "untrained head" if cells[0]["trained_whole"] else f"dense {100 * cells[0]['dense']:.1f} %"
         trained = 100 * parameters["trainable"] / parameters["dense"]
         tuned = percent(list(by_seed(cells, "finetune", 0.0).values()))
         yield (
             f"**{path.stem.partition('_')[2]}**: {options['steps']} steps, learning rate {options['lr']}, rank {options['rank']} "
-            f"({trained:.1f} % trainable), {dense}, dense + LoRA {tuned} %; {rows} rows, standard error {error:.1f}"
+            f"({trained:.1f} % trainable), {dense}, dense + LoRA {tuned} %; {rows} rows{error}"
         )
         yield ""
         runs = list(dict.fromkeys(cell["run"] for cell in cells if cell["ratio"]))

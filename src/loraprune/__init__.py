@@ -7,7 +7,7 @@
 
 `prune` and `finetune` train; `inspect` and `plan` read a configuration; `evaluate`, `benchmark` and `compare` measure; `export` writes
 other formats. All take a transformers model, a folder or a hub id. `LoRAPruneCallback`, `attach_lora` and `save_pruned` are for a
-Trainer of one's own; `register_...` adds families and criteria. Names are imported when first used, so that `import loraprune` costs
+your own Trainer; `register_...` adds families and criteria. Names are imported when first used, so that `import loraprune` costs
 nothing.
 """
 
@@ -106,7 +106,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `plan` and `export` functions: importing the modules of these names would put them in their place."""
+    """Keeps `plan` and `export` functions: importing the modules of these names would replace them."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -1,4 +1,4 @@
-"""Three lines for a Trainer of one's own: attach LoRA, add the callback, save what is left.
+"""Three lines for your own Trainer: attach LoRA, add the callback, save the pruned model.
 
 model = attach_lora(model, config)
 trainer = Trainer(model=model, ..., callbacks=[callback := LoRAPruneCallback(config)])
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
 from loraprune.models import adapters
 from loraprune.models.adapters import merge_lora
@@ -24,7 +26,7 @@ from loraprune.models.loading import load_model
 from loraprune.models.quantised import prepare_
 from loraprune.models.saving import save_model
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 from loraprune.runtime.hub import at_home
 from loraprune.runtime.workspace import new_folder
 from loraprune.training.callback import LoRAPruneCallback
@@ -36,7 +38,7 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
     All other weights are frozen.
 
     Raises:
-        UnsupportedModelError: if no family knows the model, or no Auto class could load it again with its head.
+        UnsupportedModelError: if no family supports the model, or no Auto class could load it again with its head.
         ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU.
     """
     groups = find_groups(adapters.config_of(model))
@@ -64,7 +66,7 @@ def save_pruned(
     Raises:
         ConfigError: if the callback has not seen a training run.
         CheckpointError: if `output` exists and `overwrite` is false.
-        VerificationError: if the folder gives another model when loaded; it is kept as OUTPUT.unverified.
+        VerificationError: if the folder loads as a different model; it is kept as OUTPUT.unverified.
     """
     pruner = callback.pruner
     if pruner is None:

@@ -5,7 +5,7 @@
     loraprune:
       ratio: 0.2
 
-Axolotl finds both classes by name; its base class is imported when it asks for them, and not before.
+Axolotl finds both classes by name; its base class is imported only when it asks for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loraprune.api import save_pruned
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.functions.arguments import make_options, spoken_in_python
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 from loraprune.runtime import launch
 from loraprune.training.callback import LoRAPruneCallback
 
@@ -61,7 +61,7 @@ class PluginHooks:
         """Merge LoRA and save the pruned model with its tokenizer, once Axolotl has saved its own files.
 
         Raises:
-            VerificationError: if the folder gives another model when it is loaded.
+            VerificationError: if the folder loads as a different model.
         """
         assert self.callback is not None
         if launch.is_first():

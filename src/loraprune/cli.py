@@ -18,7 +18,7 @@ from loraprune.runtime.interrupts import Interrupted, handled
 USAGE = 2
 """exit code of wrong input"""
 LONGEST = 2000
-"""characters of a message, which may quote a whole file"""
+"""maximum characters of a message, which may quote a whole file"""
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(message: str) -> str:
-    """Return a message as one line that a terminal can show, without anything secret."""
+    """Return a message as one line that a terminal can show, without secrets."""
     printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(message.split()))
     return hide_secrets(printable)[:LONGEST]

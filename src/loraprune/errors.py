@@ -1,4 +1,4 @@
-"""Every error a user can meet. A message says what is wrong, the value, and what to do.
+"""Every error that a user can cause. A message says what is wrong, the value, and what to do.
 
 LoraPruneError
 ├── ConfigError            an option or key is wrong
@@ -70,19 +70,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def problems_of(error: LoraPruneError) -> list[str]:
-    """Return one sentence for everything that an error tells."""
+    """Return one sentence for every problem of an error."""
     return [str(problem) for problem in error.args] if isinstance(error, ConfigError) else [str(error)]
 
 
 class Findings:
-    """What independent checks find wrong, to be told at once."""
+    """Problems found by independent checks, to be reported at once."""
 
     def __init__(self) -> None:
         self.errors: list[LoraPruneError] = []
 
     @contextmanager
     def check(self) -> Iterator[None]:
-        """Keep an error of the block and go on behind it."""
+        """Store an error of the block and continue after it."""
         try:
             yield
         except LoraPruneError as error:
@@ -93,7 +93,7 @@ class Findings:
         return list(dict.fromkeys(problem for error in self.errors for problem in problems_of(error)))
 
     def raise_all(self) -> None:
-        """Raise the error that was found, or a ConfigError that tells all of several."""
+        """Raise the error that was found, or a ConfigError that lists all of several."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:

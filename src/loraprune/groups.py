@@ -1,4 +1,4 @@
-"""What can be pruned, as data: a group is a row of interchangeable units, a span says which rows or columns a unit owns.
+"""Groups and spans, as data: a group is a row of interchangeable units, a span says which rows or columns a unit owns.
 
 Knows nothing about torch: everything here follows from a model's configuration.
 """
@@ -103,7 +103,7 @@ def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:
 
 
 def attribute_values(group: Group, units: int) -> dict[str, int]:
-    """Return what the attributes of modules are, by dotted path, when `units` units of a group are kept."""
+    """Return the values of module attributes, by dotted path, when `units` units of a group are kept."""
     return {path: each * units for path, each in group.attributes.items()} | dict(group.fixed)
 
 
@@ -119,10 +119,10 @@ def layer_path(name: str) -> str | None:
 
 
 def consumers(group: Group) -> tuple[Span, ...]:
-    """Return the spans of the projections that read what a group's units send on."""
+    """Return the spans of the projections that read the outputs of a group's units."""
     return tuple(span for span in group.spans if span.side == "in")
 
 
 def readers(group: Group) -> tuple[Span, ...]:
-    """Return the spans of all layers that read what a group's units send on, the head of a task among them."""
+    """Return the spans of all layers that read the outputs of a group's units, the head of a task included."""
     return tuple(span for span in group.spans if span.side in ("in", "head"))

@@ -1,4 +1,4 @@
-"""The decision: which units of every group are kept, and how many parameters that leaves.
+"""Plans: which units of every group are kept, and how many parameters remain.
 
 Knows nothing about where scores come from or how a plan is carried out.
 """
@@ -40,7 +40,7 @@ class Plan:
                 raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
 
     def _is_layer_gone(self, name: str) -> bool:
-        """Say whether the layer of a group keeps nothing at all: then it is as if it were not there."""
+        """Return whether the layer of a group keeps nothing at all: then it is as if it were not there."""
         layer = layer_path(name)
         return layer is not None and not any(kept for other, kept in self.kept.items() if layer_path(other) == layer)
 
@@ -50,7 +50,7 @@ class Plan:
         return cls({g.name: g.units for g in groups}, {g.name: tuple(range(g.units)) for g in groups})
 
     def positions(self, smaller: Plan) -> dict[str, list[int]]:
-        """Return where the units that `smaller` keeps stand among the units kept here."""
+        """Return the positions, among the units kept here, of the units that `smaller` keeps."""
         found = {}
         for name, kept in self.kept.items():
             here, wanted = (np.asarray(units, dtype=np.int64) for units in (kept, smaller.kept[name]))
@@ -65,7 +65,7 @@ class Plan:
         """Return the plan for the dense model that this one and a later one amount to; units of `later` are those kept here.
 
         Raises:
-            PlanError: if they are not.
+            PlanError: if `later` keeps other units.
         """
         found = {}
         for name, kept in self.kept.items():
@@ -89,7 +89,7 @@ class Plan:
         """Read the text of a plan.json.
 
         Raises:
-            CheckpointError: if it is no such text.
+            CheckpointError: if the text is malformed.
         """
         try:
             groups = json.loads(text)["groups"]
@@ -110,20 +110,20 @@ class Plan:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"plan.json in {str(folder)!r} cannot be read ({error}): copy it anew") from None
+            raise CheckpointError(f"plan.json in {str(folder)!r} cannot be read ({error}): copy it again") from None
         return cls.from_json(text)
 
 
 def _whole(value: object) -> int:
-    """Return a whole number as it is: rounding would hide a damaged file."""
+    """Return a whole number; rounding another one would hide a damaged file."""
     if type(value) is not int:
-        raise ValueError(f"{str(value)[:40]!r} is no whole number")
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number")
     return value
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Parameters that the units own: the currency of every ratio."""
+    """Parameters that the units own: the basis of every ratio."""
 
     unit_parameters: Mapping[str, int]
     """group -> parameters of one of its units in the dense model, without adapters"""

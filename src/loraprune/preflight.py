@@ -1,4 +1,4 @@
-"""Looking at what a command is given before any of the work: models and data, each on its own, all problems at once.
+"""Check the models and data of a command before any work; all problems are reported at once.
 
 Knows nothing about what the command will do with them.
 """
@@ -19,7 +19,7 @@ from loraprune.errors import Findings
 from loraprune.evaluation.tasks import Request, choose_task, find_task
 from loraprune.families import find_groups
 from loraprune.models.folder import check_weights
-from loraprune.models.loading import load_config, resolve
+from loraprune.models.opening import load_config, resolve
 from loraprune.runtime.device import choose_device
 from loraprune.runtime.hub import SUFFIXES, data_suffix, needs_no_hub, parts
 
@@ -41,7 +41,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 def check_model(
     model: str, needs: tuple[str, ...], found: Findings, *, trust_remote_code: bool = False
 ) -> PreTrainedConfig | None:
-    """Look at a model's configuration and groups; of weights only the headers are read.
+    """Check a model's configuration and groups; of weights only the headers are read.
 
     Returns:
         The configuration, None if it cannot be read.
@@ -73,9 +73,9 @@ def check_data(
     columns: Columns = OWN_NAMES,
     trust_remote_code: bool = False,
 ) -> None:
-    """Look at what is trained on, at what is judged by, and at what makes a model's inputs of both; all of it is read.
+    """Check the training data, the evaluation data and the tokenizer or image processor; all of them are read.
 
-    Without the model's configuration, which `check_model` reads, only texts are looked at.
+    Without the model's configuration, which `check_model` reads, only texts are checked.
     """
     read: Callable[[str, str, Columns], object] = _read_texts
     if config is not None:
@@ -91,7 +91,7 @@ def check_data(
 
 
 def _read_texts(name: str, part: str, columns: Columns) -> object:
-    """Read a source that is surely one of texts, or leads nowhere."""
+    """Read a source that can only hold texts, or that does not exist."""
     folders = glob.glob(os.path.join(glob.escape(name), "*", ""))
     nowhere = needs_no_hub(name) and not os.path.exists(os.path.expanduser(name)) and not find_benchmark(name)
     if nowhere or data_suffix(name) in SUFFIXES or (os.path.isdir(name) and not folders):
@@ -99,7 +99,7 @@ def _read_texts(name: str, part: str, columns: Columns) -> object:
     return None
 
 
-def check_judged(
+def check_evaluated(
     command: str,
     models: Sequence[str],
     texts: Sequence[str],
@@ -109,7 +109,7 @@ def check_judged(
     columns: Columns = OWN_NAMES,
     trust_remote_code: bool = False,
 ) -> tuple[torch.device, dict[str, PreTrainedConfig]]:
-    """Look at everything that a command which measures models is given, and return the device and the models' configurations.
+    """Check all inputs of a command that measures models; return the device and the models' configurations.
 
     Raises:
         LoraPruneError: with all that is wrong.

@@ -36,7 +36,7 @@ class Registry(Generic[Entry]):
     def add(self, name: str, entry: Entry) -> None:
         """Register an entry; a name can be taken once."""
         if not name.replace("-", "_").isidentifier():
-            raise ValueError(f"{name!r} is no name for a {self.what}: letters, digits, '_' and '-' only")
+            raise ValueError(f"{name!r} is not a name for a {self.what}: use only letters, digits, '_' and '-'")
         if name in self._entries:
             raise ValueError(f"the {self.what} {name!r} is registered already: choose another name")
         self._entries[name] = entry

@@ -22,14 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprune.config.training import WITHOUT_EFFECT, PruneConfig, as_dict
-from loraprune.evaluation.tasks import tasks
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of, tasks
 from loraprune.families import find_groups
-from loraprune.models.loading import load_config, load_with_head
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import load_config
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
 from loraprune.pruning.preview import Preview, preview
 from loraprune.pruning.removed import Removed
-from loraprune.pruning.verify import check_difference, difference, logits_of, masked_logits, probe_of
+from loraprune.pruning.verify import check_difference, masked_logits
 from loraprune.reporting.make import report_of_rounds
 from loraprune.reporting.report import Report, read_report
 from loraprune.reporting.write import write_folder
@@ -40,9 +42,9 @@ from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, wor
 from loraprune.training.resume.run import check_options, options_of
 
 RANK_FACTOR, LR_FACTOR = 0.5, 0.5
-"""what rank and learning rate are multiplied by from round to round; chosen here, not measured yet"""
+"""factor of rank and learning rate from round to round; chosen here, not measured yet"""
 HEAD_KEYS = ("id2label", "label2id", "problem_type", "pad_token_id")
-"""keys of config.json that the data of a run may have decided"""
+"""keys of config.json that may depend on the data of a run"""
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class RoundConfig(PruneConfig):
     """The options of one round."""
 
     turn: int = 0
-    """rounds before this one: each shuffles the same rows anew"""
+    """rounds before this one: each shuffles the same rows again"""
 
     @property
     def order_seed(self) -> int:
@@ -61,7 +63,7 @@ class RoundConfig(PruneConfig):
 
 
 def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report]) -> Report:
-    """Carry out `config.rounds` rounds by `prune`, and write the last one's folder, told in terms of the dense model.
+    """Carry out `config.rounds` rounds by `prune`, and write the last one's folder, with plan and report relative to the dense model.
 
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
@@ -89,7 +91,7 @@ def _store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None
 
 
 def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report]) -> Report:
-    """Write the last round's folder, told in terms of the dense model."""
+    """Write the last round's folder, with plan and report relative to the dense model."""
     shutil.copytree(places[-1], folder, dirs_exist_ok=True)
     plan, scores = composed(places)
     report = report_of_rounds(config, reports, plan)
@@ -114,14 +116,15 @@ def round_config(
         steps = steps * (turn + 1) // config.rounds - steps * turn // config.rounds
     options = {f.name: getattr(config, f.name) for f in fields(PruneConfig)} | {
         "model": str(places[turn - 1]) if turn else config.model, "output": str(places[turn]), "overwrite": True,
-        "rounds": 1, "ratio": due, "parameters": None, "kinds": kinds, "steps": steps, "epochs": config.epochs / config.rounds,
+        "rounds": 1, "ratio": due, "size": None, "parameters": None, "kinds": kinds, "steps": steps,
+        "epochs": config.epochs / config.rounds,
         "rank": rank, "alpha": config.alpha * rank / config.rank, "lr": config.lr * LR_FACTOR**turn,
     }  # fmt: skip
     return RoundConfig(**options, turn=turn)
 
 
 def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[PruneConfig], Report]) -> None:
-    """Run a round that is not finished yet; what a former run left of it and of the rounds after it goes."""
+    """Run a round that is not finished yet; remove what a former run left of it and of later rounds."""
     place, number = places[0], config.turn + 1
     if config.resume and place.is_dir() and not has_checkpoints(workspace_of(place)):
         then = yaml.safe_load((place / "run.yaml").read_text(encoding="utf-8"))
@@ -129,7 +132,7 @@ def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[Pru
         check_options(options_of(config), {"job": "prune", "options": then}, place)
         logger.info("round %d is finished", number)
         return
-    logger.info("round %d: ratio %.4f of what is left, rank %d", number, config.ratio, config.rank)
+    logger.info("round %d: ratio %.4f of the remaining parameters, rank %d", number, config.ratio, config.rank)
     prune(config)
     first_alone(lambda: _forget(places[1:]))
 
@@ -141,7 +144,7 @@ def _forget(places: Sequence[Path]) -> None:
 
 
 def composed(places: Sequence[Path]) -> tuple[Plan, dict[str, Float[Tensor, " units"]]]:
-    """Return what the plans of all rounds amount to for the dense model, and the last score of each of its units."""
+    """Return the combined plan of all rounds for the dense model, and the last score of each of its units."""
     plan, scores = Plan.read(places[0]), load_file(places[0] / "scores.safetensors")
     for place in places[1:]:
         for name, values in load_file(place / "scores.safetensors").items():

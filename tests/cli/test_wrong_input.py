@@ -117,7 +117,7 @@ def test_wrong_data_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) ->
         if content is not None:
             path.write_text(content)
         refused(case.arguments(data=str(path)), capfd, str(path), *words, root=case.root)
-        if name != "short.txt":  # few tokens to judge by are still some
+        if name != "short.txt":  # few tokens to evaluate on are still some
             refused(case.arguments(eval=str(path)), capfd, str(path), *words, root=case.root)
 
 
@@ -126,6 +126,9 @@ def test_wrong_data_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) ->
     [
         ({"ratio": "0.99"}, ["--ratio 0.99", "at most 0."]),
         ({"parameters": "10"}, ["--parameters 10", "never pruned"]),
+        ({"size": "1%"}, ["--size 1%", "never pruned"]),
+        ({"size": "120%"}, ["--size 1.2", "such as 80%"]),
+        ({"size": "most"}, ["--size most", "a fraction or a percentage"]),
         ({"parameters": "10M"}, ["--parameters 10M"]),
         ({"heads": "3", "ffn": "32"}, ["--heads 3", "multiples of 2"]),
         ({"ffn": "100"}, ["--ffn 100", "64"]),

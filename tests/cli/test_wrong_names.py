@@ -13,7 +13,7 @@ from loraprune.errors import CheckpointError
 from loraprune.evaluation.tasks import tasks
 from loraprune.export import formats, serving
 from loraprune.groups import Kind
-from loraprune.models import loading
+from loraprune.models import opening
 from loraprune.scoring.criteria import criteria
 from tests.cli.cases import Case, python
 
@@ -43,7 +43,7 @@ GOOD = {"model": "{0}/model", "data": "{0}/text.txt"}
         ("prune", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
         ("prune", {"criterion": "wando"}, ["did you mean 'wanda'"]),
         ("prune", {"ratio": "2"}, ["--ratio 2"]),
-        ("prune", {"model": "{0}/model+./none"}, ["behind the + is no folder"]),
+        ("prune", {"model": "{0}/model+./none"}, ["after the + is not a folder"]),
         ("prune", {"columns": "txt=body"}, ["did you mean 'text'"]),
         ("finetune", {"data": "org/none"}, ["--data 'org/none'", "HF_HUB_OFFLINE is set"]),
         ("finetune", {"steps": "many"}, ["--steps many"]),
@@ -118,9 +118,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
         asked.append(name)
         raise OSError("no network")
 
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
+    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(opening.HfApi, "model_info", model_info)
     with pytest.raises(CheckpointError, match="--model org/name: cannot be loaded"):
-        loading.load_config("org/name")
+        opening.load_config("org/name")
     assert asked == ["org/name"]
     assert no_network == []

@@ -40,6 +40,7 @@ CASES: dict[str, tuple[Report, list[str]]] = {
     "ruined": (finished(16), ["--ratio 0.25", "--steps 200"]),
     "no training": (finished(1.5, steps=0), ["--steps 200", "--ratio 0.25"]),
     "2:4": (finished(16, **SPARSITY), ["--steps 200"]),
+    "size": (finished(16, ratio_requested=None, target={"size": 0.6}), ["--size 0.8", "--steps 200"]),
     "parameters": (finished(16, **TARGET), ["--parameters 850", "--steps 200"]),
     "tuned": (finished(1.5, job="finetune"), ["--lr 3.3e-05"]),
     "new head": (finished(0.5, **NEW_HEAD), ["finetune", "evaluate"]),

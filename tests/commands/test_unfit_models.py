@@ -57,7 +57,7 @@ def test_a_model_of_several_labels_is_refused(label: object, tmp_path: Path, cap
     )
     rows = [{"text": row["text"], "label": label if place else 2} for place, row in enumerate(reviews(20))]
     (tmp_path / "a.jsonl").write_text(jsonl(*rows))
-    words = ("multi_label_classification", "Trainer of your own") if label == 1 else ("only one label a text",)
+    words = ("multi_label_classification", "your own Trainer") if label == 1 else ("only one label a text",)
     refused(prune(model, tmp_path / "a.jsonl", tmp_path), capfd, *words, root=tmp_path)
 
 

@@ -7,15 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from loraprune.commands.parser import parse
+from loraprune.config.commands import PlanConfig
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.values import Fraction, WrongValueError, read_value
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.pruning.target import tell_kinds
+from loraprune.functions.arguments import make_options
+from loraprune.pruning.target import find_target, report_kinds
 from loraprune.runtime.workspace import new_folder
 from tests.samples import tiny_llama
 
-OTHERS: list[dict[str, Any]] = [{"parameters": "3M"}, {"heads": 4}, {"ffn": 32}, {"heads_ratio": 0.5, "ffn_ratio": 0.2}]
+OTHERS: list[dict[str, Any]] = [
+    {"parameters": "3M"},
+    {"size": 0.8},
+    {"heads": 4},
+    {"ffn": 32},
+    {"heads_ratio": 0.5, "ffn_ratio": 0.2},
+]
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
@@ -28,14 +39,14 @@ def test_a_ratio_beside_another_target_is_refused(other: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(
     ("widths", "told"),
-    [({"heads": 2}, "all FFN channels stay"), ({"ffn": 32}, "all heads stay"), ({"heads": 2, "ffn": 32}, None)],
+    [({"heads": 2}, "all FFN channels are kept"), ({"ffn": 32}, "all heads are kept"), ({"heads": 2, "ffn": 32}, None)],
 )
 def test_what_one_width_leaves_whole_is_said(
     widths: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny_llama().config
     with caplog.at_level(logging.INFO):
-        tell_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]
+        report_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]
     assert [record.message.partition(":")[0] for record in caplog.records] == ([told] if told else [])
 
 
@@ -43,4 +54,32 @@ def test_resuming_and_replacing_at_once_is_said(tmp_path: Path, caplog: pytest.L
     (tmp_path / "out").mkdir()
     with caplog.at_level(logging.INFO), new_folder(tmp_path / "out", overwrite=True, resume=True):
         pass
-    assert "is replaced at the end; this run starts anew" in caplog.text
+    assert "is replaced at the end; this run starts again" in caplog.text
+
+
+@pytest.mark.parametrize(("text", "value"), [("20%", 0.2), ("0.2", 0.2), (0.2, 0.2), ("12.5%", 0.125), (0, 0.0)])
+def test_a_percentage_is_a_fraction_everywhere(text: str | float, value: float, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"ratio": text}))
+    fixed = ["prune", "--model", "demo", "--data", "stdlib", "--output", str(tmp_path / "out")]
+    for words in ([f"--ratio={text}"], ["--config", str(config)]):
+        read = parse([*fixed, *words])[1]["ratio"]
+        assert read == pytest.approx(value)
+        assert type(read) is float
+    assert make_options(PlanConfig, {"model": "demo", "ratio": text}).ratio == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["%", "20 percent", "2%0", True])
+def test_another_text_is_no_fraction(text: object) -> None:
+    with pytest.raises(WrongValueError, match=r"a fraction or a percentage, such as 0\.2 or 20%"):
+        read_value(Fraction, text)
+
+
+def test_a_size_is_a_share_of_all_parameters() -> None:
+    model = tiny_llama()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    target = find_target(model, LoRAPruneConfig(size=0.9, kinds="ffn", round=1))
+    removed = target.ratio * target.space.budget.prunable
+    assert removed == pytest.approx(0.1 * total, abs=1)
+    same = find_target(model, LoRAPruneConfig(parameters=str(round(0.9 * total)), kinds="ffn", round=1))
+    assert same.counts == target.counts != find_target(model, LoRAPruneConfig(size=0.8, kinds="ffn", round=1)).counts

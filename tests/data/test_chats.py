@@ -134,13 +134,13 @@ def test_the_day_does_not_matter():
     [
         (STRICT, [("assistant", "a")], r"^chat 1: the tokenizer's chat template refuses it \(roles must alternate\)"),
         (CHATML.replace("m.content", "m.none"), DIALOGUE, "refuses it"),
-        ("{{ messages[0].content }}", DIALOGUE, "prints message 2 0 times, so what the assistant says cannot be found"),
+        ("{{ messages[0].content }}", DIALOGUE, "prints message 2 0 times, so the assistant's words cannot be found"),
         (CHATML + CHATML, DIALOGUE, "prints message 2 2 times"),
-        (CHATML, [("assistant", "")], "nothing to learn"),
+        (CHATML, [("assistant", "")], "no targets"),
     ],
 )
 def test_chat_that_cannot_be_told_apart_is_refused(template, chat, message):
-    if message == "nothing to learn":
+    if message == "no targets":
         template = "{% for m in messages %}{{ m.content }}{% endfor %}"
         chat = [("user", "a"), ("assistant", "")]
     with pytest.raises(DataError, match=message):

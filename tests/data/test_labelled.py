@@ -41,9 +41,9 @@ def test_numbers_with_a_fraction_are_no_classes() -> None:
     assert is_regression(examples("0.5", "1"))
     assert is_regression(examples(0.5, 1))
     assert not is_regression(examples("0.5", "one"))
-    with pytest.raises(DataError, match="row 2: label 'one' is no number"):
+    with pytest.raises(DataError, match="row 2: label 'one' is not a number"):
         labelled.numbers(examples("0.5", "one"))
-    with pytest.raises(DataError, match="row 1: label 'nan' is no number"):
+    with pytest.raises(DataError, match="row 1: label 'nan' is not a number"):
         labelled.numbers(examples("nan"))
 
 

@@ -1,4 +1,4 @@
-"""Data: rows hold what the texts say, nothing is both trained on and judged by, tokens fit the model."""
+"""Data: rows hold what the texts say, nothing is both trained on and evaluated on, tokens fit the model."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_last_tenth_of_a_single_document_is_held_out(write, tokenizer):
 
 def test_too_little_text_says_how_much_there_is(write, tokenizer):
     message = (
-        r"a.txt: 12 tokens give 1 rows to train on and 1 to judge by at --length 5; 2 and 1 are needed: give a sho"
+        r"a.txt: 12 tokens give 1 rows for training and 1 for evaluation at --length 5; 2 and 1 are needed: give a sho"
     )
     with pytest.raises(DataError, match=message):
         load_data(write("a.txt", "0123456789"), tokenizer, length=5)

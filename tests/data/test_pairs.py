@@ -71,7 +71,10 @@ def test_the_last_tenth_is_held_out(write, tokenizer):
     [
         ({"source": "a"}, "columns found: source; needed: .*`source` and `target`"),
         ({"source": "a", "target": None}, "line 1: target is missing or null, a string is needed"),
-        ({"source": "a", "target": " "}, "line 1: the target is empty, so there is nothing to learn: remove the row"),
+        (
+            {"source": "a", "target": " "},
+            "line 1: the target is empty, so there is nothing to train on: remove the row",
+        ),
         ({"instruction": "a", "response": ""}, "line 1: the target is empty"),
         ({"text": "a"}, "it holds text; a model that encodes one text .* `source` and `target`"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "it holds messages; a model that encodes"),

@@ -99,7 +99,7 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path: Path, capfd: pytest.Ca
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("body", "no ROLE=COLUMN"), ("text=", "no ROLE=COLUMN"), ("", "no ROLE=COLUMN"), ("txt=body", "did you mean 'text'"),
+    [("body", "not ROLE=COLUMN"), ("text=", "not ROLE=COLUMN"), ("", "not ROLE=COLUMN"), ("txt=body", "did you mean 'text'"),
      ("text=a,text=b", "text is given twice")],
 )  # fmt: skip
 def test_a_malformed_option_is_told(text: str, words: str) -> None:

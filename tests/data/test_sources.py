@@ -35,8 +35,8 @@ def test_file_names_are_no_patterns(write, tokenizer):
 
 BROKEN = {
     "empty.txt": (b"", "empty.txt: the file is empty"),
-    "blank.txt": (b" \n\n", "no text in it"),
-    "blank.jsonl": (b"\n\n", "no row in it"),
+    "blank.txt": (b" \n\n", "it holds no text"),
+    "blank.jsonl": (b"\n\n", "it holds no rows"),
     "binary.txt": (b"MZ\x00\x01", "binary file"),
     "latin.txt": (b"line\ncaf\xe9", r"latin.txt, line 2: not UTF-8 text \(byte 0xe9\)"),
     "latin.csv": (b"text\ncaf\xe9\n", "latin.csv, line 2: not UTF-8"),
@@ -50,7 +50,7 @@ BROKEN = {
         "columns found: body, title; needed: `text`, or `instruction` and",
     ),
     "half.csv": (b"instruction,answer\na,b\n", "columns found: instruction, answer"),
-    "header.csv": (b"text\n", "no text in it"),
+    "header.csv": (b"text\n", "it holds no text"),
     "ragged.csv": (b"text\na\nb,c,d\n", "ragged.csv: not a readable .csv file .*line 3"),
     "quote.csv": (b'text\n"a\n', "quote.csv: not a readable .csv file"),
     "torn.parquet": (b"PAR1torn", "torn.parquet: not a readable .parquet file"),
@@ -148,6 +148,7 @@ def test_hub_data_without_validation_lose_a_tenth(tokenizer, monkeypatch):
 def test_hub_that_cannot_be_had_is_one_clear_error(tokenizer, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        DataError, match=r"^--data 'org/none': no such file or folder, and not to be had .*HF_HUB_OFFLINE"
+        DataError,
+        match=r"^--data 'org/none': no such file or folder, and no data set of the hub could be loaded .*HF_HUB_OFFLINE",
     ):
         load_data("org/none", tokenizer, length=8)

@@ -297,7 +297,7 @@ def wrong_calls(folder: Path) -> Iterator[tuple[type[Exception], str, dict[str, 
     yield ConfigError, "65 tokens do not fit 'one', which has 64", one, {"length": 65}
     yield ConfigError, "68 tokens do not fit", one, {"new_tokens": 60}
     yield ConfigError, "did you mean 'one'", one, {"folders": {"onee": folder}}
-    yield CheckpointError, "is no folder", one, {"folders": {"one": folder / "absent"}}
+    yield CheckpointError, "is not a folder", one, {"folders": {"one": folder / "absent"}}
     yield UnsupportedModelError, "'vit' reads pixel_values", one | {"vit": vit}, {}
 
 

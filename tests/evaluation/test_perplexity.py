@@ -181,7 +181,7 @@ def test_a_loss_that_is_no_number_names_its_row(poison: float) -> None:
 def test_a_perplexity_beyond_floats_is_refused() -> None:
     model = tiny_llama()
     model.lm_head.weight.data *= 1e5
-    with pytest.raises(NumericsError, match="no finite number"):
+    with pytest.raises(NumericsError, match="its perplexity is not finite"):
         perplexity(model, make_rows([16] * 2))
 
 

@@ -21,7 +21,7 @@ from loraprune.export.gguf.tokenizer import (
     WORDS,
     read_vocabulary,
 )
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 from tests.export.cases import merging_tokenizer
 from tests.samples import VOCABULARY, byte_tokenizer
 
@@ -107,7 +107,7 @@ def normalised() -> Any:
             lambda: sentencepiece([("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")]),
             "not in the order of what they make",
         ),
-        (byte_tokenizer, "it merges nothing"),
+        (byte_tokenizer, "it has no merges"),
         (lambda: merging_tokenizer(extra=9), "has no row in an embedding of 264"),
         (object, "no tokenizer.json"),
     ],

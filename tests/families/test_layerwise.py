@@ -257,7 +257,7 @@ WRONG_RECORDS: dict[str, tuple[Any, str]] = {
     "words": (lambda r: r["shapes"].update({"layers.0.mlp.up_proj.weight": ["9", 64]}), "does not describe"),
     "a part missing": (lambda r: r.pop("shapes"), "shapes"),
     "another format": (lambda r: r.update(format=1), "format 1"),
-    "a method": (lambda r: r["attributes"].update({"layers.0.forward": 1}), "no integer"),
+    "a method": (lambda r: r["attributes"].update({"layers.0.forward": 1}), "not an integer"),
     "out of the model": (lambda r: r["shapes"].update({"..": [1, 1]}), "does not describe"),
 }
 

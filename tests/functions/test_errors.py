@@ -43,7 +43,7 @@ TEXTS = sentences(30)
         ({"eval": TEXTS, "data": TEXTS}, "all of it is trained on as part of data"),
         ({"tokenizer": None}, "tokenizer is missing"),
         ({"tokenizer": 3}, "tokenizer: a int, where a tokenizer"),
-        ({"resume": True}, "output is missing: name the folder that resume=True goes on in"),
+        ({"resume": True}, "output is missing: name the folder that resume=True continues from"),
         ({"model": nn.Linear(2, 2)}, "model: a Linear, where a transformers model, a folder or a hub id is needed"),
         ({"model": "nowhere/at/all"}, "model='nowhere/at/all': no such folder"),
     ],

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraprune import cli
 from loraprune.errors import CheckpointError
-from loraprune.models.loading import load_model, load_tokenizer
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_tokenizer
 from tests.cli.cases import refused
 from tests.samples import byte_tokenizer, save_inputs, tiny_llama
 
@@ -111,7 +112,7 @@ def test_what_was_tuned_is_pruned_and_evaluated(root: Path, capfd: pytest.Captur
     ("name", "words"),
     [
         ("{0}/adapter", ["--model {0}/model+{0}/adapter"]),
-        ("{0}/model+{0}/none", ["behind the + is no folder"]), ("{0}/none+{0}/adapter", ["before the +: no such folder"]),
+        ("{0}/model+{0}/none", ["after the + is not a folder"]), ("{0}/none+{0}/adapter", ["before the +: no such folder"]),
         ("{0}/model+{0}/model", ["no adapter_config.json"]), ("{0}/model+{0}/prompt", ["'PROMPT_TUNING'", "only LORA"]),
         ("{0}/model+{0}/pickled", ["no adapter_model.safetensors", "only safetensors"]),
     ],
@@ -140,7 +141,7 @@ def test_an_adapter_of_another_model_is_told(root: Path) -> None:
     save_file(
         stored | {"base_model.model.model.layers.9.x.weight": torch.ones(1)}, adapter / "adapter_model.safetensors"
     )
-    with pytest.raises(CheckpointError, match="has no place in it"):
+    with pytest.raises(CheckpointError, match="which the base model lacks"):
         load_model(both(root), device=CPU)
     tiny_llama(hidden_size=48).save_pretrained(root / "model")
     save_file(stored, adapter / "adapter_model.safetensors")

@@ -71,7 +71,7 @@ def test_overwrite_leaves_a_folder_that_no_run_wrote(inputs: Path, tmp_path: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     before = tree(tmp_path)
-    with pytest.raises(ConfigError, match="no folder that loraprune wrote"):
+    with pytest.raises(ConfigError, match="not written by loraprune"):
         pipeline.prune(prune_config(inputs, tmp_path / "out", overwrite=True, steps=2))
     assert tree(tmp_path) == before
 
@@ -111,7 +111,9 @@ def test_failed_overwrite_leaves_the_old_folder(inputs: Path, tmp_path: Path, mo
     assert [sentence.partition(":")[0] for sentence in failed] == [
         "adapted and merged model", "masked and sliced model", "sliced and reloaded model"
     ]  # fmt: skip
-    AutoModelForCausalLM.from_pretrained(tmp_path / "out.unverified")  # whole, though it may not be what was trained
+    AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out.unverified"
+    )  # whole, though it may differ from the trained model
 
 
 def test_failure_after_saving_keeps_the_model_under_another_name(

@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(inputs: Path,
 
 @pytest.fixture(scope="module")
 def impatient(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return options of a run that learns what it is judged by the less the longer it trains: it ends after step 6 of 10."""
+    """Return options of a run that learns what it is evaluated by the less the longer it trains: it ends after step 6 of 10."""
     path = tmp_path_factory.mktemp("digits") / "digits.txt"
     path.write_text("".join("0123456789ABCDEFGHIJK"[(n * n * 7 + n // 3) % 21] for n in range(2000)), encoding="utf-8")
     return {"eval": str(path), "eval_every": 1, "patience": 2, "cooldown": 0.6, "lr": 1e-2}
@@ -185,8 +185,8 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_taken(
     state.write_bytes(state.read_bytes()[:-1])
     caplog.set_level(logging.INFO)
     resumed(inputs, tmp_path / "out")
-    assert f"checkpoint {torn} is passed by: state.safetensors is torn" in caplog.text
-    assert "going on from" in caplog.text
+    assert f"checkpoint {torn} is skipped: state.safetensors is torn" in caplog.text
+    assert "continuing from" in caplog.text
     assert "step-00000005" in caplog.text
     assert results(tmp_path / "out") == results(pruned)
 
@@ -196,7 +196,7 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning(
 ) -> None:
     caplog.set_level(logging.INFO)
     resumed(inputs, tmp_path / "out")
-    assert "no whole checkpoint" in caplog.text
+    assert "no complete checkpoint" in caplog.text
     assert results(tmp_path / "out") == results(pruned)
 
 
@@ -239,7 +239,7 @@ def test_other_data_and_another_model_are_refused(inputs: Path, unfinished: Path
 
 def test_checkpoints_are_not_lost_to_a_run_that_starts_anew_by_mistake(inputs: Path, unfinished: Path) -> None:
     before = sorted(unfinished.rglob("*"))
-    with pytest.raises(CheckpointError, match="--resume to go on"):
+    with pytest.raises(CheckpointError, match="--resume to continue"):
         pipeline.prune(prune_config(inputs, unfinished / "out"))
     with pytest.raises(DataError):
         pipeline.prune(prune_config(inputs, unfinished / "out", overwrite=True, data=str(unfinished / "missing.txt")))

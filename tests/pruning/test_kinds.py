@@ -87,7 +87,7 @@ def test_inspect_says_which_formats_a_model_can_have(variant: str, words: str, t
     ("variant", "options", "words"),
     [
         ("gpt2", {}, "attention stay whole"),
-        ("gpt2", {"kinds": "all"}, "modelling code will lie"),
+        ("gpt2", {"kinds": "all"}, "will contain modelling code"),
         ("gpt2", {"kinds": "ffn"}, ""),
         ("llama", {}, ""),
     ],
@@ -124,7 +124,7 @@ def test_one_record_serves_every_head_of_a_model(tmp_path: Path) -> None:
 
 
 def test_a_module_of_no_family_is_told_how_to_add_one() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"Linear is no PreTrainedModel.*docs/add-a-family\.md"):
+    with pytest.raises(UnsupportedModelError, match=r"Linear is not a PreTrainedModel.*docs/add-a-family\.md"):
         loraprune.attach_lora(nn.Linear(4, 4), LoRAPruneConfig())
     config = transformers.MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)
     with pytest.raises(UnsupportedModelError, match=r"'mamba'.*docs/add-a-family\.md"):

@@ -34,7 +34,7 @@ def read_config(name: str) -> dict[str, Any]:
             raise ConfigError(f"--config {name}: it holds no options; write one a line, such as `ratio: 0.5`")
         if _size(node, {}) > LARGEST:
             raise ConfigError(
-                f"--config {name}: its aliases stand for over {LARGEST:,} values; write out what is needed"
+                f"--config {name}: its aliases expand to over {LARGEST:,} values; write out what is needed"
             )
         values = yaml.safe_load(text)  # refuses tags that name Python objects
         found = next((key for key in _keys(node, set()) if key in CLASSES), None)

@@ -10,7 +10,8 @@ import torch
 from loraprune.config.commands import DemoConfig
 from loraprune.evaluation.benchmark import compare_speed
 from loraprune.evaluation.completions import complete
-from loraprune.models.loading import load_model, load_tokenizer, resolve
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_tokenizer, resolve
 from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
 from loraprune.runtime.hub import DEMO

@@ -1,4 +1,4 @@
-"""Which names in a command line lead nowhere: models, data, criteria, tasks and formats, known before torch is imported.
+"""Names in a command line that do not exist (models, data, criteria, tasks, formats), found before torch is imported.
 
 Knows nothing about what is in a model's weights or in data.
 """
@@ -37,11 +37,11 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {"criterion": CRITERIA, "task": TASKS,
 DESCRIBING = ("inspect", "plan")
 """commands that read no weights, and know the shapes of published models without their files"""
 MOVING = ("push", "report")
-"""commands that name a folder, and no model to load"""
+"""commands that take a folder instead of a model to load"""
 
 
 def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for every name that leads nowhere, as far as that shows without asking anybody."""
+    """Return a sentence for every name that does not exist, as far as that can be found without the network."""
     if verb in MOVING:
         return []
     models = {
@@ -66,7 +66,7 @@ def wrong_names(verb: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def wrong_inputs(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what `wrong_names` does, and what is wrong with the files of models as far as no library needs to open them."""
+    """Return what `wrong_names` does, and what is wrong with the files of models as far as that can be found without a library."""
     found = Findings()
     for name in (name for option in MODELS for name in _models(verb, values, option) if verb not in MOVING):
         base, adapter = parts(name)
@@ -97,7 +97,7 @@ def _close(verb: str, name: str) -> str:
 
 
 def _named(values: Mapping[str, Any], option: str) -> list[str]:
-    """Return the names that an option gives, also in a grid or its named runs; what holds a token is told elsewhere."""
+    """Return the names that an option gives, also in a grid or its named runs; a name that contains a token is reported elsewhere."""
     given = [{**setting, **expanded(setting)}.get(option) for setting in _settings(values)]
     names = [name for value in given for name in _listed(value)]
     return [name for name in dict.fromkeys(names) if isinstance(name, str) and name and not SECRET.search(name)]

@@ -28,7 +28,7 @@ from loraprune.config import recipes
 from loraprune.config.base import Options, dashed, null_problems
 from loraprune.config.pruning import TARGETS, LoRAPruneConfig
 from loraprune.config.training import PruneConfig
-from loraprune.config.values import takes_text
+from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings
 from loraprune.runtime.hub import at_home
 
@@ -41,6 +41,7 @@ def build_parser(wanted: str) -> ArgumentParser:
 
     Only the options of that command are read, which is faster. Help is made elsewhere, see `loraprune.commands.help`.
     """
+    register_types()
     parser = ArgumentParser(prog="loraprune", exit_on_error=False, allow_abbrev=False, add_help=False)
     verbs = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
@@ -163,12 +164,12 @@ def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | Non
     is_default = ratio is not None and not ratio.is_key and parsed.ratio == LoRAPruneConfig.ratio
     if not is_default or "heads" not in parsed:
         return None
-    others = [f"--{dashed(name)} {parsed[name]}" for name in TARGETS if name != "ratio" and parsed[name] is not None]
+    others = [f"--{dashed(name)} {parsed[name]}" for name in TARGETS if parsed[name] is not None]
     return f"--ratio {parsed.ratio} {' '.join(others)}: give one target only; leave --ratio out" if others else None
 
 
 def _is_lost(one: Setting, parsed: Namespace) -> bool:
-    """Say whether the parser made nothing of a word: to YAML `#` begins a comment, and `~` is null. Only `null` is meant so."""
+    """Return whether the parser read a word as null: in YAML `#` begins a comment, and `~` is null. Only `null` is intended so."""
     return one.option not in NO_OPTIONS and parsed.get(one.option) is None and one.value not in (None, "", "null")
 
 
@@ -192,12 +193,12 @@ def _types(verb: str) -> dict[str, Any]:
 
 
 def _needed(verb: str) -> list[str]:
-    """Return the options that a command cannot do without."""
+    """Return the options that a command requires."""
     return [one.name for one in fields(COMMANDS[verb].options) if one.default is one.default_factory is MISSING]
 
 
 def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[str]:
-    """Return everything that is wrong with a command line, of which the parser tells the first only: each option is read alone."""
+    """Return everything that is wrong with a command line; the parser reports only the first problem, so each option is read alone."""
     needed = _needed(verb)
     command = [verb, *(f"--{name}=[]" for name in needed)]
     files, found, right, types = Findings(), [], set(), _types(verb)
@@ -228,7 +229,7 @@ def _all_wrong(parser: ArgumentParser, verb: str, words: Sequence[str]) -> list[
 
 
 def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[str] = ()) -> list[str]:
-    """Return what is wrong with values of the right types; of those that are unknown nothing is told."""
+    """Return what is wrong with values of the right types; unknown options are skipped."""
     options = COMMANDS[verb].options
     empty = null_problems(options, values)
     skipped = {*unknown, *empty}
@@ -236,13 +237,13 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
     try:
         options(**(_without(values, skipped) | filled))
     except ConfigError as error:
-        told = tuple(f"--{name}" for name in skipped)
-        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(told))]
+        reported = tuple(f"--{name}" for name in skipped)
+        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(reported))]
     return list(empty.values())
 
 
 def check_names(verb: str, options: Options) -> None:
-    """Refuse names that lead nowhere before torch is imported.
+    """Refuse names that do not exist before torch is imported.
 
     Raises:
         ConfigError: with all of them, and with what is wrong with the folders of models.

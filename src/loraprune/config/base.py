@@ -22,7 +22,7 @@ QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """dashboards that a run can report to"""
 TASKS = ("causal-lm", "image-classification", "masked-lm", "seq2seq", "sequence-classification")
-"""what models are for; programs may register others"""
+"""tasks of models; programs may register others"""
 INPUTS = ("model", "models", "against", "data", "eval", "scores", "task_data")
 """options that may name a file or folder to read"""
 PLACES = (*INPUTS, "output", "plots")
@@ -214,7 +214,7 @@ def dashed(name: str) -> str:
 
 
 def rounding_problem(model: str, option: str, kind: str) -> str | None:
-    """Say that the weights of a model cannot be quantised as they are loaded, None if they can."""
+    """Return a sentence if the weights of a model cannot be quantised as they are loaded; None if they can."""
     if kind not in QUANTISERS or not (is_gguf(model) or parts(model)[1]):
         return None
     what = "a GGUF file is read" if is_gguf(model) else "an adapter is merged"

@@ -1,4 +1,4 @@
-"""Which columns of a data set are meant, where they have other names than ours.
+"""The option that maps a data set's column names to ours.
 
 Knows nothing about torch, so that `--help` answers at once.
 """
@@ -13,19 +13,19 @@ from loraprune.errors import ConfigError, nearest
 ROLES = (
     "text", "text_pair", "label", "prompt", "response", "instruction", "input", "messages", "tools", "source", "target", "image",
 )  # fmt: skip
-"""what a column can be, by the name that it needs no option under"""
+"""roles of columns; a column with the name of its role needs no option"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions(Options):
-    """How the columns of --data and --eval are called."""
+    """The names of the columns of --data and --eval."""
 
     columns: str | None = None
     """your names for columns, as ROLE=COLUMN with commas, such as prompt=question,response=answer or text=body,label=y; other columns
     are not read then"""
 
     def roles(self) -> dict[str, str]:
-        """Return role -> column; nothing where columns go by their own names."""
+        """Return role -> column; empty where columns have our names."""
         return parse_columns(self.columns) if self.columns is not None else {}
 
     def problems(self) -> list[str]:
@@ -41,13 +41,13 @@ def parse_columns(text: str) -> dict[str, str]:
     """Read ROLE=COLUMN,ROLE=COLUMN.
 
     Raises:
-        ConfigError: if it is none, or a role is unknown or given twice.
+        ConfigError: if the text has another form, or a role is unknown or given twice.
     """
     found: dict[str, str] = {}
     for part in text.split(","):
         role, _, column = (word.strip() for word in part.partition("="))
         if not role or not column:
-            raise ConfigError(f"--columns {text}: {part!r} is no ROLE=COLUMN, such as text=body")
+            raise ConfigError(f"--columns {text}: {part!r} is not ROLE=COLUMN, such as text=body")
         if role not in ROLES:
             raise ConfigError(
                 f"--columns {text}: unknown role {role!r}{nearest(role, ROLES)}: known are {', '.join(ROLES)}"

@@ -25,6 +25,7 @@ from loraprune.config.columns import ColumnOptions
 from loraprune.config.export import quantization_problem
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.training import PruneConfig
+from loraprune.config.values import Fraction
 from loraprune.errors import ConfigError, nearest
 from loraprune.runtime.hub import DEMO, STDLIB
 from loraprune.runtime.output import PARTIAL, unwritable
@@ -282,7 +283,7 @@ class DemoConfig(Options):
     """folder for the result"""
     steps: int = 120
     """optimiser steps"""
-    ratio: float = 0.5
+    ratio: Fraction = 0.5
     """fraction of the prunable parameters to remove, from 0 to below 1"""
     seed: int = 0
     """seed for the data order and the adapters"""

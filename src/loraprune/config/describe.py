@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from docstring_parser import parse_from_object
 
 from loraprune.config.base import Options, dashed
+from loraprune.config.values import Fraction
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "model and data": (
@@ -20,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rows", "batch", "trust_remote_code",
     ),
     "how much to remove": (
-        "ratio", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round",
+        "ratio", "size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round",
     ),
     "what to remove": ("criterion", "power", "normalize", "decay", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),
@@ -87,7 +88,7 @@ class Option:
         if dict in kinds:
             return "{NAME: ...}"
         word = NAMES.get(self.name) or (
-            "N" if {int} & kinds or self.hint == list[int] else "X" if float in kinds else "TEXT"
+            "N" if {int} & kinds or self.hint == list[int] else "X" if {float, Fraction} & kinds else "TEXT"
         )
         return f"[{word},...]" if kinds == {list} else word
 

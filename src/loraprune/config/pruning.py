@@ -11,6 +11,7 @@ from typing import Literal
 
 from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
+from loraprune.config.values import Fraction
 from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
@@ -21,14 +22,10 @@ CRITERIA = (
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
-TARGETS = ("ratio", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-"""options that say how much is removed"""
+TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+"""options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
-    "parameters",
-    "heads",
-    "ffn",
-    "heads_ratio",
-    "ffn_ratio",
+    *TARGETS,
     "scores",
     "kinds",
     "round",
@@ -49,17 +46,19 @@ UNIT_OPTIONS = (
 class LoRAPruneConfig(AdapterOptions):
     """What to remove and when: the options of `LoRAPruneCallback`."""
 
-    ratio: float = 0.5
+    ratio: Fraction = 0.5
     """fraction of the prunable parameters to remove, from 0 to below 1; embeddings and output head are not prunable"""
+    size: Fraction | None = None
+    """fraction of all parameters to keep, instead of --ratio, such as 80%; embeddings and output head count too"""
     parameters: str | None = None
     """target size of the whole model instead of --ratio, such as 600M or 1.2B"""
     heads: int | None = None
     """query heads to keep in every layer, instead of --ratio; without --ffn all FFN channels are kept"""
     ffn: int | None = None
     """FFN channels to keep in every layer, instead of --ratio; without --heads all heads are kept"""
-    heads_ratio: float | None = None
+    heads_ratio: Fraction | None = None
     """fraction of the heads to remove from every layer, instead of --ratio; without --ffn-ratio all FFN channels are kept"""
-    ffn_ratio: float | None = None
+    ffn_ratio: Fraction | None = None
     """fraction of the FFN channels to remove from every layer, instead of --ratio; without --heads-ratio all heads are kept"""
     scores: str | None = None
     """scores.safetensors of an earlier run on the same model; units are ranked by these scores instead of being scored again"""
@@ -99,7 +98,7 @@ class LoRAPruneConfig(AdapterOptions):
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
     """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
-    removal, on 256 calibration tokens a step; 0 for none; by default one pass over --calibration wherever possible (not with
+    removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
     --sparsity or FSDP)"""
     calibration: int = 32768
     """tokens used by --compensate, --local and --end-to-end"""
@@ -109,26 +108,26 @@ class LoRAPruneConfig(AdapterOptions):
     """how the removed fraction grows with the steps. auto: oneshot, or cubic with --sparsity"""
     interval: int | None = None
     """optimiser steps between two removals; by default 10, or fewer in short runs"""
-    warmup: float | None = None
+    warmup: Fraction | None = None
     """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
-    cooldown: float | None = None
+    cooldown: Fraction | None = None
     """fraction of the steps after the last removal; by default 0.975 minus the warm-up for oneshot and 0.1 for other schedules"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
-        """Return the sides of projections whose frozen weights change at a removal: those that read units, or both."""
+        """Return the sides of projections whose frozen weights recovery changes: those that read units, or both."""
         return ("in", "out") if self.local else ("in",) if self.compensate else ()
 
     @property
     def measures_split(self) -> bool:
-        """Say whether calibration rows decide how many heads and how many channels go."""
+        """Return whether calibration rows decide how many heads and how many channels are removed."""
         return self.chosen_allocation == "measured" and not self.has_dimensions
 
     @property
     def recovers(self) -> bool:
-        """Say whether a removal is followed by recovery on calibration rows."""
+        """Return whether a removal is followed by recovery on calibration rows."""
         return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
 
     @property
@@ -162,14 +161,38 @@ class LoRAPruneConfig(AdapterOptions):
         return warmup, cooldown if self.cooldown is None else self.cooldown
 
     @property
+    def has_ratio(self) -> bool:
+        """Return whether --ratio is the target."""
+        return all(getattr(self, name) is None for name in TARGETS)
+
+    @property
     def has_dimensions(self) -> bool:
         """Return whether widths are given instead of a ratio."""
         return any(value is not None for value in (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio))
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        checks = [
+        found = [*super().problems(), *self._wrong_numbers(), *self._conflicts()]
+        if self.parameters is not None:
+            try:
+                parse_count(self.parameters)
+            except ConfigError as error:
+                found.append(str(error))
+        return [*found, *self._sparsity_problems()]
+
+    def _unknown_kinds(self) -> list[str]:
+        """Return what --kinds names and no model has."""
+        named = () if self.kinds in ("auto", "all") else map(str.strip, self.kinds.split(","))
+        return [kind for kind in named if kind not in KINDS]
+
+    def _wrong_numbers(self) -> list[str]:
+        """Return one sentence for every option whose own value is wrong."""
+        return failed(
             (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
+            (
+                self.size is None or 0 < self.size <= 1,
+                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
+            ),
             (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
             *(
@@ -177,12 +200,8 @@ class LoRAPruneConfig(AdapterOptions):
                 for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
             ),
             (
-                self.heads is None or self.heads_ratio is None,
-                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
-            ),
-            (
-                self.ffn is None or self.ffn_ratio is None,
-                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+                not (odd := self._unknown_kinds()),
+                f"--kinds {self.kinds}: unknown kind {''.join(odd[:1])!r}{nearest(''.join(odd[:1]), KINDS)}; known are {', '.join(KINDS)}",
             ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
@@ -194,10 +213,6 @@ class LoRAPruneConfig(AdapterOptions):
                 self.local >= 0,
                 f"--local {self.local}: 0 or a number of steps is needed, such as 200",
             ),
-            (
-                self.local > 0 or not self.local_all,
-                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
-            ),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (
@@ -207,6 +222,23 @@ class LoRAPruneConfig(AdapterOptions):
             (
                 self.cooldown is None or 0 <= self.cooldown < 1,
                 f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed",
+            ),
+        )
+
+    def _conflicts(self) -> list[str]:
+        """Return one sentence for every option that another one rules out."""
+        return failed(
+            (
+                self.heads is None or self.heads_ratio is None,
+                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
+            ),
+            (
+                self.ffn is None or self.ffn_ratio is None,
+                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+            ),
+            (
+                self.local > 0 or not self.local_all,
+                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
             ),
             (
                 sum(self.fractions) < 1,
@@ -222,27 +254,14 @@ class LoRAPruneConfig(AdapterOptions):
                 "widths",
             ),
             (
-                self.ratio == LoRAPruneConfig.ratio or not (self.parameters or self.has_dimensions),
-                f"--ratio {self.ratio} {self._other_target()}: give one target only; leave --ratio out",
+                self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
+                f"--ratio {self.ratio} {self._other_targets()}: give one target only; leave --ratio out",
             ),
             (
-                self.parameters is None or not self.has_dimensions,
-                f"--parameters {self.parameters} and explicit widths: give one target only",
+                sum((self.size is not None, self.parameters is not None, self.has_dimensions)) <= 1,
+                f"{self._other_targets()}: give one target only",
             ),
-        ]
-        odd = [kind for kind in map(str.strip, self.kinds.split(",")) if kind not in KINDS]
-        if odd and self.kinds not in ("auto", "all"):
-            close = nearest(odd[0], KINDS)
-            checks.append(
-                (False, f"--kinds {self.kinds}: unknown kind {odd[0]!r}{close}; known are {', '.join(KINDS)}")
-            )
-        found = [*super().problems(), *failed(*checks)]
-        if self.parameters is not None:
-            try:
-                parse_count(self.parameters)
-            except ConfigError as error:
-                found.append(str(error))
-        return [*found, *self._sparsity_problems()]
+        )
 
     def idle(self) -> list[str]:
         """Return one sentence for every option that is given and changes nothing beside the others."""
@@ -260,9 +279,9 @@ class LoRAPruneConfig(AdapterOptions):
             found += idle_options(self, "nothing is reconstructed after a removal", "calibration")
         return found
 
-    def _other_target(self) -> str:
+    def _other_targets(self) -> str:
         """Return the given targets other than --ratio, as typed on the command line."""
-        given = {name: getattr(self, name) for name in TARGETS if name != "ratio" and getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
         return " ".join(f"--{dashed(name)} {value}" for name, value in given.items())
 
     def _sparsity_problems(self) -> list[str]:

@@ -184,7 +184,7 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
             ),
             (
                 not self.has_dimensions,
-                f"{given} and explicit widths: each round removes a part; give --ratio or --parameters",
+                f"{given} and explicit widths: each round removes a part; give --ratio, --size or --parameters",
             ),
             (
                 self.teacher == "none",

@@ -16,10 +16,18 @@ from loraprune.errors import nearest
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    Fraction = float
+else:
+
+    class Fraction(float):
+        """The type of an option that is a fraction, which may be given as a percentage: 0.2 or 20%. Its value is a plain float."""
+
+
 WORDS = {
     str: "a text",
     int: "a whole number",
     float: "a number",
+    Fraction: "a fraction or a percentage, such as 0.2 or 20%",
     bool: "true or false",
     list: "a list, such as [1, 2]",
     dict: "a mapping, such as {name: value}",
@@ -57,12 +65,12 @@ def wrong_value(hint: Any, value: object) -> str:
     kinds = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
     plain = [get_origin(one) or one for one in _members(hint)]
     kinds += sorted((WORDS[one] for one in plain if one in WORDS), key=WORDS[types.NoneType].__eq__)
-    told = f" {value}" if value != "" else ""
-    return f"{told}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
+    given = f" {value}" if value != "" else ""
+    return f"{given}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
 
 
 def takes_text(hint: Any) -> bool:
-    """Say whether an option of type `hint` can be any text."""
+    """Return whether an option of type `hint` accepts any text."""
     return str in _members(hint)
 
 
@@ -75,11 +83,33 @@ def _members(hint: Any) -> Iterator[Any]:
         yield hint
 
 
+def read_fraction(value: object) -> float:
+    """Read a fraction such as 0.2, or a percentage such as 20%.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(value, str) and value.endswith("%"):
+        return float(value[:-1]) / 100
+    if isinstance(value, bool) or not isinstance(value, str | float | int):
+        raise ValueError(value)
+    return float(value)
+
+
+@cache
+def register_types() -> None:
+    """Make the parser know the types of options that are not Python's."""
+    from jsonargparse.typing import register_type  # not needed for help
+
+    register_type(Fraction, float, read_fraction, type_check=lambda value, _: type(value) is float)
+
+
 @cache
 def _reader(hint: Any) -> ArgumentParser:
     """Return a parser of one option."""
     from jsonargparse import ArgumentParser  # not needed for help
 
+    register_types()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     return parser

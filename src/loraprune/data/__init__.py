@@ -1,11 +1,11 @@
-"""From a user's `--data` to rows of tokens.
+"""Turn a user's `--data` into rows of tokens.
 
-`files` reads one file, `examples` picks its columns, `sources` knows where a name leads; `texts`, `chats` (through
-`templates`) and `pairs` make tokens, `rows` holds and pads them, and `load` holds a part out for evaluation.
+`files` reads one file, `examples` picks its columns, `sources` resolves names; `texts`, `chats` (through
+`templates`) and `pairs` make tokens, `rows` stores and pads them, and `load` holds out a part for evaluation.
 """
 
 from loraprune.data.files import OWN_NAMES, Columns
-from loraprune.data.load import Data, load_data, load_rows, read_examples
+from loraprune.data.load import Data, check_apart, load_data, load_rows, read_examples
 from loraprune.data.pairs import encode_pairs, find_pairs
 from loraprune.data.rows import (
     NO_TARGET,
@@ -18,7 +18,7 @@ from loraprune.data.rows import (
     draw_rows,
     is_never_given,
 )
-from loraprune.data.sources import check_apart, columns_of, naming, open_source
+from loraprune.data.sources import columns_of, naming, open_source
 
 __all__ = [
     "NO_TARGET",

@@ -18,7 +18,7 @@ from loraprune.errors import DataError
 BATCH = 256
 """chats that are tokenised together"""
 OPEN_ROWS = 16
-"""rows that packing keeps open: a short example still fills a gap that far back"""
+"""rows that packing keeps open: a short example can still fill a gap in these"""
 
 
 def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> TokenRows:
@@ -31,7 +31,7 @@ def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, leng
     dropped = 0
     for chat, row in zip(examples.chats, _tokenise(examples.chats, tokenizer), strict=True):
         if row.labels.count(NO_TARGET) == len(row.labels):
-            raise DataError(f"{chat.place}: the assistant says nothing, so there is nothing to learn: remove the row")
+            raise DataError(f"{chat.place}: the assistant's turns are empty, so there are no targets: remove the row")
         short = shorten(row, length, bos=tokenizer.bos_token_id)
         dropped += len(row.input_ids) - len(short.input_ids)
         kept.append(short)
@@ -61,10 +61,10 @@ def _tokenise(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> Iter
 
 
 def _label(chat: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]) -> Row:
-    """Make targets of the tokens that touch what was said or lie in what ends it, but never of the first of all.
+    """Mark as targets the tokens that overlap the assistant's words or the end of its turn; the first token is never one.
 
     Two different tokens may begin with the same characters, such as `<|`, so one that only begins in the end of a turn
-    is not part of it. The first token is predicted by nothing.
+    is not part of it. No position predicts the first token.
     """
     labels = [NO_TARGET] * len(ids)
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
@@ -76,9 +76,9 @@ def _label(chat: Rendered, ids: list[int], offsets: Sequence[tuple[int, int]]) -
 
 
 def shorten(row: Row, length: int, *, bos: int | None) -> Row:
-    """Cut an example that is too long: first the prompt, from the left and down to half of `length`, then the answer.
+    """Truncate an example that is too long: first the prompt, from the left and down to half of `length`, then the answer.
 
-    What follows the last target goes first of all, and a BOS stays.
+    What follows the last target is removed before that; BOS is kept.
     """
     if len(row.input_ids) <= length:
         return row

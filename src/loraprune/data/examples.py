@@ -1,4 +1,4 @@
-"""Rows of a table in, documents or chats out: which columns count, and what they must hold.
+"""Turn rows of a table into documents or chats; check the columns and their values.
 
 Knows nothing about where a table came from.
 """
@@ -25,7 +25,7 @@ SPEAKERS = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool",
     "function": "tool",
 }  # fmt: skip
-"""who speaks in ShareGPT's chats -> role; other names are roles already"""
+"""speaker in ShareGPT's chats -> role; other names are roles already"""
 
 COLUMNS: tuple[tuple[Format, tuple[str, ...]], ...] = (
     *(("messages", (column,)) for column in CHATS),
@@ -33,7 +33,7 @@ COLUMNS: tuple[tuple[Format, tuple[str, ...]], ...] = (
     ("text", ("text",)),
     *(("pair", columns) for columns in PAIRS),
 )
-"""columns that each format needs, in the order of preference where a table holds several"""
+"""columns that each format needs, in the order of preference if a table has several"""
 
 
 class Pair(NamedTuple):
@@ -79,7 +79,7 @@ def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Exampl
     """Check the columns of all tables and take the examples out of them; texts without a character are left out.
 
     Raises:
-        DataError: if a column is missing, the tables differ in format, a value is no string, or nothing is left.
+        DataError: if a column is missing, the tables differ in format, a value is not a string, or nothing is left.
     """
     form = find_format(tables[0])
     for table in tables[1:]:
@@ -101,7 +101,7 @@ def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Exampl
         ]
         examples = Examples(source, split, form, chats=chats)
     if not len(examples):
-        raise DataError(f"{source}: there is no text in it: give a file or folder that holds some")
+        raise DataError(f"{source}: it holds no text: give a file or folder with text")
     return examples
 
 
@@ -111,11 +111,11 @@ def find_format(table: Table) -> Format:
         if set(needed) <= set(table.columns):
             return form
     if not table.columns:
-        raise DataError(f"{table.name}: there is no row in it: give a file that holds some")
+        raise DataError(f"{table.name}: it holds no rows: give a file with rows")
     found = ", ".join(table.columns) or "none"
     raise DataError(
         f"{table.name}: columns found: {found}; needed: `text`, or `instruction` and `response`, or `prompt` and `completion`, or "
-        "`messages`, or `source` and `target`: rename them, or say which are meant, as in --columns text=COLUMN"
+        "`messages`, or `source` and `target`: rename them, or map them, as in --columns text=COLUMN"
     )
 
 
@@ -144,7 +144,7 @@ def _exchange(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Mess
 
 
 def _unlearnt(messages: Sequence[Any]) -> list[Any]:
-    """Return the turns of a prompt, of which nothing is learnt."""
+    """Return the turns of a prompt, none of which are targets."""
     return [{**message, "weight": 0} if isinstance(message, dict) else message for message in messages]
 
 
@@ -162,7 +162,7 @@ def _spoken(table: Table, place: str, messages: object, *, column: str) -> Seque
         )
     turns = [_turn(where, number, message) for number, message in enumerate(messages, start=1)]
     if not any(turn["role"] == "assistant" for turn in turns):
-        raise DataError(f"{where}: no message has the role assistant, so there is nothing to learn: remove the row")
+        raise DataError(f"{where}: no message has the role assistant, so there are no targets: remove the row")
     return turns
 
 

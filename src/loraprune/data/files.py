@@ -1,4 +1,4 @@
-"""One data file in, its rows out, and every way in which a file can be broken said in one line.
+"""Read one data file; report anything wrong with it in one line.
 
 Knows nothing about what the columns mean. Text and JSON are read with Python's own library rather than with `datasets`:
 an error then has its line, and `datasets` 5.2 fails on sound JSON lines where a key first comes up after 10 MB.
@@ -27,11 +27,11 @@ from loraprune.errors import DataError, nearest
 from loraprune.runtime.hub import COMPRESSED, data_suffix
 
 PAIRS = (("source", "target"), ("document", "summary"), ("article", "highlights"))
-"""columns of what is read and what is written: translation, and how data sets of summaries name them"""
+"""columns of sources and targets: those of translation, and of data sets of summaries"""
 LABELLED = (
     "text_pair", "label", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "question1", "question2",
 )  # fmt: skip
-"""columns of what has a label, see `loraprune.data.labelled`"""
+"""columns of labelled texts, see `loraprune.data.labelled`"""
 USED_COLUMNS = (
     *("messages", "conversations", "tools", "instruction", "input", "response", "output", "prompt", "completion", "text"),
     *(column for pair in PAIRS for column in pair), *LABELLED,
@@ -40,7 +40,7 @@ USED_COLUMNS = (
 
 
 Columns: TypeAlias = Mapping[str, str]
-"""role, such as `text` -> the column of the user's that has it; empty where columns go by their own names"""
+"""role, such as `text` -> the user's column; empty where columns have our names"""
 OWN_NAMES: Columns = MappingProxyType({})
 
 
@@ -60,7 +60,7 @@ def read_table(path: Path, columns: Columns = OWN_NAMES) -> Table:
     """Read a .jsonl, .json, .csv, .tsv or .parquet file; all but the last may be compressed. Columns keep the user's names.
 
     Raises:
-        DataError: if the file cannot be read, is empty, or is not what its suffix says.
+        DataError: if the file cannot be read, is empty, or does not match its suffix.
     """
     readers: dict[str, Callable[[Path], Table]] = {
         ".jsonl": _read_jsonl, ".json": _read_json, ".csv": partial(_read_csv, columns=columns),
@@ -70,7 +70,7 @@ def read_table(path: Path, columns: Columns = OWN_NAMES) -> Table:
 
 
 def with_roles(table: Table, columns: Columns) -> Table:
-    """Return a table of the columns that `columns` names alone, under the names of their roles; all as they are where it is empty.
+    """Return a table of only the columns that `columns` names, named by their roles; all columns unchanged if it is empty.
 
     Raises:
         DataError: if there is no such column.
@@ -118,7 +118,7 @@ def _read_bytes(path: Path, count: int = -1) -> bytes:
 
 
 def _decompressed(path: Path, data: bytes) -> bytes:
-    """Return what is in a .gz or .zst file; of any other what is given."""
+    """Return the decompressed content of a .gz or .zst file; other content is returned unchanged."""
     suffix = path.suffix.lower()
     if suffix not in COMPRESSED:
         return data
@@ -133,7 +133,7 @@ def _decompressed(path: Path, data: bytes) -> bytes:
             whole: bytes = reader.read()
             return whole
     except Exception as error:  # zstandard has an error of its own
-        raise DataError(f"{path}: not a whole {suffix} file ({reason(error)}): compress it again") from None
+        raise DataError(f"{path}: not a complete {suffix} file ({reason(error)}): compress it again") from None
 
 
 def _read_jsonl(path: Path) -> Table:
@@ -202,7 +202,7 @@ def _read_csv(path: Path, *, columns: Columns, delimiter: str = ",") -> Table:
     try:
         header = next(csv.reader(lines, delimiter=delimiter), [])
     except csv.Error as error:
-        raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file anew") from None
+        raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file again") from None
     used = _used(header, columns)
     if not used or not any(line.strip() for line in lines[1:]):
         return Table(str(path), tuple(header), [], [])
@@ -250,7 +250,7 @@ def loaded(path: Path, builder: str, **options: Any) -> Iterator[datasets.Datase
                 table = datasets.load_dataset(builder, data_files=files, split="train", cache_dir=cache, **options)
             except Exception as error:  # pandas, pyarrow and datasets share no base class
                 raise DataError(
-                    f"{path}: not a readable {path.suffix} file ({reason(error)}): correct it or write it anew"
+                    f"{path}: not a readable {path.suffix} file ({reason(error)}): correct it or write it again"
                 ) from None
             yield table
     finally:

@@ -1,4 +1,4 @@
-"""GLUE's nine tasks by name: the columns of its own files, the labels' names, and the metrics of its paper.
+"""GLUE's nine tasks by name: the columns of the archive's files, the labels' names, and the metrics of the paper.
 
 Source: Wang et al., GLUE (arXiv 1804.07461) for the metrics; file layouts are those of the archive at gluebenchmark.com.
 """
@@ -17,7 +17,7 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True, slots=True)
 class GlueTask:
-    """One task: where its files keep what, and how it is judged."""
+    """One task: the columns of its files, and its metrics."""
 
     folder: str
     """as the archive names it; without hyphen and in small letters, as the hub does"""
@@ -26,9 +26,9 @@ class GlueTask:
     labels: tuple[str, ...]
     """names in the order of the hub's numbers; empty for a regression"""
     metrics: tuple[str, ...] = ("accuracy",)
-    """the first is the one that a model is judged by"""
+    """the first is the main metric"""
     dev: str = "dev"
-    """name of the file that is judged by; the test files have no labels"""
+    """name of the file for evaluation; the test files have no labels"""
 
 
 ENTAILED = ("entailment", "not_entailment")
@@ -52,14 +52,14 @@ def glue_task(name: str) -> GlueTask | None:
 
 
 def glue_on_hub(name: str) -> tuple[str, GlueTask | None]:
-    """Return what a name such as glue:sst2 is called on the hub, and the task; any other name is let be."""
+    """Return what a name such as glue:sst2 is called on the hub, and the task; any other name is returned unchanged."""
     identifier, _, configuration = name.partition(":")
     task = glue_task(configuration) if identifier in ("glue", HUB) else None
     return (f"{HUB}:{task.folder.replace('-', '').lower()}", task) if task else (name, None)
 
 
 def glue_files(folder: Path) -> dict[str, Path] | None:
-    """Return the files to train on and to judge by of a folder that GLUE's archive names so, or None for any other."""
+    """Return the training and the evaluation files of a folder named as in GLUE's archive, or None for any other."""
     task = glue_task(folder.name)
     if task is None or not folder.is_dir() or not any(folder.glob("*.tsv")):
         return None
@@ -71,7 +71,7 @@ def glue_files(folder: Path) -> dict[str, Path] | None:
 
 
 def read_glue(file: Path, task: GlueTask) -> Table:
-    """Read one file of a task as a table of `text`, perhaps `text_pair`, and `label`; lines with other columns are left out.
+    """Read one file of a task as a table of `text`, `text_pair` if it has pairs, and `label`; lines with other columns are skipped.
 
     Raises:
         DataError: if it has other columns than the task.

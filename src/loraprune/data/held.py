@@ -16,7 +16,7 @@ def table_of(name: str, rows: Sequence[Any]) -> Table:
     """Return rows as a JSON file would give them; a string is the text of a row.
 
     Raises:
-        DataError: if a row cannot be written to such a file, or is no object.
+        DataError: if a row cannot be written to such a file, or is not an object.
     """
     places = [f"item {number}" for number in range(1, len(rows) + 1)]
     plain = [

@@ -1,4 +1,4 @@
-"""Rows of a table in, texts or pairs of texts with labels out: classes by name, or numbers.
+"""Turn rows of a table into texts or pairs of texts with labels: classes by name, or numbers.
 
 Knows nothing about tokens.
 """
@@ -33,7 +33,7 @@ MANY_CLASSES = 50
 
 
 class Example(NamedTuple):
-    """A text, or a pair of texts, and its label as it stands in the file."""
+    """A text, or a pair of texts, and its label as written in the file."""
 
     place: str
     texts: tuple[str, ...]
@@ -48,9 +48,9 @@ class Labelled:
     split: str
     examples: Sequence[Example]
     names: tuple[str, ...] = ()
-    """classes in the order of their numbers, where the source says"""
+    """classes in the order of their numbers, if the source names them"""
     metrics: tuple[str, ...] = ()
-    """what the source is judged by, where it says"""
+    """the metrics that the source names, if any"""
 
     def take(self, places: Sequence[int], *, split: str) -> Labelled:
         """Return some of the examples, as a split of another name."""
@@ -61,7 +61,7 @@ def make_labelled(part: Part) -> Labelled:
     """Check the columns of all tables and take the examples out of them.
 
     Raises:
-        DataError: if a column is missing, or a value is no text or no label.
+        DataError: if a column is missing, or a value is not a text or not a label.
     """
     examples = [
         Example(f"{table.name}, {place}", _texts(table, place, row, columns), _label(table, place, row))
@@ -70,7 +70,7 @@ def make_labelled(part: Part) -> Labelled:
         for place, row in zip(table.places, table.rows, strict=True)
     ]
     if not examples:
-        raise DataError(f"{part.source}: there is no row in it: give a file that holds some")
+        raise DataError(f"{part.source}: it holds no rows: give a file with rows")
     return Labelled(part.source, part.split, examples, part.tables[0].names, part.metrics)
 
 
@@ -79,7 +79,7 @@ def _columns(table: Table) -> tuple[str, ...]:
     if found is None or LABEL not in table.columns:
         seen = ", ".join(table.columns) or "none"
         raise DataError(
-            f"{table.name}: columns found: {seen}; needed: `text`, perhaps `text_pair`, and `label`: rename them, or say which are "
+            f"{table.name}: columns found: {seen}; needed: `text` and `label`, and `text_pair` for pairs: rename them, or say which are "
             "meant, as in --columns text=COLUMN,label=COLUMN"
         )
     return found
@@ -111,24 +111,24 @@ def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
 
 
 def hold_out(data: Labelled, share: int) -> tuple[Labelled, Labelled]:
-    """Draw one example in `share` to judge by, always the same ones: files are often sorted by label.
+    """Draw one example in `share` for evaluation, always the same ones: files are often sorted by label.
 
     Raises:
         DataError: if there are fewer than two.
     """
     count = len(data.examples)
     if count < 2:
-        raise DataError(f"{data.source}: {count} rows: at least two are needed, to train on and to judge by")
-    judged = sorted(random.Random(0).sample(range(count), max(1, count // share)))
-    others = sorted(set(range(count)) - set(judged))
-    return data.take(others, split="train"), data.take(judged, split="held_out")
+        raise DataError(f"{data.source}: {count} rows: at least two are needed, one to train on and one to evaluate on")
+    places = sorted(random.Random(0).sample(range(count), max(1, count // share)))
+    others = sorted(set(range(count)) - set(places))
+    return data.take(others, split="train"), data.take(places, split="held_out")
 
 
 def numbers(examples: Sequence[Example]) -> list[float]:
     """Return the labels of a regression.
 
     Raises:
-        DataError: if one is no number.
+        DataError: if one is not a number.
     """
     found = []
     for example in examples:
@@ -138,14 +138,14 @@ def numbers(examples: Sequence[Example]) -> list[float]:
             value = math.nan
         if not math.isfinite(value):
             raise DataError(
-                f"{example.place}: label {example.label!r} is no number, as the others are: correct the row"
+                f"{example.place}: label {example.label!r} is not a number like the others: correct the row"
             )
         found.append(value)
     return found
 
 
 def is_regression(examples: Sequence[Example]) -> bool:
-    """Say whether labels are numbers with a fraction: all are numbers, and one is not whole."""
+    """Return whether labels are for regression: all are numbers, and one is not whole."""
     try:
         values = [float(str(example.label)) for example in examples]
     except ValueError:
@@ -157,7 +157,7 @@ def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the names of all classes, numbers in their order and words in the alphabet's.
 
     Raises:
-        DataError: if all rows have the same label, or nearly every row has one of its own.
+        DataError: if all rows have the same label, or nearly every row has a different one.
     """
     names = {str(example.label) for example in examples}
     if len(names) == 1:
@@ -178,7 +178,7 @@ def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
 
 
 def class_numbers(examples: Sequence[Example], names: Sequence[str]) -> list[int]:
-    """Return the number of every label: its place among the names, or the number it is.
+    """Return the number of every label: its index among the names, or the label itself if it is a number.
 
     Raises:
         DataError: if a label is neither.

@@ -1,4 +1,4 @@
-"""`--data` and `--eval` together: rows to train on and rows to judge by, which never overlap.
+"""`--data` and `--eval` together: rows for training and rows for evaluation, which never overlap.
 
 Knows nothing about file formats or templates.
 """
@@ -15,14 +15,14 @@ from loraprune.data.chats import encode_chats
 from loraprune.data.examples import Examples, make_examples
 from loraprune.data.files import OWN_NAMES, Columns
 from loraprune.data.rows import TokenRows, take_rows
-from loraprune.data.sources import Part, check_apart, naming, open_source
+from loraprune.data.sources import Part, Source, naming, open_source
 from loraprune.data.texts import encode_texts
 from loraprune.errors import ConfigError, DataError
 
 HELD_OUT_SHARE = 10
 """one example in so many is held out where the source has no split for it"""
 HELD_OUT_ROWS = 256
-"""rows that are enough to judge by: evaluating more would cost more than it tells"""
+"""rows that are enough for evaluation: more would cost time and hardly change the figure"""
 
 
 Encode: TypeAlias = Callable[[Examples, PreTrainedTokenizerBase, int], TokenRows]
@@ -31,7 +31,7 @@ Encode: TypeAlias = Callable[[Examples, PreTrainedTokenizerBase, int], TokenRows
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Rows to train on and rows to judge by."""
+    """Rows for training and rows for evaluation."""
 
     train: TokenRows
     held_out: TokenRows
@@ -41,7 +41,7 @@ def encode_running(examples: Examples, tokenizer: PreTrainedTokenizerBase, lengt
     """Make rows of running text: documents joined and cut, chats packed whole.
 
     Raises:
-        DataError: for pairs, which a model that goes on with its own text has no two sides for.
+        DataError: for pairs, which a causal language model cannot read.
     """
     if examples.format == "pair":
         raise DataError(
@@ -61,15 +61,15 @@ def load_data(
     encode: Encode = encode_running,
     columns: Columns = OWN_NAMES,
 ) -> Data:
-    """Read a source and hold a part of it out, or judge by `held_out`, which names another source.
+    """Read a source and hold out a part of it, or evaluate on `held_out`, which names another source.
 
-    Without `held_out` the rows to judge by are the source's own validation split, the last tenth of its documents or
+    Without `held_out` the rows for evaluation are the source's validation split, the last tenth of its documents or
     chats, or the last tenth of a single document. They are at most HELD_OUT_ROWS.
 
     Raises:
         ConfigError: if `length` is below 2.
         DataError: if a source is missing or malformed, the two share a file, or there are fewer than two rows to
-            train on or none to judge by.
+            train on or none to evaluate on.
     """
     _check_length(length)
     with naming("--data"):
@@ -80,9 +80,9 @@ def load_data(
     with naming("--eval" if held_out else "--data"):
         other = open_source(held_out, columns) if held_out else data
         check_apart(source, data, held_out or source, other=other)
-        judged = encode(_examples(other.read("held_out")), tokenizer, length)
+        held_out_rows = encode(_examples(other.read("held_out")), tokenizer, length)
     with naming("--data"):
-        return _enough(source, encode(_examples(data.read("train")), tokenizer, length), judged, length=length)
+        return _enough(source, encode(_examples(data.read("train")), tokenizer, length), held_out_rows, length=length)
 
 
 def load_rows(
@@ -94,7 +94,7 @@ def load_rows(
     encode: Encode = encode_running,
     columns: Columns = OWN_NAMES,
 ) -> TokenRows:
-    """Read a source to judge by: all of a file or folder, or the `split` of a source that has splits of its own.
+    """Read a source for evaluation: all of a file or folder, or the `split` of a source that has splits.
 
     Without `split` it is the held-out one.
 
@@ -145,17 +145,29 @@ def _share(count: int) -> int:
     return max(1, count // HELD_OUT_SHARE)
 
 
-def _enough(source: str, train: TokenRows, judged: TokenRows, *, length: int) -> Data:
-    """Check that there is enough to work with, and keep as many rows to judge by as tell something."""
-    if len(train) < 2 or not len(judged):
+def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
+    """Check that no data is used for both training and evaluation; a source's own splits are separate."""
+    if other is data and "held_out" in data.splits:
+        return
+    shared = sorted(data.files_of("train") & other.files_of("held_out"))
+    if shared or (name == held_out and "held_out" not in data.splits):
         raise DataError(
-            f"{source}: {_tokens(train) + _tokens(judged)} tokens give {len(train)} rows to train on and {len(judged)} "
-            f"to judge by at --length {length}; 2 and 1 are needed: give a shorter --length or more text"
+            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
+            "name another text, or leave --eval out to hold a tenth out"
         )
-    if len(judged) > HELD_OUT_ROWS:
-        judged = take_rows(judged, 0, HELD_OUT_ROWS, split=str(judged.protocol["split"]))
-        judged = replace(judged, protocol={**judged.protocol, "first_rows_only": True})
-    return Data(train, judged)
+
+
+def _enough(source: str, train: TokenRows, held_out: TokenRows, *, length: int) -> Data:
+    """Check that there are enough rows, and keep at most HELD_OUT_ROWS for evaluation."""
+    if len(train) < 2 or not len(held_out):
+        raise DataError(
+            f"{source}: {_tokens(train) + _tokens(held_out)} tokens give {len(train)} rows for training and {len(held_out)} "
+            f"for evaluation at --length {length}; 2 and 1 are needed: give a shorter --length or more text"
+        )
+    if len(held_out) > HELD_OUT_ROWS:
+        held_out = take_rows(held_out, 0, HELD_OUT_ROWS, split=str(held_out.protocol["split"]))
+        held_out = replace(held_out, protocol={**held_out.protocol, "first_rows_only": True})
+    return Data(train, held_out)
 
 
 def _tokens(rows: TokenRows) -> int:

@@ -1,4 +1,4 @@
-"""Pairs of a text to read and a text to write to rows of tokens, for encoder-decoders: one pair a row.
+"""Turn pairs of source and target texts into rows of tokens, for encoder-decoders: one pair a row.
 
 Knows nothing about files.
 """
@@ -18,15 +18,15 @@ BATCH = 256
 
 
 def encode_pairs(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> TokenRows:
-    """Tokenise sources and targets as the tokenizer does either, each cut to `length` tokens; what ends a text stays.
+    """Tokenise sources and targets as the tokenizer does either, each truncated to `length` tokens; end tokens are kept.
 
     Raises:
-        DataError: if the examples are no pairs, or a target is empty.
+        DataError: if the examples are not pairs, or a target is empty.
     """
     pairs = find_pairs(examples)
     for pair in pairs:
         if not pair.target.strip():
-            raise DataError(f"{pair.place}: the target is empty, so there is nothing to learn: remove the row")
+            raise DataError(f"{pair.place}: the target is empty, so there is nothing to train on: remove the row")
     sources, cut = _tokenise([pair.source for pair in pairs], tokenizer, length, option="text")
     targets, more = _tokenise([pair.target for pair in pairs], tokenizer, length, option="text_target")
     rows = [Row(source, target) for source, target in zip(sources, targets, strict=True)]
@@ -38,7 +38,7 @@ def find_pairs(examples: Examples) -> Sequence[Pair]:
     """Return the pairs of examples; an instruction is a source, its response the target.
 
     Raises:
-        DataError: for running text and chats, which say nowhere what is read and what is written.
+        DataError: for running text and chats, which do not separate source and target.
     """
     if examples.format == "pair":
         return examples.pairs

@@ -29,7 +29,7 @@ class Rows(Protocol):
 
     @property
     def protocol(self) -> Mapping[str, object]:
-        """Return source, split, number of rows, and whatever else must be known to repeat a measurement."""
+        """Return source, split, number of rows, and whatever else is needed to repeat a measurement."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -56,8 +56,8 @@ class TokenRows(Dataset[dict[str, list[int]]]):
     protocol: Mapping[str, object]
     """source, format, split, rows, tokens, targets, length, bos, separator, dropped_tokens"""
     shifted: bool = True
-    """whether labels stand at the places of input_ids, so that each is predicted from the place before; in a pair they are a
-    row of their own, and each is predicted at its own place"""
+    """whether labels are at the positions of input_ids, so that each is predicted from the position before; in a pair they are a
+    separate row, and each is predicted at its position"""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,7 +73,7 @@ class TokenRows(Dataset[dict[str, list[int]]]):
 
 
 def pad(lists: Sequence[list[int]], fill: int) -> Int[Tensor, "batch longest"]:
-    """Fill lists up on the right to the longest."""
+    """Pad lists on the right to the longest."""
     longest = max(len(values) for values in lists)
     return torch.tensor([values + [fill] * (longest - len(values)) for values in lists])
 
@@ -96,11 +96,11 @@ class Collator:
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Pads sources and targets, each to its own longest, and moves the targets one place on for the decoder to read."""
+    """Pads sources and targets, each to its longest, and shifts the targets by one for the decoder's inputs."""
 
     pad_token_id: int
     start: int | None
-    """token that a decoder begins with; None where it is the last one of the target, as in mBART"""
+    """token that a decoder starts with; None where it is the last one of the target, as in mBART"""
 
     def __call__(self, features: Sequence[Mapping[str, list[int]]]) -> dict[str, Int[Tensor, "batch _"]]:
         """Return input_ids, attention_mask, decoder_input_ids, decoder_attention_mask and labels of a batch."""
@@ -147,7 +147,7 @@ def take_rows(rows: TokenRows, start: int, stop: int, *, split: str) -> TokenRow
 
 
 def draw_rows(rows: Rows, count: int | None, *, seed: int) -> Rows:
-    """Return `count` rows drawn without replacement, in their order; all where there are no more, or None is asked for."""
+    """Return `count` rows drawn without replacement, in their order; all rows if there are no more, or if `count` is None."""
     if count is None or count >= len(rows):
         return rows
     return rows.take(sorted(random.Random(seed).sample(range(len(rows)), count)))
@@ -163,13 +163,13 @@ def _counts(rows: Sequence[Row], *, shifted: bool) -> dict[str, int]:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Check that the model has an embedding for every token that text can give.
+    """Check that the model has an embedding for every token that text can produce.
 
-    A special token beyond the embeddings is let pass where nothing names it: Gemma 3's text models come with a token
-    for images that they do not embed.
+    A special token beyond the embeddings is accepted if nothing refers to it: Gemma 3's text models come with a token
+    for images without an embedding.
 
     Raises:
-        ConfigError: if the tokenizer can give a token of `vocabulary` or above.
+        ConfigError: if the tokenizer can produce a token of `vocabulary` or above.
     """
     ids = tokenizer.get_vocab()
     largest = max(ids, key=lambda token: ids[token], default="")

@@ -1,4 +1,4 @@
-"""Where a name given as data leads: a file, a folder, Python's own library, or a data set of the hub.
+"""Resolve a name given as data: a file, a folder, Python's standard library, or a data set of the hub.
 
 Knows nothing about tokens. Nothing is read before a split is asked for, except from the hub.
 """
@@ -28,7 +28,7 @@ from loraprune.runtime.hub import STDLIB, SUFFIXES, data_problem, data_suffix, m
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
 SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
 SHARD, VARIANT = r"([-_]?\d.*)?", r"([-_].*)?"
-"""what may follow the name of a split in a file's name: a number; or a word too, where every file of a folder is named for a split"""
+"""what may follow the name of a split in a file's name: a number, or a word if every file of a folder is named for a split"""
 SAVED = ("dataset_dict.json", "state.json")
 """one of these is in every folder of `save_to_disk`"""
 HUB_SECONDS = 10
@@ -41,12 +41,12 @@ class Part(NamedTuple):
     split: str
     tables: Sequence[Table]
     metrics: tuple[str, ...] = ()
-    """what the source is judged by, where it says"""
+    """the metrics that the source names, if any"""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a name leads to: either its split `all`, or its splits `train` and `held_out`."""
+    """The data of a name: either its split `all`, or its splits `train` and `held_out`."""
 
     splits: Mapping[str, Callable[[], Part]]
     files: Mapping[str, frozenset[Path]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Source:
     columns: Columns = field(default_factory=dict)
 
     def read(self, split: str) -> Part:
-        """Return `train` or `held_out`, or everything where the source has no splits of its own.
+        """Return `train` or `held_out`, or everything if the source has no splits.
 
         Raises:
             DataError: if its files are malformed, or lack a column that is named.
@@ -68,7 +68,7 @@ class Source:
 
 
 def open_source(name: str, columns: Columns = OWN_NAMES) -> Source:
-    """Find what a name leads to; `columns` says which columns are meant.
+    """Resolve a name; `columns` selects and names the columns.
 
     Raises:
         DataError: if it leads nowhere.
@@ -149,7 +149,7 @@ def data_files(path: Path) -> list[Path]:
 
 
 def is_saved(path: Path) -> bool:
-    """Say whether a folder is one that `save_to_disk` of `datasets` wrote."""
+    """Return whether `save_to_disk` of `datasets` wrote a folder."""
     return any((path / name).is_file() for name in SAVED)
 
 
@@ -162,7 +162,7 @@ def load_saved(path: Path) -> dict[str, tuple[str, datasets.Dataset]]:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow and datasets share no base class
-        raise DataError(f"{path}: not a whole folder of save_to_disk ({reason(error)}): save it again") from None
+        raise DataError(f"{path}: not a complete folder of save_to_disk ({reason(error)}): save it again") from None
     return split_tables(str(path), loaded if isinstance(loaded, datasets.DatasetDict) else {"all": loaded})
 
 
@@ -172,12 +172,12 @@ def _saved(name: str, path: Path, columns: Columns) -> Source:
 
 
 def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[Path]]]:
-    """Return files of a folder (or one file) as `all`, or as `train` and `held_out` where their names say so, each with the split's name.
+    """Return files of a folder (or one file) as `all`, or as `train` and `held_out` if their names say so, each with the split's name.
 
     Names are those of the hub's data sets: train.jsonl, validation.jsonl, test-00000-of-00002.parquet.
 
     Raises:
-        DataError: where names say of some files only, or of none that is for training, what they are for.
+        DataError: if only some files are named for splits, or none is named for training.
     """
     if not path.is_dir():
         return {"all": ("all", list(files))}
@@ -195,13 +195,13 @@ def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[
     held_out = next((split for split in HELD_OUT_SPLITS if split in found), "train")
     if "train" not in found:
         raise DataError(
-            f"{path}: its files are named for {' and '.join(found)}, none for train: name the file that is meant"
+            f"{path}: its files are named for {' and '.join(found)}, none for train: name the training file"
         )
     return {"train": ("train", found["train"]), "held_out": (held_out, found[held_out])}
 
 
 def _by_split(files: Sequence[Path], ending: str) -> dict[str, list[Path]]:
-    """Return the files of every split that their names begin with; of none under the empty name."""
+    """Return split -> files whose names begin with it; files named for no split have the empty name."""
     found: dict[str, list[Path]] = {}
     for file in files:
         named = re.fullmatch(SPLIT_NAME + ending, file.name.split(".")[0].lower())
@@ -231,7 +231,7 @@ def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
     """Load a data set of the hub: its only split as `all`, or those for `train` and `held_out`, with their own names.
 
     Raises:
-        DataError: if it cannot be had, or has no training split.
+        DataError: if it cannot be loaded, or has no training split.
     """
     identifier, _, configuration = name.partition(":")
     offline = datasets.config.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE
@@ -243,7 +243,7 @@ def load_hub(name: str) -> dict[str, tuple[str, datasets.Dataset]]:
     except Exception as error:  # the hub, its client and every file format have errors of their own
         why = "the hub is switched off by HF_HUB_OFFLINE" if offline else reason(error)
         raise DataError(
-            f"{name!r}: no such file or folder, and not to be had as a data set of the hub ({why}): check the name"
+            f"{name!r}: no such file or folder, and no data set of the hub could be loaded ({why}): check the name"
         ) from None
     return split_tables(name, loaded)
 
@@ -272,7 +272,7 @@ def _read_hub(name: str, split: str, table: datasets.Dataset, glue: GlueTask | N
 
 
 def columns_of(name: str, columns: Columns = OWN_NAMES) -> tuple[str, ...]:
-    """Return the columns of the rows that a name leads to, or the roles of those that are meant.
+    """Return the columns of a source's rows, or the roles of the selected columns.
 
     Raises:
         DataError: if it leads nowhere, or its files are malformed.
@@ -281,21 +281,9 @@ def columns_of(name: str, columns: Columns = OWN_NAMES) -> tuple[str, ...]:
         return open_source(name, columns).read("train").tables[0].columns
 
 
-def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
-    """Check that nothing is both trained on and judged by; a source's own splits are apart."""
-    if other is data and "held_out" in data.splits:
-        return
-    shared = sorted(data.files_of("train") & other.files_of("held_out"))
-    if shared or (name == held_out and "held_out" not in data.splits):
-        raise DataError(
-            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
-            "name another text, or leave --eval out to hold a tenth out"
-        )
-
-
 @contextmanager
 def naming(option: str) -> Iterator[None]:
-    """Say in an error which option named the source."""
+    """Add to an error the option that named the source."""
     try:
         yield
     except DataError as error:

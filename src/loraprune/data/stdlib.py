@@ -1,4 +1,4 @@
-"""The text of Python's own standard library: a corpus that is present wherever Python is.
+"""The source code of Python's standard library: a corpus that is available wherever Python is installed.
 
 Knows nothing about models or tokenizers.
 """
@@ -19,12 +19,12 @@ HELD_OUT_EVERY = 20
 
 
 def is_held_out(path: str) -> bool:
-    """Say whether a module belongs to the evaluation split: about one in twenty, by the checksum of its path."""
+    """Return whether a module belongs to the evaluation split: about one in twenty, by the checksum of its path."""
     return zlib.crc32(path.encode()) % HELD_OUT_EVERY == 0
 
 
 def is_test(path: str) -> bool:
-    """Say whether a module is a test of the library; Linux distributions ship Python without them."""
+    """Return whether a module is a test of the library; Linux distributions ship Python without them."""
     return not TEST_FOLDERS.isdisjoint(path.split("/"))
 
 
@@ -45,7 +45,7 @@ def stdlib_modules(root: Path | None = None) -> dict[str, str]:
         except (UnicodeDecodeError, OSError):  # a few tests of the parser are badly encoded on purpose
             continue
     if not modules:
-        raise DataError(f"no Python source under {root}: give --data a text of your own")
+        raise DataError(f"no Python source under {root}: give your own text as --data")
     return modules
 
 

@@ -1,4 +1,4 @@
-"""Chats to text, with the spans that the assistant wrote.
+"""Render chats as text, and find the spans that the assistant wrote.
 
 Knows nothing about tokens, except that the tokenizer carries the chat template.
 """
@@ -26,7 +26,7 @@ Render = Callable[[Sequence[Message]], str]
 
 
 class Span(NamedTuple):
-    """Characters that are to be learnt: what was said, and what ends the turn."""
+    """Target characters of a turn: its content, and the end of the turn."""
 
     start: int
     said: int
@@ -34,14 +34,14 @@ class Span(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A chat as text, and what in it is to be learnt."""
+    """A chat as text, and its target characters."""
 
     text: str
     spans: list[Span]
 
 
 def renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Chat], Rendered]:
-    """Return the function that renders chats for a tokenizer: with its own template, or plainly where it has none.
+    """Return the function that renders chats for a tokenizer: with its template, or as plain text if it has none.
 
     Raises:
         DataError: if the tokenizer has several templates and none is the default; the function raises it for a chat
@@ -65,7 +65,7 @@ def render_plain(chat: Chat, *, bos: str, eos: str) -> Rendered:
     """
     if chat.tools or any(message.get("tool_calls") for message in chat.messages):
         raise DataError(
-            f"{chat.place}: it has tools or tool_calls, and the tokenizer has no chat template to write them by: give it one or remove them"
+            f"{chat.place}: it has tools or tool_calls, and the tokenizer has no chat template to render them: give it one or remove them"
         )
     text, spans = bos, []
     for message in chat.messages:
@@ -82,7 +82,7 @@ def render_plain(chat: Chat, *, bos: str, eos: str) -> Rendered:
 
 
 def is_learnt(message: Message) -> bool:
-    """Say whether a turn is to be learnt: the assistant's are, unless their `weight` is 0."""
+    """Return whether a turn is a target: the assistant's are, unless their `weight` is 0."""
     return bool(message["role"] == "assistant" and message.get("weight", 1))
 
 
@@ -125,7 +125,7 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> Re
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return turns as a template takes them; their weight is not for it."""
+    """Return turns as a template takes them, without their weights."""
     return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
 
 
@@ -134,7 +134,7 @@ def _functions(chat: Chat) -> list[Any] | None:
 
 
 def _marked_spans(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> list[Span]:
-    """Return the characters of every token that the template itself marks as the assistant's."""
+    """Return the characters of every token that the template marks as the assistant's."""
     encoded: Any = tokenizer.apply_chat_template(
         _turns(chat.messages),
         tools=_functions(chat),
@@ -148,11 +148,11 @@ def _marked_spans(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str)
 
 
 def find_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
-    """Find what a turn puts into the text of its chat: what changes with its content, and what ends it.
+    """Find what a turn adds to the text of its chat: its content, and the end of the turn.
 
-    Rendering the first messages alone would not do: templates such as Qwen 3's and Mistral's print a turn in another
-    way when it is the last. So the content is exchanged for a stand-in, with all other turns as they are; what ends
-    the turn (EOS, `<|im_end|>`) is what follows the stand-in both there and where the chat stops after it.
+    Rendering only the first messages is not enough: templates such as Qwen 3's and Mistral's print a turn in another
+    way when it is the last. So the content is replaced by a placeholder, with all other turns unchanged; the end of
+    the turn (EOS, `<|im_end|>`) is what follows the placeholder both there and where the chat stops after it.
 
     Raises:
         DataError: if the template does not print the content exactly once.
@@ -164,7 +164,7 @@ def find_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
     if len(around) != 2:
         raise DataError(
             f"{chat.place}: the tokenizer's chat template prints message {index + 1} {len(around) - 1} times, "
-            "so what the assistant says cannot be found: give one exchange a row"
+            "so the assistant's words cannot be found: give one exchange a row"
         )
     before, after = around
     stopped = after if index == len(chat.messages) - 1 else render(exchanged[: index + 1]).split(STAND_IN)[-1]
@@ -176,10 +176,10 @@ def find_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
 
 
 def _call_span(chat: Chat, index: int, text: str, *, render: Render) -> Span:
-    """Find what a turn puts into the text whose calls are printed instead of its content: what it adds to the turns before it.
+    """Find what a turn with calls instead of content adds to the text of the turns before it.
 
     Raises:
-        DataError: if the turns before it are printed in another way without it.
+        DataError: if the turns before it are rendered differently without it.
     """
     before, through = render(chat.messages[:index]), render(chat.messages[: index + 1])
     start, end = _shared(through, before), _shared(text, through)

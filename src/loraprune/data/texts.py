@@ -1,4 +1,4 @@
-"""Documents to full rows of tokens.
+"""Turn documents into full rows of tokens.
 
 Knows nothing about files or chats.
 """
@@ -22,9 +22,9 @@ LINE_START = re.compile(r"\n(?= ?\S)")
 
 
 def encode_texts(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, length: int) -> TokenRows:
-    """Join all documents, each with the tokenizer's first token (BOS) and a separator (EOS), and cut rows of `length`.
+    """Join all documents, each with the tokenizer's first token (BOS) and a separator (EOS), and split them into rows of `length`.
 
-    What is left at the end is dropped, unless it is all there is and has two tokens or more.
+    The remainder is dropped, unless it is the only row and has two tokens or more.
     """
     rows, dropped = cut_rows(tokenise(examples.texts, tokenizer), length)
     bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in first_tokens(tokenizer)
@@ -61,7 +61,7 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return what the tokenizer puts before a text: usually BOS or nothing."""
+    """Return the tokens that the tokenizer puts before a text: usually BOS or none."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     starts = range(len(whole) - len(bare) + 1)
     # BERT puts something after the text too, so what is before it must be found by the text.
@@ -83,7 +83,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Group short documents; a long one stands alone."""
+    """Group short documents; a long one is alone in its group."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -97,11 +97,11 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _tokenise_long(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokenise a long text piece by piece, with the same result as whole.
+    """Tokenise a long text piece by piece, with the same result as in one call.
 
     Pieces start where a line does. Each is tokenised together with the line before it, whose tokens are then left out,
-    so that whatever a tokenizer does at the start of a text does not show. One whose tokens cross the ends of lines
-    gets the whole text.
+    so that a tokenizer's special treatment of the start of a text has no effect. A tokenizer whose tokens cross line ends
+    gets the whole text at once.
     """
     tokens: list[int] = []
     pieces = list(_pieces(text))

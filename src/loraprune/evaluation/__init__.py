@@ -1,1 +1,1 @@
-"""How good a model is and how fast: perplexity, tasks, generation, timing. Knows nothing about pruning."""
+"""Measure quality and speed: perplexity, tasks, generation, timing. Knows nothing about pruning."""

@@ -1,4 +1,4 @@
-"""What a model writes: greedy continuations of prompts from held-out data, or targets of sources, for people to read.
+"""Greedy continuations of prompts from held-out data, or targets of sources, for people to read.
 
 Source: the paper (arXiv 2305.18403) shows what dense and pruned models write to the same prompts.
 """
@@ -44,7 +44,7 @@ def _beginning(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizer
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], *, new_tokens: int = NEW_TOKENS
 ) -> str:
-    """Return the text that a model greedily puts behind a prompt, or makes of a source; shorter where its positions end."""
+    """Return the greedy continuation of a prompt, or the target of a source; shorter where the model's positions end."""
     most, reads_apart = positions(model.config), model.config.is_encoder_decoder
     room = new_tokens if most is None else min(new_tokens, most - 1 if reads_apart else most - len(prompt))
     if room < 1:

@@ -1,6 +1,6 @@
 """Accuracy on multiple-choice tasks through lm-eval, with data from the hub or from local files. The only file that imports lm-eval.
 
-Knows nothing about pruning: it asks a model and keeps what it got right, document by document, so that models can be paired.
+Knows nothing about pruning: it stores for every document whether the answer was right, so that models can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SEED = 1234
 HINT = "name a folder of files with --task-data, or check that the hub can be reached"
 
 Answers: TypeAlias = Mapping[str, "Answered"]
-"""task as asked for -> what was right"""
+"""task as requested -> its answers"""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One model's answers to one task."""
+    """One model's results on one task."""
 
     metric: str
     right: tuple[float, ...]
@@ -52,7 +52,7 @@ class Tasks:
     """Tasks with their documents."""
 
     leaves: Mapping[str, Sequence[str]]
-    """name as asked for -> the tasks below it: itself, or all of a group such as mmlu"""
+    """name as requested -> its tasks: itself, or all of a group such as mmlu"""
     loaded: Any
     """the harness's objects for the tasks below all names"""
 
@@ -64,7 +64,7 @@ def open_tasks(names: Sequence[str], folder: str | None) -> Tasks:
 
     Raises:
         ConfigError: for an unknown task, or a missing file or extra.
-        DataError: for documents that cannot be had or read.
+        DataError: for documents that cannot be loaded or read.
     """
     with _silent():
         stock = _stock()
@@ -119,11 +119,11 @@ def _local(task: str, entry: Any, folder: Path) -> dict[str, Any]:
             f"--task-data {folder}: no file for {task!r}; {task}.jsonl, .json, .csv or .parquet is needed"
         )
     stock = entry.cfg or {}
-    judged = "test" if stock.get("test_split") else "validation"
-    splits = {f"{split}_split": judged if split == judged else None for split in ("training", "validation", "test")}
+    split = "test" if stock.get("test_split") else "validation"
+    splits = {f"{each}_split": split if each == split else None for each in ("training", "validation", "test")}
     return {
         "include": str(entry.yaml_path), "task": task, "tag": None, "dataset_path": SUFFIXES[file.suffix],
-        "dataset_name": None, "fewshot_split": None, **splits, "dataset_kwargs": {"data_files": {judged: str(file.resolve())}},
+        "dataset_name": None, "fewshot_split": None, **splits, "dataset_kwargs": {"data_files": {split: str(file.resolve())}},
     }  # fmt: skip
 
 
@@ -137,17 +137,17 @@ def answer(
     limit: int | None,
     shots: int,
 ) -> Answers:
-    """Let a model answer, with at most the first `limit` documents of each task; `length` is the longest input in tokens."""
+    """Run a model on at most the first `limit` documents of each task; `length` is the longest input in tokens."""
     with _silent():
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        judged: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=length)
+        wrapped: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=length)
         # Not its simple_evaluate, which lists all tasks and all installed packages at every call.
         for task in tasks.loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=shots)
             task.set_fewshot_seed(seed=SEED)
-        found: Any = evaluate(lm=judged, task_dict=tasks.loaded, limit=limit, bootstrap_iters=0)
+        found: Any = evaluate(lm=wrapped, task_dict=tasks.loaded, limit=limit, bootstrap_iters=0)
     return {name: _answered(name, leaves, found["samples"]) for name, leaves in tasks.leaves.items()}
 
 
@@ -175,7 +175,7 @@ def side_by_side(answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the row of the mean over tasks, each counting alike whatever its documents, as the paper's tables have it."""
+    """Return the row of the mean over tasks, all with equal weight, as in the paper's tables."""
 
     def over(figures: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
         values = [float(one["value"] or 0.0) for one in figures]
@@ -199,13 +199,13 @@ def mean(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def protocol(*, folder: str | None, limit: int | None, shots: int) -> dict[str, Any]:
-    """Return how tasks were asked."""
+    """Return the protocol of the tasks."""
     return {"harness": f"lm-eval {version('lm-eval')}", "task_data": folder, "limit": limit, "shots": shots}
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the harness's own log and warnings from the user: what matters is raised here."""
+    """Silence the harness's log and warnings: errors are raised here."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""How good a model is: one figure with its name, what was measured beside it, and how.
+"""The quality of a model: one figure with its name, further figures, and the protocol.
 
 Knows nothing about how anything is measured.
 """
@@ -15,14 +15,14 @@ PERPLEXITY = "perplexity"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The figure by which a model is judged, and how it came about."""
+    """The main figure of an evaluation, and how it was measured."""
 
     metric: str
     """perplexity, accuracy, f1, ..."""
     value: float
     better: Literal["lower", "higher"]
     standard_error: float | None
-    """of `value`, except for a perplexity, where it is of its logarithm; None where one draw has no spread"""
+    """of `value`, or for a perplexity of its logarithm; None for a single row"""
     counts: Mapping[str, int]
     """what it was measured on: {"tokens": ...} predicted, or {"rows": ...}"""
     protocol: Mapping[str, object]
@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def loss(self) -> float:
-        """Return the value as something that is to be low."""
+        """Return the value as a loss: lower is better."""
         return loss_of(self.metric, self.value)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Compared:
         return cls(dense.value, pruned.value, errors, pruned.counts, pruned.protocol, others)
 
     def with_dense(self, first: Compared) -> Compared:
-        """Return this measurement beside the dense model's of another one."""
+        """Return this measurement together with the dense model's of another one."""
         others = {name: {**pair, "dense": first.others[name]["dense"]} for name, pair in self.others.items()}
         errors = {**self.standard_error, "dense": first.standard_error["dense"]}
         return replace(self, dense=first.dense, standard_error=errors, others=others)
@@ -82,7 +82,7 @@ class Compared:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Compared:
-        """Return what an entry of a report says."""
+        """Return the comparison that an entry of a report holds."""
         named = ("dense", "pruned", "standard_error", "protocol")
         rest = {name: value for name, value in values.items() if name not in named}
         others = {name: value for name, value in rest.items() if isinstance(value, Mapping)}
@@ -91,14 +91,14 @@ class Compared:
 
 
 def loss_of(metric: str, value: float) -> float:
-    """Return a figure as something that is to be low: the logarithm of a perplexity, the negative of any other."""
+    """Return a figure as a loss: the logarithm of a perplexity, the negative of any other."""
     return math.log(value) if metric == PERPLEXITY else -value
 
 
 def paired_difference(first: Measured, second: Measured) -> dict[str, float | None] | None:
-    """Return how much `second` is above `first`, paired by row; of perplexities, in nats a token.
+    """Return the difference of `second` and `first`, paired by row; for perplexities, in nats a token.
 
-    None for figures that are not made of rows, or not of the same ones.
+    None for figures without rows, or with different rows.
     """
     counts = [count for _, count in second.by_row]
     if not counts or counts != [count for _, count in first.by_row]:

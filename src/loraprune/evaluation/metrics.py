@@ -1,4 +1,4 @@
-"""Figures for labelled data: what a set of predictions is worth, and how far chance may have moved that.
+"""Metrics of labelled data, and their standard errors.
 
 Knows nothing about models. All but accuracy come from scikit-learn and SciPy, the extra `metrics`.
 """
@@ -19,7 +19,7 @@ RESAMPLES = 200
 
 
 def accuracy(predicted: Values, labels: Values) -> float:
-    """Return the fraction of rows whose class is right."""
+    """Return the fraction of rows with the right class."""
     return float(np.mean(predicted == labels))
 
 
@@ -36,12 +36,12 @@ def matthews_correlation(predicted: Values, labels: Values) -> float:
 
 
 def pearson(predicted: Values, labels: Values) -> float:
-    """Return the linear correlation; 0 where nothing varies, which has none."""
+    """Return the linear correlation; 0 if one side is constant."""
     return _correlation("pearsonr", predicted, labels)
 
 
 def spearman(predicted: Values, labels: Values) -> float:
-    """Return the correlation of ranks; 0 where nothing varies, which has none."""
+    """Return the rank correlation; 0 if one side is constant."""
     return _correlation("spearmanr", predicted, labels)
 
 
@@ -57,7 +57,7 @@ METRICS: dict[str, Callable[[Values, Values], float]] = {
 
 
 def standard_error(metric: str, predicted: Values, labels: Values) -> float | None:
-    """Return the deviation of a figure over rows drawn anew with replacement, always by the same draws; None for a single row.
+    """Return the bootstrap deviation of a figure over rows drawn with replacement, by fixed draws; None for a single row.
 
     Source: Efron, Bootstrap Methods: Another Look at the Jackknife, The Annals of Statistics 7 (1979).
     """
@@ -73,6 +73,6 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise ConfigError(
-            f"this data set is judged by a figure of {name.partition('.')[0]}, which is not installed: "
+            f"the metric of this data set needs {name.partition('.')[0]}, which is not installed: "
             "pip install 'loraprune[metrics]'"
         ) from None

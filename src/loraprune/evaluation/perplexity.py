@@ -26,13 +26,13 @@ NO_TARGET = -100
 """label of a token that is not to be predicted"""
 
 FILLING = Collator(0)
-"""fills short rows up with any token of the vocabulary: it is masked out and no target"""
+"""pads short rows with a token of the vocabulary, which is masked out and not a target"""
 
 CHUNK_ELEMENTS = 1 << 24
 """logits cast to float32 at a time: 64 MiB, that is 128 tokens of a vocabulary of 128k"""
 
 LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
-"""above it the perplexity is no finite number"""
+"""above it the perplexity is not finite"""
 
 
 Collate: TypeAlias = Callable[[Sequence[Mapping[str, list[int]]]], Mapping[str, Shaped[Tensor, "rows ..."]]]
@@ -47,7 +47,7 @@ class Perplexity:
     nll: float
     """mean over all targets, in nats a token"""
     standard_error: float | None
-    """of `nll`, from the spread between rows; None for a single row, which has no spread"""
+    """of `nll`, from the spread between rows; None for a single row"""
     tokens: int
     """targets predicted"""
     protocol: Mapping[str, object]
@@ -64,7 +64,7 @@ class Perplexity:
 
 
 def token_nll(logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
-    """Return the float32 negative log-likelihood of each label at its own place, in nats, and 0 where there is no target.
+    """Return the float32 negative log-likelihood of each label at its position, in nats, and 0 where there is no target.
 
     Logits are cast to float32 in chunks, never as a whole.
     """
@@ -89,9 +89,9 @@ def perplexity(
     collator: Collate = FILLING,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
-    """Measure the perplexity of `model` on the first `limit` rows, each row a window of its own.
+    """Measure the perplexity of `model` on the first `limit` rows, each row a separate window.
 
-    The first token of running text is never predicted, of a pair all of the target are. At most one batch of logits exists at a
+    The first token of running text is never predicted; all target tokens of a pair are. At most one batch of logits exists at a
     time. The model keeps its device, its dtype and its train or eval mode. `collator` makes the model's inputs and `labels` of
     rows; `progress` is called with the rows done and the rows in all.
 
@@ -124,7 +124,7 @@ def perplexity(
     nll = math.fsum(sums) / sum(counts)
     if nll > LARGEST_NLL:
         raise NumericsError(
-            f"the mean loss is {nll:.3g} nats a token, its perplexity no finite number: the model is broken"
+            f"the mean loss is {nll:.3g} nats a token, so its perplexity is not finite: the model is broken"
         )
     protocol = dict(rows.protocol) | {
         "window_tokens": longest, "limit": limit, "shifted": rows.shifted, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,

@@ -1,6 +1,6 @@
-"""What a run finds out about the dense and the pruned model: how good they are, what they write, if they do, and how fast they are.
+"""Evaluate the dense and the pruned model of a run: quality, example texts and speed.
 
-The two models are never in memory together; each is evaluated when it is there.
+The two models are never in memory together; each is evaluated when it is loaded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class Showcase:
-    """Gathers what is found out about a run's models by their names, and what is shown of them, if anything is to be."""
+    """Collects the figures of a run's models by name, and their example texts if requested."""
 
     def __init__(self, task: Task, data: Prepared, batch: int, *, wanted: bool) -> None:
-        """Take what evaluates, on held-out rows; only rows of text with targets of text give prompts to show, if that is `wanted`."""
+        """Take the task and the held-out rows; only rows of text with targets of text give prompts, and only if `wanted`."""
         self.wanted = wanted
         self.measured: dict[str, Measured] = {}
         """name of a model -> its figures on all held-out rows"""
@@ -45,17 +45,17 @@ class Showcase:
         self._texts: dict[str, list[str]] = {}
         self._speed: Comparison | None = None
 
-    def judge(self, name: str, model: PreTrainedModel) -> None:
+    def evaluate(self, name: str, model: PreTrainedModel) -> None:
         """Evaluate a model on the held-out rows."""
-        self.measured[name] = self._task.judge(model, self._data, self._batch)
+        self.measured[name] = self._task.evaluate(model, self._data, self._batch)
 
     def write(self, name: str, model: PreTrainedModel) -> None:
-        """Let a model answer the prompts, if it can."""
+        """Complete the prompts with a model, if it can generate."""
         if self.tokenizer and self.prompts and model.can_generate():
             self._texts[name] = [complete(model, self.tokenizer, prompt) for prompt in self.prompts]
 
     def time(self, name: str, model: PreTrainedModel, folder: Path) -> None:
-        """Measure size and speed of a model; what cannot be measured is said and left out, as the run is done by then."""
+        """Measure size and speed of a model; what cannot be measured is logged and left out, as the run is finished by then."""
         if not self.wanted:
             return
         most = positions(model.config) or LENGTH
@@ -70,7 +70,7 @@ class Showcase:
         self._speed = joined(self._speed, measured) if self._speed else measured
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entries `examples` and `speed` of a report, where there is something to show."""
+        """Return the entries `examples` and `speed` of a report, if there are any."""
         found: dict[str, Any] = {}
         if self.tokenizer and len(self._texts) > 1:
             texts = [dict(zip(self._texts, pair, strict=True)) for pair in zip(*self._texts.values(), strict=True)]

@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 
 SECONDS_AT_LEAST = 0.05
-"""a timed stretch repeats its call until it lasts this long, so that the grain of clock and scheduler is small"""
+"""a timed stretch repeats its call until it lasts this long, so that the resolution of clock and scheduler is negligible"""
 LOOPS_AT_MOST = 10_000
 
 Call = Callable[[], object]
@@ -28,7 +28,7 @@ class Spread:
 
 
 def time_in_turns(calls: Mapping[str, Call], *, repeats: int, device: torch.device) -> dict[str, Spread]:
-    """Time calls in the order A B A B ..., after a warm-up of each, so that drifts of the machine meet all alike."""
+    """Time calls in the order A B A B ..., after a warm-up of each, so that drifts of the machine affect all of them alike."""
     for call in calls.values():
         call()
     loops = _loops(list(calls.values()), device) if calls else 1

@@ -1,4 +1,4 @@
-"""Formats to leave in, one file each; importing this package registers them.
+"""Export formats, one file each; importing this package registers them.
 
 A format is a function that writes and verifies, and a line `formats.add(name, Format(...))` below it.
 """

@@ -1,4 +1,4 @@
-"""What every format shares: the source, the registry, the question whether an extra is installed.
+"""What every format shares: the source, the registry, the check that an extra is installed.
 
 Knows nothing about any format.
 """
@@ -18,7 +18,7 @@ from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, nearest
 from loraprune.evaluation.tasks import find_task
 from loraprune.models.folder import TOKENIZER_CONFIG
-from loraprune.models.loading import load_tokenizer, quiet
+from loraprune.models.opening import load_tokenizer, quiet
 from loraprune.registry import Registry
 from loraprune.runtime.hub import at_home, parts
 
@@ -30,7 +30,7 @@ class Source:
     name: str
     """folder or hub id"""
     folder: Path
-    """where it lies; no folder for a hub id"""
+    """its folder; no folder for a hub id"""
     model: PreTrainedModel
     """on the CPU in float32"""
     dtype: torch.dtype
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Say whether a tokenizer lies beside the weights or a merged adapter; that of a hub id is looked for there."""
+        """Return whether there is a tokenizer beside the weights or a merged adapter; for a hub id, on the hub."""
         places = [self.folder, *(Path(at_home(adapter)) for adapter in parts(self.name)[1:] if adapter)]
         return not self.folder.is_dir() or any((place / TOKENIZER_CONFIG).is_file() for place in places)
 
@@ -57,7 +57,7 @@ Writer: TypeAlias = Callable[[Source, Path], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to leave: what writes it, and what is looked at before a weight is read."""
+    """One export format: the function that writes it, and the checks before weights are read."""
 
     write: Writer
     check: Callable[[PreTrainedConfig, ExportConfig], None] = lambda config, options: None
@@ -65,7 +65,7 @@ class Format:
     needs: tuple[str, ...] = ()
     """modules that the extra `export` brings"""
     quantizations: tuple[str, ...] = ()
-    """values of --quantization, the first being what stands without it"""
+    """values of `--quantization`; the first is the default"""
     any_task: bool = False
     """whether models for every task can be written"""
 
@@ -86,7 +86,7 @@ def choose_quantization(name: str, entry: Format, options: ExportConfig) -> str:
     """Return the precision to write.
 
     Raises:
-        ConfigError: for one that the format does not have.
+        ConfigError: for a precision that the format does not have.
     """
     asked = options.quantization
     if asked is None:

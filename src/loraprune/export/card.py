@@ -1,4 +1,4 @@
-"""The card of an exported folder: that of the folder it came from, and how this one is loaded and was checked."""
+"""Write the card of an exported folder: the source folder's card, and how this one is loaded and was checked."""
 
 from __future__ import annotations
 

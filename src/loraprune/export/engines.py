@@ -1,4 +1,4 @@
-"""Exported formats beside the model that they came from, for `loraprune benchmark --formats`.
+"""Run exported formats beside their source model, for `loraprune benchmark --formats`.
 
 Knows nothing about clocks.
 """

@@ -1,6 +1,6 @@
-"""A model as a module of tensors alone, which torch.export can trace: its logits, or one step with a key-value cache.
+"""Models as modules with tensor inputs only, which torch.export can trace: logits, or one step with a key-value cache.
 
-Of an encoder-decoder: what the decoder reads of a source, and one step of the target. Knows nothing about files.
+For an encoder-decoder: the cross-attention inputs of a source, and one step of the target. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
-from loraprune.models.loading import quiet
+from loraprune.evaluation.tasks import probe_of
 from loraprune.models.modes import dropout_off
-from loraprune.pruning.verify import probe_of
+from loraprune.models.opening import quiet
 
 BATCH, PAST, NEW = 2, 3, 4
 """sizes that are traced: all above 1, which torch.export would take for a constant"""
@@ -193,7 +193,7 @@ def trace_pair(model: PreTrainedModel) -> tuple[ExportedProgram, ExportedProgram
 
 @contextmanager
 def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model compute attention as products and a softmax: of T5's fused one PyTorch 2.13 writes a view that it then refuses."""
+    """Make a model compute attention as products and a softmax: PyTorch 2.13 exports a view of T5's fused one that it then refuses."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -217,7 +217,7 @@ def _trace(module: Logits | Step | Encoding | TargetStep, args: tuple[Any, ...],
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Keep tracers from printing what they think of the libraries: what they wrote is verified."""
+    """Silence the tracers' remarks about libraries: their output is verified."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

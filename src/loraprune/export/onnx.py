@@ -21,18 +21,19 @@ from transformers import PreTrainedModel
 
 from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import UnsupportedModelError
-from loraprune.evaluation.tasks import find_task
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import find_task, probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_pair, trace_step
 from loraprune.export.onnx_int8 import INT8, check_int8, make_int8
 from loraprune.export.onnx_session import PAIR, PairSession, Session
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 
 NAME = "model.onnx"
 STEPS = 4
 """tokens that are decoded one by one for verification"""
 LARGEST = 1 << 30
-"""bytes of weights that are kept in the graph's file itself; a protobuf ends at 2 GiB"""
+"""bytes of weights that are stored in the graph's file itself; a protobuf is limited to 2 GiB"""
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -114,16 +115,16 @@ def save_graph(
             why = " ".join(str(error).split())[:200]
             raise UnsupportedModelError(
                 f"{model.config.model_type!r} cannot be written by torch.onnx {torch.__version__} "
-                f"({type(error).__name__}: {why}); --format torch does not translate"
+                f"({type(error).__name__}: {why}); try --format torch, which needs no translation"
             ) from None
         assert graph is not None
         graph.save(path, external_data=large)
 
 
 def compare_decoding(model: PreTrainedModel, session: Session) -> float:
-    """Return the largest difference of logits between a graph and a model that reads everything anew at each step.
+    """Return the largest difference of logits between a graph and a model that reads everything again at each step.
 
-    Of two rows the first is filled up on the left; the tokens are the model's greedy ones.
+    The first of two rows is padded on the left; the tokens are the model's greedy ones.
     """
     ids = probe_of(model)["input_ids"][:2, :8]
     mask = torch.ones_like(ids)
@@ -141,9 +142,9 @@ def compare_decoding(model: PreTrainedModel, session: Session) -> float:
 
 @torch.inference_mode()
 def compare_targets(model: PreTrainedModel, session: PairSession) -> float:
-    """Return the largest difference of logits between two graphs and a model that reads source and target anew at each step.
+    """Return the largest difference of logits between two graphs and a model that reads source and target again at each step.
 
-    Of two sources the second is filled up; targets begin with two given tokens and go on with the model's greedy ones.
+    The second of two sources is padded; targets start with two given tokens and continue with the model's greedy ones.
     """
     probe = probe_of(model)
     ids, targets = probe["input_ids"][:2, :8], probe["decoder_input_ids"][:2, :2]

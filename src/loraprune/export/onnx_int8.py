@@ -1,4 +1,4 @@
-"""An int8 graph by onnxruntime's dynamic quantisation, beside the float32 graph in size, speed and quality.
+"""An int8 graph by onnxruntime's dynamic quantisation, compared with the float32 graph in size, speed and quality.
 
 Weights of linear layers have 8 bits and a scale for each output; activations are rounded while the graph runs. Source: onnxruntime 1.22
 to 1.32.
@@ -18,12 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.export import ExportConfig
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.evaluation.tasks import Request, find_task
+from loraprune.evaluation.precision import difference
+from loraprune.evaluation.tasks import Request, find_task, probe_of
 from loraprune.evaluation.timing import time_in_turns
 from loraprune.export.base import Source
 from loraprune.export.graphs import quiet_tracing
 from loraprune.export.onnx_session import Session
-from loraprune.pruning.verify import difference, probe_of
 
 INT8 = "int8"
 REPEATS = 10
@@ -62,7 +62,7 @@ class GraphModel(PreTrainedModel):
 
 
 def make_int8(source: Source, path: Path) -> dict[str, Any]:
-    """Put an int8 graph in the place of a float32 one, and return how the two compare.
+    """Replace a float32 graph by an int8 one, and return how the two compare.
 
     Returns:
         `exported_vs_int8`, the largest difference of logits relative to the largest one, and `int8`: bytes and seconds of a batch of
@@ -85,7 +85,7 @@ def make_int8(source: Source, path: Path) -> dict[str, Any]:
 
 
 def quantise(exact: Path, path: Path, *, external: bool) -> None:
-    """Write a graph with 8-bit weights; constants are folded before, as only a weight that is one is quantised."""
+    """Write a graph with 8-bit weights; constants are folded first, as only constant weights are quantised."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -122,12 +122,12 @@ def measure(source: Source, sessions: dict[str, Session]) -> dict[str, Any]:
     )
     prepared = task.prepare(request)
     found = {
-        name: task.judge(GraphModel(source.config, session), prepared, BATCH) for name, session in sessions.items()
+        name: task.evaluate(GraphModel(source.config, session), prepared, BATCH) for name, session in sessions.items()
     }
     metric = found[INT8].metric
     return {"data": options.data, "metric": metric, metric: {name: one.value for name, one in found.items()}}
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a graph with what lies beside it."""
+    """Return the bytes of a graph and its external weights."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))

@@ -1,6 +1,6 @@
-"""Running exported graphs with onnxruntime: logits, and greedy decoding token by token with the cache.
+"""Run exported graphs with onnxruntime: logits, and greedy decoding token by token with the cache.
 
-Needs onnxruntime and numpy alone; the same lines serve without loraprune.
+Needs only onnxruntime and numpy; the same lines work without loraprune.
 """
 
 from __future__ import annotations

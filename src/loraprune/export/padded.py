@@ -1,6 +1,6 @@
 """`padded`: pruned weights at their places in the dense stock shapes, zeros where units were removed.
 
-For loaders that know no other shapes. It loads wherever the dense model loads, and is no smaller and no faster than that.
+For loaders that support no other shapes. It loads wherever the dense model loads, and has the dense model's size and speed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, PlanError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, tokenizer_of
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group
 from loraprune.models.auto_classes import find_head
-from loraprune.models.empty import empty_model, fill_shell_, save_tensors
-from loraprune.models.loading import load_model, resolve
+from loraprune.models.empty import empty_model, fill_empty_, save_tensors
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
 from loraprune.models.saving import cast_weights_, config_sizes, stock_config
 from loraprune.plan import Plan
-from loraprune.pruning.verify import FLOOR, check_difference, difference, fill_dense_, logits_of, probe_of
+from loraprune.pruning.verify import FLOOR, check_difference, fill_dense_
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -45,35 +48,33 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
 
 
 def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: torch.dtype) -> float:
-    """Save a pruned `model` in the dense stock shapes that its `plan` speaks of, and load the result.
+    """Save a pruned `model` in the dense stock shapes of its `plan`, and load the result.
 
-    A removed unit is silent as its columns of the consuming projection are zero; norms over all units are rescaled.
+    A removed unit has no effect, as its columns of the consuming projection are zero; norms over all units are rescaled.
 
     Returns:
         The largest difference of logits between `model` and what plain transformers loads, relative to the largest.
 
     Raises:
-        PlanError: if the plan does not say which stock shapes there were, or a removed unit cannot be silenced.
+        PlanError: if the plan lacks the dense stock shapes, or a removed unit cannot be silenced.
         CheckpointError: if the plan is another model's.
-        VerificationError: if the saved model computes something else.
+        VerificationError: if the saved model gives other outputs.
     """
     if gone := gone_layers({name: len(kept) for name, kept in plan.kept.items()}):
-        raise PlanError(
-            f"padding brings back no layer that went as a whole, as {gone[0]!r} did; use the folder as it is"
-        )
+        raise PlanError(f"padding cannot restore a removed layer such as {gone[0]!r}; use the folder as it is")
     config = dense_config(model.config, plan)
     groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
     head = find_head(model.config)
     if any(group.kind == "expert" and len(plan.kept[group.name]) < group.units for group in groups):
         raise PlanError("padding cannot silence an expert: a router would still choose it; use the folder as it is")
-    shell = empty_model(config, head=head)
-    fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
-    fill_dense_(shell, model.state_dict(), groups, plan)
-    cast_weights_(shell, dtype)
+    empty = empty_model(config, head=head)
+    fill_empty_(empty, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in empty.state_dict().items()})
+    fill_dense_(empty, model.state_dict(), groups, plan)
+    cast_weights_(empty, dtype)
     save_tensors(
-        config, shell.state_dict(), folder, dtype=dtype, generation=getattr(model, "generation_config", None), head=head
+        config, empty.state_dict(), folder, dtype=dtype, generation=getattr(model, "generation_config", None), head=head
     )
-    del shell
+    del empty
     probe = probe_of(model)
     reloaded = load_model(str(folder), device=model.device, dtype=model.dtype)
     found = difference(logits_of(model, probe), logits_of(reloaded, probe))
@@ -92,7 +93,7 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     unknown = next((group.name for group in every if group.name not in plan.kept and not group.whole), None)
     if unknown:
         raise CheckpointError(
-            f"plan.json says nothing of {unknown!r}, which has lost units: it is another model's plan"
+            f"plan.json does not contain {unknown!r}, which has lost units: it belongs to another model"
         )
     groups = [group for group in every if group.name in plan.kept]  # others were not in play
     present = {group.name: group.units for group in groups}
@@ -100,7 +101,7 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     if present != kept:
         odd = next(name for name in sorted(present.keys() | kept.keys()) if present.get(name) != kept.get(name))
         raise CheckpointError(
-            f"plan.json keeps {kept.get(odd)} units of {odd!r}, the model has {present.get(odd)}: it is another model's plan"
+            f"plan.json keeps {kept.get(odd)} units of {odd!r}, the model has {present.get(odd)}: it belongs to another model"
         )
     once = [replace(group, units=plan.units[group.name], whole=True) for group in groups]
     sizes = config_sizes(once, plan.units)

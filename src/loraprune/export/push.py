@@ -1,6 +1,6 @@
-"""The command `push`: a folder to the hub in one commit, its card completed by what the base model's says.
+"""The command `push`: upload a folder to the hub in one commit, its card completed from the base model's.
 
-Knows nothing about what is in the folder. The token is the hub client's own matter (HF_TOKEN or `hf auth login`).
+Knows nothing about what is in the folder. The hub client finds the token (HF_TOKEN or `hf auth login`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def push(options: PushConfig, api: Any = None) -> Pushed:
 
 
 def hidden(path: Path) -> bool:
-    """Say whether a file is none of the model's."""
+    """Return whether a file does not belong to the model."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -105,7 +105,7 @@ def split_front(card: str) -> dict[str, Any]:
 
 @contextmanager
 def clear_hub_errors(repo: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one sentence."""
+    """Turn errors of the hub's client into one sentence."""
     try:
         yield
     except LocalTokenNotFoundError:

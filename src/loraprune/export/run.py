@@ -1,4 +1,4 @@
-"""The command `export`: check everything, load the model, let its format write and verify it, record what was found.
+"""The command `export`: check everything, load the model, write and verify the format, record the results.
 
 Knows nothing about how a format is written.
 """
@@ -18,7 +18,8 @@ from loraprune.errors import Findings
 from loraprune.export import formats
 from loraprune.export.base import Format, Source, check_installed, choose_quantization
 from loraprune.export.card import write_card
-from loraprune.models.loading import load_model, resolve
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.runtime.workspace import new_folder
 
@@ -43,7 +44,7 @@ def export(options: ExportConfig) -> Export:
 
 
 def check_export(options: ExportConfig) -> tuple[Format, str, PreTrainedConfig]:
-    """Look at all that is given before a weight is read; return the format, its quantisation, and the model's configuration.
+    """Check all inputs before weights are read; return the format, its quantisation, and the model's configuration.
 
     Raises:
         LoraPruneError: as `export`.
@@ -69,7 +70,7 @@ def check_export(options: ExportConfig) -> tuple[Format, str, PreTrainedConfig]:
 def write_format(
     options: ExportConfig, entry: Format, quantization: str, config: PreTrainedConfig, folder: Path
 ) -> dict[str, Any]:
-    """Write and verify a format in an empty folder, with its export.json and card; return what the former holds."""
+    """Write and verify a format in an empty folder, with its export.json and card; return the content of export.json."""
     model = load_model(
         options.model, device=torch.device("cpu"), dtype=torch.float32, trust_remote_code=options.trust_remote_code
     )

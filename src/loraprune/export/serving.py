@@ -1,6 +1,6 @@
 """`safetensors`: a folder that vLLM and SGLang serve: 16 bits, every width explicit, layers' own widths in `per_layer_config`.
 
-Neither engine is run here; what they read of a folder is written and checked. Sources: vLLM 0.33.0, "Writing custom models"
+Neither engine is run here; the entries that they read are written and checked. Sources: vLLM 0.33.0, "Writing custom models"
 (auto_map.AutoModel, divisibility by the tensor-parallel size) and its Transformers backend, which sizes the attention of each layer by
 `per_layer_config` of transformers >= 5.14.
 """
@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig
 
 from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.families import find_groups
 from loraprune.families.base import head_size
@@ -26,8 +28,9 @@ from loraprune.models.empty import save_tensors
 from loraprune.models.folder import CONFIG, TOKENIZER_CONFIG
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.models.layerwise.register import stock_of
-from loraprune.models.loading import load_model, resolve
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
+from loraprune.pruning.verify import check_difference
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 SIZES = (1, 2, 4, 8, 16)
@@ -65,7 +68,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def serving_keys(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the keys that engines need and a folder may leave implicit."""
+    """Return the keys that engines need and that a folder may leave implicit."""
     stock = stock_of(config)
     keys: dict[str, Any] = {}
     if getattr(stock, "num_attention_heads", None):
@@ -105,7 +108,7 @@ def indivisible(config: PreTrainedConfig, size: int) -> Iterator[str]:
 
 
 def check_folder_keys(folder: Path, *, layerwise: bool) -> None:
-    """Look at config.json as an engine would, which knows nothing of loraprune.
+    """Check config.json as an engine reads it, without loraprune.
 
     Raises:
         CheckpointError: if a key is missing.
@@ -130,7 +133,7 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
     check_task("safetensors", config, "causal-lm")
     folder = Path(resolve(options.model))
     if folder.is_dir() and not (folder / TOKENIZER_CONFIG).is_file():
-        raise CheckpointError(f"--model {options.model}: it has no tokenizer, without which no engine serves it")
+        raise CheckpointError(f"--model {options.model}: it has no tokenizer, which engines need")
     wrong = list(indivisible(config, options.tensor_parallel))
     if wrong:
         raise ConfigError(

@@ -17,10 +17,13 @@ from transformers import PreTrainedModel, TorchAoConfig
 
 from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import NumericsError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import quiet_tracing
 from loraprune.models.auto_classes import auto_class, find_head
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.models.saving import cast_weights_
+from loraprune.pruning.verify import check_difference
 from loraprune.runtime.hub import is_gguf, parts
 
 
@@ -61,7 +64,9 @@ def stored(source: Source) -> Iterator[str]:
         yield str(source.folder)
         return
     with TemporaryDirectory() as room, quiet_tracing():
-        copy.deepcopy(source.model).to(source.dtype).save_pretrained(room)
+        rounded = copy.deepcopy(source.model)
+        cast_weights_(rounded, source.dtype)
+        rounded.save_pretrained(room)
         yield room
 
 

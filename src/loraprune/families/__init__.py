@@ -1,4 +1,4 @@
-"""What can be pruned in each kind of model: one function a family, configuration -> groups.
+"""Families: what can be pruned in each kind of model; one function a family, configuration -> groups.
 
 A family copies no forward pass and touches no weights; docs/add-a-family.md shows how to add one.
 """

@@ -1,7 +1,7 @@
 """BART and the encoder-decoders built like it: separate projections with biases, an FFN of two projections.
 
 Their head size is the hidden size over the head count, so no stock configuration holds fewer heads: these groups have no
-`sizes`. The two stacks have head counts and FFN widths of their own.
+`sizes`. The two stacks have separate head counts and FFN widths.
 """
 
 from __future__ import annotations

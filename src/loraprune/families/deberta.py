@@ -1,4 +1,4 @@
-"""DeBERTa v2 and v3: BERT's layout, with content and positions attended to by projections of their own or by the same.
+"""DeBERTa v2 and v3: BERT's layout, with separate or shared projections for content and positions.
 
 Source: transformers' modeling_deberta_v2.py; heads are counted by `num_attention_heads` there.
 """

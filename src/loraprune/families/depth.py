@@ -1,4 +1,4 @@
-"""Whole layers that go: which those are, and how what is left is numbered anew.
+"""Removal of whole layers: which layers are removed, and how the remaining ones are renumbered.
 
 A layer without units adds nothing to the residual stream, so it can be left out. Knows nothing about torch or scores.
 """
@@ -19,10 +19,10 @@ Value = TypeVar("Value")
 
 
 def check_layers(config: Config, every: Sequence[Group], in_play: Sequence[Group]) -> None:
-    """Refuse --depth where a layer without units would not be the same as no layer; `in_play` may lose units.
+    """Refuse --depth if a layer without units would not equal no layer; `in_play` may lose units.
 
     Raises:
-        ConfigError: naming what stands against it.
+        ConfigError: naming the reason.
     """
     kind = config.model_type
     if kind not in families.names() or families.get(kind).per_layer is None:
@@ -48,13 +48,13 @@ def gone_layers(counts: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def new_places(counts: Mapping[str, int]) -> dict[str, str]:
-    """Return the path of every layer that stays -> its path once the others are gone."""
+    """Return the path of every remaining layer -> its path once the others are removed."""
     gone = gone_layers(counts)
     layers = list(dict.fromkeys(layer for name in counts if (layer := layer_path(name))))
     return dict(zip((layer for layer in layers if layer not in gone), layers, strict=False))
 
 
-def numbered_anew(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> dict[str, Value]:
+def renumbered(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> dict[str, Value]:
     """Return tensors, by name, as the model without its empty layers has them."""
     gone = gone_layers(counts)
     return _renamed(
@@ -63,7 +63,7 @@ def numbered_anew(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> di
 
 
 def numbered_as_before(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> dict[str, Value]:
-    """Return the inverse of `numbered_anew`: tensors by their names in the model with all layers; those gone are missing."""
+    """Return the inverse of `renumbered`: tensors by their names in the model with all layers; those gone are missing."""
     return _renamed(tensors, {new: old for old, new in new_places(counts).items()})
 
 

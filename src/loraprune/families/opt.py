@@ -1,4 +1,4 @@
-"""OPT: Llama's separate projections, an FFN of two projections that stand in the layer itself.
+"""OPT: Llama's separate projections, an FFN of two projections that belong to the layer itself.
 
 Its configuration has no size of a head, so no stock checkpoint holds fewer of them.
 """

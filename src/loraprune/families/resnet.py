@@ -2,7 +2,7 @@
 
 Everything that is added to one residual stream shares its channels, so a channel of a stream is one unit: a row of every
 convolution that writes it, with its batch norm, and a column of every convolution that reads it. The channels between the
-convolutions of one layer are groups of their own. What is removed is never read, so batch norm, which keeps channels apart,
+convolutions of one layer are separate groups. Removed channels are never read, so batch norm, which acts on each channel alone,
 changes nothing: masked and sliced model agree in training too.
 
 A stock checkpoint holds what its `hidden_sizes` say: a bottleneck's inner width is a fixed fraction of its stage's stream.

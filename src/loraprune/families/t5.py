@@ -1,8 +1,8 @@
 """T5 and the models built like it: encoder and decoder with a position bias for every head, FFN plain or gated.
 
 In T5 and mT5 block 0 makes the bias of a stack's self-attention and hands it to all other blocks, so a head is one unit
-through the whole stack. Cross-attention has no bias of its own: its heads are each block's own, but the zeros that block 0
-makes in a bias's place would fit its own head count alone. `fixed` makes them one head wide, which every count broadcasts.
+through the whole stack. Cross-attention has no bias: its heads belong to their block, but the zeros that block 0
+makes instead of a bias would fit only its own head count. `fixed` makes them one head wide, which broadcasts to every count.
 In UMT5 every block has its own bias. Source: transformers' modeling_t5.py, modeling_umt5.py.
 """
 

@@ -1,4 +1,4 @@
-"""Keyword arguments in, checked options out; errors about options are put in the words of arguments.
+"""Turn keyword arguments into checked options; errors name arguments instead of options.
 
 Names, types, defaults and help come from the configuration classes, as on the command line.
 """
@@ -22,7 +22,7 @@ from loraprune.errors import ConfigError, LoraPruneError, nearest, problems_of
 from loraprune.runtime.held import held
 
 COMMAND = re.compile(r"(`loraprune [^`]*`)")
-"""what is typed in a terminal, and keeps its dashes"""
+"""commands, which keep their dashes"""
 FLAG = re.compile(r"(?P<before>leave )?(?<![\w-])--(?P<name>[a-z][a-z_-]*[a-z])(?: (?P<value>[\w.:]*\w))?")
 
 DOCUMENTED = ("model", "models", "against", "data", "eval", "output")
@@ -86,7 +86,7 @@ def option_help(kind: type[Options]) -> dict[str, str]:
 
 
 def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Return the options that keyword arguments stand for.
+    """Return the options of keyword arguments.
 
     Raises:
         ConfigError: with everything that is wrong with them.
@@ -102,7 +102,8 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     for name, value in values.items():
         if name not in wrong and value is not None:
             try:
-                read_value(hints[name], value)
+                read = read_value(hints[name], value)
+                values[name] = read if isinstance(value, str) else value
             except WrongValueError as error:
                 wrong[name] = f"--{name}{error}"
     try:
@@ -118,7 +119,7 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 @contextmanager
 def spoken_in_python(values: Mapping[str, Any], kind: type[Options]) -> Iterator[None]:
-    """Put errors of the block in the words of arguments: `ratio=1.5`, not `--ratio 1.5`.
+    """Rewrite errors of the block to name arguments: `ratio=1.5`, not `--ratio 1.5`.
 
     Args:
         values: Option -> what it is set to.
@@ -132,7 +133,7 @@ def spoken_in_python(values: Mapping[str, Any], kind: type[Options]) -> Iterator
 
 
 def in_python(text: str, values: Mapping[str, Any], kind: type[Options]) -> str:
-    """Return a text about options in the words of arguments; commands in backticks stay as they are typed."""
+    """Return a text about options rewritten for arguments; commands in backticks are kept."""
     return "".join(
         part if COMMAND.fullmatch(part) else _part_in_python(part, values, kind) for part in COMMAND.split(text)
     )
@@ -152,7 +153,7 @@ def _part_in_python(text: str, values: Mapping[str, Any], kind: type[Options]) -
 
 
 def _argument(match: re.Match[str], hints: Mapping[str, Any]) -> str:
-    """Return a flag, perhaps with the value behind it, as an argument; what only follows it stays behind it."""
+    """Return a flag as an argument, with its value if one follows."""
     name, word, before = match["name"].replace("-", "_"), match["value"], match["before"] or ""
     hint = hints.get(name)
     options = [one for one in (hint, *get_args(hint)) if get_origin(one) is Literal]

@@ -30,7 +30,7 @@ def evaluate(  # noqa: D417
     device: Device = EvaluateConfig.device,
     **options: Any,
 ) -> Evaluation:
-    """Measure how good a model is at its task and at tasks of lm-eval, with the protocol recorded.
+    """Measure a model's quality on its task and on tasks of lm-eval, with the protocol recorded.
 
     Args:
         model: A transformers model, the result of `prune`, a folder or a hub id. Models in memory are not changed.
@@ -95,7 +95,7 @@ def compare(  # noqa: D417
     device: Device = CompareModelsConfig.device,
     **options: Any,
 ) -> Comparison:
-    """Measure two or more models of one task beside each other: parameters, MACs, size, speed and quality.
+    """Compare two or more models of one task: parameters, MACs, size, speed and quality.
 
     Args:
         models: The models, the first being the reference; those in memory as {name: model}, to name them in the result.
@@ -115,5 +115,5 @@ def compare(  # noqa: D417
 
 
 def _named(named: Objects, argument: str, model: Model, tokenizer: Processing, *, name: str = "") -> str:
-    """Return the name of a further model; one that is named by the caller has its own tokenizer."""
+    """Return the name of a second model; one that the caller passed by name has its own tokenizer."""
     return named.model(argument, model, None if isinstance(model, str | os.PathLike) else tokenizer, name=name)

@@ -1,4 +1,4 @@
-"""Models and data that a caller passes, as objects or names: what is in memory gets a name, and a folder where it is read from files.
+"""Models and data that a caller passes, as objects or names: objects get a name, and a folder if they are read from files.
 
 The caller's objects are only read.
 """
@@ -21,7 +21,7 @@ from loraprune.errors import CheckpointError, ConfigError
 from loraprune.evaluation.tasks.base import Processor
 from loraprune.functions.results import Result
 from loraprune.models.adapters import carries_adapter
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 from loraprune.runtime import launch
 from loraprune.runtime.held import Held, holding
 from loraprune.runtime.hub import at_home
@@ -43,11 +43,11 @@ class Objects:
         self._processors: dict[str, str] = {}
         self._data: dict[str, Any] = {}
         self._named: list[tuple[object, str]] = []
-        """objects with their names; holding them keeps them from being taken for others"""
+        """objects with their names; the references keep an id from being used twice"""
 
     @property
     def held(self) -> Held:
-        """Return what the names stand for."""
+        """Return the objects of the names."""
         return Held(self._models, self._processors, self._data)
 
     def model(
@@ -56,7 +56,7 @@ class Objects:
         """Return the name of a model; `weights` False writes its configuration alone.
 
         Raises:
-            ConfigError: if it is no model, or one that cannot be saved.
+            ConfigError: if it is not a model, or cannot be saved.
         """
         if isinstance(model, str | os.PathLike):
             named = at_home(os.fspath(model))
@@ -83,7 +83,7 @@ class Objects:
         """Return the name of data.
 
         Raises:
-            ConfigError: if they are none that can be read.
+            ConfigError: if they are of a type that cannot be read.
         """
         if isinstance(data, str | os.PathLike):
             return at_home(os.fspath(data))
@@ -129,7 +129,7 @@ class Objects:
         if getattr(model.config, "quantization_config", None) is not None:
             raise ConfigError(
                 f"{argument}: its weights are quantised already, and would be rounded a second time; load it in 16 or 32 bits, and give "
-                "quantize to hold it in 8 or 4 bits"
+                "`quantize` to hold it in 8 or 4 bits"
             )
         if carries_adapter(model):
             raise ConfigError(
@@ -156,7 +156,7 @@ class Objects:
         return str(folder)
 
     def _place(self, name: str) -> Path:
-        """Return a new folder in the room."""
+        """Return a new temporary folder."""
         return Path(mkdtemp(prefix=f"{name}-", dir=self._room))
 
     def _processor(self, processor: Any, folder: Path) -> str:
@@ -172,7 +172,7 @@ class Objects:
 
 @contextmanager
 def objects() -> Iterator[Objects]:
-    """Give a call its names; what they stand for is known within the block."""
+    """Give a call its names; they refer to the objects within the block."""
     with TemporaryDirectory(prefix="loraprune-", ignore_cleanup_errors=True) as room:
         made = Objects(Path(room))
         with holding(made.held):
@@ -189,7 +189,7 @@ def _check_list(argument: str, rows: Sequence[Any]) -> None:
 
 
 def _what(thing: object) -> str:
-    """Return what a thing is, for an error about it."""
+    """Return the type of an object, for an error about it."""
     if isinstance(thing, Options):
         return f"a {type(thing).__name__}, which the functions of loraprune.pipeline and loraprune.commands take"
     return f"{'nothing' if thing is None else 'a ' + type(thing).__name__}"

@@ -1,4 +1,4 @@
-"""What the functions return: frozen, typed, and with `values`, the object that the command prints with `--json`."""
+"""Results of the functions: frozen, typed, and with `values`, the object that the command prints with `--json`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Result:
     """A finished run of `prune` or `finetune`: the model, its report, and the verified folder that both are in."""
 
     model: PreTrainedModel
-    """the model that the folder holds, in evaluation mode; nothing of it is shared with the model that was given"""
+    """the model of the folder, in evaluation mode; it shares no weights with the given model"""
     report: Report
     folder: Path
     """checkpoint with tokenizer, report.json and the other files of a run; without an `output` it is removed with the result"""
@@ -52,7 +52,7 @@ class Result:
         """Write the folder that the command would have written with `--output`, and return it.
 
         Args:
-            folder: Where to; it appears whole or not at all.
+            folder: Folder to write; it appears complete or not at all.
             overwrite: Whether to replace a folder that a run wrote.
 
         Raises:
@@ -93,7 +93,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run would leave and need."""
+    """Predicted size and memory of a run."""
 
     parameters: Both
     ratio: float
@@ -130,7 +130,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good models are. Models in memory are called `CLASS in memory`."""
+    """Quality of models. Models in memory are called `CLASS in memory`."""
 
     metric: str | None
     """perplexity, accuracy, ...; None where only tasks of lm-eval were asked"""
@@ -189,7 +189,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models of one task beside each other."""
+    """Models of one task, compared."""
 
     metric: str
     quality: Mapping[str, float]

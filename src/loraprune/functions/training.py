@@ -49,7 +49,7 @@ def prune(  # noqa: D417, PLR0913
     overwrite: bool = PruneConfig.overwrite,
     **options: Any,
 ) -> Result:
-    """Prune a model while fine-tuning it with LoRA; merge, verify and return what is left.
+    """Prune a model while fine-tuning it with LoRA; merge, verify and return the smaller model.
 
     A model in memory is never changed: it is written to a temporary folder, which needs as much disk as its weights, and the run
     works on a copy that it loads from there. The folder is below `tempfile.gettempdir()`, which the variable TMPDIR moves. The given
@@ -129,7 +129,7 @@ def _run(
     output: str | os.PathLike[str] | None,
     options: Mapping[str, Any],
 ) -> Result:
-    """Do one run, in a temporary folder that goes with its result where no output is given."""
+    """Do one run, in a temporary folder that is removed with its result if no output is given."""
     if isinstance(model, PreTrainedModel) and tokenizer is None:
         raise ConfigError(
             "tokenizer is missing: a model in memory has none; give the tokenizer or image processor that belongs to it"
@@ -137,7 +137,7 @@ def _run(
     if output is not None:
         return _result(kind, run, model, tokenizer, data, {**options, "output": os.fspath(output)})
     if options.get("resume") or launch.count() > 1:
-        why = "resume=True goes on in" if options.get("resume") else f"{launch.count()} processes write"
+        why = "resume=True continues from" if options.get("resume") else f"{launch.count()} processes write"
         raise ConfigError(f"output is missing: name the folder that {why}")
     room = mkdtemp(prefix="loraprune-")
     try:
@@ -157,7 +157,7 @@ def _result(
     data: Mapping[str, Data | None],
     values: dict[str, Any],
 ) -> Result:
-    """Do one run and load what it left."""
+    """Do one run and load its result."""
     with objects() as named:
         with spoken_in_python(values, kind):
             values |= {"model": named.model("model", model, tokenizer)}

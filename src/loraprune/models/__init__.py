@@ -1,1 +1,1 @@
-"""Models in and out: loading, saving, adapters, quantised layers, modelling code for unequal layers."""
+"""Load and save models; adapters, quantised layers, modelling code for unequal layers."""

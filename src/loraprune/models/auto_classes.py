@@ -1,4 +1,4 @@
-"""Which class of transformers a configuration calls for: the head that its `architectures` names.
+"""Find the class of transformers for a configuration: the head that its `architectures` names.
 
 A head is the name of an Auto class. Knows nothing about files or data.
 """
@@ -39,7 +39,7 @@ def find_head(config: PreTrainedConfig) -> str:
             return head
     if not able:
         raise UnsupportedModelError(
-            f"{config.model_type!r} is no model for text or images that transformers has a head for: "
+            f"{config.model_type!r} is not a text or image model with a head in transformers: "
             f"one of {', '.join(HEADS)} is needed"
         )
     return able[0]
@@ -76,12 +76,12 @@ def _classes(config: PreTrainedConfig) -> Iterator[tuple[str, set[str]]]:
 
 
 def can_build(config: PreTrainedConfig, head: str) -> bool:
-    """Say whether an Auto class knows a model type, or the code that comes with the model has a class for it."""
+    """Return whether an Auto class knows a model type, or the code that comes with the model has a class for it."""
     return bool(dict(_classes(config))[head]) or head in (getattr(config, "auto_map", None) or {})
 
 
 def forget_code_(described: object) -> None:
-    """Take out of a stock configuration, tokenizer or image processor the names of code that lies in a folder it leaves."""
+    """Remove from a stock configuration, tokenizer or image processor the names of code in its former folder."""
     if type(described).__module__.partition(".")[0] != "transformers":
         return
     for values in (vars(described), getattr(described, "init_kwargs", {})):
@@ -93,8 +93,8 @@ def auto_class(head: str) -> Any:
     return getattr(transformers, head)
 
 
-def start_anew(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
-    """Draw a head anew that fits by its shapes but was trained for other classes; return all modules that started anew.
+def reinitialize_heads(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
+    """Initialise a head again whose shapes fit but which was trained for other classes; return all initialised modules.
 
     What pools a backbone's outputs belongs to the backbone and stays. `new` and `fresh` are as `loading.load_with_head` has them.
     """

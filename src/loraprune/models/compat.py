@@ -1,4 +1,4 @@
-"""What the supported versions of transformers call by different names: asked for by name, in this one place."""
+"""Names that differ between the supported versions of transformers: all of them are here."""
 
 from __future__ import annotations
 

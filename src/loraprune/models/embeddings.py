@@ -1,4 +1,4 @@
-"""Whether a model's output layer shares the weight of its input embeddings, whatever its configuration says.
+"""Find out whether a model's output layer shares the weight of its input embeddings, whatever its configuration says.
 
 Knows nothing about adapters or files.
 """
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def is_untied(model: PreTrainedModel) -> bool:
-    """Say whether a model has input embeddings and an output layer with different weights.
+    """Return whether a model has input embeddings and an output layer with different weights.
 
     transformers loads both where a checkpoint holds both, also where the configuration says that they are one.
     """
@@ -28,7 +28,7 @@ def is_untied(model: PreTrainedModel) -> bool:
 
 
 def untie_config_(config: PreTrainedConfig) -> None:
-    """Say in a configuration that the output layer has a weight of its own."""
+    """Set in a configuration that the output layer has a separate weight."""
     for part in (config, config.get_text_config()):
         if getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False

@@ -1,6 +1,6 @@
-"""What a model's folder may hold: looked at before any library opens it, so that nothing outside it is read and no code is run.
+"""Check a model's folder before any library opens it, so that nothing outside it is read and no code is run.
 
-Knows nothing about torch. Links are followed, as the hub's own cache is made of them; names that lead elsewhere are not.
+Knows nothing about torch. Links are followed, as the hub's cache consists of them; names that point outside the folder are refused.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "source
 TOKENIZER_SUFFIXES = (".model", ".spm", ".tiktoken", ".bpe")
 """what the names of a tokenizer's files begin or end with"""
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-"""task_type of adapters whose model has a head of its own"""
+"""task_type of adapters whose model has its own head"""
 LARGEST_JSON = 1 << 24
 """bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
 LAYERS = 10_000
-"""more than any model has: only a damaged configuration names so many"""
+"""more than any model has: only a damaged configuration has so many"""
 
 
 def check_folder(folder: Path, *, option: str = "--model") -> None:
@@ -46,14 +46,13 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
             base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
             raise CheckpointError(
-                f"it holds an adapter and no whole model; give --model {shlex.quote(f'{base}+{folder}')}, and it is merged into its base "
-                "model first"
+                f"it holds only an adapter; give --model {shlex.quote(f'{base}+{folder}')}, and it is merged into its base model first"
             )
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
         for key, value in read_json(folder / CONFIG).items():
             if not _is_sensible(key, value):
-                raise CheckpointError(f"config.json is invalid ({key} {str(value)[:100]}); take that of the model")
+                raise CheckpointError(f"config.json is invalid ({key} {str(value)[:100]}); use the model's own file")
         if (folder / TOKENIZER_CONFIG).is_file():
             for key, value in read_json(folder / TOKENIZER_CONFIG).items():
                 if key.endswith("_file") and isinstance(value, str):
@@ -61,9 +60,9 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
 
 
 def check_adapter(folder: Path, base: Path) -> None:
-    """Check that a folder holds an adapter that can be merged into the model in `base`, with whole weights.
+    """Check that a folder holds an adapter with complete weights that can be merged into the model in `base`.
 
-    Of a base that is no folder nothing is known yet.
+    A base that is not a folder is not checked.
 
     Raises:
         CheckpointError: for any other folder.
@@ -113,7 +112,7 @@ def check_tokenizer(folder: Path, *, option: str) -> None:
 
 
 def _is_sensible(key: str, value: object) -> bool:
-    """Say whether a model can have such a configuration, as far as its classes do not look themselves."""
+    """Return whether a model can have such a configuration, as far as its classes do not look themselves."""
     if key == "id2label" and isinstance(value, dict):
         return all(isinstance(name, str | int | float) for name in value.values())
     if not isinstance(value, int | float):
@@ -209,7 +208,7 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 
 @contextmanager
 def _named(option: str, folder: Path) -> Iterator[None]:
-    """Say in an error which option named the folder."""
+    """Add to an error the option that named the folder."""
     try:
         yield
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Leaving: a pruned model as a stock checkpoint that plain `from_pretrained` loads, where one can hold its widths.
+"""Save a pruned model as a stock checkpoint that plain `from_pretrained` loads, if one can hold its widths.
 
 Knows nothing about scores or training.
 """
@@ -16,14 +16,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.families.base import families, find_groups, head_size
-from loraprune.families.depth import gone_layers, numbered_anew, shallower
+from loraprune.families.depth import gone_layers, renumbered, shallower
 from loraprune.groups import Group, Kind, layer_of
 from loraprune.models.auto_classes import find_head
 from loraprune.models.embeddings import config_as_tied
 from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.register import stock_of
 from loraprune.models.layerwise.save import layerwise_for
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
@@ -45,7 +45,7 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
 
 
 def layer_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, list[int | float]]:
-    """Return what the config keys would be in every layer; where there is no key, how many units of which kind are kept."""
+    """Return the config keys of every layer with their values; where there is no key, the kept units of each kind."""
     sizes: dict[str, list[int | float]] = {}
     for group in groups:
         for key, each in (group.sizes or {f"{group.kind} units": 1}).items():
@@ -114,7 +114,7 @@ def storable_kinds(config: PreTrainedConfig, groups: Sequence[Group]) -> tuple[K
 
 
 def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callable[[Mapping[str, int]], bool]:
-    """Return the question whether a stock checkpoint of this model can hold some counts."""
+    """Return a function that answers whether a stock checkpoint of this model can hold some counts."""
     known: dict[tuple[tuple[str, int | float], ...], bool] = {}
     # Widths of FFNs and convolutions are free numbers in every configuration: only heads decide.
     free = {key for group in groups if group.kind != "attention" for key in group.sizes}
@@ -161,7 +161,7 @@ def save_model(
     config, tensors = config_as_tied(config, model), model.state_dict()
     own = stock_for(config, groups, counts)
     if own is not None:
-        tensors = numbered_anew(tensors, counts)
+        tensors = renumbered(tensors, counts)
     save_tensors(
         own or layerwise_for(model, config, counts), tensors, folder, dtype=dtype or model.dtype,
         generation=getattr(model, "generation_config", None), head=find_head(model.config), max_shard_size=max_shard_size,

@@ -1,4 +1,4 @@
-"""Tensors of a model's files, read one at a time: what a folder holds can be looked at without a second model in memory.
+"""Read the tensors of a model's files one at a time, without a second model in memory.
 
 Knows nothing about pruning.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a folder's safetensors files by name, on the CPU; each is read when it is asked for, and kept by nobody."""
+    """Tensors of a folder's safetensors files by name, on the CPU; each is read on access and not cached."""
 
     def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
         self._places = dict(places)
@@ -52,7 +52,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def stored_tensors(model: nn.Module, folder: Path, spare: Path) -> StoredTensors:
-    """Return what is stored of a `model` that was loaded from `folder`, by the names that the model itself has for it.
+    """Return the stored tensors of a `model` that was loaded from `folder`, by the model's own names.
 
     transformers stores some families under the names of its older releases: tensors of these are written to the empty folder
     `spare`, a file each, and read from there.

@@ -1,4 +1,4 @@
-"""The dense model's most likely tokens at every place, and how far another model's logits are from them."""
+"""The dense model's most likely tokens at every position, and the divergence of another model's logits from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from loraprune.models.adapters import no_cache
 
 TOP = 64
-"""tokens that are kept at each place"""
+"""tokens that are stored at each position"""
 NOT_SEEN = ("labels", "row")
-"""entries of a batch that a model is not given"""
+"""entries of a batch that are not passed to a model"""
 
 
 class TeacherLogits(NamedTuple):
@@ -32,7 +32,7 @@ def teacher_logits(model: nn.Module, inputs: Mapping[str, Shaped[Tensor, "rows .
 
 
 def top_of(logits: Float[Tensor, "*places classes"]) -> TeacherLogits:
-    """Return the `TOP` most likely tokens at every place."""
+    """Return the `TOP` most likely tokens at every position."""
     top = min(TOP, logits.shape[-1] - 1)
     values, tokens = logits.topk(top, dim=-1)
     return TeacherLogits(values.float() - logits.float().logsumexp(-1, keepdim=True), tokens)

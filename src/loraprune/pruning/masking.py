@@ -1,4 +1,4 @@
-"""Reversible removal of units: what a dropped unit would contribute is multiplied by zero, shapes stay.
+"""Reversible removal of units: the contribution of a dropped unit is multiplied by zero, shapes stay.
 
 The reference semantics of every fast path. Knows nothing about scores or schedules.
 """
@@ -91,7 +91,7 @@ class Masks:
 
 
 def choose_among(router: nn.Module, mask: Float[Tensor, " experts"]) -> RemovableHandle:
-    """Let a router choose among the experts in `mask` alone: it sees their rows only, and its answers get the experts' numbers.
+    """Restrict a router to the experts in `mask`: it reads only their rows, and its outputs are mapped to the experts' numbers.
 
     A router chooses inside its forward pass, where no hook reaches, so that it is called a second time with the rows that are left.
     """

@@ -1,4 +1,4 @@
-"""What a training loop and a run ask of whatever removes: units (`Pruner`) or single weights (`Sparsifier`).
+"""The interface of both pruning methods: of units (`Pruner`) and of single weights (`Sparsifier`).
 
 A method scores, averages, decides and removes. The loop calls `score` after every backward pass and `remove` where the schedule says so.
 """
@@ -28,7 +28,7 @@ from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 
 Goal: TypeAlias = Target | Pattern
-"""what a method is to reach: units that stay, or a pattern of zeros"""
+"""the target of a method: the remaining units, or a pattern of zeros"""
 
 
 @runtime_checkable
@@ -47,16 +47,16 @@ class PruningMethod(Protocol):
     """whether the target is reached"""
 
     def ratio(self) -> float:
-        """Return the fraction that is removed now."""
+        """Return the fraction that has been removed so far."""
 
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
 
     def score(self) -> None:
-        """Average in the scores of this step; gradients must be gathered, unscaled and unclipped."""
+        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped."""
 
     def forget(self) -> None:
-        """Drop what was gathered for the scores of this step."""
+        """Discard the scores of this step."""
 
     def note(self, step: int) -> None:
         """Keep the scores as they are at a step, if the options ask for it."""
@@ -64,10 +64,10 @@ class PruningMethod(Protocol):
     def remove(
         self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
     ) -> None:
-        """Remove what scores lowest until `progress` (0 to 1) of the way to the target."""
+        """Remove the lowest scores until `progress` (0 to 1) of the way to the target."""
 
     def finish(self) -> None:
-        """End scoring; what was only masked while training is removed."""
+        """End scoring; remove what was only masked during training."""
 
     def cut(self, model: nn.Module) -> None:
         """Remove from `model` what was masked while its weights were sharded."""
@@ -76,16 +76,16 @@ class PruningMethod(Protocol):
         """Drop the reference to the model."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state that a resumed run needs."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
 
     def check_saved(self, folder: Path, dense: nn.Module) -> None:
-        """Check what only the files can show, and mask single weights of the `dense` model like those of the saved one."""
+        """Check the saved files, and mask single weights of the `dense` model like those of the saved one."""
 
     def removed(self) -> Removed:
-        """Return what the report says about the removal."""
+        """Return the report's entry about the removal."""
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]] | None:
         """Return the last score of every unit; None where single weights were scored."""
@@ -95,10 +95,10 @@ class PruningMethod(Protocol):
 
 
 def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
-    """Return what the options ask for of a model, with weights or without.
+    """Return the target of the options for a model, with weights or without.
 
     Raises:
-        ConfigError: if it cannot be had of this model.
+        ConfigError: if this model does not support it.
         PlanError: if the target cannot be reached.
     """
     if config.sparsity:
@@ -109,7 +109,7 @@ def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
 def make_method(
     model: nn.Module, config: LoRAPruneConfig, goal: Goal | None = None, *, folder: Path | None = None
 ) -> PruningMethod:
-    """Return what prunes an adapted model; without a `goal` it is found here. Trained blocks are kept in `folder`."""
+    """Return the method for an adapted model; without a `goal` it is computed here. Trained blocks are stored in `folder`."""
     check_groups(model, find_groups(config_of(model)))
     goal = goal or find_goal(model, config)
     return Pruner(model, config, goal, folder=folder) if isinstance(goal, Target) else Sparsifier(model, config, goal)

@@ -1,4 +1,4 @@
-"""The mechanism of pruning while training: score, average, decide, remove. Whoever trains calls it; it trains nothing.
+"""Pruning during training: score, average, decide, remove. The training loop calls it; it trains nothing.
 
 Knows nothing about the Trainer, data or files.
 """
@@ -17,25 +17,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.groups import Group, Span
-from loraprune.models.adapters import base_layer, config_of, find_module, linear_paths, projection, trained_factors
+from loraprune.groups import Group
+from loraprune.models.adapters import config_of, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
-from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
+from loraprune.pruning.allocation import ALLOCATIONS, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
-from loraprune.pruning.recovery.end_to_end import Outputs, batches
+from loraprune.pruning.recovery.end_to_end import Outputs, default_steps
 from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
-from loraprune.pruning.removed import Removed, Units
+from loraprune.pruning.removed import Removed, units_removed
 from loraprune.pruning.split import Trial, measured_counts
-from loraprune.pruning.surgery import renew_trained_, slice_
-from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
+from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
+from loraprune.pruning.target import Target, decide_recovery, find_target, report_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
-from loraprune.runtime.processes import are_joined, from_first, take_from_first_, together
+from loraprune.runtime.processes import are_joined, from_first, together
 from loraprune.runtime.sharding import is_sharded
 from loraprune.scoring import make_scorer
 from loraprune.scoring.average import RunningScores, read_scores
@@ -59,9 +59,9 @@ class Pruner:
         self.target = target or find_target(model, config)
         self.groups, self.space = self.target.groups, self.target.space
         self.recovery_is_wanted = config.compensate is not None or config.local > 0
-        """whether --compensate or --local was given, so that it is an error where it cannot be done"""
+        """whether --compensate or --local was given, so that it is an error if the model does not support it"""
         self.config = config = decide_recovery(self.groups, config)
-        tell_kinds(config_of(model), find_groups(config_of(model)), config)
+        report_kinds(config_of(model), find_groups(config_of(model)), config)
         for path in linear_paths(self.groups):
             projection(model, path)
         if config.local:
@@ -73,7 +73,7 @@ class Pruner:
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
         self.folder = folder
-        """where blocks that are trained after a removal are kept until the run ends"""
+        """folder of the blocks trained after a removal, until the run ends"""
         self.recoveries: list[Recovery] = []
         """what every removal cost, and what recovery gained"""
         self.history: dict[str, torch.Tensor] = {}
@@ -95,7 +95,7 @@ class Pruner:
         return self.space.budget.ratio(self.counts())
 
     def score(self) -> None:
-        """Average in the scores of this step; gradients must be whole, unscaled and unclipped. Saved scores stay as they are."""
+        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped. Saved scores stay unchanged."""
         if self.config.scores:
             self.scorer.forget()
             return
@@ -109,18 +109,18 @@ class Pruner:
             self.history[f"{step}/{name}"] = values
 
     def forget(self) -> None:
-        """Drop what was gathered for the scores of this step."""
+        """Discard the scores of this step."""
         self.scorer.forget()
 
     def remove(
         self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
     ) -> None:
-        """Remove the lowest units until `progress` (0 to 1) of the way to the target; with `rows`, refit what stays on them.
+        """Remove the lowest units until `progress` (0 to 1) of the way to the target; with `rows`, recover the remaining weights on them.
 
         Processes rank by the first one's scores: rounding may differ between machines, plans may not.
 
         Raises:
-            NumericsError: if the scores tell nothing: none were gathered, or all units of a group score the same.
+            NumericsError: if the scores are useless: none were gathered, or all units of a group score the same.
         """
         self.scores.values = from_first(self.scores.values)
         is_first = self.plan == Plan.full(self.groups)
@@ -130,7 +130,7 @@ class Pruner:
         for name, units in self.plan.kept.items():
             wanted = min(counts[name], len(units))
             if 0 < wanted < len(units):
-                self._check_scores(name, units)
+                self.scores.check(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
@@ -138,11 +138,11 @@ class Pruner:
             self.scorer.close()
 
     def outputs(self, rows: Rows) -> Outputs:
-        """Return what the model gives now for calibration rows: all of them where the adapters are to learn it."""
+        """Return the model's present outputs for calibration rows: for all of them if the adapters are trained on them."""
         return Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0)
 
     def measure_split(self, rows: Rows) -> Outputs:
-        """Let the calibration rows decide how many heads and how many channels go; return what the model gives for them."""
+        """Measure the split between heads and channels on calibration rows; return the model's outputs for them."""
         ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
         with at_once():
             outputs = self.outputs(rows)
@@ -158,16 +158,13 @@ class Pruner:
         return outputs
 
     def _counts_at(self, progress: float) -> dict[str, int]:
-        """Return the counts due at `progress`; an end that the scores decide is chosen anew each time."""
+        """Return the counts due at `progress`; final counts that depend on scores are computed again each time."""
         allocation = ALLOCATIONS[self.config.chosen_allocation]
         final = self.target.counts
         if allocation.scored and not self.config.has_dimensions:
-            final = reach(self.space, allocation, self.target.ratio, self._present_scores())
+            present = {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
+            final = reach(self.space, allocation, self.target.ratio, present)
         return towards(self.space, final, progress)
-
-    def _present_scores(self) -> Scores:
-        """Return the running scores of the units that are there."""
-        return {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
 
     def apply(
         self,
@@ -177,7 +174,7 @@ class Pruner:
         rows: Rows | None = None,
         outputs: Outputs | None = None,
     ) -> None:
-        """Carry out a plan that keeps a part of what is there; `outputs` are what the model gives now for `rows`, if they are known."""
+        """Carry out a plan that keeps a part of the units; `outputs` are the model's present outputs for `rows`, if known."""
         positions = plan.kept if self.masks else self.plan.positions(plan)
         is_due = rows is not None and plan != self.plan
         recovery, steps = (
@@ -199,14 +196,15 @@ class Pruner:
             with together(), at_once():
                 kept = plan.kept if self.masks else Plan.full(self.present).kept
                 recover_(self.model, self.present, kept, rows, steps, recovery)
-            self._share_changed()
+            if are_joined():
+                share_(self.model, self._changed_layers().values())
             self.recoveries.append(recovery)
         self.plan = plan
 
     def _prepare_recovery(
         self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Sequence[int]]
     ) -> tuple[Recovery, Steps]:
-        """Look at the model before a cut: its loss, how projections are to be refitted, and what blocks are to give."""
+        """Measure the model before a cut: its loss, the least-squares changes of projections, and the targets of blocks."""
         recovery = Recovery()
         with at_once():
             outputs = outputs or self.outputs(rows)
@@ -217,7 +215,7 @@ class Pruner:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        learning = batches(outputs) if self.config.end_to_end is None else self.config.end_to_end
+        learning = default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
         return recovery, Steps(
             refits, trace, outputs, self.config.local, learning, changed, scales, self.config.seed, self.folder
         )
@@ -225,31 +223,21 @@ class Pruner:
     def _look_at_rows(
         self, positions: Mapping[str, Sequence[int]], rows: Rows
     ) -> tuple[Mapping[str, Refit], Trace | None]:
-        """Solve the refits and trace what blocks are to give; neither where layers share projections, unless it was asked for."""
+        """Solve the least-squares problems and trace the targets of blocks; neither if layers share projections, unless requested."""
         try:
             refits = solve_refits(self.model, self.present, positions, rows) if self.config.compensate else {}
             return refits, Trace(self.model, self.present, rows) if self.config.local else None
         except ConfigError as error:
             if self.recovery_is_wanted:
                 raise
-            logger.info("no projection is refitted and no block is trained: %s", error)
+            logger.info("no least-squares reconstruction and no training of blocks: %s", error)
             self.config = replace(self.config, compensate=False, local=0)
             return {}, None
 
-    @torch.no_grad()
-    def _share_changed(self) -> None:
-        """Give every process the weights that the first one refitted."""
-        if are_joined():
-            for layer in self._changed_layers().values():
-                held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
-                take_from_first_(held.values())
-                restore_(layer, held)
-            take_from_first_(factor.data for factor in trained_factors(self.model))
-
     def finish(self) -> None:
-        """Take hooks and masks off; a masked model is cut now, so that both ways end with the same model.
+        """Remove hooks and masks; a masked model is cut now, so that both ways end with the same model.
 
-        Of one in parts the cut is left to who puts them together.
+        A sharded model is cut by the caller that gathers it.
         """
         self.scorer.close()
         if self.masks:
@@ -259,12 +247,12 @@ class Pruner:
                 self.cut(self.model)
 
     def cut(self, model: nn.Module) -> None:
-        """Cut a model that was masked while training."""
+        """Cut a model that was masked during training."""
         self.model = model
         self.present = slice_(model, self.present, self.plan.kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, beside the adapters: plan, scores, and the frozen weights that removal changed."""
+        """Return the state that a resumed run needs, besides the adapters: plan, scores, and the frozen weights that removal changed."""
         weights = {path: dict(stored_parameters(layer)) for path, layer in self._changed_layers().items()}
         return {
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
@@ -274,7 +262,7 @@ class Pruner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`: cuts or masks a dense model."""
+        """Restore the state of `state_dict()`: cuts or masks a dense model."""
         plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
         self.apply(plan)
         for path, layer in self._changed_layers().items():
@@ -288,36 +276,20 @@ class Pruner:
             self.scorer.close()
 
     def _changed_layers(self) -> dict[str, nn.Module]:
-        """Return the layers whose weights cutting alone does not give: rescaled norms, and refitted projections."""
-        spans = (span for group in self.groups for span in group.spans if self._is_changed(span))
-        return {span.module: base_layer(find_module(self.model, span.module)) for span in spans}
-
-    def _is_changed(self, span: Span) -> bool:
-        return span.side == "norm" or span.side in self.config.changed
+        return changed_layers(self.model, self.groups, self.config.changed)
 
     def release(self) -> None:
-        """Let go of the model, so that its memory can be had back; scores and plan stay."""
+        """Drop the reference to the model, so that its memory can be freed; scores and plan stay."""
         self.model = nn.Module()
         del self.scorer
 
     def check_saved(self, folder: Path, dense: nn.Module) -> None:
-        """Do nothing: shapes show what was removed."""
+        """Do nothing: the shapes show what was removed."""
 
     def removed(self) -> Removed:
-        """Return what the report says about the removal."""
-        budget, config = self.space.budget, self.config
-        names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
-        is_ratio = config.parameters is None and not config.has_dimensions
-        return Removed(
-            ratio_requested=config.ratio if is_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
-            prunable_pruned=budget.kept(self.counts()),
-            target=None if is_ratio else {name: getattr(config, name) for name in names},
-            units={group.name: self._units(group) for group in self.groups},
-            recovery=[recovery.to_json() for recovery in self.recoveries],
-        )  # fmt: skip
-
-    def _units(self, group: Group) -> Units:
-        return {"kind": group.kind, "dense": self.plan.units[group.name], "kept": len(self.plan.kept[group.name])}
+        """Return the report's entry about the removal."""
+        recovery = [each.to_json() for each in self.recoveries]
+        return units_removed(self.config, self.space.budget, self.groups, self.plan, recovery)
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the last score of every unit of the dense model."""
@@ -326,11 +298,3 @@ class Pruner:
     def noted_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return step/group -> the scores that `note` kept."""
         return self.history
-
-    def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
-        values = self.scores.values[name][torch.tensor(units)]
-        if not self.scores.updates or values.min() == values.max():
-            raise NumericsError(
-                f"all units of {name!r} score {float(values[0])}: nothing tells them apart, so none is removed; "
-                "train at least one step first and check that gradients reach the adapters"
-            )

@@ -1,4 +1,4 @@
-"""How much is removed when: the fraction of the final removal that must be done after each optimiser step.
+"""Schedules: the fraction of the final removal that must be done after each optimiser step.
 
 Knows nothing about models: it maps a step to a number between 0 and 1.
 """
@@ -53,7 +53,7 @@ class Schedule:
         return 1 - left ** (3 if self.name == "cubic" else 1)
 
     def is_event(self, step: int) -> bool:
-        """Say whether units are removed after `step` steps; the last event is exactly at `last`."""
+        """Return whether units are removed after `step` steps; the last event is exactly at `last`."""
         if step == self.last:
             return True
         return self.name != "oneshot" and self.first < step < self.last and (step - self.first) % self.stride == 0

@@ -1,4 +1,4 @@
-"""The split between heads and channels, by measurement: each is tried with masks, and the one that changes the outputs least is taken."""
+"""The measured split between heads and channels: each is tried with masks, and the one that changes the outputs least is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model that has all its units, and what a split of it is tried with."""
+    """An unpruned model, and the data for trying splits of it."""
 
     model: nn.Module
     groups: Sequence[Group]
@@ -39,7 +39,7 @@ class Trial:
     """whether projections are reconstructed after the cut"""
 
     def errors(self, tried: Sequence[Counts]) -> list[float]:
-        """Return how far the outputs of each split are from the model's, on the rows kept aside, once projections are reconstructed.
+        """Return the distance of each split's outputs from the model's, on the rows kept aside, after reconstruction of projections.
 
         The cut alone does not decide it: on small models its ranking changes with the reconstruction (docs/log.md).
         """
@@ -73,7 +73,7 @@ def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -
     errors = trial.errors(tried)
     best = from_first(min(range(len(tried)), key=lambda place: errors[place]))
     logger.info(
-        "split: %s, the least change of the outputs among %d (%.3f; of equal ratios %.3f)",
+        "split: %s; of %d splits it changes the outputs least (by %.3f; equal ratios: %.3f)",
         ", ".join(f"{kind} {tried[best][members[0].name]} of {members[0].units}" for kind, members in space.by_kind().items()),
         len(tried), errors[best], errors[0],
     )  # fmt: skip

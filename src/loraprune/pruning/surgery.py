@@ -6,7 +6,7 @@ Cutting equals masking, as AdamW acts on each element alone. Knows nothing about
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,19 @@ from torch import Tensor, nn
 
 from loraprune.errors import GroupMismatchError
 from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
-from loraprune.models.adapters import STACKS, Cut, base_layer, config_of, cuts, find_module, set_features
+from loraprune.models.adapters import (
+    STACKS,
+    Cut,
+    base_layer,
+    config_of,
+    cuts,
+    find_module,
+    set_features,
+    trained_factors,
+)
 from loraprune.models.layerwise.modeling_loraprune import LayerConfig
+from loraprune.models.quantised import restore_, stored_parameters
+from loraprune.runtime.processes import take_from_first_
 
 
 def slice_(
@@ -75,7 +86,7 @@ def _cut(cut: Cut, index: Tensor, optimizer: torch.optim.Optimizer | None) -> No
 
 
 def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make new parameters of all that are trained, with the same numbers and optimiser state.
+    """Replace all trained parameters by new ones with the same values and optimiser state.
 
     After a cut DDP needs it: the nodes of autograd that it holds on to know the old shapes.
     """
@@ -92,14 +103,30 @@ def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[new] = optimizer.state.pop(old)
 
 
+def changed_layers(model: nn.Module, groups: Sequence[Group], changed: Collection[Side]) -> dict[str, nn.Module]:
+    """Return the layers whose weights do not follow from cutting: rescaled norms, and those on the sides that recovery `changed`."""
+    spans = (span for group in groups for span in group.spans if span.side == "norm" or span.side in changed)
+    return {span.module: base_layer(find_module(model, span.module)) for span in spans}
+
+
+@torch.no_grad()
+def share_(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Give every process the weights of layers, and the factors of LoRA, of the first one."""
+    for layer in layers:
+        held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
+        take_from_first_(held.values())
+        restore_(layer, held)
+    take_from_first_(factor.data for factor in trained_factors(model))
+
+
 @torch.no_grad()
 def rescale_norm_(weight: Float[Tensor, " units"], *, before: int, after: int) -> None:
-    """Make an RMS norm over `after` channels give what it gave over `before` with the others zero."""
+    """Rescale an RMS norm over `after` channels to give its output over `before` channels with the others zero."""
     weight.data.mul_(math.sqrt(before / after))
 
 
 def set_attribute(model: nn.Module, path: str, value: int) -> None:
-    """Set an integer of a module; a layer that shares the model's configuration gets a view of its own first."""
+    """Set an integer of a module; a layer that shares the model's configuration first gets a separate view of it."""
     owner, name = path.rsplit(".", 1)
     if owner.endswith(".config"):
         module: Any = find_module(model, owner.removesuffix(".config"))
@@ -127,7 +154,7 @@ def check_groups(model: nn.Module, groups: Sequence[Group]) -> None:
         has_weight = side == "table" or side in STACKS or getattr(base_layer(module), "weight", None) is not None
         sizes = [cut.size for cut in cuts(module, side)] if has_weight else []
         if not sizes:
-            raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is no layer that can be cut")
+            raise GroupMismatchError(f"{path!r} has no weight: {type(module).__name__} is not a layer that can be cut")
         size = min(sizes)
         ranges.sort()
         for (_, stop, name), (start, _, other) in pairwise(ranges):

@@ -1,4 +1,4 @@
-"""What a run may remove and how much of it: the groups in play, what their units own, and the counts that the options ask for.
+"""The target of a run: the groups that may lose units, the parameters of their units, and the counts of the options.
 
 Knows nothing about scores over time, removal or training.
 """
@@ -48,7 +48,7 @@ class Target:
 
 
 def find_target(model: nn.Module, config: LoRAPruneConfig) -> Target:
-    """Return what the options ask for of a model, with weights or without.
+    """Return the target of the options for a model, with weights or without.
 
     Raises:
         ConfigError: if the model has no such units, or cannot recover in the ways that the options ask for.
@@ -107,21 +107,21 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
     return tuple(group for group in groups if group.kind in chosen)
 
 
-def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
-    """Say which kinds stay whole without having been asked to, or need modelling code in the folder."""
+def report_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
+    """Log which kinds are not pruned although this was not requested, or need modelling code in the folder."""
     left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
     coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
     unscored = left & {group.kind for group in groups if not can_score(criteria.get(options.chosen_criterion), group)}
     if unscored:
         logger.info(
-            "units of kind %s stay whole: --criterion %s cannot score them",
+            "units of kind %s are not pruned: --criterion %s cannot score them",
             " and ".join(sorted(unscored)),
             options.chosen_criterion,
         )
     left -= unscored
     if left and options.kinds == "auto":
         logger.info(
-            "units of kind %s stay whole: no stock checkpoint of type %r can hold fewer; --kinds all prunes them too and saves "
+            "units of kind %s are not pruned: no stock checkpoint of type %r can hold fewer; --kinds all prunes them too and saves "
             "modelling code in the folder", " and ".join(sorted(left)), config.model_type,
         )  # fmt: skip
     if options.has_dimensions:
@@ -130,18 +130,18 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
             ("FFN channels", (options.ffn, options.ffn_ratio)),
         ):
             if widths == (None, None):
-                logger.info("all %s stay: no number of them is asked for", what)
+                logger.info("all %s are kept: no target was given for them", what)
     if coded:
         logger.info(
-            "no stock checkpoint of type %r can hold fewer units of kind %s: modelling code will lie in the folder",
+            "no stock checkpoint of type %r can hold fewer units of kind %s: the folder will contain modelling code",
             config.model_type, " and ".join(sorted(coded)),
         )  # fmt: skip
 
 
 def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
-    """Return the options with those of recovery that were not given: what is possible.
+    """Return the options with recovery options that were not given set to what is possible.
 
-    `end_to_end` stays None where it is: the calibration rows decide how many steps a pass over them takes.
+    `end_to_end` stays None where it is: the calibration rows decide how many steps some passes over them take.
     """
     possible = not (config.sparsity or launch.is_sharded())
     channels = any(group.kind == "channel" for group in groups)
@@ -157,7 +157,7 @@ def check_recovery(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
     """Refuse groups in play that cannot recover in the ways that the options ask for.
 
     Raises:
-        ConfigError: for what cannot be refitted, or has no block to learn; for models in parts.
+        ConfigError: for projections without a reconstruction, units without a block, and sharded models.
     """
     if launch.is_sharded():
         check_parts(groups, config)
@@ -168,7 +168,7 @@ def check_recovery(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
 
 
 def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
-    """Refuse what needs whole weights while training, which FSDP keeps in parts.
+    """Refuse options that need unsharded weights during training, with FSDP.
 
     Raises:
         ConfigError: for recovery of frozen weights, and for stacks of experts.
@@ -176,11 +176,11 @@ def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
     remedy = "launch without --use_fsdp"
     if config.compensate or config.local or config.end_to_end:
         raise ConfigError(
-            f"--compensate, --local, --end-to-end: FSDP keeps weights in parts, which cannot be reconstructed; {remedy}"
+            f"--compensate, --local, --end-to-end: FSDP shards weights, which then cannot be reconstructed; {remedy}"
         )
     if any(group.kind in EXPERTS for group in groups):
         raise ConfigError(
-            f"--kinds {config.kinds}: FSDP keeps stacks of experts in parts, which cannot be masked; {remedy}"
+            f"--kinds {config.kinds}: FSDP shards stacks of experts, which then cannot be masked; {remedy}"
         )
 
 
@@ -230,13 +230,21 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
 
 
 def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
-    """Return the ratio of prunable parameters that --ratio or --parameters asks for."""
-    if config.parameters is None:
+    """Return the ratio of prunable parameters that --ratio, --size or --parameters asks for.
+
+    Raises:
+        PlanError: if the model is larger without all its units than what is asked for, or smaller with them.
+    """
+    if config.size is None and config.parameters is None:
         return config.ratio
-    wanted, fixed = parse_count(config.parameters), model_parameters - space.budget.prunable
+    if config.size is not None:
+        asked, wanted = f"--size {100 * config.size:g}%", round(config.size * model_parameters)
+    else:
+        asked, wanted = f"--parameters {config.parameters}", parse_count(str(config.parameters))
+    fixed = model_parameters - space.budget.prunable
     if not fixed < wanted <= model_parameters:
         raise PlanError(
-            f"--parameters {config.parameters}: this model has {model_parameters:,}, of which {fixed:,} are never pruned; "
-            "choose a number between the two"
+            f"{asked}: this model has {model_parameters:,} parameters, of which {fixed:,} ({100 * fixed / model_parameters:.0f} %) are "
+            "never pruned; choose a size between the two"
         )
     return (model_parameters - wanted) / space.budget.prunable

@@ -1,4 +1,4 @@
-"""Which groups are drawn together, and how they are labelled.
+"""Choose which groups are drawn together, and label them.
 
 Knows nothing about plots or scores.
 """
@@ -45,7 +45,7 @@ def name_of(group: str, kind: str | None) -> str:
 def layer_labels(groups: Sequence[str]) -> dict[str, str]:
     """Return group -> label, in ascending order: the numbers in its path, with words where numbers are not enough.
 
-    Numbers that are the same in all paths of one form say nothing about a layer, such as the sub-layers of T5's blocks.
+    Numbers that are the same in all paths of one form do not identify a layer, such as the sub-layers of T5's blocks.
     """
     forms: dict[tuple[str, ...], list[str]] = {}
     for group in groups:
@@ -66,7 +66,7 @@ def _words(group: str) -> tuple[str, ...]:
 
 
 def _varying_numbers(alike: Sequence[str]) -> dict[str, str]:
-    """Return group -> the numbers in its path that tell it from the others, such as `0.3`, in ascending order."""
+    """Return group -> the numbers in its path that distinguish it from the others, such as `0.3`, in ascending order."""
     found = {group: [int(part) for part in group.split(".") if part.isdigit()] for group in alike}
     columns = list(zip(*found.values(), strict=True))
     chosen = [place for place, column in enumerate(columns) if len(set(column)) > 1] or range(len(columns))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from loraprune.config.pruning import TARGETS
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.measurement import Compared, Measured
 from loraprune.evaluation.tasks import Task
@@ -71,15 +72,13 @@ def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan)
     first, last = reports[0], reports[-1]
     assert first.removed is not None
     assert last.removed is not None
-    is_ratio = config.parameters is None and not config.has_dimensions
-    names = ("parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
     before = first.removed.units or {}
     units: dict[str, Units] = {name: {**counts, "kept": len(plan.kept[name])} for name, counts in before.items()}
     removed = replace(
         last.removed, prunable_dense=first.removed.prunable_dense, units=units,
-        ratio_requested=config.ratio if is_ratio else None,
+        ratio_requested=config.ratio if config.has_ratio else None,
         ratio_reached=1 - last.removed.prunable_pruned / first.removed.prunable_dense,
-        target=None if is_ratio else {name: getattr(config, name) for name in names},
+        target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
     )  # fmt: skip
     trained = [report.training for report in reports]
     training = replace(

@@ -23,7 +23,7 @@ INK = "#1f2328"
 """text, ticks and frames"""
 GRID = "#dddddd"
 PALE = "#b8bec6"
-"""what another colour is compared with: dense beside pruned, removed beside kept"""
+"""colour of references: dense beside pruned, removed beside kept"""
 
 
 class MissingMatplotlib(LoraPruneError):

@@ -30,7 +30,7 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Say whether nothing speaks against using the model."""
+        """Return whether nothing speaks against using the model."""
         return self.word == "usable"
 
 
@@ -77,7 +77,7 @@ def _by_share(job: str, name: str, dense: float, pruned: float) -> Verdict:
 def _against_new_head(name: str, dense: float, pruned: float, *, learned: bool) -> Verdict:
     figures = f"{name} {pruned:.4g} after {dense:.4g} with an untrained head"
     if not learned:
-        return Verdict("ruined", f"{figures}: the run taught the model nothing")
+        return Verdict("ruined", f"{figures}: the model learned nothing in this run")
     return Verdict("not comparable", f"{figures}, which does not show what pruning cost")
 
 

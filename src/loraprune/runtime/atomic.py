@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever happens while they are written.
+"""Write files and folders atomically: complete or not at all, whatever happens meanwhile.
 
 Knows nothing about what is in them.
 """
@@ -52,7 +52,7 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_sealed(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a folder whose files are all what it says.
+    """Return the manifest of a folder whose files all match it.
 
     Raises:
         ValueError: in words, if a file is missing, torn or altered.
@@ -86,7 +86,7 @@ def digest(path: Path) -> str:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Let `new` take the place of `place`, which goes only then; both are in the same file system."""
+    """Replace `place` by `new`; `place` is removed only then, and both are in the same file system."""
     sync_tree(new)
     if not place.exists():
         new.rename(place)
@@ -97,7 +97,7 @@ def replace_folder(new: Path, place: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all; one that is there already stays until then."""
+    """Write a file atomically; an existing file stays until then."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -108,7 +108,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two folders swap their names: in one act where the system can, so that neither name is ever free."""
+    """Swap the names of two folders: atomically if the system can, so that neither name is ever missing."""
     if sys.platform == "linux":
         rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if rename and not rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
@@ -126,5 +126,5 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def former_of(new: Path) -> Path:
-    """Return where a folder waits for a moment while `new` takes its place, on systems that cannot swap names."""
+    """Return the temporary name of a folder that `new` replaces, on systems that cannot swap names."""
     return new.with_name(new.name + ".former")

@@ -1,4 +1,4 @@
-"""Where to compute and in which precision.
+"""Choose the device and the precision.
 
 Knows nothing about models.
 """
@@ -16,7 +16,7 @@ from loraprune.errors import ConfigError
 from loraprune.runtime import launch
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
-"""what instruction sets with products of bfloat16 are called by torch, on x86 and ARM"""
+"""torch's names of instruction sets with bfloat16 products, on x86 and ARM"""
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,7 +48,7 @@ def choose_dtype(name: str, device: torch.device, stored: object) -> torch.dtype
 
 
 def multiplies_bfloat16() -> bool:
-    """Say whether this CPU has instructions for products of bfloat16 matrices: without them they take longer than in float32."""
+    """Return whether this CPU has instructions for products of bfloat16 matrices: without them they take longer than in float32."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in BFLOAT16)
 
@@ -64,15 +64,15 @@ def check_training(dtype: str, optimizer: str, device: torch.device) -> None:
             "--dtype float16: its gradients need a loss scale, which is for GPUs; use bfloat16 or float32 here"
         )
     if dtype == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise ConfigError("--dtype tf32: only CUDA devices of Ampere or later round products so; use --dtype float32")
+        raise ConfigError("--dtype tf32: it needs a CUDA device of the Ampere generation or later; use --dtype float32")
     if optimizer.startswith("paged") and device.type != "cuda":
         raise ConfigError(
-            f"--optimizer {optimizer}: it moves its state out of a CUDA device; use --optimizer adamw here"
+            f"--optimizer {optimizer}: it moves its state from a GPU to the CPU; use --optimizer adamw here"
         )
 
 
 def check_compile(device: torch.device) -> None:
-    """Refuse to compile a step where that cannot be done.
+    """Refuse to compile a step where that is not supported.
 
     Raises:
         ConfigError: for several processes, and for a CPU without a C++ compiler.
@@ -87,7 +87,7 @@ def check_compile(device: torch.device) -> None:
 
 @contextmanager
 def tf32_products(wanted: bool) -> Iterator[None]:
-    """Let products of float32 matrices be rounded to TF32 for a while."""
+    """Allow TF32 in products of float32 matrices within the block."""
     before = torch.get_float32_matmul_precision()
     if wanted:
         torch.set_float32_matmul_precision("high")

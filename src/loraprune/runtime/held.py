@@ -1,4 +1,4 @@
-"""Objects that a caller holds in memory, by the names under which a run refers to them.
+"""Objects in a caller's memory, by the names under which a run refers to them.
 
 A model's name leads to a folder with its weights, as a run reads them more than once. Knows nothing about what the objects are.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What is known by name while a function of the package runs."""
+    """Objects that are registered while a function of the package runs."""
 
     models: Mapping[str, str] = field(default_factory=dict)
     """name -> folder with config.json, and weights where they are needed"""
@@ -28,13 +28,13 @@ _current: ContextVar[Held] = ContextVar("held", default=Held())  # noqa: B039 (i
 
 
 def held() -> Held:
-    """Return what is known by name here."""
+    """Return the objects that are registered now."""
     return _current.get()
 
 
 @contextmanager
 def holding(objects: Held) -> Iterator[None]:
-    """Make objects known by name within the block."""
+    """Register objects by name within the block."""
     before = _current.set(objects)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a name given as a model or as data can lead to, as far as that shows without asking anybody.
+"""Classify the name of a model or of data as far as possible without the network.
 
 Knows nothing about torch.
 """
@@ -34,30 +34,30 @@ def at_home(name: Any) -> Any:
 
 
 def data_suffix(name: str) -> str:
-    """Return the suffix that says what is in a file, in small letters; that of a compression does not count."""
+    """Return the suffix of a file's format, in small letters, without that of a compression."""
     path = PurePath(name.lower())
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def lies_here(name: str | None) -> bool:
-    """Say whether a name is a path of this machine, and no id of the hub."""
+def is_local(name: str | None) -> bool:
+    """Return whether a name is a path of this machine, not an id of the hub."""
     return name is not None and (name.startswith((".", "/", "~")) or os.path.exists(name))
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Say whether a name that leads nowhere on this machine can be an id of the hub."""
-    return not lies_here(name) and data_suffix(name) not in SUFFIXES and bool(HUB_ID.fullmatch(name))
+    """Return whether a name without a file or folder on this machine can be an id of the hub."""
+    return not is_local(name) and data_suffix(name) not in SUFFIXES and bool(HUB_ID.fullmatch(name))
 
 
 def needs_no_hub(name: str | None) -> bool:
-    """Say whether what a name leads to, or that it leads nowhere, shows without the hub; what is ours needs no look."""
-    if not name or (name in OURS and not lies_here(name)):
+    """Return whether a name can be resolved, or refused, without the hub."""
+    if not name or (name in OURS and not is_local(name)):
         return False
     return bool(constants.HF_HUB_OFFLINE) or not may_be_on_hub(name)
 
 
 def matching(pattern: str) -> list[str]:
-    """Return the files that a pattern such as data/*.jsonl matches, sorted; none for a name that is no pattern."""
+    """Return the files that a pattern such as data/*.jsonl matches, sorted; none for a name that is not a pattern."""
     return sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) and "\0" not in pattern else []
 
 
@@ -72,30 +72,30 @@ def parts(model: str) -> tuple[str, str | None]:
 
 
 def is_gguf(name: str) -> bool:
-    """Say whether a name is that of a GGUF file."""
+    """Return whether a name is that of a GGUF file."""
     return name.lower().endswith(".gguf") and os.path.isfile(name)
 
 
 def model_problem(name: str) -> str | None:
-    """Return why a name leads to no model, as far as that shows without the hub and without looking into a folder."""
+    """Return why there is no model of a name, as far as that can be found without the hub and without opening a folder."""
     base, adapter = parts(name)
     if adapter is not None:
         if not os.path.isdir(adapter):
-            return f"{adapter or 'nothing'} behind the + is no folder; name one with adapter_config.json, as in BASE+ADAPTER"
+            return f"{adapter or 'nothing'} after the + is not a folder; name one with adapter_config.json, as in BASE+ADAPTER"
         if is_gguf(base):
             return "an adapter is not merged into a GGUF file; name the checkpoint that it was trained on, as in BASE+ADAPTER"
         return f"{base or 'nothing'} before the +: {problem}" if (problem := model_problem(base)) else None
     if name == DEMO or os.path.isdir(name):  # unlike Path.is_dir, no error for a name that is too long
         return None
     if is_gguf(name):
-        return None if find_spec("gguf") else "gguf is not installed, which reads GGUF files; pip install gguf"
+        return None if find_spec("gguf") else "reading a GGUF file needs gguf, which is not installed; pip install gguf"
     if os.path.isfile(name):
         return "this is a file; name the folder that holds it and config.json"
     return None if may_be_on_hub(name) else "no such folder; check the path, or name a hub id such as org/name"
 
 
 def uncached_model(name: str) -> str | None:
-    """Return why a hub id leads to no model while the hub is switched off; None where it may, and for any other name."""
+    """Return why there is no model of a hub id while the hub is switched off; None if there may be one, and for any other name."""
     base, _ = parts(name)
     if not constants.HF_HUB_OFFLINE or base in OURS or not may_be_on_hub(base):
         return None
@@ -111,7 +111,7 @@ def uncached_model(name: str) -> str | None:
 
 
 def uncached_data(name: str) -> str | None:
-    """Return why a hub id leads to no data while the hub is switched off; None where it may, and for any other name."""
+    """Return why there are no data of a hub id while the hub is switched off; None if there may be some, and for any other name."""
     identifier = name.partition(":")[0]
     # Names without an owner may be those of benchmarks, which lie elsewhere.
     if not constants.HF_HUB_OFFLINE or "/" not in identifier or not may_be_on_hub(name) or matching(at_home(name)):
@@ -122,7 +122,7 @@ def uncached_data(name: str) -> str | None:
 
 
 def _has_cached_data(identifier: str) -> bool:
-    """Say whether a data set lies in the cache of the hub's client, or of `datasets`."""
+    """Return whether a data set is in the cache of the hub's client, or of `datasets`."""
     ours = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
     places = (
         os.path.join(constants.HF_HUB_CACHE, "datasets--" + identifier.replace("/", "--")),
@@ -142,7 +142,7 @@ def task_data_problem(folder: str) -> str | None:
 
 
 def data_problem(name: str) -> str | None:
-    """Return why a name leads to no data, as far as that shows without the hub and without looking into a file."""
+    """Return why there are no data of a name, as far as that can be found without the hub and without opening a file."""
     path = at_home(name)
     if name == STDLIB or (name and os.path.exists(path)) or may_be_on_hub(name) or matching(path):
         return None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as exceptions, or kept until a step is over.
+"""Handle SIGINT and SIGTERM as exceptions, or defer them until a step is finished.
 
 Knows nothing about torch, training or files.
 """
@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Pending:
-    """The signal that came while signals were kept, if one did."""
+    """The signal that arrived while signals were deferred, if any."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -42,22 +42,23 @@ class Pending:
             raise Interrupted(number)
         self.number = number
         logger.warning(
-            "%s: a checkpoint is written after this step; once more ends at once", signal.Signals(number).name
+            "%s: the run stops after this step and writes a checkpoint; a second signal ends it at once",
+            signal.Signals(number).name,
         )
 
 
 _waiting: list[Pending] = []
-"""where signals are kept now"""
+"""the store of deferred signals that is active now"""
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """End the program by an exception, so that whatever was begun is tidied up."""
+    """End the program by an exception, so that unfinished work is cleaned up."""
     raise Interrupted(number)
 
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None] = interrupt) -> Iterator[None]:
-    """Give both signals to `handler`; one that is ignored stays so, and other threads than the main one have no say."""
+    """Install `handler` for both signals; an ignored signal stays ignored, and only the main thread can install handlers."""
     former = {}
     if threading.current_thread() is threading.main_thread():
         former = {number: signal.getsignal(number) for number in SIGNALS}
@@ -73,7 +74,7 @@ def handled(handler: Callable[[int, FrameType | None], None] = interrupt) -> Ite
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Act on signals at once in a part of a step that takes long, where they are kept until the step is over.
+    """Act on signals at once in a long part of a step, within which they are otherwise deferred.
 
     Raises:
         Interrupted: in the middle of the block, or before it for a signal that is waiting.
@@ -86,7 +87,7 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[Pending]:
-    """Keep signals instead of acting on them; whoever is given the result must look at it often.
+    """Defer signals instead of acting on them; the caller must check the result often.
 
     Raises:
         Interrupted: at the end, for a signal that was overlooked.

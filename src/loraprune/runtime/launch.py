@@ -1,6 +1,6 @@
-"""What a launcher says of the processes that carry out one command together: torchrun and `accelerate launch` tell by variables.
+"""Read the environment variables of a launcher (torchrun, `accelerate launch`) that starts several processes for one command.
 
-Knows nothing about torch, so that a command line is judged at once.
+Knows nothing about torch, so that a command line is checked at once.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from loraprune.errors import ConfigError
 TRAINING = ("prune", "finetune", "resume")
 """commands that several processes share; any other would write the same files twice"""
 DEEPSPEED = (
-    "DeepSpeed updates within its backward pass, where no gradients are left to score units by: launch with torchrun, or with "
+    "DeepSpeed frees gradients before units can be scored: launch with torchrun, or with "
     "accelerate launch --multi_gpu or --use_fsdp --fsdp_version 2"
 )
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-"""with it transformers reads weights in the first process alone; here each one checks and scores what it has read"""
+"""with it transformers reads weights only in the first process; here each one checks and scores the weights it has read"""
 
 
 def is_launched() -> bool:
-    """Say whether a launcher started this process, if only a single one."""
+    """Return whether a launcher started this process, if only a single one."""
     return "LOCAL_RANK" in os.environ
 
 
@@ -35,22 +35,22 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Say whether this process writes and tells."""
+    """Return whether this process writes and prints."""
     return number() == 0
 
 
 def is_sharded() -> bool:
-    """Say whether the launcher asks for FSDP, where each process holds a part of every parameter."""
+    """Return whether the launcher asks for FSDP, where each process holds a part of every parameter."""
     return _flag("ACCELERATE_USE_FSDP")
 
 
 def uses_deepspeed() -> bool:
-    """Say whether the launcher asks for DeepSpeed."""
+    """Return whether the launcher asks for DeepSpeed."""
     return _flag("ACCELERATE_USE_DEEPSPEED")
 
 
 def check_launch(command: str) -> None:
-    """Refuse a launch that cannot do what it is for; leaves a setting of FSDP behind that can.
+    """Refuse a launch that is not supported; corrects a setting of FSDP.
 
     Raises:
         ConfigError: for DeepSpeed, FSDP 1, FSDP in a single process, and commands that one process carries out.
@@ -58,11 +58,11 @@ def check_launch(command: str) -> None:
     if uses_deepspeed():
         raise ConfigError(DEEPSPEED)
     if count() > 1 and command not in TRAINING:
-        raise ConfigError(f"{count()} processes: {command} is carried out by one; start it without a launcher")
+        raise ConfigError(f"{count()} processes: {command} runs in one process; start it without a launcher")
     if is_sharded():
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
-            raise ConfigError(f"FSDP {version}: only version 2 keeps parameters apart; give --fsdp_version 2")
+            raise ConfigError(f"FSDP {version}: only version 2 is supported; give --fsdp_version 2")
         if count() == 1:
             raise ConfigError(
                 "FSDP in one process shards nothing: give --num_processes 2 or more, or leave --use_fsdp out"

@@ -1,6 +1,6 @@
-"""How much memory a stretch of work took at its peak.
+"""Measure the peak memory of a part of a run.
 
-On CUDA what tensors took on the device; elsewhere the resident memory of the whole process, libraries included.
+On CUDA the memory of tensors on the device; elsewhere the resident memory of the whole process, libraries included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new stretch; where the system cannot, the peak since the start of the process is reported."""
+    """Start a new measurement; if the system cannot, the peak since the start of the process is reported."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -1,4 +1,4 @@
-"""Where a result may be written: asked before any of the work.
+"""Check where a result may be written, before any work.
 
 Knows nothing about how it is written.
 """
@@ -13,25 +13,25 @@ from pathlib import Path
 from loraprune.runtime.hub import parts
 
 PARTIAL = ".partial"
-"""what the name of the folder ends with that a run writes to until it is done"""
+"""suffix of the folder that a run writes to until it is finished"""
 OUR_FILES = ("report.json", "plan.json", "export.json")
 """a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 
 def is_ours(folder: Path) -> bool:
-    """Say whether a folder may be replaced: it is empty, or a run wrote it."""
+    """Return whether a folder may be replaced: it is empty, or a run wrote it."""
     return folder.is_dir() and (not any(folder.iterdir()) or holds_result(folder))
 
 
 def holds_result(folder: Path) -> bool:
-    """Say whether a command has ended with this folder."""
+    """Return whether a command has finished this folder."""
     return any((folder / name).is_file() for name in OUR_FILES)
 
 
 def output_problem(
     output: str, *, overwrite: bool, resume: bool = False, inputs: Mapping[str, str | None] | None = None
 ) -> str | None:
-    """Return what is wrong with a folder to write, or to go on writing, in one sentence.
+    """Return what is wrong with a folder to write, or to continue writing, in one sentence.
 
     `inputs` maps options to what they name: a path among them must not be in a folder that is replaced.
     """
@@ -44,13 +44,13 @@ def output_problem(
             ended = " (its run has ended, nothing is left to resume)" if resume and holds_result(Path(output)) else ""
             return f"--output {output} exists{ended}: choose another folder, or give --overwrite"
         if not is_ours(Path(output)):
-            return f"--output {output} --overwrite: it is no folder that loraprune wrote, and is left alone; choose another one"
+            return f"--output {output} --overwrite: not written by loraprune, so it is not replaced; choose another one"
     why = unwritable(output)
     return f"--output {output}: cannot be written ({why}); choose another folder" if why else None
 
 
 def replaced_input(output: str, inputs: Mapping[str, str | None]) -> str | None:
-    """Return in one sentence which inputs would go with the folder that is replaced, or with what an unfinished run left."""
+    """Return in one sentence which inputs would be deleted with the replaced folder, or with the files of an unfinished run."""
     for place in (output, output + PARTIAL):
         inside = [
             f"--{option.replace('_', '-')} {name}"
@@ -64,7 +64,7 @@ def replaced_input(output: str, inputs: Mapping[str, str | None]) -> str | None:
 
 
 def _is_inside(name: str, folder: str) -> bool:
-    """Say whether a name leads to a folder that is there, or to anything in it."""
+    """Return whether a name is an existing folder, or anything in it."""
     if "\0" in name + folder or not os.path.isdir(folder) or not os.path.lexists(name):
         return False
     inner, outer = os.path.realpath(name), os.path.realpath(folder)
@@ -72,7 +72,7 @@ def _is_inside(name: str, folder: str) -> bool:
 
 
 def unwritable(output: str) -> str | None:
-    """Return why no folder of this name can be made, as far as that shows before it is tried."""
+    """Return why no folder of this name can be created, as far as that can be found without trying."""
     try:
         os.lstat(output)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What processes that train one model together tell each other. A single process asks nobody.
+"""Collectives of the processes that train one model together; no-ops in a single process.
 
-Gradients are accelerate's business. What is said here are decisions, errors and small sums, on the CPU by gloo whatever the
-devices are. A process that dies closes its connections, which ends the others' waiting with an error.
+Gradients are left to accelerate. These collectives send decisions, errors and small sums, on the CPU by gloo whatever the
+devices are. A process that dies closes its connections, so the others stop waiting with an error.
 Knows nothing about models.
 """
 
@@ -25,7 +25,7 @@ from loraprune.runtime import launch
 STEP = timedelta(minutes=30)
 """how long a step waits for another process: the Trainer's own default"""
 ALONE = timedelta(hours=24)
-"""how long others wait while the first process merges, saves and verifies; of one that died they hear at once"""
+"""how long others wait while the first process merges, saves and verifies; a process that died is noticed at once"""
 Value = TypeVar("Value")
 
 
@@ -35,16 +35,16 @@ def count() -> int:
 
 
 def are_joined() -> bool:
-    """Say whether gradients are added up over processes, if only over a single one."""
+    """Return whether gradients are summed over processes, even over a single one."""
     return dist.is_initialized()
 
 
 @contextmanager
 def joined(command: str, device: str) -> Iterator[None]:
-    """Let the processes of a launch find each other, as accelerate does it: by nccl on GPUs, by gloo on CPUs.
+    """Initialise the process group of a launch as accelerate does: nccl on GPUs, gloo on CPUs.
 
     Raises:
-        ConfigError: for a launch that cannot do what it is for.
+        ConfigError: for a launch that is not supported.
     """
     launch.check_launch(command)  # the command line has done so before torch was loaded; a caller from Python has not
     if not launch.is_launched() or dist.is_initialized():  # a round of several, or a caller who has joined them
@@ -60,7 +60,7 @@ def joined(command: str, device: str) -> Iterator[None]:
 
 @functools.cache
 def words() -> dist.ProcessGroup:
-    """Return the group of all processes that speaks by gloo; all make it at the same point."""
+    """Return the gloo group of all processes; all must create it at the same point."""
     group = dist.new_group(backend="gloo", timeout=ALONE)
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -68,7 +68,7 @@ def words() -> dist.ProcessGroup:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Carry a block out in every process; what goes wrong in one is raised in all of them. Nothing in it may wait for others."""
+    """Run a block in every process; an error in one is raised in all of them. The block must not wait for other processes."""
     found: LoraPruneError | None = None
     try:
         yield
@@ -79,7 +79,7 @@ def together() -> Iterator[None]:
 
 
 def first_alone(function: Callable[[], Value]) -> Value:
-    """Let the first process do something; all return what it returns, or raise the error that it raises."""
+    """Run a function in the first process; all processes return its result or raise its error."""
     if count() == 1:
         return function()
     outcome: list[Any] = [None, None]
@@ -97,7 +97,7 @@ def first_alone(function: Callable[[], Value]) -> Value:
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """Let the first process carry a block out before the others do: it writes what they read."""
+    """Run a block in the first process before the others: it writes what they read."""
     if not launch.is_first():
         first_alone(int)
     yield
@@ -129,7 +129,7 @@ def most(value: int) -> int:
 
 
 def agreed(reason: str | None) -> str | None:
-    """Return what the first process that has a reason says; None if none has one."""
+    """Return the reason of the first process that has one; None if none has."""
     if not most(int(reason is not None)):
         return None
     return next(filter(None, gather(reason)))

@@ -38,7 +38,7 @@ def read_run(output: Path) -> tuple[str, dict[str, Any]]:
 
 
 def run_problem(output: str) -> str | None:
-    """Return in one sentence why there is no run to resume for an output folder; None if there is one."""
+    """Return in one sentence why an output folder has no run to resume; None if it has one."""
     if not output:
         return "--output is empty: name the output folder of the interrupted run"
     folder = Path(output)

@@ -1,4 +1,4 @@
-"""Where a run writes until it is done: OUTPUT.partial, beside the folder that it becomes.
+"""The folder that a run writes to until it is finished: OUTPUT.partial, beside OUTPUT.
 
     OUTPUT.partial/lock             held by the run that writes here
     OUTPUT.partial/run.json         its options, see `loraprune.runtime.run_file`
@@ -6,7 +6,7 @@
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
     OUTPUT.partial/blocks/          blocks trained after a removal
     OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
-    OUTPUT.partial/teacher/         what the dense model said, see `loraprune.training.distillation`
+    OUTPUT.partial/teacher/         teacher logits, see `loraprune.training.teachers`
 
 Knows nothing about models.
 """
@@ -33,10 +33,10 @@ from loraprune.runtime.run_file import RUN
 from loraprune.runtime.written import carry_over, record
 
 CHECKPOINT = "step-"
-"""what the names of checkpoints begin with"""
+"""prefix of the names of checkpoints"""
 RESULT = "result"
 UNVERIFIED = ".unverified"
-"""what the name of a result that failed its checks ends with"""
+"""suffix of the name of a result that failed its checks"""
 ROUNDS = "rounds"
 BLOCKS = "blocks"
 """blocks that are trained after a removal, see `loraprune.pruning.recovery.finished`"""
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def workspace_of(output: Path) -> Path:
-    """Return the folder that a run writes to until it is done."""
+    """Return the folder that a run writes to until it is finished."""
     return output.with_name(output.name + PARTIAL)
 
 
@@ -60,13 +60,13 @@ def new_folder(
 ) -> Iterator[Path]:
     """Give a folder in the workspace of `output` that takes its name only if the block succeeds.
 
-    A folder that is replaced hands on the files that no run wrote. If the block fails, checkpoints stay, and nothing else; but what is
+    Files in a replaced folder that no run wrote are moved to the new one. If the block fails, only checkpoints stay; but a result that is
     `costly` and fails its checks with weights written is kept as OUTPUT.unverified. With `resume` those of an earlier run are there.
     Of several processes, which all see the folder, the first one makes and moves it. `inputs` is as `output_problem` has it.
 
     Raises:
         CheckpointError: if `output` exists and may not be replaced, another run writes it, an unfinished run would be lost, or
-            nothing can be written there.
+            the place is not writable.
     """
     with ExitStack() as stack:
         yield first_alone(
@@ -89,14 +89,14 @@ def _new_folder(
         raise CheckpointError(problem)
     if not (overwrite or resume) and _checkpoints(workspace):
         raise CheckpointError(
-            f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to go on with it, or "
-            "--overwrite to start anew"
+            f"--output {output}: an unfinished run left checkpoints in {workspace}: give --resume to continue it, or "
+            "--overwrite to start again"
         )
     if overwrite and resume and output.exists():
         found = (
-            "goes on from the checkpoints of the run that was to replace it"
+            "continues from the checkpoints of the run that was to replace it"
             if _checkpoints(workspace)
-            else "starts anew"
+            else "starts again"
         )
         logger.info("--resume --overwrite: %s exists, and is replaced at the end; this run %s", output, found)
     with _locked(output, workspace):
@@ -133,24 +133,24 @@ def _new_folder(
 
 
 def _keep_unverified(folder: Path, output: Path) -> str:
-    """Move a result that failed its checks to a name of its own, and say where it is and what to do."""
+    """Move a result that failed its checks to a separate name, and return where it is and what to do."""
     names = (output.with_name(f"{output.name}{UNVERIFIED}{'' if number == 1 else f'-{number}'}") for number in count(1))
     place = next(name for name in names if not name.exists())
     replace_folder(folder, place)
     compare = shlex.join(["loraprune", "evaluate", "--model", str(place)])
     return (
-        f"{output.name} was not written; the model is in {place}: it may not be what was trained. Compare it with `{compare}`, and "
-        "report this with the command and what is in that folder beside the weights"
+        f"{output.name} was not written; the model is in {place}: it may differ from the trained model. Compare it with `{compare}`, "
+        "and report this with the command and what is in that folder beside the weights"
     )
 
 
 def has_checkpoints(workspace: Path) -> bool:
-    """Say whether an unfinished run left something to go on from."""
+    """Return whether an unfinished run left checkpoints or finished rounds."""
     return bool(_checkpoints(workspace))
 
 
 def forget_checkpoints(workspace: Path, *, but: Sequence[str] = ()) -> None:
-    """Remove what an unfinished run left, except for `but`, as another one begins; until then nothing that was there may be lost."""
+    """Remove the files of an unfinished run, except for `but`, when another one starts; until then nothing may be lost."""
     for path in _contents(workspace):
         if path.name not in (RESULT, *but):
             shutil.rmtree(path)
@@ -158,7 +158,7 @@ def forget_checkpoints(workspace: Path, *, but: Sequence[str] = ()) -> None:
 
 @contextmanager
 def _locked(output: Path, workspace: Path) -> Iterator[None]:
-    """Keep other runs out of the workspace, which is gone afterwards unless something is left in it."""
+    """Lock the workspace against other runs; afterwards it is removed unless files are left in it."""
     lock = FileLock(workspace / "lock")
     try:
         workspace.mkdir(parents=True, exist_ok=True)
@@ -179,19 +179,19 @@ def _locked(output: Path, workspace: Path) -> Iterator[None]:
 
 
 def _contents(workspace: Path) -> list[Path]:
-    """Return what a run left; lock and options alone are nothing to continue from."""
+    """Return the files that a run left; lock and options do not count, as a run cannot continue from them."""
     return [path for path in workspace.iterdir() if path.name not in ("lock", RUN)]
 
 
 def _checkpoints(workspace: Path) -> list[Path]:
-    """Return what an unfinished run can go on from: checkpoints, or finished rounds and the checkpoints of the next one."""
+    """Return what an unfinished run can continue from: checkpoints, or finished rounds and the checkpoints of the next one."""
     finished = (path for path in workspace.glob(f"{ROUNDS}/*") if path.suffix != PARTIAL)
     patterns = (BLOCKS, f"{CHECKPOINT}*", f"{ROUNDS}/*{PARTIAL}/{BLOCKS}", f"{ROUNDS}/*{PARTIAL}/{CHECKPOINT}*")
     return [*sorted(finished), *(path for pattern in patterns for path in sorted(workspace.glob(pattern)))]
 
 
 def _sweep(workspace: Path, *, checkpoints: bool) -> None:
-    """Remove what is half-written; with `checkpoints`, or where there are none, all the rest too."""
+    """Remove half-written files; with `checkpoints`, or if there are none, everything else too."""
     everything = checkpoints or not _checkpoints(workspace)
     for path in _contents(workspace):
         if everything or path.name == RESULT or path.name.startswith("."):
@@ -199,12 +199,12 @@ def _sweep(workspace: Path, *, checkpoints: bool) -> None:
 
 
 def _recover(output: Path) -> None:
-    """Give a folder its name back that a run was about to replace when it was killed."""
+    """Restore the name of a folder that a run was about to replace when it was killed."""
     former = former_of(workspace_of(output) / RESULT)
     if os.path.isdir(former) and not output.exists():  # unlike Path.is_dir, no error for a name that is too long
         former.rename(output)
 
 
 def _is_full(error: BaseException) -> bool:
-    """Say whether a write failed for lack of space; safetensors has the number in its text only."""
+    """Return whether a write failed for lack of space; safetensors has the number in its text only."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)

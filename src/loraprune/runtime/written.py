@@ -1,4 +1,4 @@
-"""Which files of a folder were written by a run, and which are the user's: those survive when the folder is replaced.
+"""Record which files of a folder a run wrote; the user's other files survive when the folder is replaced.
 
 Knows nothing about what the files hold.
 """
@@ -17,7 +17,7 @@ ADDED_LATER = frozenset({RECORD, "report.html", "evaluation.json"})
 
 
 def record(folder: Path) -> None:
-    """Write down which files a folder holds now."""
+    """Record which files a folder holds now."""
     (folder / RECORD).unlink(missing_ok=True)
     (folder / RECORD).write_text("".join(f"{name}\n" for name in _names(folder)), encoding="utf-8")
 
@@ -32,7 +32,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def carry_over(old: Path, new: Path) -> list[str]:
-    """Give a new folder the foreign files of the one that it will replace, and return their names.
+    """Copy the user's files from a folder to the one that will replace it, and return their names.
 
     A file whose name the new folder has itself is kept as NAME.kept if its content differs.
     """
@@ -53,7 +53,7 @@ def carry_over(old: Path, new: Path) -> list[str]:
 
 
 def _is_free(folder: Path, root: Path) -> bool:
-    """Say whether a folder below `root` is there or can be made."""
+    """Return whether a folder below `root` is there or can be made."""
     while folder != root and not folder.exists():
         folder = folder.parent
     return folder.is_dir()

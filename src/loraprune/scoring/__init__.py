@@ -1,4 +1,4 @@
-"""From a criterion to one score per unit: one file a kind of criterion. Knows nothing about averaging or plans."""
+"""Scoring: from a criterion to one score per unit. Knows nothing about averaging or plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unit scores over time: the moving average of what each step's criterion says.
+"""Unit scores over time: the moving average of each step's scores.
 
 Knows nothing about how a score is computed.
 """
@@ -19,9 +19,9 @@ from loraprune.runtime.hub import scores_problem
 
 
 class RunningScores:
-    """One score per unit of the dense model; units that are gone keep the last score they had.
+    """One score per unit of the dense model; removed units keep their last score.
 
-    Source: Eq 11, the average starts at zero: a common factor that no ranking sees.
+    Source: Eq 11, the average starts at zero: a common factor without effect on the ranking.
     """
 
     def __init__(self, units: Mapping[str, int], *, decay: float) -> None:
@@ -30,12 +30,12 @@ class RunningScores:
         self.values = {name: torch.zeros(count, dtype=torch.float64) for name, count in units.items()}
 
     def load(self, values: Mapping[str, Float[Tensor, " units"]]) -> None:
-        """Take over saved scores of all units."""
+        """Use saved scores of all units."""
         self.values = dict(values)
         self.updates = 1
 
     def update(self, scores: Mapping[str, Float[Tensor, " kept"]], plan: Plan) -> None:
-        """Average in the scores of the units that `plan` keeps.
+        """Add the scores of the units that `plan` keeps to the average.
 
         Raises:
             NumericsError: if a score is NaN or infinite; nothing is changed then.
@@ -48,6 +48,19 @@ class RunningScores:
             old = self.values[name][index]
             self.values[name][index] = self.decay * old + (1 - self.decay) * new.to(old)
         self.updates += 1
+
+    def check(self, name: str, units: Sequence[int]) -> None:
+        """Check that the scores of a group's units distinguish them.
+
+        Raises:
+            NumericsError: if none were gathered, or all are the same.
+        """
+        values = self.values[name][torch.tensor(units)]
+        if not self.updates or values.min() == values.max():
+            raise NumericsError(
+                f"all units of {name!r} score {float(values[0])}: they cannot be ranked, so none is removed; "
+                "train at least one step first and check that gradients reach the adapters"
+            )
 
     def ranked(self, name: str, units: Sequence[int]) -> list[int]:
         """Return the units from best to worst; ties keep the lower index first."""

@@ -1,4 +1,4 @@
-"""What every scorer is."""
+"""The interface of all scorers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Kept: TypeAlias = Mapping[str, Sequence[int]]
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Gives the scores of the present units after the last backward pass of an optimiser step."""
+    """Computes the scores of the present units after the last backward pass of an optimiser step."""
 
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
-        """Return group -> unit scores on the CPU, and forget what was gathered for this step.
+        """Return group -> unit scores on the CPU, and discard the sums of this step.
 
-        Of a masked model, `kept` names the units that are left: only these are scored.
+        For a masked model, `kept` names the remaining units: only these are scored.
         """
 
     def forget(self) -> None:
-        """Drop what was gathered for this step: it is not to be scored."""
+        """Discard the sums of this step without scoring it."""
 
     def resize(self, groups: Sequence[Group]) -> None:
-        """Go on with the groups of the smaller model."""
+        """Use the groups of the smaller model from now on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs between two steps."""
+        """Return the state that a resumed run needs between two steps."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
 
     def close(self) -> None:
         """Remove all hooks."""

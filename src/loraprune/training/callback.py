@@ -1,6 +1,6 @@
-"""Joining a transformers Trainer (TRL's SFTTrainer too): scores before clipping, removal after the step.
+"""The callback for a transformers Trainer (TRL's SFTTrainer too): scores before clipping, removal after the step.
 
-Knows nothing about criteria or plans; it only tells the pruning method when.
+Knows nothing about criteria or plans; it only decides when the pruning method runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from loraprune.errors import ConfigError, NumericsError
 from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
-from loraprune.models.modes import EveryLayer
 from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.recovery.compensation import Rows
 from loraprune.pruning.schedule import Schedule
@@ -32,6 +31,8 @@ from loraprune.training.teachers import ROW
 
 IMAGE_TOKENS = 64
 """what an image counts towards --calibration"""
+LAYERDROP = "layerdrop"
+"""attribute of transformers' encoders and decoders: the share of layers that a step skips"""
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 class LoRAPruneCallback(TrainerCallback):
     """Prunes the Trainer's model while it trains; the model must carry LoRA (see `attach_lora`).
 
-    It also clips gradients, after the scores are taken: the Trainer would clip before.
+    It also clips gradients, after scoring: the Trainer would clip before.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class LoRAPruneCallback(TrainerCallback):
         Args:
             config: Options of LoRA and pruning.
             guarded: Whether a `GuardedTrainer` trains, which wraps a cut model again for several processes.
-            goal: What is to be removed, if that has been found already.
-            folder: Where blocks that are trained after a removal are kept, for a run that may be stopped.
+            goal: The target, if it is already known.
+            folder: Folder for blocks that are trained after a removal, for a run that may be stopped.
             clip: Largest norm of the gradients, 0 for any; None takes `max_grad_norm` over from the Trainer while it trains.
         """
         self.config, self.guarded, self.goal, self.folder = config, guarded, goal, folder
@@ -73,12 +74,12 @@ class LoRAPruneCallback(TrainerCallback):
         self._turn = 0
         self._restored = False
         self._ended = False
-        self._layers = EveryLayer(nn.Module())
+        self._layers: EveryLayer | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the groups, check everything that could fail later, and take clipping over."""
+        """Find the groups, check everything that could fail later, and take over gradient clipping."""
         check_arguments(args, guarded=self.guarded)
         if self.config.shrink and not self.config.sparsity:
             check_optimizer(getattr(kwargs.get("optimizer"), "optimizer", None), kwargs["model"])
@@ -101,7 +102,7 @@ class LoRAPruneCallback(TrainerCallback):
             logger.info("layerdrop is switched off while pruning: a layer that was skipped has no score")
 
     def _goes_on(self, model: nn.Module) -> bool:
-        """Say whether a training begins again with the model that the last one left: after an error, or to tune it further.
+        """Return whether a training starts again with the model of the last one: after an error, or to tune it further.
 
         Raises:
             ConfigError: if the last one ended before the target was reached.
@@ -110,37 +111,37 @@ class LoRAPruneCallback(TrainerCallback):
             return False
         if self._ended and not self.pruner.is_done:
             raise ConfigError(
-                "train() again: the last training ended before the target was reached; load the model anew, and attach LoRA and a new "
+                "train() again: the last training ended before the target was reached; load the model again, and attach LoRA and a new "
                 "callback"
             )
         if self.pruner.is_done:
-            logger.info("the target is reached already: this training only tunes what is left")
+            logger.info("the target is already reached: this training only tunes the pruned model")
         return True
 
     def _calibration_rows(self, loader: Any) -> CalibrationRows | None:
-        """Return the rows that recovery looks at; None for a stream of rows, which has none to look at, unless they are needed."""
+        """Return the rows for recovery; None for a stream of rows, which cannot be read by index, unless they are needed."""
         assert self.pruner is not None
         try:
             return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
         except ConfigError as error:
             if self.config.compensate or self.config.local or self.config.end_to_end:
                 raise
-            logger.info("nothing is reconstructed after a removal: %s", error)
+            logger.info("no reconstruction after removals: %s", error)
             self.pruner.config = replace(self.pruner.config, compensate=False, local=0, end_to_end=0)
             return None
 
     def prepare(self, model: nn.Module) -> None:
-        """Look at an adapted, dense model; the beginning of a training does so by itself."""
+        """Prepare the pruning of an adapted, dense model; the start of a training does so by itself."""
         config, base = self.config, base_model(model)
         if isinstance(base, PreTrainedModel):
             name_class_(base)
         if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
-            logger.info("processes: %d; units are masked while training, and cut at its end", count())
+            logger.info("processes: %d; units are masked during training and cut at its end", count())
             config = replace(config, shrink=False)
         self.pruner = make_method(model, config, self.goal, folder=self.folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs of scores, plan and history."""
+        """Return the scores, plan and history that a resumed run needs."""
         assert self.pruner is not None
         return {
             "pruner": self.pruner.state_dict(), "history": self.history, "turn": self._rows.turn if self._rows else 0,
@@ -148,7 +149,7 @@ class LoRAPruneCallback(TrainerCallback):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; cuts or masks the model of `prepare`, whose Trainer is to be made afterwards."""
+        """Restore the state of `state_dict()`; cuts or masks the model of `prepare`, whose Trainer must be created afterwards."""
         assert self.pruner is not None
         self.pruner.load_state_dict(state["pruner"])
         self.history, self._turn, self._restored = list(state["history"]), int(state["turn"]), True
@@ -163,7 +164,7 @@ class LoRAPruneCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Score with whole, unscaled, unclipped gradients; then clip them as the user asked. Skip a step without numbers."""
+        """Score with gathered, unscaled, unclipped gradients; then clip them as the user asked. Skip a non-finite step."""
         model: nn.Module = kwargs["model"]
         if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), score=self._score):
             self._forget()
@@ -171,7 +172,7 @@ class LoRAPruneCallback(TrainerCallback):
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
 
     def _score(self) -> str | None:
-        """Score this step, or say why its scores are not to be used."""
+        """Score this step, or return why its scores cannot be used."""
         assert self.pruner is not None
         try:
             if not self.pruner.is_done:
@@ -186,19 +187,19 @@ class LoRAPruneCallback(TrainerCallback):
             self.pruner.forget()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remove units where the schedule says so."""
+        """Remove units if the schedule calls for it."""
         assert self.pruner is not None
         assert self.schedule is not None
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
-        progress = self.schedule.progress(state.global_step)
+        progress, rows = self.schedule.progress(state.global_step), next(self._rows) if self._rows else None
         self.pruner.note(state.global_step)
-        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
+        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=rows)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the ratio reached to the Trainer's logs: for the callbacks behind this one, and in `state.log_history`."""
+        """Add the ratio reached to the Trainer's logs: for later callbacks, and in `state.log_history`."""
         if self.pruner is None or self.guarded:  # a run of this package logs the ratio after every removal
             return
         entries: list[dict[str, Any]] = [kwargs.get("logs") or {}, *state.log_history[-1:]]
@@ -208,7 +209,7 @@ class LoRAPruneCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take hooks off, cut a masked model, and give clipping back."""
+        """Remove hooks, cut a masked model, and restore gradient clipping."""
         assert self.pruner is not None
         self.guard.on_train_end(args, state, control)
         self.pruner.finish()
@@ -216,7 +217,8 @@ class LoRAPruneCallback(TrainerCallback):
         if self.clip is None:
             give_back_clipping(args, self._clip)
             self._clip = 0.0
-        self._layers.end()
+        if self._layers:
+            self._layers.end()
         self._ended = True
         if not self.pruner.is_done:
             logger.warning(
@@ -226,23 +228,42 @@ class LoRAPruneCallback(TrainerCallback):
             )
 
 
+class EveryLayer:
+    """Runs all layers of a model that skips some at random while it trains: a layer that was skipped has no score."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Switch skipping off."""
+        found = ((module, getattr(module, LAYERDROP, 0)) for module in model.modules())
+        self._before = [(module, share) for module, share in found if isinstance(share, float) and share > 0]
+        for module, _ in self._before:
+            setattr(module, LAYERDROP, 0.0)
+
+    def __bool__(self) -> bool:
+        return bool(self._before)
+
+    def end(self) -> None:
+        """Give every module its own share back."""
+        for module, share in self._before:
+            setattr(module, LAYERDROP, share)
+
+
 class CalibrationRows(Iterator[Rows]):
-    """Inputs of training rows spread over the data, other ones each time; the loader's order is not disturbed.
+    """Inputs of training rows spread over the data, different ones each time; the loader's order does not change.
 
     Raises:
-        ConfigError: if the data cannot be looked at by row.
+        ConfigError: if the data have no random access to rows.
     """
 
     def __init__(self, loader: Any, *, tokens: int, turn: int = 0) -> None:
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate, local or end_to_end: {type(self._data).__name__} has no rows by number; train on a map-style data set"
+                f"compensate, local or end_to_end: {type(self._data).__name__} has no random access to rows; train on a map-style data set"
             )
         first = self._collate([self._data[0]])
         if not isinstance(first, Mapping):  # GRPO's Trainer makes model inputs of its prompts itself
             raise ConfigError(
-                "compensate or local: the collator of this Trainer gives no inputs of the model to look at; leave both out"
+                "compensate or local: the collator of this Trainer returns no model inputs for calibration; leave both out"
             )
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
         self._count = min(len(self._data), max(1, tokens // longest))

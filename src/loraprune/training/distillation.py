@@ -1,4 +1,4 @@
-"""Recovery by imitation: the pruned model learns from what the dense model would say, as well as from the text."""
+"""Distillation: the pruned model is trained on the dense model's logits as well as on the text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loraprune.training.teachers import LABELS, ROW, Teacher
 
 
 class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows that tell their number, by which a cached teacher finds them."""
+    """Rows with their numbers, by which a cached teacher finds them."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows

@@ -1,4 +1,4 @@
-"""Steps whose loss, gradients or scores are no numbers: skipped, counted and told; too many end the run.
+"""Skip steps with a non-finite loss, gradient or score, count and report them; too many end the run.
 
 Knows nothing about pruning.
 """
@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loraprune.errors import NumericsError
 from loraprune.runtime.processes import agreed, most
-from loraprune.runtime.sharding import own_part
+from loraprune.runtime.sharding import own_shard
 
 IN_A_ROW = 5
 """skipped steps one after the other that end a run: nothing changes between them, so more would follow"""
@@ -24,7 +24,7 @@ SHARE = 0.1
 """fraction of a run's steps that may be skipped, if that is more"""
 REMEDY = "lower --lr, check the data, or use --dtype float32"
 NOTHING, OVERFLOW, LOSS = range(3)
-"""what a process finds in a step with a loss scale; of several the last one counts"""
+"""what a process finds in a step with a loss scale; of several findings the last one decides"""
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +58,15 @@ class StepGuard(TrainerCallback):
         self._losses: list[Tensor] = []
 
     def see(self, loss: Float[Tensor, ""]) -> None:
-        """Look at the loss of a micro-batch, when the step ends: the device need not be waited for."""
+        """Check the loss of a micro-batch when the step ends, so that this does not wait for the device."""
         self._losses.append(loss.detach().float())
 
     def reason(self, model: nn.Module) -> str | None:
-        """Say what is wrong with the losses and gradients of this step, if anything, in any process."""
+        """Return what is wrong with the losses and gradients of this step, if anything, in any process."""
         return agreed(self._own_reason(model))
 
     def _own_reason(self, model: nn.Module) -> str | None:
-        norms = [own_part(p.grad).norm().float() for p in model.parameters() if p.grad is not None]
+        norms = [own_shard(p.grad).norm().float() for p in model.parameters() if p.grad is not None]
         losses, self._losses = self._losses, []
         if not (norms or losses) or torch.isfinite(torch.stack([*norms, *losses]).sum()):
             return None
@@ -74,9 +74,9 @@ class StepGuard(TrainerCallback):
         return f"the loss is {odd[0]}" if odd else "a gradient is NaN or infinite"
 
     def overflowed(self, model: nn.Module, scale: float) -> bool:
-        """Say whether nothing is wrong but a loss scale that was too large: whoever scales skips the step, and lowers it.
+        """Return whether the only problem is a loss scale that was too large: the scaler skips the step, and lowers the scale.
 
-        Processes answer alike: a loss that is no number in one of them is no matter of the scale in any.
+        All processes return the same: a non-finite loss in one of them is not caused by the scale in any.
         """
         if scale <= 1:  # in all processes, as they have the same gradients
             return False
@@ -89,9 +89,9 @@ class StepGuard(TrainerCallback):
     def passes(
         self, model: nn.Module, state: TrainerState, scale: float, *, score: Callable[[], str | None] = lambda: None
     ) -> bool:
-        """Decide whether the optimiser may use this step's gradients; `score` reads them, and says what is wrong with its scores.
+        """Decide whether the optimiser may use this step's gradients; `score` reads them, and returns what is wrong with its scores.
 
-        One that may not is skipped and counted here, unless its loss scale was too large: whoever scales skips that one.
+        A step that may not be used is skipped and counted here, unless its loss scale was too large: the scaler skips that one.
         """
         if self.overflowed(model, scale):
             return False
@@ -108,23 +108,25 @@ class StepGuard(TrainerCallback):
         step = state.global_step + 1
         self._in_a_row += 1
         self.skipped.append({"step": step, "reason": reason})
-        logger.warning("step %d is skipped, the %d. of this run: %s", step, len(self.skipped), reason)
+        logger.warning("step %d was skipped (%d so far): %s", step, len(self.skipped), reason)
         in_a_row = min(IN_A_ROW, state.max_steps)
         if self._in_a_row >= in_a_row or len(self.skipped) > max(IN_A_ROW, SHARE * state.max_steps):
-            self.verdict = f"step {step}: {len(self.skipped)} steps were skipped, the last one as {reason}: {REMEDY}"
+            self.verdict = (
+                f"step {step}: {len(self.skipped)} steps were skipped, the last one because {reason}: {REMEDY}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on counting."""
+        """Return the counts that a resumed run needs."""
         return {"skipped": self.skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.skipped, self._in_a_row = list(state["skipped"]), int(state["in_a_row"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Skip the step if it has to be."""
+        """Skip the step if it is not finite."""
         optimizer = kwargs.get("optimizer")
         # Where the Trainer clips it has taken the scale out.
         scale = loss_scale(optimizer) if args.max_grad_norm else take_scale_out(optimizer)
@@ -133,7 +135,7 @@ class StepGuard(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the run if too many steps were skipped; whoever writes checkpoints has done so by now.
+        """End the run if too many steps were skipped; checkpoints are written by now.
 
         Raises:
             NumericsError: with the reason.
@@ -149,5 +151,5 @@ class StepGuard(TrainerCallback):
 
 
 def _has_overflowed(model: nn.Module) -> bool:
-    gradients = (own_part(p.grad) for p in model.parameters() if p.grad is not None)
+    gradients = (own_shard(p.grad) for p in model.parameters() if p.grad is not None)
     return any(not torch.isfinite(gradient).all() for gradient in gradients)

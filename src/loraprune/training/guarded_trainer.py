@@ -17,11 +17,11 @@ from loraprune.training.guard import StepGuard
 
 
 class GuardedTrainer(Trainer):
-    """A Trainer that shows its losses to a guard, and whose parameters may become others between two steps.
+    """A Trainer that reports its losses to a guard, and whose parameters may be replaced between two steps.
 
-    With FSDP2 every process holds the modules `undivided` whole. `counts_targets` says whether the model divides its loss by the
+    FSDP2 does not shard the modules in `undivided`. `counts_targets` says whether the model divides its loss by the
     targets of the whole optimiser step; None leaves that to the Trainer, which assumes it of every model whose forward has **kwargs.
-    `forward_only` leaves the backward pass out: for steps that only score, by what flows forward.
+    `forward_only` skips the backward pass: for steps that only score activations.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GuardedTrainer(Trainer):
         self._wrapped: list[nn.Parameter] = []
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let FSDP2 work on CPUs too, where accelerate leaves what its launcher asks for aside, and part what can be parted."""
+        """Make FSDP2 work on CPUs too, where accelerate ignores the launcher's request, and shard everything that can be sharded."""
         super().create_accelerator_and_postprocess()
         if launch.is_sharded() and shard_on_cpus(self.accelerator):
             self.is_fsdp_enabled = True
@@ -51,7 +51,7 @@ class GuardedTrainer(Trainer):
             self.accelerator.state.fsdp_plugin.ignored_modules = self._undivided
 
     def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Float[Tensor, ""]:
-        """Return the loss of a micro-batch, for one that is no number the one before: the Trainer's sum would never recover."""
+        """Return the loss of a micro-batch, or the previous one if it is not finite: the Trainer's sum would never recover."""
         loss: Any
         if self._forward_only:
             model.train()
@@ -64,7 +64,7 @@ class GuardedTrainer(Trainer):
         return self._last
 
     def _up_to_date(self, model: nn.Module) -> nn.Module:
-        """Return the wrapper that adds up the gradients of the present parameters: those of a cut model are others than before.
+        """Return the wrapper that sums the gradients of the present parameters: a cut model has new ones.
 
         `model` is the one that the Trainer wrapped at the start and hands on from step to step.
         """
@@ -74,12 +74,12 @@ class GuardedTrainer(Trainer):
         if self._wrapper is None:
             self._wrapper, self._wrapped = model, present
         elif any(one is not other for one, other in zip(present, self._wrapped, strict=True)):
-            self._wrapper, self._wrapped = wrapped_anew(self._wrapper), present
+            self._wrapper, self._wrapped = wrapped_again(self._wrapper), present
         self._wrapper.require_backward_grad_sync = model.require_backward_grad_sync
         return self._wrapper
 
 
-def wrapped_anew(wrapper: DistributedDataParallel) -> DistributedDataParallel:
+def wrapped_again(wrapper: DistributedDataParallel) -> DistributedDataParallel:
     """Wrap the module of a wrapper like before; its parameters are alike in all processes and are not sent again."""
     return DistributedDataParallel(
         wrapper.module,

@@ -1,4 +1,4 @@
-"""What the training of a run took and how it went."""
+"""The cost and the course of a run's training."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Training:
-    """What the training took and how it went."""
+    """The cost and the course of a training."""
 
     steps: int
     seconds: float
-    """training with scoring, slicing and merging, without loading and judging"""
+    """training with scoring, slicing and merging, without loading and evaluation"""
     peak_memory_bytes: int
     curve: Sequence[Mapping[str, int | float]]
     removals: Sequence[Mapping[str, int | float]]
     skipped: Sequence[Mapping[str, int | str]]
-    """step and reason of those without an update, as something in them was no number"""
+    """step and reason of those without an update because of a non-finite value"""
     protocol: Mapping[str, object]
     trainable: int
-    """parameters that learnt at the start: LoRA's factors, and all of modules that are new"""
+    """parameters that were trainable at the start: LoRA's factors, and all of the new modules"""
     new: Sequence[str] = ()
-    """modules that started anew and were trained whole, not by LoRA: what was dense knew nothing by them"""
+    """modules that were randomly initialised and fully trained, without LoRA: in the dense model they were untrained"""
     evaluations: Sequence[Mapping[str, int | float | None]] = ()
-    """judgements on held-out data on the way"""
+    """evaluations on held-out data during training"""
     kept_step: int | None = None
-    """the step whose adapters were kept, if the best were looked for"""
+    """the step whose adapters were kept, if early stopping was on"""

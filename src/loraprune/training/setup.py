@@ -1,4 +1,4 @@
-"""Check what a run is given, before any weights are read, and load its model. Everything that is wrong is reported at once."""
+"""Check the inputs of a run before any weights are read, and load its model. Everything that is wrong is reported at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_proble
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
-from loraprune.evaluation.precision_check import settle_precision_
-from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task
+from loraprune.evaluation.precision import rounding_noise, settle_precision_
+from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
 from loraprune.models.adapters import linear_paths
@@ -28,20 +28,19 @@ from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
 from loraprune.scoring.criteria import Saliency, criteria
 
 LEAVES_WHOLE = "1.11"
-"""the first accelerate whose `ignored_modules` counts with FSDP2"""
+"""the first accelerate that respects `ignored_modules` with FSDP2"""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RunSetup:
-    """What a run is given, checked before any weights are read. Nothing in it changes."""
+    """The inputs of a run, checked before any weights are read. Immutable."""
 
     config: PruneConfig | FinetuneConfig
     device: torch.device
@@ -57,17 +56,8 @@ class RunSetup:
     """what is to be removed; None for plain fine-tuning"""
     quantisation: Quantisation | None
     """how the frozen weights are held while training"""
-
-    @property
-    def quantisable(self) -> frozenset[str]:
-        """Return the paths of the layers that can be quantised; none without the library, or kernels for this device and model."""
-        try:
-            check_quantize("--teacher", "8bit", self.groups, self.device)
-        except ConfigError:
-            return frozenset()
-        if rounding_problem(self.config.model, "--teacher", "8bit"):
-            return frozenset()
-        return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
+    quantisable: frozenset[str]
+    """paths of the layers that a teacher may hold in 8 bits; none without the library, or kernels for this device and model"""
 
     def load_dense(
         self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None
@@ -82,7 +72,7 @@ class RunSetup:
 
 @dataclass(frozen=True, slots=True)
 class DenseFacts:
-    """What is remembered of the dense model, which is not kept."""
+    """Facts about the dense model, which is not kept in memory."""
 
     config: PreTrainedConfig
     parameters: int
@@ -91,7 +81,7 @@ class DenseFacts:
     stored: torch.dtype
     """precision to save in: the checkpoint's, unless one is asked for"""
     new: tuple[str, ...]
-    """modules that the checkpoint lacks: randomly initialized, and trained without LoRA"""
+    """modules that the checkpoint lacks: randomly initialised, and trained without LoRA"""
     noise: float | None
     """rounding noise in the precision of computation; None if the model is quantised or memory is too short"""
 
@@ -105,10 +95,10 @@ class RunModel:
     adapted: PeftModel | None = None
     """the same model with LoRA, from the end of training until it is merged"""
     pruner: PruningMethod | None = None
-    """what removed units or weights of it while it was trained"""
+    """the method that removed units or weights during training"""
 
     def free(self) -> None:
-        """Drop the model, so that its memory can be had back."""
+        """Drop the references to the model, so that its memory can be freed."""
         device = self.model.device
         del self.model
         self.adapted = None
@@ -118,7 +108,7 @@ class RunModel:
 
 
 def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
-    """Check everything that a run is given, without weights.
+    """Check all inputs of a run, without weights.
 
     Raises:
         LoraPruneError: for everything that is wrong, at once.
@@ -165,7 +155,8 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     assert data is not None
     quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
     dtype = choose_dtype(config.dtype, device, original.dtype)
-    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation)
+    quantisable = find_quantisable(config, groups, device)
+    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation, quantisable)
 
 
 def check_goal(
@@ -197,7 +188,7 @@ def check_graph(criterion: str) -> None:
     """
     if not isinstance(criteria.get(criterion), Saliency):
         raise ConfigError(
-            f"--compile true --criterion {criterion}: it scores by hooks, each a graph of its own, more "
+            f"--compile true --criterion {criterion}: it scores by hooks, each of which is a separate graph, more "
             "than torch.compile keeps; use lora, or leave --compile out"
         )
 
@@ -210,7 +201,7 @@ def check_base(kind: str, groups: Sequence[Group], device: torch.device) -> None
     """
     if launch.is_sharded() and kind != "none" and not is_accelerate_available(LEAVES_WHOLE):
         raise ConfigError(
-            f"--quantize {kind}: with FSDP every process holds quantised layers whole, which this accelerate cannot leave so; "
+            f"--quantize {kind}: FSDP must leave quantised layers unsharded, which this accelerate does not support; "
             f"install accelerate {LEAVES_WHOLE} or newer, or launch without --use_fsdp"
         )
     check_quantize("--quantize", kind, groups, device)
@@ -225,11 +216,24 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
     if kind not in QUANTISERS:
         return
     if device.type == "mps":
-        raise ConfigError(f"{option} {kind}: kernels are for CUDA and CPUs only; leave it out, or use --device cpu")
+        raise ConfigError(f"{option} {kind}: its kernels are for CUDA and CPUs only; leave it out, or use --device cpu")
     for group in groups:
         if group.kind == "channel" or group.kind in EXPERTS:
             what = "convolutions" if group.kind == "channel" else "stacked experts"
             raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
+
+
+def find_quantisable(
+    config: PruneConfig | FinetuneConfig, groups: Sequence[Group], device: torch.device
+) -> frozenset[str]:
+    """Return the paths of the layers that a teacher may hold in 8 bits."""
+    try:
+        check_quantize("--teacher", "8bit", groups, device)
+    except ConfigError:
+        return frozenset()
+    if rounding_problem(config.model, "--teacher", "8bit") or missing_quantiser("8bit"):
+        return frozenset()
+    return frozenset(linear_paths(groups))
 
 
 def load_run(setup: RunSetup) -> RunModel:
@@ -241,13 +245,13 @@ def load_run(setup: RunSetup) -> RunModel:
     config = setup.config
     model, new = setup.load_dense(setup.dtype, quantisation=setup.quantisation)
     if new:
-        logger.info("new and trained whole, as the checkpoint has no such head: %s", ", ".join(new))
+        logger.info("randomly initialised and fully trained, as the checkpoint has no such head: %s", ", ".join(new))
     if config.dtype == "auto" and model.dtype == torch.bfloat16 and setup.device.type == "cpu" and not new:
         settle_precision_(model, setup.task, setup.data, config.batch)
     check_groups(model, setup.groups)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
         raise ConfigError(
-            f"--teacher {config.teacher}: the dense model's {new[0]} is new and knows nothing: tune it first with "
+            f"--teacher {config.teacher}: the dense model's {new[0]} is untrained: tune it first with "
             "`loraprune finetune`, and name that folder as --model"
         )
     if new and config.dtype == "float16":

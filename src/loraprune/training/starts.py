@@ -1,4 +1,4 @@
-"""What a Trainer of one's own is set to, checked before it trains: whatever would lose the work at its end, or in the middle.
+"""Check a user's Trainer before it trains, to refuse settings with which the work would be lost.
 
 Knows nothing about pruning but that a model gets smaller.
 """
@@ -16,12 +16,12 @@ from loraprune.errors import ConfigError
 from loraprune.runtime import launch
 
 FOREIGN = ("bitsandbytes.", "torchao.")
-"""optimisers whose moments lie in blocks, or in pages of their own"""
+"""optimisers whose moments are stored in blocks or in separate pages"""
 REMEDY = "train with torch's AdamW, or with shrink=False"
 
 
 def check_arguments(args: TrainingArguments, *, guarded: bool) -> None:
-    """Refuse settings of a Trainer by which a model that gets smaller would be lost.
+    """Refuse settings of a Trainer with which a shrinking model would be lost.
 
     Raises:
         ConfigError: for DeepSpeed, for FSDP unless a `GuardedTrainer` trains, and for the best checkpoint at the end.
@@ -30,11 +30,11 @@ def check_arguments(args: TrainingArguments, *, guarded: bool) -> None:
         raise ConfigError(launch.DEEPSPEED)
     if launch.is_sharded() and not guarded:
         raise ConfigError(
-            "FSDP: a model in parts cannot be cut at the end of a training of your own; use `loraprune prune`, or DDP"
+            "FSDP: a sharded model cannot be cut at the end of a training outside of loraprune; use `loraprune prune`, or DDP"
         )
     if args.load_best_model_at_end:
         raise ConfigError(
-            "load_best_model_at_end=True: the best checkpoint is nearly always one from before the removals, whose shapes are others; "
+            "load_best_model_at_end=True: the best checkpoint is nearly always one from before the removals, with other shapes; "
             "set it to False, or use `loraprune prune --patience N`, which keeps the best after them"
         )
 
@@ -50,14 +50,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -
         raise ConfigError(f"{name} of {module.partition('.')[0]}: its state cannot be cut with the model; {REMEDY}")
     if optimizer is not None and (odd := odd_state(optimizer, next(model.parameters()).device)):
         raise ConfigError(
-            f"{name}: its state {odd!r} is not one number for each of a weight, so it cannot be cut with it; {REMEDY}"
+            f"{name}: its state {odd!r} does not have one number per weight, so it cannot be cut with the weight; {REMEDY}"
         )
 
 
 def odd_state(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
     """Return the name of a state of an optimiser that has another shape than its parameter; None where there is none.
 
-    A copy of the optimiser takes a step with a parameter of its own: what it keeps is not known before.
+    A copy of the optimiser takes a step with a separate parameter: its states are not known before.
     """
     trial = copy.copy(optimizer)
     trial.state = defaultdict(dict)

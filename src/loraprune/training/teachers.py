@@ -24,6 +24,7 @@ from loraprune.models.quantised import stored_parameters
 from loraprune.models.teacher_logits import TeacherLogits, teacher_logits
 from loraprune.runtime.atomic import read_sealed, replace_folder, seal
 from loraprune.runtime.memory import free_memory_bytes
+from loraprune.runtime.processes import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,14 @@ LABELS, ROW = "labels", "row"
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Says what the dense model thinks of a batch."""
+    """Returns the dense model's logits for a batch."""
 
     def targets(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
         """Return the dense model's logits for a batch, and take the rows' numbers out of `inputs`."""
 
 
 class CopyTeacher:
-    """A second, frozen copy of the dense model, asked for each batch."""
+    """A second, frozen copy of the dense model, run on each batch."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -72,7 +73,7 @@ class CachedTeacher:
         self._tokens = np.memmap(folder / "tokens", np.int32, "r", shape=shape)
 
     def targets(self, inputs: dict[str, Shaped[Tensor, "rows ..."]]) -> TeacherLogits:
-        """Return what was written down about the rows that `inputs` numbers."""
+        """Return the stored logits of the rows that `inputs` numbers."""
         labels, rows = inputs[LABELS], inputs.pop(ROW).tolist()
         # Rows may have been padded to another length then; what is beyond the shorter of the two is padding.
         values = np.zeros((len(rows), labels[0].numel(), self._top), np.float32)
@@ -94,7 +95,7 @@ def _whole(folder: Path, *, rows: int) -> dict[str, Any] | None:
     try:
         about = read_sealed(folder)
     except ValueError as error:
-        logger.warning("%s is written anew: %s", folder, error)
+        logger.warning("%s is written again: %s", folder, error)
         return None
     return about if len(about["starts"]) == rows + 1 else None
 
@@ -116,7 +117,7 @@ def _write(folder: Path, model: PreTrainedModel, rows: Rows, collator: Collate, 
 
 
 def choose_teacher(choice: str, model: PreTrainedModel, *, quantisable: Collection[str] = ()) -> str:
-    """Return what `--teacher` asks for: `auto` takes the first of copy, copy with `quantisable` layers in 8 bits, and cache that fits."""
+    """Resolve `--teacher`: `auto` takes the first of copy, copy with `quantisable` layers in 8 bits, and cache that fits."""
     if choice != "auto":
         return choice
     limit = free_memory_bytes(model.device) / 3
@@ -141,11 +142,13 @@ def make_teacher(
     """Return the teacher `none`, `copy`, `8bit` or `cache`.
 
     Logits are stored in the folder `cache`, and are read if they are there already; `small` loads the dense model in 8 bits.
+    One process after the other makes its own, as each may need memory for it.
     """
     if choice == "none":
         return None
-    if choice == "copy":
-        return CopyTeacher(copy.deepcopy(model))
-    if choice == "8bit":
-        return CopyTeacher(small())
-    return CachedTeacher(model, rows, collator, batch=batch, folder=cache)
+    with in_turn():
+        if choice == "copy":
+            return CopyTeacher(copy.deepcopy(model))
+        if choice == "8bit":
+            return CopyTeacher(small())
+        return CachedTeacher(model, rows, collator, batch=batch, folder=cache)

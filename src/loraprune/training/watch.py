@@ -1,15 +1,15 @@
-"""Looking at held-out data while a model trains: a curve, logs for dashboards, and an early end.
+"""Watch a training: a progress bar, the loss curve, evaluation on held-out data, and early stopping.
 
-Knows nothing about how the model is judged or pruned: it is told both.
+Knows nothing about evaluation or pruning: it is given functions for both.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -19,58 +19,112 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.evaluation.measurement import Measured
-from loraprune.runtime.sharding import parted_like, whole_tensor
+from loraprune.runtime.progress import Advance, phase
+from loraprune.runtime.sharding import gather_tensor, shard_like
 
 LOSS = {"nll": "loss"}
-"""figures that dashboards know by another name, under which they lie beside the training's"""
-TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
-"""variable by which transformers' TensorBoard callback is told where to write"""
+"""figures that dashboards show under another name, beside those of the training"""
+LINES = 10
+"""lines that a run writes instead of a bar if stderr is not a terminal"""
 
 logger = logging.getLogger(__name__)
 
 
-class Watch(TrainerCallback):
-    """Judges the model every few steps; with `patience` it ends the training and takes the best adapters back.
+class TrainingBar(TrainerCallback):
+    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
 
-    A model that still loses units gets worse whatever the training does, so only judgements after the target count
-    towards an early end, and what is saved has the ratio that was asked for. From there on nothing but the adapters
-    (and statistics such as those of batch norm) changes: the best ones are kept on the CPU. Must stand behind the callback
-    that prunes. A part of a checkpoint: a resumed run goes on counting.
+    def __init__(self, ratio: Callable[[], float] | None) -> None:
+        self.ratio = ratio
+        self.curve: list[dict[str, float]] = []
+        """step, loss and learning rate at every log"""
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+        self._loss = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        if sys.stderr.isatty():
+            name = "pruning" if self.ratio else "training"
+            self._advance = self._open.enter_context(phase(name, state.max_steps))
+            self._advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
+        if self.ratio:
+            shown.append(f"ratio {self.ratio():.3f}")
+        if self._advance:
+            self._advance(1, state="  ".join(shown))
+        elif state.global_step % max(1, state.max_steps // LINES) == 0:
+            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the loss."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `state_dict()`."""
+        self.curve = list(state["curve"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove the bar."""
+        self._open.close()
+
+
+class Watch(TrainerCallback):
+    """Evaluates the model every few steps; with `patience` it ends the training early and restores the best adapters.
+
+    A model that still loses units gets worse whatever the training does, so only evaluations after the target count
+    towards early stopping, and the saved model has the requested ratio. From there on nothing but the adapters
+    (and statistics such as those of batch norm) changes: the best ones are kept on the CPU. Must come after the callback
+    that prunes. A part of a checkpoint: a resumed run continues counting.
     """
 
     def __init__(
         self,
-        judge: Callable[[nn.Module], Measured],
+        evaluate: Callable[[nn.Module], Measured],
         *,
         every: int | None,
         patience: int | None,
         ratio: Callable[[], tuple[float, bool]],
     ) -> None:
-        """Take how to judge a model, and how to ask for the ratio removed and whether it is the target."""
-        self.judge, self.every, self.patience, self.ratio = judge, every, patience, ratio
+        """Take functions that evaluate a model, and that return the removed ratio and whether it is the target."""
+        self.evaluate, self.every, self.patience, self.ratio = evaluate, every, patience, ratio
         self.history: list[dict[str, float | int | None]] = []
-        """step, the metric and what was measured beside it, its standard_error and the ratio removed, at every judgement"""
+        """step, the metric and further figures, its standard_error and the ratio removed, at every evaluation"""
         self.seconds = 0.0
-        """spent on judging"""
+        """seconds spent on evaluation"""
         self.kept_step: int | None = None
         """the step whose adapters the model has in the end, where `patience` is given"""
         self.ended = False
         """whether the training ended before its last step"""
         self.send: Callable[[dict[str, float]], None] | None = None
-        """the Trainer's `log`, which tells dashboards"""
+        """the Trainer's `log`, which sends figures to dashboards"""
         self._best: dict[str, Tensor] = {}
         self._least = 0.0
         self._worse = 0
         self._sent_ratio = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Judge where it is due, and at the last step."""
+        """Evaluate if it is due, and at the last step."""
         ratio, is_done = self.ratio()
         figures: dict[str, float] = {} if ratio == self._sent_ratio else {"ratio": ratio}
         is_last = state.global_step >= state.max_steps
         if self.every and (is_last or state.global_step % self.every == 0):
             began = perf_counter()
-            measured = self.judge(kwargs["model"])
+            measured = self.evaluate(kwargs["model"])
             self.seconds += perf_counter() - began
             found = {measured.metric: measured.value, **measured.others}
             figures |= {f"eval_{LOSS.get(name, name)}": value for name, value in found.items()}
@@ -90,13 +144,13 @@ class Watch(TrainerCallback):
     def _compare(self, loss: float, model: nn.Module, state: TrainerState, control: TrainerControl) -> None:
         assert self.patience is not None
         if self.kept_step is None or loss < self._least:
-            self._best = {name: whole_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
+            self._best = {name: gather_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
             self._least, self._worse, self.kept_step = loss, 0, state.global_step
             return
         self._worse += 1
         if self._worse >= self.patience and state.global_step < state.max_steps:
             logger.info(
-                "step %d: no better at the held-out data %d times; the training ends, and step %s is kept",
+                "step %d: no improvement on the held-out data in %d evaluations; the training ends, and step %s is kept",
                 state.global_step, self._worse, self.kept_step,
             )  # fmt: skip
             control.should_training_stop = self.ended = True
@@ -105,17 +159,17 @@ class Watch(TrainerCallback):
         """Give the model the best adapters; their shapes are the present ones, as nothing is cut after the target."""
         if self._best:
             for name, tensor in changing(model):
-                tensor.data.copy_(parted_like(self._best[name], tensor))
+                tensor.data.copy_(shard_like(self._best[name], tensor))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs of the judgements so far and of the best adapters."""
+        """Return the evaluations so far and the best adapters, for a resumed run."""
         return {
             "history": self.history, "seconds": self.seconds, "kept_step": self.kept_step, "ended": self.ended,
             "best": self._best, "least": self._least, "worse": self._worse, "sent_ratio": self._sent_ratio,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.history, self.seconds, self.kept_step = list(state["history"]), float(state["seconds"]), state["kept_step"]
         self.ended, self._best, self._least = bool(state["ended"]), dict(state["best"]), float(state["least"])
         self._worse, self._sent_ratio = int(state["worse"]), float(state["sent_ratio"])
@@ -125,16 +179,3 @@ def changing(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield name and tensor of whatever training changes: trained parameters and buffers."""
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return chain(trained, model.named_buffers())
-
-
-@contextmanager
-def dashboards(folder: str) -> Iterator[None]:
-    """Let TensorBoard write to `folder`, unless the environment names another one, and keep what dashboards say off stdout."""
-    known = os.environ.get(TENSORBOARD_FOLDER)
-    os.environ[TENSORBOARD_FOLDER] = known or folder
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if not known:
-            del os.environ[TENSORBOARD_FOLDER]

@@ -84,7 +84,7 @@ def test_everything_wrong_is_told_at_once() -> None:
     for words in (
         "--jobs 0", "grid.ratoi: unknown option 'ratoi' (did you mean 'ratio'?)", "--ratio 2.0: a fraction",
         "grid.schedule square: one of", "--decay 0.5 and grid.decay: set it in one place", "grid.seed 1: given twice",
-        "grid.heads is empty", "grid.output: every cell has a folder", "runs.a.ratio and grid.ratio",
+        "grid.heads is empty", "grid.output: every cell has a separate folder", "runs.a.ratio and grid.ratio",
         "runs.a.rank many: a whole number", "runs.b.lambda: unknown option", "--reference paper",
     ):  # fmt: skip
         assert words in message

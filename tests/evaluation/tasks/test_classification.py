@@ -35,7 +35,10 @@ def tuned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "new and trained whole, as the checkpoint has no such head: bert.pooler.dense, classifier" in done.stderr
+    assert (
+        "randomly initialised and fully trained, as the checkpoint has no such head: bert.pooler.dense, classifier"
+        in done.stderr
+    )
     return output
 
 
@@ -132,7 +135,7 @@ def test_a_tuned_model_teaches_and_a_new_head_cannot(
     assert report["trained_whole"] == []
     refused(
         ["prune", "--model", str(inputs / "masked"), "--output", str(tmp_path / "out"), *common], capfd,
-        "--teacher cache", "is new and knows nothing", "loraprune finetune",
+        "--teacher cache", "is untrained", "loraprune finetune",
     )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
@@ -203,7 +206,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path, tmp_pa
         callback = Norms()
         keeper = Keeper(tmp_path, {}, every=0, parts=[], guard=StepGuard())
         train(
-            adapted, job.data, config=config, task=job.task, callbacks=[callback], device=job.device, keeper=keeper
+            adapted, job.data, config=config, task=job.task, callbacks=[callback], keeper=keeper
         )  # fmt: skip
         norms += callback.found
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)

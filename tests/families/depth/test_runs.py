@@ -15,13 +15,16 @@ from loraprune import pipeline
 from loraprune.commands.plan import dry_run
 from loraprune.config.commands import PlanConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.padded import write_padded
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers, numbered_as_before
 from loraprune.models.empty import empty_model
-from loraprune.models.loading import load_config, load_model
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_config
 from loraprune.plan import Plan
-from loraprune.pruning.verify import check_units, difference, logits_of, masked_logits, probe_of, unit_sums
+from loraprune.pruning.verify import check_units, masked_logits, unit_sums
 from tests.pipeline.cases import check_loads_anywhere, count, one_step, prune_config, read_report
 from tests.samples import byte_tokenizer, save_tiny, write_text
 from tests.tiny import COMMON, VARIANTS, model_type
@@ -174,7 +177,7 @@ def test_a_dry_run_counts_what_goes_with_layers(inputs: Path) -> None:
 
 def test_padding_says_that_a_layer_is_gone(pruned: Path, tmp_path: Path) -> None:
     model = load_model(str(pruned), device=torch.device("cpu"), dtype=torch.float32)
-    with pytest.raises(LoraPruneError, match=rf"brings back no layer .*{GONE}"):
+    with pytest.raises(LoraPruneError, match=rf"cannot restore a removed layer such as .*{GONE}"):
         write_padded(model, Plan.read(pruned), tmp_path / "padded", dtype=torch.float32)
 
 

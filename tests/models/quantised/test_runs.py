@@ -145,9 +145,9 @@ def test_an_absent_library_is_named_with_its_extra(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"optimizer": "paged", "shrink": False}, "--optimizer paged: it moves its state out of a CUDA device"),
+        ({"optimizer": "paged", "shrink": False}, "--optimizer paged: it moves its state from a GPU to the CPU"),
         ({"dtype": "float16"}, "--dtype float16: its gradients need a loss scale"),
-        ({"dtype": "tf32"}, "--dtype tf32: only CUDA devices"),
+        ({"dtype": "tf32"}, "--dtype tf32: it needs a CUDA device"),
     ],
 )
 def test_what_this_device_cannot_do_is_told_first(

@@ -105,7 +105,7 @@ def test_units_that_several_layers_share_have_no_block() -> None:
 
 
 def test_channels_of_convolutions_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--local: channels of .* are no part of a single block"):
+    with pytest.raises(ConfigError, match=r"--local: channels of .* are not part of a single block"):
         check_blocks(find_groups(tiny_config("resnet")))
 
 

@@ -209,7 +209,7 @@ def test_calibration_rows_are_spread_over_the_data_and_others_each_time() -> Non
     assert first["input_ids"][:, 0].tolist() == [0, 3, 6]
     assert second["input_ids"][:, 0].tolist() == [1, 4, 7]
     assert set(first) == {"input_ids"}
-    with pytest.raises(ConfigError, match="has no rows by number"):
+    with pytest.raises(ConfigError, match="has no random access to rows"):
         CalibrationRows(SimpleNamespace(dataset=iter(data), collate_fn=None), tokens=24)
 
 

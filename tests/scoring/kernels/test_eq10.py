@@ -163,7 +163,7 @@ def test_a_machine_that_cannot_build_the_kernel_goes_on_with_tiles(
     assert kernels._runs.__wrapped__(DEVICE)
     monkeypatch.setattr(kernels, "eq10_sums", fail)
     assert not kernels._runs.__wrapped__(DEVICE)
-    assert "scoring goes on in tiles: Failed to find C compiler" in caplog.text
+    assert "scoring uses tiles of PyTorch: Failed to find C compiler" in caplog.text
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert not kernels._runs.__wrapped__(DEVICE)
 

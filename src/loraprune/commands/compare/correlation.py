@@ -45,7 +45,7 @@ def by_step(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[flo
 def agreements(
     runs: Mapping[tuple[str, int], tuple[bool, Mapping[str, Sequence[float]]]],
 ) -> Iterator[tuple[str, dict[int, dict[str, float]]]]:
-    """Yield for every run the names of both sides and how it agrees, step by step, with the reference of its seed.
+    """Yield for every run the names of both sides and its correlation, step by step, with the reference of its seed.
 
     Args:
         runs: name and seed -> whether it is a reference, and its scores by step/group.

@@ -87,7 +87,7 @@ def expand(
     """Return all cells, baselines first, and one sentence for everything that is wrong.
 
     Args:
-        base: every option of `PruneConfig`, for the cells that do not say otherwise.
+        base: every option of `PruneConfig`, for the cells that do not override it.
         grid: option -> values; every value meets every other.
         runs: name -> options; every run meets every combination of the grid.
         baselines: jobs to do once for every set of training options.
@@ -110,8 +110,8 @@ def expand(
     for message, names in refused.items():
         others = f" (and {len(names) - 1} more cells)" if len(names) > 1 else ""
         problems.append(f"{names[0]}{others}: {message}".removeprefix(": "))
-    told = dict.fromkeys([*axes, *(name for changes in named.values() for name in changes)])
-    dense = {cell.key: cell for job in baselines for pruned in cells for cell in [_dense(job, pruned, told)]}
+    named_options = dict.fromkeys([*axes, *(name for changes in named.values() for name in changes)])
+    dense = {cell.key: cell for job in baselines for pruned in cells for cell in [_dense(job, pruned, named_options)]}
     known = {words: None for cell in cells for axis, words in cell.labels.items() if axis != SEED}
     if cells and reference is not None and reference not in known:
         problems.append(f"--reference {reference}{nearest(reference, known)}: choose one of {', '.join(known)}")
@@ -170,7 +170,7 @@ def _good_runs(
 def _name_problem(place: str, name: str) -> str | None:
     """Return what is wrong with the name of an option in a grid or a named run."""
     if name in OURS:
-        return f"{place}: every cell has a folder of its own below --output, and --html is for all; leave it out here"
+        return f"{place}: every cell has a separate folder below --output, and --html is for all; leave it out here"
     if name not in OPTIONS:
         return f"{place}: unknown option {name!r}{nearest(str(name), OPTIONS)}: see `loraprune prune --help`"
     return None
@@ -211,12 +211,12 @@ def _training_options(config: PruneConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(FinetuneConfig)}
 
 
-def _dense(job: str, pruned: Cell, told: Iterable[str]) -> Cell:
-    """Return the baseline of a pruning cell; `told` are the options that its name has to tell."""
+def _dense(job: str, pruned: Cell, named: Iterable[str]) -> Cell:
+    """Return the baseline of a pruning cell; `named` are the options that its name contains."""
     assert isinstance(pruned.config, PruneConfig)
     options = _training_options(pruned.config)
     folder = Path(pruned.config.output).parent / digest(job, options)
-    labels = {RUN: job} | {name: _words(name, options[name]) for name in told if name in options}
+    labels = {RUN: job} | {name: _words(name, options[name]) for name in named if name in options}
     return Cell(job, labels, BASELINES[job](**{**options, "output": str(folder)}), None)
 
 

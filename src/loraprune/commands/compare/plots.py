@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from loraprune.commands.compare.correlation import agreements, spearman
 from loraprune.commands.compare.grid import SEED, recipe_name
 from loraprune.commands.compare.summary import metric_of
+from loraprune.config.pruning import TARGETS
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.reporting.layers import rows_by_units
 from loraprune.reporting.plotting import INK, lines, new_figure, plain_ticks, save, styled
 
-TARGETS = ("ratio", "parameters", "heads", "ffn")
-"""options that set how much is removed: the points of one line differ only in these"""
 LOGARITHMIC_FROM = 3
 """largest over smallest perplexity above which the axis is logarithmic"""
 PAIRS_AT_MOST = 21
@@ -204,7 +203,10 @@ def places(pruned: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
 
 def _without_target(labels: Mapping[str, str]) -> str:
     """Return the name of a recipe without the amount that it removes."""
-    return recipe_name({axis: words for axis, words in labels.items() if axis not in (*TARGETS, SEED)}) or "pruned"
+    return (
+        recipe_name({axis: words for axis, words in labels.items() if axis not in ("ratio", *TARGETS, SEED)})
+        or "pruned"
+    )
 
 
 def _means(layers: Mapping[str, Sequence[float]]) -> dict[str, float]:

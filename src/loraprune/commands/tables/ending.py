@@ -50,7 +50,7 @@ def _evaluate(result: Report) -> list[tuple[str, str]]:
     words = ["evaluate", _folder(result), "--against", result.model, "--data", "YOUR_TEST_DATA"]
     if result.has_new_head:  # the dense model has no head to evaluate
         words = ["evaluate", _folder(result), "--data", "YOUR_TEST_DATA"]
-    return [("evaluate it on data of your own", _command(*words))]
+    return [("evaluate it on your own data", _command(*words))]
 
 
 def _export(result: Report) -> list[tuple[str, str]]:
@@ -87,7 +87,10 @@ def _cut_less(result: Report) -> list[tuple[str, str]]:
         return []  # N:M fixes the ratio
     if removed.ratio_requested is not None:
         return [("remove less", _again(result, "--ratio", f"{removed.ratio_requested / 2:.2g}"))]
-    if removed.target and removed.target.get("parameters") is not None:
+    target = removed.target or {}
+    if target.get("size") is not None:
+        return [("remove less", _again(result, "--size", f"{(1 + target['size']) / 2:.2g}"))]
+    if target.get("parameters") is not None:
         return [("remove less", _again(result, "--parameters", str(sum(result.parameters) // 2)))]
     return []  # widths of every layer are a choice of the user
 

@@ -1,7 +1,7 @@
 """Labelled images from folders, files, the hub and benchmarks known by name, and how they become a model's input.
 
 sources.py     a name -> images with the names of their classes
-benchmarks.py  names of benchmarks, as data: where they lie and how many images train and judge
+benchmarks.py  names of benchmarks, as data: where they are stored, and how many images are for training and evaluation
 rows.py        images and an image processor -> rows for the Trainer
 """
 

@@ -1,7 +1,7 @@
-"""Benchmarks of images by name, VTAB-1k's nineteen tasks and CUB-200: 800 images to train on and 200 to judge by.
+"""Benchmarks of images by name, VTAB-1k's nineteen tasks and CUB-200: 800 images for training and 200 for evaluation.
 
 Source: Zhai et al., VTAB (arXiv 1910.04867): hyper-parameters are chosen on 800 and 200 images of the training
-split; the figure to report comes from training on all 1,000 and judging by the test split. The lists of images behind
+split; the figure to report comes from training on all 1,000 and evaluating on the test split. The lists of images behind
 the published figures belong to TensorFlow Datasets and cannot be had from the hub: here the 1,000 are drawn by a fixed seed.
 """
 
@@ -17,7 +17,7 @@ VTAB_PREFIX = "vtab-"
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Where the images of a benchmark lie on the hub, and in which columns."""
+    """Where the images of a benchmark are stored on the hub, and in which columns."""
 
     hub: str
     image: str
@@ -60,13 +60,13 @@ class Named:
 
     benchmark: Benchmark
     final: bool
-    """train on all 1,000 and judge by the test split"""
+    """train on all 1,000 and evaluate on the test split"""
     folder: str | None
-    """where its images lie locally; None for the hub"""
+    """local folder of its images; None for the hub"""
 
 
 def find_benchmark(name: str) -> Named | None:
-    """Return what `name` says if it is that of a benchmark."""
+    """Parse `name` if it names a benchmark."""
     head, _, folder = name.partition("=")
     key, _, part = head.partition(":")
     if key not in BENCHMARKS or part not in ("", TEST):

@@ -23,14 +23,14 @@ from loraprune.data.images.sources import LabelledImages, Stored
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.models.auto_classes import forget_code_
 from loraprune.models.compat import pillow_processor
-from loraprune.models.library_errors import clear_errors
+from loraprune.models.opening import clear_errors
 
 FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
 class ImageRows(Dataset[dict[str, Any]]):
-    """Images as a model reads them, decoded when asked for."""
+    """Images as a model reads them, decoded on access."""
 
     images: LabelledImages
     processor: BaseImageProcessor
@@ -82,12 +82,12 @@ def decode(stored: Stored, place: str) -> Image.Image:
         raise DataError(f"{place}: not an image that Pillow can read: convert it or move it out") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{place}: the image is broken ({str(error).splitlines()[0]}): write it anew or move it out"
+            f"{place}: the image is broken ({str(error).splitlines()[0]}): write it again or move it out"
         ) from None
 
 
 def check_images(images: LabelledImages) -> None:
-    """Decode every image once, so that a broken one is told before a run begins.
+    """Decode every image once, so that a broken one is reported before a run begins.
 
     Raises:
         DataError: if one is broken.
@@ -123,7 +123,7 @@ def load_processor(model: str, *, image_size: object) -> BaseImageProcessor:
         pixels = processor(images=[Image.new("RGB", (40, 30))], return_tensors="pt")["pixel_values"]
     if not torch.isfinite(pixels).all():
         raise CheckpointError(
-            f"--model {model}: {FILE} makes NaN or infinity of an image: correct image_mean and image_std"
+            f"--model {model}: {FILE} turns an image into NaN or infinity: correct image_mean and image_std"
         )
     made = tuple(pixels.shape[2:])
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size

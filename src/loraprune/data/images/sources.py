@@ -28,7 +28,7 @@ HELD_OUT_SHARE = 10
 """one image of a class in so many is held out where the source has no split for it"""
 
 Stored: TypeAlias = Path | bytes
-"""an image as it lies in a file, or the bytes of one"""
+"""an image as a file stores it, or the bytes of one"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ Splits: TypeAlias = dict[str, LabelledImages]
 def load_images(
     data: str | None, held_out: str | None, *, seed: int, columns: Columns = OWN_NAMES
 ) -> tuple[LabelledImages | None, LabelledImages]:
-    """Read images to train on and images to judge by, of the same classes; without `data` only the latter.
+    """Read images for training and images for evaluation, of the same classes; without `data` only the latter.
 
-    Without `held_out` the images to judge by are the test split of `data`, or a tenth of every class.
+    Without `held_out` the images for evaluation are the test split of `data`, or a tenth of every class.
 
     Raises:
-        DataError: if a name leads nowhere or to no labelled images, or the two share files or differ in classes.
+        DataError: if a name does not exist or has no labelled images, or the two share files or differ in classes.
     """
     if data is None:
         assert held_out is not None
@@ -94,13 +94,15 @@ def load_images(
     train = splits.get("train") or splits["all"]
     with naming("--eval"):
         others = _open(held_out, columns)
-        judged = others.get("held_out") or others["all"]
-        shared = {str(each) for each in train.images if isinstance(each, Path)} & {str(each) for each in judged.images}
+        evaluated = others.get("held_out") or others["all"]
+        shared = {str(each) for each in train.images if isinstance(each, Path)} & {
+            str(each) for each in evaluated.images
+        }
         if shared or (held_out == data and "held_out" not in splits):
             raise DataError(
                 f"{held_out}: {min(shared, default='all of it')} is trained on as part of --data: name other images"
             )
-        return train, judged.with_classes(train.classes)
+        return train, evaluated.with_classes(train.classes)
 
 
 def open_images(name: str, part: str, columns: Columns = OWN_NAMES) -> LabelledImages:
@@ -114,14 +116,14 @@ def open_images(name: str, part: str, columns: Columns = OWN_NAMES) -> LabelledI
 
 
 def _hold_out(whole: LabelledImages, *, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Hold a tenth of every class out, at least one of two images."""
+    """Hold out a tenth of every class, at least one of two images."""
     draw, held = random.Random(seed), set[int]()
     for label in range(len(whole.classes)):
         members = [place for place, each in enumerate(whole.labels) if each == label]
         held |= set(draw.sample(members, len(members) // HELD_OUT_SHARE or int(len(members) > 1)))
     kept = [place for place in range(len(whole.images)) if place not in held]
     if not kept or not held:
-        raise DataError(f"{whole.source}: {len(whole.images)} images are too few to train on some and judge by others")
+        raise DataError(f"{whole.source}: {len(whole.images)} images are too few for training and evaluation")
     return whole.take(kept, split="train"), whole.take(sorted(held), split="held_out")
 
 
@@ -132,7 +134,7 @@ def _benchmark(name: str, named: Named) -> Splits:
     chosen = random.Random(DRAW_SEED).sample(range(len(train.images)), min(TRAINED + JUDGED, len(train.images)))
     if named.final:
         if "held_out" not in splits:
-            raise DataError(f"{name}: {train.source} has no test split to judge by: leave `:test` out")
+            raise DataError(f"{name}: {train.source} has no test split: leave `:test` out")
         return {"train": train.take(chosen, split="train"), "held_out": splits["held_out"]}
     if len(chosen) < TRAINED + JUDGED:
         raise DataError(f"{name}: {train.source} has {len(chosen)} images, the protocol draws {TRAINED + JUDGED}")
@@ -192,7 +194,7 @@ def _classes(path: Path, split: str, classes: tuple[str, ...] | None = None) -> 
     folders = list(_visible(path))
     if stray := next((entry for entry in folders if not entry.is_dir()), None):
         raise DataError(
-            f"{stray}: not in the folder of a class: images lie as CLASS/NAME.jpg, or name a {SUFFIXES[0]} file"
+            f"{stray}: not in the folder of a class: store images as CLASS/NAME.jpg, or name a {SUFFIXES[0]} file"
         )
     names = classes or tuple(folder.name for folder in folders)
     if odd := next((folder for folder in folders if folder.name not in names), None):
@@ -228,7 +230,7 @@ def _file(path: Path, columns: Columns) -> LabelledImages:
     try:
         table = datasets.Dataset.from_file(str(path))
     except Exception as error:  # pyarrow and datasets share no base class
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}): write it anew") from None
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}): write it again") from None
     return _table(str(path), "all", table, columns)
 
 
@@ -261,7 +263,7 @@ def _table(name: str, split: str, table: datasets.Dataset, columns: Columns) -> 
         place for place, each in enumerate(values) if type(each) is not type(values[0]) or type(each) not in (int, str)
     ]:
         raise DataError(
-            f"{name}, row {bad[0] + 1}: the label {values[bad[0]]!r} is no name or whole number like the others"
+            f"{name}, row {bad[0] + 1}: the label {values[bad[0]]!r} is not a name or whole number like the others"
         )
     named = getattr(table.features[label], "names", None)
     numbers = {value: number for number, value in enumerate(range(len(named)) if named else sorted(set(values)))}

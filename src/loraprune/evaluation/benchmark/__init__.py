@@ -1,4 +1,4 @@
-"""How large and how fast models are, side by side."""
+"""Compare sizes and speeds of models."""
 
 from loraprune.evaluation.benchmark.compare import compare_speed
 from loraprune.evaluation.benchmark.engines import Engine

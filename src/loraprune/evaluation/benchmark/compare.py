@@ -1,4 +1,4 @@
-"""How large and how fast models are, side by side: parameters, MACs, latency, throughput, memory.
+"""Compare sizes and speeds of models: parameters, MACs, latency, throughput, memory.
 
 Knows nothing about pruning: it compares any text models on one device, the first being the reference.
 """
@@ -55,17 +55,8 @@ def compare_speed(
     rows: dict[str, Measurement] = {}
     for name, model in models.items():
         seconds, decode = {batch: times[batch][name] for batch in batches}, times[DECODE].get(name)
-        rows[name] = Measurement(
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            weight_bytes=_weight_bytes(model),
-            file_bytes=_file_bytes(folders[name]) if folders and name in folders else None,
-            macs_per_token=count_macs(model, length=length) // length,
-            prefill_seconds=seconds,
-            prefill_tokens_per_second={batch: batch * length / spread.median for batch, spread in seconds.items()},
-            decode_seconds=decode,
-            decode_tokens_per_second=new_tokens / decode.median if decode else None,
-            peak_memory_bytes=peaks[name],
-        )
+        size = _file_bytes(folders[name]) if folders and name in folders else None
+        rows[name] = _of_model(model, seconds, decode, size, peaks[name], length, new_tokens)
     for name, engine in others.items():
         rows[name] = _of_engine(
             engine, rows[engine.model], {key: times[key].get(name) for key in times}, length, new_tokens
@@ -80,10 +71,33 @@ def compare_speed(
     return Comparison(rows, {name: ratios_of(first, row) for name, row in rows.items()}, protocol)
 
 
+def _of_model(
+    model: PreTrainedModel,
+    seconds: dict[int, Spread],
+    decode: Spread | None,
+    file_bytes: int | None,
+    peak_bytes: int | None,
+    length: int,
+    new_tokens: int,
+) -> Measurement:
+    """Return what was measured of a model; `seconds` are those of a prefill by the size of its batch."""
+    return Measurement(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weight_bytes=_weight_bytes(model),
+        file_bytes=file_bytes,
+        macs_per_token=count_macs(model, length=length) // length,
+        prefill_seconds=seconds,
+        prefill_tokens_per_second={batch: batch * length / spread.median for batch, spread in seconds.items()},
+        decode_seconds=decode,
+        decode_tokens_per_second=new_tokens / decode.median if decode else None,
+        peak_memory_bytes=peak_bytes,
+    )
+
+
 def _of_engine(
     engine: Engine, model: Measurement, times: Mapping[int, Spread | None], length: int, new_tokens: int
 ) -> Measurement:
-    """Return the row of an engine: what it runs is as large as the model, its file and its speed are its own."""
+    """Return the row of an engine: parameters and MACs are the model's, file size and speed are the engine's."""
     seconds = {batch: spread for batch, spread in times.items() if spread and batch != DECODE}
     decode = times[DECODE]
     return replace(
@@ -100,7 +114,7 @@ def _of_engine(
 
 
 def _peak_memory(model: PreTrainedModel, calls: Sequence[Call]) -> int | None:
-    """Return the weights and the most that a call allocates beside what lies on the device already, other models too."""
+    """Return the bytes of the weights plus the most that a call allocates; other tensors on the device are not counted."""
     if model.device.type != "cuda":
         return None
     torch.cuda.synchronize(model.device)
@@ -116,7 +130,7 @@ def _weight_bytes(model: PreTrainedModel) -> int:
 
 
 def _file_bytes(folder: Path) -> int | None:
-    """Return the size of the weight files; None if they are not safetensors. A run's scores.safetensors is no weight."""
+    """Return the size of the weight files; None if they are not safetensors. A run's scores.safetensors is not counted."""
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) or None
 
 
@@ -135,7 +149,7 @@ def _check_models(models: Mapping[str, PreTrainedModel], folders: Mapping[str, P
         if name not in models:
             raise ConfigError(f"folder {str(folder)!r} belongs to no model {name!r}{nearest(name, models)}: rename it")
         if not folder.is_dir():
-            raise CheckpointError(f"{str(folder)!r} is no folder: give the checkpoint of {name!r}")
+            raise CheckpointError(f"{str(folder)!r} is not a folder: give the checkpoint of {name!r}")
     for name, model in models.items():
         if model.main_input_name != "input_ids":
             raise UnsupportedModelError(f"{name!r} reads {model.main_input_name}: only models of token ids are timed")

@@ -1,4 +1,4 @@
-"""What is timed: reading a batch of prompts, and writing after one.
+"""The calls that are timed: prefill of a batch, and decoding after one prompt.
 
 Knows nothing about clocks.
 """

@@ -1,4 +1,4 @@
-"""Counting the multiply-accumulates of a model, and what a model of texts reads.
+"""Count the multiply-accumulates of a model, and make the inputs of a text model.
 
 Knows nothing about clocks.
 """
@@ -38,5 +38,5 @@ def count_macs(model: PreTrainedModel, *, length: int) -> int:
 
 
 def text_inputs(model: PreTrainedModel, tokens: Int[Tensor, "batch seq"]) -> dict[str, Int[Tensor, "batch seq"]]:
-    """Return what a forward pass reads: tokens, and as many in the decoder where the model has one of its own."""
+    """Return the inputs of a forward pass: tokens, and as many for the decoder of an encoder-decoder."""
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})

@@ -1,4 +1,4 @@
-"""Sizes and speeds of several models, and how each stands to the first.
+"""Sizes and speeds of several models, and their ratios to the first.
 
 Knows nothing about how anything was measured.
 """
@@ -16,7 +16,7 @@ from loraprune.evaluation.timing import Spread
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one model takes. Keys of the prefill figures are batch sizes."""
+    """Size and speed of one model. Keys of the prefill figures are batch sizes."""
 
     parameters: int
     """a tensor shared by several modules counts once"""
@@ -30,14 +30,14 @@ class Measurement:
     decode_tokens_per_second: float | None
     """new tokens only, over the whole time"""
     peak_memory_bytes: int | None
-    """weights and what the calls allocate beside them, on CUDA; elsewhere one process cannot tell its models apart"""
+    """weights plus what the calls allocate, on CUDA; elsewhere the models of one process cannot be separated"""
     engine: str = "transformers"
     """what runs the model"""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratios:
-    """One model beside the first: sizes as this / first, speed-ups as first / this, so above 1 is faster."""
+    """One model relative to the first: sizes as this / first, speed-ups as first / this, so above 1 is faster."""
 
     parameters: float
     weight_bytes: float

@@ -1,4 +1,4 @@
-"""What a task is: data, and the few functions in which jobs for models of text, images or pairs of texts differ.
+"""The interface of a task: data, and the functions that differ between models of text, images or pairs of texts.
 
 Knows nothing about pruning.
 """
@@ -19,39 +19,39 @@ from loraprune.evaluation.measurement import Measured
 from loraprune.registry import Registry
 
 Inputs: TypeAlias = Mapping[str, Any]
-"""arguments of a model's forward; tensors lie on the CPU and go to the model's device"""
+"""arguments of a model's forward; tensors are on the CPU and are moved to the model's device"""
 Collate: TypeAlias = Callable[[Any], dict[str, Shaped[Tensor, "rows ..."]]]
 
 
 @runtime_checkable
 class Processor(Protocol):
-    """A tokenizer or an image processor, as far as every task needs it."""
+    """The part of a tokenizer or an image processor that every task needs."""
 
     def save_pretrained(self, save_directory: Any) -> Any:
-        """Write it into a folder."""
+        """Write the processor into a folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Which data a run asks for, and for which model."""
+    """The data and the model of a run."""
 
     model: str
     config: PreTrainedConfig
     data: str | None
-    """what to train on; None only judges, on all of `eval`"""
+    """training data; None only evaluates, on all of `eval`"""
     eval: str | None
-    """what to judge by; None holds a part of `data` out"""
+    """evaluation data; None holds out a part of `data`"""
     length: int
-    """tokens in a row, at most"""
+    """maximum tokens in a row"""
     seed: int = 0
     trust_remote_code: bool = False
     columns: Columns = field(default_factory=dict)
-    """which columns of the data are meant"""
+    """names of the columns of the data"""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Data of a run, ready for the Trainer, and what they say about the model."""
+    """Data of a run, ready for the Trainer, and the parts of config.json that depend on them."""
 
     train: Rows | None
     """None where nothing is trained"""
@@ -60,11 +60,11 @@ class Prepared:
     """features of rows -> model inputs and `labels`"""
     processor: Processor
     values: Mapping[str, Any] = field(default_factory=dict)
-    """keys of config.json that the data decide, such as num_labels"""
+    """keys of config.json that depend on the data, such as num_labels"""
 
     @property
     def training(self) -> Rows:
-        """Return the rows to train on, of a run that trains."""
+        """Return the training rows of a run that trains."""
         assert self.train is not None
         return self.train
 
@@ -72,7 +72,7 @@ class Prepared:
 Predictions: TypeAlias = Callable[
     [Shaped[Tensor, "*places classes"], Shaped[Tensor, "*places"]], Shaped[Tensor, "targets classes"]
 ]
-"""what a model gives at every place (or once for a row) and the labels -> the same at the places that are to be learnt"""
+"""a model's outputs at every position (or once for a row) and the labels -> the outputs at the positions of targets"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,35 +84,35 @@ class Task:
     head: str
     """the Auto class of transformers that has the right head"""
     prepare: Callable[[Request], Prepared]
-    """read, encode and hold out data; called before the weights are loaded"""
-    judge: Callable[[PreTrainedModel, Prepared, int], Measured]
-    """measure a model on the held-out rows, so many at a time"""
+    """read, encode and hold out data; called before weights are loaded"""
+    evaluate: Callable[[PreTrainedModel, Prepared, int], Measured]
+    """evaluate a model on the held-out rows, with a batch size"""
     probe: Callable[[PreTrainedConfig, int, int], Inputs]
-    """inputs of so many rows and so many tokens (images have a size of their own) drawn by a fixed seed: what masked, sliced and
-    reloaded model are compared on, and what is timed"""
+    """inputs with a number of rows and of tokens (images have their model's size) drawn by a fixed seed, on which masked, sliced and
+    reloaded model are compared, and which are timed"""
     predictions: Predictions
-    """what the loss compares with the labels, by which a model learns from the dense one"""
+    """the logits that the loss compares with the labels, for distillation"""
     processor: Callable[[Request], Processor]
     """load the tokenizer or image processor, and check that it fits the model"""
     read: Callable[[str, str, Columns], object]
-    """read the part `train` or `held_out` of a source and the columns that are meant, without a model; only its errors count: what
+    """read the part `train` or `held_out` of a source without a model; only its errors are used: those with which
     `prepare` would fail on"""
     pipeline: str | None = None
-    """`pipeline_tag` of the hub, by which it lists the model"""
+    """`pipeline_tag` of the hub, under which it lists the model"""
     columns: tuple[str, ...] = ()
-    """columns of data that make a model that is only pre-trained one of this task"""
+    """columns of data that select this task for a model that is only pre-trained"""
     unit: Literal["tokens", "images"] = "tokens"
-    """what throughput counts"""
+    """unit of the throughput"""
     counts_targets: bool = False
     """whether the model's own loss takes the number of targets of an optimiser step, as those of causal language models do"""
     new: Callable[[str], bool] | None = None
-    """whether a checkpoint may lack a parameter of this name: one of a head, which then starts anew and is trained whole"""
+    """whether a checkpoint may lack a parameter of this name: one of a head, which is then initialised and fully trained"""
 
 
 tasks: Registry[Task] = Registry("task", ConfigError)
 
 
 def register_task(task: Task) -> Task:
-    """Make a task known."""
+    """Register a task."""
     tasks.add(task.name, task)
     return task

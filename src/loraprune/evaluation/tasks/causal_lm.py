@@ -1,4 +1,4 @@
-"""Causal language modelling: the next token, from texts, instructions or chats; judged by perplexity."""
+"""Causal language modelling: the next token, from texts, instructions or chats; evaluated by perplexity."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prepare(request: Request) -> Prepared:
     return Prepared(data.train, data.held_out, Collator(pad), tokenizer)
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure the perplexity on the held-out rows."""
     assert isinstance(prepared.held_out, TokenRows)
     return perplexity(model, prepared.held_out, batch=batch).measured()
@@ -42,13 +42,13 @@ def probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
 def predictions(
     logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
 ) -> Shaped[Tensor, "targets classes"]:
-    """Return what is said before each target: position t predicts label t + 1."""
+    """Return the logits before each target: position t predicts label t + 1."""
     return logits[:, :-1][labels[:, 1:] != NO_TARGET]
 
 
 register_task(
     Task(
-        "causal-lm", "AutoModelForCausalLM", prepare, judge, probe, predictions, fitting_tokenizer, read_examples,
+        "causal-lm", "AutoModelForCausalLM", prepare, evaluate, probe, predictions, fitting_tokenizer, read_examples,
         pipeline="text-generation",
         counts_targets=True,
     )

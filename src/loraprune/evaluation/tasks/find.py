@@ -1,10 +1,10 @@
-"""Which task a run is about: the one asked for, else what the model's head and the data's columns say."""
+"""Find the task of a run: the requested one, else the one of the model's head and the data's columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.data import OWN_NAMES, Columns, columns_of
 from loraprune.errors import ConfigError, UnsupportedModelError
@@ -13,9 +13,10 @@ from loraprune.evaluation.tasks.text import padded_tokens
 from loraprune.models.auto_classes import can_build, find_head
 
 PRETRAINING = ("AutoModelForMaskedLM",)
-"""heads that a model keeps only where the data say nothing else"""
+"""heads that a model keeps unless the data's columns call for another task"""
 WITHOUT_TASK = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
-"""heads that are pruned and saved in a Trainer of one's own only"""
+"""heads that are pruned and saved only in your own Trainer"""
+PROBE_ROWS, PROBE_TOKENS = 2, 48
 
 
 def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Sequence[str] = ()) -> Task:
@@ -23,7 +24,7 @@ def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Seq
 
     Raises:
         ConfigError: if there is no task of that name.
-        UnsupportedModelError: if no task has the model's head, or the model cannot have the task's.
+        UnsupportedModelError: if no task has the model's head, or the model has no head of the task.
     """
     if name is not None:
         task = tasks.get(name)
@@ -45,7 +46,7 @@ def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Seq
             return task
     raise UnsupportedModelError(
         f"no task trains or evaluates {head} ({_class(config)}): known are {', '.join(tasks.names())}; name another one by --task, or "
-        "prune the model in a Trainer of your own, as docs/trainer.md shows"
+        "prune the model in your own Trainer, as docs/trainer.md shows"
     )
 
 
@@ -53,15 +54,16 @@ def _class(config: PreTrainedConfig) -> str:
     return ", ".join(config.architectures or ()) or str(config.model_type)
 
 
-def find_probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
-    """Return the inputs on which a model is compared with what is made of it; one whose head no task has reads texts."""
+def probe_of(model: PreTrainedModel) -> Inputs:
+    """Return the inputs on which a model is compared with its pruned or exported form; one whose head no task has reads texts."""
+    config: PreTrainedConfig = model.config
     if find_head(config) in WITHOUT_TASK:
-        return padded_tokens(config, rows, tokens)
-    return find_task(config).probe(config, rows, tokens)
+        return padded_tokens(config, PROBE_ROWS, PROBE_TOKENS)
+    return find_task(config).probe(config, PROBE_ROWS, PROBE_TOKENS)
 
 
 def choose_task(config: PreTrainedConfig, name: str | None, *, data: str | None, columns: Columns = OWN_NAMES) -> Task:
-    """Return the task of a run; the data, if there are any, are looked into only where a model is merely pre-trained."""
+    """Return the task of a run; the data, if any, are read only if a model is merely pre-trained."""
     if name is not None or data is None or find_head(config) not in PRETRAINING:
         return find_task(config, name)
     return find_task(config, columns=columns_of(data, columns))

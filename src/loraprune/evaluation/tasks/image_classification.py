@@ -1,4 +1,4 @@
-"""Image classification: the class of an image, from folders of classes, a file, the hub or a benchmark; judged by accuracy."""
+"""Image classification: the class of an image, from folders of classes, a file, the hub or a benchmark; evaluated by accuracy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.models.loading import resolve_processor
 from loraprune.models.modes import evaluation_mode
+from loraprune.models.opening import resolve_processor
 from loraprune.runtime.progress import shown
 
 HEAD = ("classifier.", "beit.pooler.")
-"""how the names of a head's parameters begin, which a checkpoint that was pre-trained for something else lacks"""
+"""prefixes of the names of a head's parameters, which a checkpoint that was pre-trained for something else lacks"""
 INTERPOLATING = ("dinov2", "dinov2_with_registers")
 """model types that stretch their positions to images of any size: the public ones state the size of another stage of their training"""
 PROBE_SIZE, PROBE_SEED = 64, 0
@@ -33,22 +33,22 @@ def prepare(request: Request) -> Prepared:
     """Read images; where their classes are not the model's, it gets a new head for them.
 
     Raises:
-        DataError: if images to judge by have classes that those to train on, or the model, lack.
-        ConfigError: if the model does not read images in colour, or its image processor makes others.
+        DataError: if evaluation images have classes that the training images, or the model, lack.
+        ConfigError: if the model does not read images in colour, or its image processor makes other ones.
     """
     processor = fitting_processor(request)
-    train, judged = load_images(request.data, request.eval, seed=request.seed, columns=request.columns)
-    for images in (train, judged):
+    train, held_out = load_images(request.data, request.eval, seed=request.seed, columns=request.columns)
+    for images in (train, held_out):
         if images is not None:
             check_images(images)
     own = classes(request.config)
     if train is None or set(train.classes) == set(own):
         # The model's own order, so that its head stays right.
         rows = None if train is None else ImageRows(train.with_classes(own), processor)
-        return Prepared(rows, ImageRows(judged.with_classes(own), processor), collate, processor)
+        return Prepared(rows, ImageRows(held_out.with_classes(own), processor), collate, processor)
     names = dict(enumerate(train.classes))
     values = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    return Prepared(ImageRows(train, processor), ImageRows(judged, processor), collate, processor, values)
+    return Prepared(ImageRows(train, processor), ImageRows(held_out, processor), collate, processor, values)
 
 
 def fitting_processor(request: Request) -> BaseImageProcessor:
@@ -85,7 +85,7 @@ def classes(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(str(number) if name == f"LABEL_{number}" else name for number, name in named)
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure how many of the held-out images get the right class, as a fraction with its binomial standard error."""
     rows, device = prepared.held_out, next(model.parameters()).device
     right: list[float] = []
@@ -117,13 +117,13 @@ def predictions(
 
 
 def is_head(name: str) -> bool:
-    """Say whether a parameter belongs to the head."""
+    """Return whether a parameter belongs to the head."""
     return name.startswith(HEAD)
 
 
 register_task(
     Task(
-        "image-classification", "AutoModelForImageClassification", prepare, judge, probe, predictions, fitting_processor, read,
+        "image-classification", "AutoModelForImageClassification", prepare, evaluate, probe, predictions, fitting_processor, read,
         pipeline="image-classification",
         unit="images", new=is_head,
     )

@@ -21,7 +21,7 @@ class LabelledRows:
     protocol: Mapping[str, object]
     """source, split, rows, length, truncated"""
     metrics: tuple[str, ...]
-    """what a model is judged by first, and what is measured beside it"""
+    """the main metric of a model, and the others"""
 
     def __len__(self) -> int:
         return len(self.rows)

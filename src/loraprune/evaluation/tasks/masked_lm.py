@@ -1,4 +1,4 @@
-"""Masked language modelling: the hidden tokens of texts; judged by the perplexity of what is hidden."""
+"""Masked language modelling: the hidden tokens of texts; evaluated by the perplexity of the hidden tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from loraprune.models.modes import evaluation_mode
 from loraprune.runtime.progress import shown
 
 HIDDEN, MASKED, REPLACED = 0.15, 0.8, 0.1
-"""tokens to be told; of these, those that the mask stands for, and those that another token stands for"""
+"""fraction of the tokens that are targets; of these, the fractions replaced by the mask and by a random token"""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedRows:
-    """Rows of tokens, some hidden: always the same ones of a row, so that dense and pruned model are asked alike.
+    """Rows of tokens, some hidden: always the same ones of a row, so that dense and pruned model predict the same tokens.
 
     Source: Devlin et al., BERT (arXiv 1810.04805); masks are fixed here.
     """
@@ -40,7 +40,7 @@ class MaskedRows:
 
     @property
     def protocol(self) -> Mapping[str, object]:
-        """Return how the rows came about."""
+        """Return the protocol of the rows."""
         return {**self.rows.protocol, "hidden": HIDDEN}
 
     def __len__(self) -> int:
@@ -74,8 +74,8 @@ def prepare(request: Request) -> Prepared:
     assert isinstance(pad, int)
     if request.data is None:
         assert request.eval is not None
-        judged = load_rows(request.eval, tokenizer, length=length, columns=request.columns)
-        return Prepared(None, _hide(judged, tokenizer), Collator(pad), tokenizer)
+        held_out = load_rows(request.eval, tokenizer, length=length, columns=request.columns)
+        return Prepared(None, _hide(held_out, tokenizer), Collator(pad), tokenizer)
     data = load_data(request.data, tokenizer, length=length, held_out=request.eval, columns=request.columns)
     return Prepared(_hide(data.train, tokenizer), _hide(data.held_out, tokenizer), Collator(pad), tokenizer)
 
@@ -86,7 +86,7 @@ def _hide(rows: TokenRows, tokenizer: PreTrainedTokenizerBase) -> MaskedRows:
     return MaskedRows(rows, mask, frozenset(tokenizer.all_special_ids), len(tokenizer))
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure exp of the mean negative log-likelihood of the hidden tokens of the held-out rows.
 
     Raises:
@@ -119,13 +119,13 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
 def predictions(
     logits: Shaped[Tensor, "batch seq classes"], labels: Int[Tensor, "batch seq"]
 ) -> Shaped[Tensor, "targets classes"]:
-    """Return what is said at every hidden token."""
+    """Return the logits at every hidden token."""
     return logits[labels != NO_TARGET]
 
 
 register_task(
     Task(
-        "masked-lm", "AutoModelForMaskedLM", prepare, judge, padded_tokens, predictions, fitting_tokenizer, read_examples,
+        "masked-lm", "AutoModelForMaskedLM", prepare, evaluate, padded_tokens, predictions, fitting_tokenizer, read_examples,
         pipeline="fill-mask",
         columns=("text",),
     )

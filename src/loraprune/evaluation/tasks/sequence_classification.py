@@ -30,23 +30,23 @@ PADDING = "pad_token_id"
 
 
 def prepare(request: Request) -> Prepared:
-    """Read labelled texts; the labels decide the head, unless the model has one already.
+    """Read labelled texts; the labels determine the head, unless the model already has one.
 
     Raises:
-        ConfigError: if the model gives several labels at once.
+        ConfigError: if the model predicts several labels at once.
     """
     if request.config.problem_type == MULTI_LABEL and find_head(request.config) == HEAD:
         raise ConfigError(
             f"--model {request.model}: problem_type in its config.json is {MULTI_LABEL!r}, and only one label a text is trained and "
-            "measured; prune it in a Trainer of your own, as docs/trainer.md shows"
+            "measured; prune it in your own Trainer, as docs/trainer.md shows"
         )
     tokenizer = fitting_tokenizer(request)
     length = fit_length(request)
-    train, judged = _read(request)
+    train, held_out = _read(request)
     with naming("--data"):
         values = _head_values(request, train)
     regression = values["problem_type"] == REGRESSION
-    metrics = judged.metrics or (("pearson", "spearman") if regression else ("accuracy",))
+    metrics = held_out.metrics or (("pearson", "spearman") if regression else ("accuracy",))
 
     def encode(data: Labelled) -> LabelledRows:
         names = list(values["id2label"].values())
@@ -56,11 +56,11 @@ def prepare(request: Request) -> Prepared:
     if request.config.pad_token_id is None:
         values = {**values, PADDING: tokenizer.pad_token_id}  # decoders find the last token of a row by it
     rows = encode(train) if train is not None else None
-    return Prepared(rows, encode(judged), DataCollatorWithPadding(tokenizer), tokenizer, values)
+    return Prepared(rows, encode(held_out), DataCollatorWithPadding(tokenizer), tokenizer, values)
 
 
 def _read(request: Request) -> tuple[Labelled | None, Labelled]:
-    """Return what to train on and what to judge by."""
+    """Return the examples for training and for evaluation."""
     if request.data is None:
         assert request.eval is not None
         with naming("--data"):
@@ -77,7 +77,7 @@ def _read(request: Request) -> tuple[Labelled | None, Labelled]:
 
 
 def _head_values(request: Request, train: Labelled | None) -> dict[str, Any]:
-    """Return the keys of config.json for the head: the model's own where it has one that fits, else what the labels say."""
+    """Return the keys of config.json for the head: the model's if its head fits the data, else those of the labels."""
     config = request.config
     has_head = find_head(config) == HEAD
     count = config.num_labels or 0
@@ -101,8 +101,8 @@ def _head_values(request: Request, train: Labelled | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
-    """Measure the data set's own figures on all held-out rows.
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+    """Measure the data set's metrics on all held-out rows.
 
     Raises:
         NumericsError: if a logit is NaN or infinite.
@@ -136,7 +136,7 @@ def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
 def predictions(
     logits: Shaped[Tensor, "batch classes"], labels: Shaped[Tensor, " batch"]
 ) -> Shaped[Tensor, "batch classes"]:
-    """Return what is said about every row."""
+    """Return the logits of every row."""
     return logits
 
 
@@ -154,7 +154,7 @@ HEAD_PARTS = (
 
 
 def is_head(name: str) -> bool:
-    """Say whether a parameter belongs to the head, or to the pooling before it."""
+    """Return whether a parameter belongs to the head, or to the pooling before it."""
     return not set(name.split(".")[:2]).isdisjoint(HEAD_PARTS)
 
 
@@ -165,7 +165,7 @@ def read(source: str, part: str, columns: Columns) -> object:
 
 register_task(
     Task(
-        "sequence-classification", HEAD, prepare, judge, padded_tokens, predictions, fitting_tokenizer, read,
+        "sequence-classification", HEAD, prepare, evaluate, padded_tokens, predictions, fitting_tokenizer, read,
         pipeline="text-classification",
         columns=("label",), new=is_head,
     )

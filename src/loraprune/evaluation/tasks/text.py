@@ -1,4 +1,4 @@
-"""What all tasks of texts share: a tokenizer that fits the model, rows that fit its positions, random tokens."""
+"""Functions that all text tasks share: a tokenizer that fits the model, rows that fit its positions, random tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from loraprune.data import check_vocabulary
 from loraprune.evaluation.tasks.base import Inputs, Request
 from loraprune.families import positions
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 
 PROBE_SEED = 0
 
@@ -27,7 +27,7 @@ def fitting_tokenizer(request: Request) -> PreTrainedTokenizerBase:
 
 
 def fit_length(request: Request) -> int:
-    """Return the tokens of a row: what is asked for, capped at the positions that the model was built for."""
+    """Return the tokens of a row: as requested, capped at the model's positions."""
     return min(request.length, positions(request.config) or request.length)
 
 

@@ -1,4 +1,4 @@
-"""What llama.cpp calls a model, and the figures of it that stand in the head of a GGUF file.
+"""llama.cpp's name for a model, and the model's figures in the header of a GGUF file.
 
 Knows nothing about tensors or files. Sources: llama.cpp's `src/models/*.cpp` and `src/llama-model.cpp` (commit 0c1e57098): which keys
 an architecture reads, which of the two orders of rotated channels it has, and that only `deci` builds a dense decoder layer from that
@@ -60,7 +60,7 @@ class Shape:
 
     @property
     def is_uniform(self) -> bool:
-        """Say whether all layers are alike."""
+        """Return whether all layers are alike."""
         return all(len(set(counts)) == 1 for counts in (self.heads, self.key_value_heads, self.ffn))
 
 
@@ -127,14 +127,14 @@ def rope_of(config: PreTrainedConfig) -> Mapping[str, Any]:
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """Return how many tokens a model sees alike in both programs: llama.cpp's Llama has no sliding window."""
+    """Return the number of tokens for which both programs agree: llama.cpp's Llama has no sliding window."""
     window = getattr(config, "sliding_window", None)
     slides = window is not None and getattr(config, "use_sliding_window", True)
     return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
 
 
 def rope_factors(config: PreTrainedConfig) -> list[float] | None:
-    """Return by what each frequency is divided under llama3 scaling, for `rope_freqs.weight`; None without it.
+    """Return the divisor of each frequency under llama3 scaling, for `rope_freqs.weight`; None without it.
 
     Source: "Llama 3.1" scaling as in transformers' `_compute_llama3_parameters`: low frequencies are divided by `factor`, high ones
     stay, those between go over smoothly.

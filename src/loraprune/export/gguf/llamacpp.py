@@ -1,4 +1,4 @@
-"""Running a GGUF file with llama.cpp, where llama-cpp-python is installed.
+"""Run a GGUF file with llama.cpp, if llama-cpp-python is installed.
 
 Knows nothing about how the file was written.
 """
@@ -33,7 +33,7 @@ class LlamaCpp:
         """Load a file for texts of at most `context` tokens.
 
         Raises:
-            VerificationError: if llama.cpp does not take it.
+            VerificationError: if llama.cpp does not load it.
         """
         import llama_cpp
 

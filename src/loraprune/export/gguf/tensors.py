@@ -27,17 +27,17 @@ TYPES: Mapping[str, tuple[str, str, float]] = {
     "q5_0": ("Q5_0", "MOSTLY_Q5_0", 0.07),
     "q4_0": ("Q4_0", "MOSTLY_Q4_0", 0.13),
 }
-"""--quantization -> its name among tensors and files in gguf, and the largest rounding error of a weight, relative to the largest weight
+"""`--quantization` -> its name among tensors and files in gguf, and the largest rounding error of a weight, relative to the largest weight
 of its tensor: half a step of the largest block"""
 FALLBACK = "F16"
-"""of rows that no whole number of blocks fills"""
+"""of rows whose length is not a multiple of the block"""
 ENDS = ("token_embd.weight", "output.weight")
 """kept at 8 bits where others have fewer"""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the tensors of a model stand in a file."""
+    """The layout of a model's tensors in a file."""
 
     architecture: Architecture
     shape: Shape
@@ -58,14 +58,14 @@ class Layout:
         return found
 
     def leave(self, path: str, tensor: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
-        """Return a tensor as llama.cpp keeps it."""
+        """Return a tensor as llama.cpp stores it."""
         heads = self._heads(path)
         if heads:
             return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
         return tensor + self._offset(path)
 
     def enter(self, path: str, tensor: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
-        """Return a tensor as transformers keeps it: the inverse of `leave`."""
+        """Return a tensor as transformers stores it: the inverse of `leave`."""
         heads = self._heads(path)
         if heads:
             return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
@@ -96,7 +96,7 @@ def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, Float[Tensor, "...
 
 
 def type_of(name: str, tensor: Float[Tensor, "..."], quantization: str) -> Any:
-    """Return the type of a tensor in the file: vectors stay exact, rows that do not fill blocks are no smaller than 16 bits."""
+    """Return the type of a tensor in the file: vectors stay exact, rows that do not fill blocks get 16 bits or more."""
     import gguf
 
     types = gguf.GGMLQuantizationType
@@ -138,7 +138,7 @@ def read_back_(model: PreTrainedModel, file: Path, layout: Layout, quantization:
     Modifies `model`.
 
     Raises:
-        VerificationError: if a tensor is missing, too many, or another one.
+        VerificationError: if a tensor is missing, unexpected, or different.
     """
     import gguf
 
@@ -161,5 +161,5 @@ def read_back_(model: PreTrainedModel, file: Path, layout: Layout, quantization:
         worst = max(worst, error)
         parameter.copy_(found)
     if stored:
-        raise VerificationError(f"{file.name} holds {min(stored)}, which the model has not; nothing was saved")
+        raise VerificationError(f"{file.name} holds {min(stored)}, which the model lacks; nothing was saved")
     return worst

@@ -31,7 +31,7 @@ SPLITS: Mapping[tuple[str, bool], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer."""
+    """The entries of a GGUF file about a tokenizer."""
 
     model: str
     """llama or gpt2"""
@@ -76,7 +76,7 @@ def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     if model.get("byte_fallback"):
         return _sentencepiece(values, tokens, types, merges, adds_bos)
     if not merges:
-        raise _refused("it merges nothing, and llama.cpp asks for merges")
+        raise _refused("it has no merges, which llama.cpp needs")
     pre = _split_of(values)
     return Vocabulary("gpt2", tokens, types, pre, merges=[" ".join(merge) for merge in merges], adds_bos=adds_bos)
 
@@ -116,7 +116,7 @@ def _split_of(values: Mapping[str, Any]) -> str:
     steps = outer.get("pretokenizers", [outer])
     kinds = [step.get("type") for step in steps]
     if "ByteLevel" not in kinds:
-        raise _refused("it is no byte-level tokenizer, and has no bytes to fall back on")
+        raise _refused("it is not a byte-level tokenizer, and has no byte fallback")
     last = steps[kinds.index("ByteLevel")]
     if kinds == ["ByteLevel"] and last.get("use_regex", True) and not last.get("add_prefix_space"):
         rule = "gpt2"

@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 
 from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, VerificationError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.export.gguf.architecture import (
     Architecture,
@@ -25,8 +27,7 @@ from loraprune.export.gguf.tensors import TYPES, add_tensors, make_layout, read_
 from loraprune.export.gguf.tokenizer import add_vocabulary, read_vocabulary
 from loraprune.models.folder import TOKENIZER_CONFIG
 from loraprune.models.layerwise.register import stock_of
-from loraprune.models.loading import resolve
-from loraprune.pruning.verify import difference, logits_of, probe_of
+from loraprune.models.opening import resolve
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "q8_0": 0.15, "q5_0": 0.15, "q4_0": 0.15}
 """largest difference of logits between llama.cpp and the same rounded weights in transformers: llama.cpp rounds what a weight is
@@ -36,7 +37,7 @@ TEXTS = (
     "def add(a, b):\n    return a + b  # 12345 and 6.78\n\n",
     "Grüße, naïve café — 東京 🙂  two spaces\tand a tab's end",
 )
-"""what both tokenizers are compared on"""
+"""text on which both tokenizers are compared"""
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 def add_head(
     writer: Any, config: PreTrainedConfig, architecture: Architecture, shape: Shape, quantization: str
 ) -> None:
-    """Write the figures of the model; everything that llama.cpp would guess from layer 0 stands there explicitly."""
+    """Write the figures of the model; everything that llama.cpp would otherwise guess from layer 0 is explicit."""
     import gguf
 
     def counts(values: Any) -> Any:

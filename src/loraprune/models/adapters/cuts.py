@@ -1,4 +1,4 @@
-"""Where a span runs through the tensors of a layer and of its adapter."""
+"""Find the tensors of a layer and of its adapter that a span cuts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Cut:
 
     @property
     def is_quantised(self) -> bool:
-        """Say whether the tensor is the quantised weight of its layer."""
+        """Return whether the tensor is the quantised weight of its layer."""
         return self.name == "weight" and kind_of(self.owner) is not None
 
     @property
@@ -69,7 +69,7 @@ class Cut:
         return self.shape[self.dim]
 
     def values(self) -> Float[Tensor, "..."]:
-        """Return the numbers that the tensor holds or stands for."""
+        """Return the values of the tensor, dequantised if needed."""
         if self.is_quantised:
             return weight_rows(stored(self.owner), 0, self.shape[0])
         return self.tensor.detach()
@@ -113,7 +113,7 @@ def _factors(module: nn.Module, side: Side) -> list[nn.Module]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return how many numbers the parameters of a model stand for, quantised or not, those of its adapter left out."""
+    """Return the number of weights of a model, quantised or not, without its adapter's."""
     places = (name.rpartition(".") for name, _ in model.named_parameters() if ADDED.isdisjoint(name.split(".")))
     return sum(math.prod(Cut(model.get_submodule(path), name, 0).shape) for path, _, name in places)
 

@@ -1,4 +1,4 @@
-"""The modules of a model, adapted or not: finding them, and reading what goes in and out of them."""
+"""Find the modules of a model, adapted or not, and read their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def base_layer(module: nn.Module) -> nn.Module:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Say whether a layer stores its weight as (in, out), as GPT-2's Conv1D and embeddings do."""
+    """Return whether a layer stores its weight as (in, out), as GPT-2's Conv1D and embeddings do."""
     return isinstance(layer, Conv1D | nn.Embedding)
 
 
@@ -61,7 +61,7 @@ def kernel_size(layer: nn.Module) -> int:
 
 
 def channels_last(module: nn.Module, tensor: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch *places channels"]:
-    """Return what a layer reads or gives with its channels last, as linear layers have them."""
+    """Return a layer's input or output with its channels last, as in linear layers."""
     return tensor.movedim(1, -1) if is_channels_first(module) else tensor
 
 
@@ -71,13 +71,13 @@ def channels_first(module: nn.Module, tensor: Float[Tensor, "batch *places chann
 
 
 def is_channels_first(module: nn.Module) -> bool:
-    """Say whether a layer has its channels behind the batch: convolutions, and norms that say so."""
+    """Return whether a layer has its channels behind the batch: convolutions, and norms that say so."""
     layer = base_layer(module)
     return isinstance(layer, nn.Conv2d) or getattr(layer, "data_format", "") == "channels_first"
 
 
 def read_columns(module: nn.Module, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch *places columns"]:
-    """Return what a projection multiplies with its weight as a matrix: x itself, or for a convolution the patches of x."""
+    """Return the factor of a projection's weight matrix: x itself, or for a convolution the patches of x."""
     layer = base_layer(module)
     if not isinstance(layer, nn.Conv2d):
         return x
@@ -90,12 +90,12 @@ def config_of(model: nn.Module) -> PreTrainedConfig:
     """Return the configuration of the base model.
 
     Raises:
-        UnsupportedModelError: if it is no model of transformers' kind.
+        UnsupportedModelError: if it is not a transformers model.
     """
     base = base_model(model)
     if not isinstance(base, PreTrainedModel):
         raise UnsupportedModelError(
-            f"{type(base).__name__} is no PreTrainedModel of transformers, so no family describes it; "
+            f"{type(base).__name__} is not a PreTrainedModel of transformers, so no family describes it; "
             "docs/add-a-family.md shows in a dozen lines how to add one"
         )
     config = base.config

@@ -1,7 +1,7 @@
 """Modelling code of a model that loraprune pruned: the stock class of transformers with the widths that its weights have.
 
-A copy of this file lies beside the weights, so that `from_pretrained(folder, trust_remote_code=True)` works without loraprune.
-It needs torch and transformers (5.0 or newer) alone. For every stock class `X` of transformers there is a `LayerwiseX` here.
+A copy of this file is beside the weights, so that `from_pretrained(folder, trust_remote_code=True)` works without loraprune.
+It needs only torch and transformers (5.0 or newer). For every stock class `X` of transformers there is a `LayerwiseX` here.
 The stock part of config.json describes the dense model; its `loraprune` entry records what is smaller:
 
     shapes       dotted path of a parameter or buffer -> shape
@@ -40,7 +40,7 @@ AUTO_CLASSES = {
 
 
 class LayerConfig:
-    """One layer's view of the model's configuration: integers of its own, everything else as it is there now."""
+    """One layer's view of the model's configuration: separate integers, everything else as it is there now."""
 
     def __init__(self, shared: PreTrainedConfig) -> None:
         self._shared = shared
@@ -65,7 +65,7 @@ def resize_(model: PreTrainedModel, record: Any) -> None:
     """Give the modules of a dense `model` the sizes of a record; their weights are empty afterwards.
 
     Raises:
-        ValueError: for a record that is none, or that is of another model.
+        ValueError: for a malformed record, or one of another model.
     """
     try:
         if record["format"] != FORMAT:
@@ -116,7 +116,7 @@ def _set_attribute(model: PreTrainedModel, path: str, value: int) -> None:
             holder.config = LayerConfig(holder.config)
         holder = holder.config
     if not isinstance(value, int) or not isinstance(getattr(holder, name), int):
-        raise TypeError(f"{path} = {value!r} is no integer")
+        raise TypeError(f"{path} = {value!r} is not an integer")
     setattr(holder, name, value)
 
 
@@ -133,7 +133,7 @@ def layerwise_class(stock: Any) -> type[Any]:
         auto = next((auto for auto, each in stock_models(stock.config_class).items() if each is stock), None)
         values |= {"config_class": layerwise_class(stock.config_class), "_auto_class": auto}
         return type(name, (Resized, stock), values)
-    raise AttributeError(f"{stock.__name__} is no configuration or model of transformers")
+    raise AttributeError(f"{stock.__name__} is not a configuration or model of transformers")
 
 
 def stock_models(config: type) -> Mapping[str, Any]:

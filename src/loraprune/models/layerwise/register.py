@@ -1,4 +1,4 @@
-"""Between the model types of transformers and the layer-wise ones: making them known, and finding the way back.
+"""Register the layer-wise model types with transformers, and map them back to the stock ones.
 
 Knows nothing about groups or weights.
 """
@@ -15,10 +15,10 @@ from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX, layerwise
 
 
 def register_type(model_type: str) -> None:
-    """Let transformers know a layer-wise model type, so that it loads without the code in its folder; others are let be.
+    """Register a layer-wise model type, so that it loads without the code in its folder; other types are unchanged.
 
     Raises:
-        UnsupportedModelError: if this transformers has no model of the stock type behind it.
+        UnsupportedModelError: if this transformers has no model of the underlying stock type.
     """
     if not model_type.startswith(TYPE_PREFIX):
         return

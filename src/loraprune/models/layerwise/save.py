@@ -1,4 +1,4 @@
-"""Configurations with widths that no stock one can hold: config.json records them, and modelling code lies in the folder.
+"""Write configurations with widths that no stock one can hold: config.json records them, and the folder has modelling code.
 
 Knows nothing about scores or training.
 """

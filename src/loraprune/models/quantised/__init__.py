@@ -1,4 +1,4 @@
-"""Weights that are quantised by bitsandbytes or torchao. The only package that touches the inside of such layers.
+"""Weights that are quantised by bitsandbytes or torchao. The only package that uses the internals of such layers.
 
 Knows nothing about LoRA, units or scores.
 """

@@ -1,6 +1,6 @@
-"""Weights as they are stored, dense or quantised: what the kernels of scoring read.
+"""Weights as they are stored, dense or quantised: the inputs of the scoring kernels.
 
-Quantised weights are cut here where nothing is lost by it, without the library that made them.
+Quantised weights are cut here, without loss and without the library that made them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The inside of layers whose weights bitsandbytes or torchao quantised: reading, cutting, writing anew.
+"""Read, cut and write the weights of layers that bitsandbytes or torchao quantised.
 
-What a layer holds is read as one of the forms of `loraprune.scoring.kernels`, and cut and written back as such.
+What a layer holds is read as one of the forms of `loraprune.models.quantised.forms`, and cut and written back as such.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from loraprune.models.quantised.forms import NF4_BLOCK, Int8Rows, Nf4Blocks, Qua
 ROWS_AT_A_TIME = 1024
 """rows that are quantised in one go"""
 ORIGINAL = "loraprune_original"
-"""name under which a layer keeps what its weight was before the first cut that tore blocks"""
+"""name under which a layer stores its weight from before the first cut through blocks"""
 Layer: TypeAlias = Any
 """a linear layer: its attributes are those of the library that made it"""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries from telling on import which of their kernels are not there."""
+    """Silence the libraries' remarks on import about missing kernels."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -48,7 +48,7 @@ def library(name: str) -> Any:
 
 
 def kind_of(layer: nn.Module) -> str | None:
-    """Return how a layer's weight is quantised, None for a layer of numbers."""
+    """Return how a layer's weight is quantised; None for a layer that is not."""
     names = {"Int8Params": "8bit", "Params4bit": "4bit", "Int8Tensor": "int8"}
     return names.get(type(getattr(layer, "weight", None)).__name__)
 
@@ -57,7 +57,7 @@ def stored(layer: Layer) -> Float[Tensor, "out in_ *kernel"] | Quantised:
     """Return a layer's weight (out, in) as it is stored; of a convolution with its kernel behind.
 
     Raises:
-        ConfigError: for one that cannot be read.
+        ConfigError: for a weight that cannot be read.
     """
     kind, weight = kind_of(layer), layer.weight
     if kind == "8bit":
@@ -74,7 +74,7 @@ def stored(layer: Layer) -> Float[Tensor, "out in_ *kernel"] | Quantised:
         if getattr(state, "packing_format_for_cpu", False):
             raise ConfigError(
                 "its 4-bit weight was repacked by a forward pass in evaluation on this CPU, and LoRA would get no gradient: load "
-                "the model anew and attach LoRA before anything is computed"
+                "the model again and attach LoRA before any forward pass"
             )
         if state is None or state.quant_type != "nf4" or state.blocksize != NF4_BLOCK or weight.dtype != torch.uint8:
             raise ConfigError(
@@ -137,7 +137,7 @@ def _quantise(kind: str | None, weight: Float[Tensor, "out in_"]) -> Quantised:
 
 @dataclass(slots=True)
 class _Original:
-    """A 4-bit weight before the first cut that tore its blocks, on the CPU, and the rows and columns of it that are left."""
+    """A 4-bit weight before the first cut through its blocks, on the CPU, and its remaining rows and columns."""
 
     weight: Quantised
     left: list[Tensor]
@@ -150,8 +150,10 @@ class _Original:
 def cut_(layer: Layer, dim: int, index: Int[Tensor, " left"]) -> None:
     """Keep some rows (`dim` 0) or columns (1) of a quantised weight.
 
-    Nothing is rounded but where columns go from the midst of 4-bit blocks. Such a weight is always quantised anew from what it was
-    before the first such cut: rounding the rounded time and again would nearly double the error.
+    A block of 4-bit numbers is 64 neighbours of a row with one scale. Where columns are removed from the middle of a block, its numbers
+    move to other blocks with other scales and are rounded again; nothing else is rounded. Such a weight is always quantised from what it
+    was before the first such cut: rounding it repeatedly would nearly double the error.
+    Source: Dettmers et al., QLoRA (arXiv 2305.14314), section 2, on block-wise quantisation; `quantize_4bit` of bitsandbytes.
     """
     weight = stored(layer)
     assert not isinstance(weight, Tensor)
@@ -191,7 +193,7 @@ def parts(weight: Shaped[Tensor, "..."] | Quantised) -> dict[str, Shaped[Tensor,
 
 @torch.no_grad()
 def restore_(layer: Layer, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
-    """Give a layer of the same shape the parameters that `stored_parameters` told of it."""
+    """Give a layer of the same shape the parameters that `stored_parameters` returned."""
     for name, tensor in tensors.items():
         if "." not in name:
             layer.get_parameter(name).copy_(tensor)
@@ -202,7 +204,7 @@ def restore_(layer: Layer, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None
 
 
 def dense_layer(layer: Layer, weight: Float[Tensor, "out in_"]) -> nn.Module:
-    """Return the layer that was there before quantisation with a matrix as its weight; bias and buffers are the quantised one's."""
+    """Return the layer from before quantisation with a matrix as its weight; bias and buffers are the quantised one's."""
     out, in_ = weight.shape
     transposed = getattr(layer, "source_cls", None) is Conv1D
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Models with quantised layers: loading them, making them fit for pruning, and giving them numbers again."""
+"""Models with quantised layers: load them, prepare them for pruning, dequantise them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loraprune.models.quantised.layers import Layer, dense_layer, kind_of, libra
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """How a model is to be loaded: which linear layers are quantised, and how."""
+    """How to load a model: which linear layers are quantised, and how."""
 
     kind: str
     """8bit (LLM.int8), 4bit (nf4 with scales quantised too) or int8 (torchao's, weights only)"""
@@ -60,7 +60,7 @@ def prepare_(model: nn.Module) -> None:
     (0.50.2): such rows are padded here, and so is what they are multiplied with. On any device 8-bit layers hold their inputs no longer.
 
     Raises:
-        ConfigError: for weights that are repacked already, or quantised in another way than those that `--quantize` makes.
+        ConfigError: for weights that are already repacked, or quantised in another way than by `--quantize`.
     """
     for path, layer in quantised_layers(model).items():
         try:
@@ -90,7 +90,7 @@ def stored_parameters(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, ".
 
 
 def dequantise_(model: PreTrainedModel) -> None:
-    """Replace every quantised layer of a model by one of numbers, in the dtype of the rest of it."""
+    """Replace every quantised layer of a model by a dequantised one, in the dtype of the rest of the model."""
     for path, layer in quantised_layers(model).items():
         weight = stored(layer)
         model.set_submodule(path, dense_layer(layer, weight_rows(weight, 0, weight.shape[0]).to(model.dtype)))

@@ -1,4 +1,4 @@
-"""How removal is spread over the groups: from a goal, the scores and the progress to a number of units for every group.
+"""Allocations: from a target, the scores and the progress to a number of units for every group.
 
 Knows nothing about tensors; ratios are counted in real parameters.
 """
@@ -33,14 +33,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """A way to spread removal."""
+    """A way to distribute removal over the groups."""
 
     counts: Callable[[Space, float, Scores], dict[str, int]]
     """space, ratio, scores of the present units -> units that every group keeps in the end"""
     equal: bool
     """whether all layers end with the same widths, so that a stock checkpoint can hold them"""
     scored: bool
-    """whether the scores matter: then the end is chosen anew at each removal"""
+    """whether it uses the scores: then the final counts are computed again at each removal"""
 
 
 ALLOCATIONS = {

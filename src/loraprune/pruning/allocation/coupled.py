@@ -42,7 +42,7 @@ def reach_coupled(space: Space, counts: Callable[[Space, float], dict[str, int]]
             best = reached, found
         low, high = (nominal, high) if reached < ratio else (low, nominal)
     if best is None:
-        raise refused or PlanError(f"--ratio {ratio}: no widths of this model can be had")
+        raise refused or PlanError(f"--ratio {ratio}: this model has no such widths")
     found = refine(space, best[1], ratio)
     reached = space.budget.ratio(found)
     narrower = (move(space, found, tie, -1) for tie in tied(space.groups))

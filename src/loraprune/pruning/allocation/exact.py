@@ -17,7 +17,7 @@ def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[st
     """
     for option, kind, wanted in (("--heads", "attention", heads), ("--ffn", "ffn", ffn)):
         if wanted is not None and kind not in space.by_kind():
-            raise PlanError(f"{option} {wanted}: units of kind {kind} stay whole here; --kinds all lets them go too")
+            raise PlanError(f"{option} {wanted}: units of kind {kind} are not pruned here; --kinds all prunes them too")
     counts = {group.name: group.units for group in space.groups}
     for group in space.groups:
         if group.kind not in ("attention", "ffn"):

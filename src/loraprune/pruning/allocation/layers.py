@@ -1,4 +1,4 @@
-"""Whole layers that go: what is left to remove from the others for every number of them.
+"""Removal of whole layers: what remains to be removed from the others, for every number of removed layers.
 
 Knows nothing about where scores come from.
 """
@@ -16,7 +16,7 @@ from loraprune.pruning.allocation.space import Counts, Scores, Space
 def fewer_layers(space: Space, ratio: float, scores: Scores) -> Iterator[tuple[Space, float, float]]:
     """Yield for every number of layers that can go the space of the others, their ratio, and the score that is lost.
 
-    Layers that score least in sum go first. One that has begun to go, as it has fewer units than others, goes for good: what
+    Layers with the lowest total score are removed first. A layer that already has fewer units than others is removed first of all: what
     it lost does not come back.
     """
     totals: dict[str | None, float] = {}

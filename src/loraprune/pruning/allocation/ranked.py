@@ -1,6 +1,6 @@
-"""One ranking over the whole model: whatever scores least for the parameters it costs goes first, wherever it stands.
+"""One ranking over the whole model: units with the lowest score per parameter are removed first, in any layer.
 
-Layers end with widths of their own. Knows nothing about where scores come from.
+Layers end with different widths. Knows nothing about where scores come from.
 """
 
 from __future__ import annotations

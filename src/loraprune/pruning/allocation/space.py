@@ -1,4 +1,4 @@
-"""What an allocation chooses from: groups, what their units cost, and which widths they may have.
+"""The choices of an allocation: groups, the parameters of their units, and their possible widths.
 
 Knows nothing about tensors; ratios are counted in real parameters.
 """
@@ -29,7 +29,7 @@ EXPERT_STEP = 8
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Everything an allocation may choose from."""
+    """Everything that an allocation may choose from."""
 
     groups: tuple[Group, ...]
     """groups of the dense model"""
@@ -63,10 +63,10 @@ class Space:
         return {kind: min(groups, key=lambda group: group.units) for kind, groups in self.by_kind().items()}
 
     def multiples(self) -> dict[str, int]:
-        """Return how many units of each group stand beside one of its kind's narrowest group, where stages differ in width.
+        """Return how many units of each group correspond to one of its kind's narrowest group, where stages differ in width.
 
         Raises:
-            PlanError: if that is no whole number.
+            PlanError: if that is not a whole number.
         """
         found, narrowest = {}, self.narrowest()
         for group in self.groups:

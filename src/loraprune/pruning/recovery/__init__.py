@@ -1,1 +1,1 @@
-"""What repairs the kept weights after a removal without training the whole model."""
+"""Recovery of the kept weights after a removal, without training the whole model."""

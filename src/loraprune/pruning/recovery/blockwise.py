@@ -1,8 +1,8 @@
-"""Blockwise recovery: a block that lost units learns, on its own, to give what it gave before.
+"""Blockwise reconstruction: a block that lost units is trained to reproduce its output from before the removal.
 
-Gradient descent runs inside one block at a time, on what the blocks below really send it, towards what its reading projections gave
-before the units went and what is still missing from the residual stream. No gradient passes a block, so a step costs a fraction of one of
-training. Knows nothing about scores.
+Gradient descent runs inside one block at a time, on the actual outputs of the blocks below. The targets are the outputs of its
+reading projections before the removal, plus what is still missing from the residual stream. No gradient leaves a block, so a step
+costs a fraction of a training step. Knows nothing about scores.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ RATE = 0.4
 """largest step of a weight, as a fraction of the RMS of its tensor, times the square root of the inputs of its projection; docs/log.md
 compares values"""
 TOKENS = 256
-"""tokens that a block sees in a step, in whole rows"""
+"""tokens per step of a block, in whole rows"""
 
 logger = logging.getLogger(__name__)
 
 
 def check_blocks(groups: Sequence[Group]) -> None:
-    """Refuse what has no block of its own.
+    """Refuse units that belong to no single block.
 
     Raises:
         ConfigError: for channels of convolutions.
     """
     for group in groups:
         if group.kind == "channel":
-            raise ConfigError(f"--local: channels of {group.name!r} are no part of a single block; leave --local out")
+            raise ConfigError(f"--local: channels of {group.name!r} are not part of a single block; leave --local out")
 
 
 def blocks_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -81,7 +81,7 @@ Scales = Mapping[str, float]
 
 
 def weight_scales(model: nn.Module, groups: Sequence[Group]) -> Scales:
-    """Return the largest step of a weight of every projection; taken of the dense model, so that masked and cut ones learn alike.
+    """Return the largest step of a weight of every projection; from the dense model, so that masked and cut ones train alike.
 
     Adam moves all weights of a row by about one step, and inputs that point the same way add up: an output can move by
     step * sqrt(inputs) relative to its size. So that it moves alike at every width, steps fall with the square root of the inputs,
@@ -106,14 +106,14 @@ def fit_blocks_(
 
     `groups` are the units left. Modifies the frozen weights of these blocks' projections, not their adapters. A block whose loss on
     rows kept aside does not fall gets its weights back.
-    Source: blockwise local distillation, Bercovich et al., Puzzle (arXiv 2411.19146); that blocks learn on the pruned model's own
-    activations and mend the errors of those below is ours.
+    Source: blockwise local distillation, Bercovich et al., Puzzle (arXiv 2411.19146); that blocks train on the pruned model's own
+    activations and correct the errors of those below is ours.
 
     Returns:
-        Path of every block -> what its training gained.
+        Path of every block -> the errors before and after its training.
 
     Raises:
-        NumericsError: if what a block is to give is NaN or infinite.
+        NumericsError: if the target of a block is NaN or infinite.
     """
     rows = on_device(model, rows)
     streams = token_streams(trace, rows)
@@ -138,17 +138,17 @@ def fit_blocks_(
 
 @dataclass(frozen=True, slots=True)
 class BlockOptions:
-    """How blocks are trained."""
+    """Settings of the training of blocks."""
 
     scales: Scales
     steps: int
     seed: int
     finished: Finished | None = None
-    """blocks that are trained already"""
+    """blocks that are already trained"""
 
 
 class _Block:
-    """A module with the reading projections in it; keeps the residual stream's account while it runs."""
+    """A module with its reading projections; tracks the residual stream while it runs."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class _Block:
         self._given: list[tuple[Group, str, Tensor]] | None = None
 
     def watch(self) -> list[Any]:
-        """Watch what the reading projections give."""
+        """Hook the outputs of the reading projections."""
         return [
             find_module(self.model, span.module).register_forward_hook(self._watcher(group, span.module))
             for group in self.groups
@@ -185,7 +185,7 @@ class _Block:
     def learner(
         self, options: BlockOptions, gains: dict[str, Gain], advance: Advance
     ) -> Callable[[nn.Module, Any, Any], None]:
-        """Return a hook that trains the block just before it runs: by then its input is what the blocks below really send."""
+        """Return a hook that trains the block just before it runs: by then its input is the actual output of the blocks below."""
 
         # Training inside a forward pre-hook gives every block the input that the pruned and already reconstructed blocks below send, in one
         # pass over the model and without storing it for all blocks. BRECQ reconstructs block by block in the same order.
@@ -261,7 +261,7 @@ class _Block:
         return {tensor: path for tensor, path in found.items() if isinstance(tensor, nn.Parameter)}
 
     def _loss(self, chosen: Int[Tensor, " some"]) -> Float[Tensor, ""]:
-        """Return the weighted squared error of what the reading projections give, relative to what they gave, summed over them."""
+        """Return the weighted squared error of the reading projections' outputs, relative to the former ones, summed over them."""
         self._given = []
         try:
             self._calls.run(chosen)

@@ -1,7 +1,7 @@
-"""Closed-form recovery: when units go, the projections that read them are refitted to what the model gave before.
+"""Least-squares reconstruction: when units are removed, the projections that read them are fitted to the former outputs.
 
-Some training rows go through the whole model, and each projection that reads units gets the weights that give what it gave from the
-units that stay. One matrix of second moments exists at a time. What the layers below then give wrongly is mended by training blocks.
+Some training rows pass through the unpruned model, and each projection that reads units gets the weights that best reproduce its output
+from the remaining units. One matrix of second moments exists at a time. Errors of the layers below are left to training.
 Knows nothing about scores.
 """
 
@@ -25,12 +25,10 @@ from loraprune.pruning.recovery.spool import Spool
 from loraprune.runtime.progress import Advance, phase, shown
 
 ROWS_AT_A_TIME = 8
-"""rows that a trace is taken of in one pass"""
+"""rows that are traced in one pass"""
 RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-"""multiples of the second moments' diagonal that may be added to it; rows kept aside choose"""
-SHARED = (
-    "--compensate, --local: {!r} is used by several layers, each of which would need weights of its own: leave them out"
-)
+"""candidates of the ridge, as multiples of the second moments' diagonal; rows kept aside choose"""
+SHARED = "--compensate, --local: {!r} is used by several layers, which would need separate weights: leave them out"
 CHANGING = (
     "--compensate, --local: the residual stream of this model changes its shape at {!r}, so that its tokens cannot be followed: leave "
     "them out"
@@ -43,24 +41,24 @@ Rows: TypeAlias = Mapping[str, Shaped[Tensor, "rows ..."]]
 """inputs of a model, with labels or without; where there is a mask (rows, seq) of a stream's tokens, padding does not count"""
 
 LABELS = "labels"
-"""what the model is to predict, which the layers below its head do not take"""
+"""inputs with the targets, which the layers below the head do not take"""
 MASKS: Mapping[Stream, str] = {"input": "attention_mask", "decoder": "decoder_attention_mask"}
-"""stream -> the input that says which of its places hold a token"""
+"""stream -> the input that marks its positions with a token"""
 
 
 def present_tokens(rows: Rows) -> dict[Stream, Bool[Tensor, " places"] | slice]:
-    """Return which places of every residual stream hold a token."""
+    """Return which positions of every residual stream hold a token."""
     return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
 
 
 def on_device(model: nn.Module, rows: Rows) -> dict[str, Shaped[Tensor, "rows ..."]]:
-    """Return rows where the model is."""
+    """Return rows on the model's device."""
     device = next(model.parameters()).device
     return {name: values.to(device) for name, values in rows.items()}
 
 
 class Trace:
-    """What every reading projection gives for some rows: as large as a model's activations, so in files where that is much."""
+    """Outputs of every reading projection for some rows: as large as a model's activations, so in files if that is much."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
         rows = on_device(model, rows)
@@ -84,7 +82,7 @@ class Trace:
 
 
 def _outputs(model: nn.Module, streams: Mapping[str, Stream], rows: Rows) -> dict[str, Float[Tensor, "tokens hidden"]]:
-    """Return what each projection gives for the tokens of its stream."""
+    """Return the output of each projection for the tokens of its stream."""
     present = present_tokens(rows)
     given: dict[str, list[Tensor]] = {path: [] for path in streams}
 
@@ -98,7 +96,7 @@ def _outputs(model: nn.Module, streams: Mapping[str, Stream], rows: Rows) -> dic
 
 
 def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
-    """Let rows through a model without dropout, and take the hooks off that watched it."""
+    """Run rows through a model without dropout, and remove the hooks that traced it."""
     try:
         with dropout_off(model), torch.no_grad():
             inputs = {name: values for name, values in rows.items() if name != LABELS}
@@ -109,35 +107,35 @@ def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
 
 
 def check_compensation(groups: Sequence[Group]) -> None:
-    """Refuse what cannot be refitted.
+    """Refuse projections without a least-squares reconstruction.
 
     Raises:
         ConfigError: for channels of convolutions.
     """
     if any(group.kind == "channel" for group in groups):
         raise ConfigError(
-            "--compensate: projections of text and image tokens are refitted, not convolutions; leave it out"
+            "--compensate: only projections of text and image tokens can be reconstructed, not convolutions; leave it out"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What a step of recovery did to one projection or block, on rows that it did not learn from."""
+    """Result of a recovery step for one projection or block, on rows that were kept aside."""
 
     before: float
-    """squared error, relative to what was there before the removal"""
+    """squared error, relative to the output before the removal"""
     after: float
     """the same afterwards; `before` where the step did not help and was undone"""
 
     @property
     def kept(self) -> bool:
-        """Say whether the step helped."""
+        """Return whether the step helped."""
         return self.after < self.before
 
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """What closed-form recovery changes in one projection that reads units."""
+    """Change of one projection that reads units by least squares."""
 
     change: Float[Tensor, "out kept"]
     """added to the columns that stay"""
@@ -149,11 +147,11 @@ class Refit:
 def solve_refits(
     model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], rows: Rows
 ) -> dict[str, Refit]:
-    """Return how projections that read units must change so that the units in `kept` make up for the others.
+    """Return the changes of projections that read units with which the units in `kept` replace the others.
 
-    Call it before the cut, and `apply_refits_` after it. What units send on is as in the whole model, and so is what is to be
-    given: fitted on the pruned model's own activations instead, weights shrink from layer to layer, as least squares does with inputs
-    that hold errors (docs/log.md has the figures). A refit that does not lower the error on rows kept aside changes nothing.
+    Call it before the cut, and `apply_refits_` after it. Inputs and targets are those of the unpruned model: fitted on the
+    pruned model's own activations instead, weights shrink from layer to layer, as always with least squares and inputs
+    that hold errors (docs/log.md has the figures). A change that does not lower the error on rows kept aside is dropped.
     Source: least squares on calibration activations, as in SlimGPT (arXiv 2412.18110) and OSSCAR (arXiv 2403.12983); the weights of
     tokens and the choice of the ridge are ours.
 
@@ -172,7 +170,7 @@ def solve_refits(
 def apply_refits_(
     model: nn.Module, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], refits: Mapping[str, Refit]
 ) -> None:
-    """Change the frozen weights of projections by their refits; `kept` holds indices into the units of `groups`, as they are now."""
+    """Apply the changes to the frozen weights of projections; `kept` holds indices into the present units of `groups`."""
     for group in groups:
         for span in consumers(group):
             if span.module not in refits:
@@ -194,10 +192,10 @@ def _stays(proj: Projection, group: Group, span: Span, kept: Sequence[int]) -> B
 
 
 class TokenStream:
-    """The residual stream, so far down the layers: how far the one of before is from the present one, and how large it was."""
+    """The residual stream up to some layer: its difference from the one before the removal, and its size."""
 
     def __init__(self, present: Bool[Tensor, " places"] | slice, rows: int, places: int) -> None:
-        """Take which of the rows * places hold a token."""
+        """Take which of the rows * positions hold a token."""
         self.present = present
         self.missing: Tensor | float = 0.0
         self.total: Tensor | float = 0.0
@@ -208,7 +206,7 @@ class TokenStream:
         )
         row_of_token = (every // places)[present.cpu() if isinstance(present, Tensor) else present]
         self.aside: Bool[Tensor, " tokens"] = rows_aside(rows)[row_of_token]
-        """the tokens that nothing is fitted to: what is fitted is judged by them"""
+        """tokens kept aside: nothing is fitted to them, and fits are evaluated on them"""
         self._shape = rows, places
 
     @classmethod
@@ -217,7 +215,7 @@ class TokenStream:
         return cls(present, rows, (len(present) if isinstance(present, Tensor) else tokens) // rows)
 
     def places(self) -> Int[Tensor, "rows seq"]:
-        """Return where each row's tokens stand among all that are present, -1 for padding."""
+        """Return the index of each row's tokens among all present ones, -1 for padding."""
         return self._counted.view(self._shape)
 
     def at(self, tokens: Int[Tensor, " some"]) -> TokenStream:
@@ -234,12 +232,12 @@ class TokenStream:
         self.total = former + self.total
 
     def weights(self, former: Float[Tensor, "tokens hidden"], *, residual: bool) -> Float[Tensor, "tokens 1"]:
-        """Return how much an error counts at each token."""
+        """Return the weight of an error at each token."""
         return token_weights(former + self.total if residual else former)
 
 
 def token_weights(stream: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens 1"]:
-    """Return how much an error counts at each token: the less, the larger the stream is that it is added to. Their mean is 1.
+    """Return the weight of an error at each token: it falls with the size of the stream that it is added to. Their mean is 1.
 
     Large models have massive activations: of SmolLM2's stream one token in a hundred holds up to 98 % of the energy, and plain least
     squares fits little else. The norm that reads the stream divides by its size, and so do the weights.
@@ -256,7 +254,7 @@ def token_streams(trace: Trace, rows: Rows) -> dict[Stream, TokenStream]:
 
 
 def rows_aside(count: int) -> Bool[Tensor, " rows"]:
-    """Return which rows judge what the others teach: one in `ASIDE`, at least one; a single row does both."""
+    """Return which rows are kept aside for evaluation: one in `ASIDE`, at least one; a single row is used for both."""
     aside = torch.zeros(count, dtype=torch.bool)
     aside[ASIDE - 1 :: ASIDE] = True
     aside[-1] |= not aside.any()
@@ -264,16 +262,16 @@ def rows_aside(count: int) -> Bool[Tensor, " rows"]:
 
 
 class _Solver:
-    """Solves the refits of projections, one after the other, when the whole model's rows pass through them."""
+    """Solves the least-squares problems of projections, one after the other, while rows pass through the unpruned model."""
 
     def __init__(self, model: nn.Module, kept: Mapping[str, Sequence[int]], rows: Rows, advance: Advance) -> None:
         self.model, self.kept, self.rows, self.advance = model, kept, rows, advance
         self.found: dict[str, Refit] = {}
-        """path of a projection that loses columns -> its refit"""
+        """path of a projection that loses columns -> its change"""
         self._streams: dict[Stream, TokenStream] = {}
 
     def watch(self, group: Group, span: Span) -> Any:
-        """Solve the refit of a projection that reads units as soon as it has run."""
+        """Solve the least-squares problem of a projection that reads units as soon as it has run."""
         proj = projection(self.model, span.module)
         stays = _stays(proj, group, span, self.kept[group.name])
         is_done = False
@@ -307,7 +305,7 @@ class _Solver:
 def _problem(
     proj: Projection, stays: Bool[Tensor, " in_"], z: Tensor, former: Tensor, stream: TokenStream, *, residual: bool
 ) -> Fit:
-    """Return what the columns that stay are fitted to: `former`, what the projection gave for its inputs `z`."""
+    """Return the target of the remaining columns: `former`, the projection's output for its inputs `z`."""
     weight, bias = proj.merged_rows(0, proj.shape[0]), getattr(proj.layer, "bias", None)
     return Fit(
         z[:, stays].to(weight.dtype), weight[:, stays], former - (0 if bias is None else bias),
@@ -332,18 +330,18 @@ class Fit:
     weight: Float[Tensor, "out kept"]
     goal: Float[Tensor, "tokens out"]
     weights: Float[Tensor, "tokens 1"]
-    """how much each token counts"""
+    """weight of each token"""
     aside: Bool[Tensor, " tokens"]
-    """tokens to judge by; the others are fitted to. Where all or none are aside, all do both"""
+    """tokens for evaluation; the others are for the fit. If all or none are aside, all are used for both"""
 
     @property
     def learning(self) -> Bool[Tensor, " tokens"]:
-        """Return which tokens are fitted to."""
+        """Return which tokens are for the fit."""
         return ~self.aside if not self.aside.all() else self.aside
 
     @property
     def judging(self) -> Bool[Tensor, " tokens"]:
-        """Return which tokens say whether the fit helps."""
+        """Return which tokens are for evaluation."""
         return self.aside if self.aside.any() else ~self.aside
 
 

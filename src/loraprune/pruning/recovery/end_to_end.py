@@ -1,7 +1,7 @@
-"""End-to-end reconstruction: after a removal the adapters learn to give the outputs the model gave before, on calibration rows.
+"""End-to-end reconstruction: after a removal the adapters are trained to reproduce the former outputs, on calibration rows.
 
-The errors of all blocks are mended together, by what they do to the output. Only LoRA's factors learn, so that it takes no more memory
-than training does. Knows nothing about scores.
+The errors of all blocks are corrected together, by their effect on the output. Only LoRA's factors are trained, so it takes no more
+memory than training does. Knows nothing about scores.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from loraprune.runtime.progress import phase, shown
 
 RATE = 8e-3
 """peak learning rate of LoRA's factors, divided by the adapters' scale, alpha over rank; docs/log.md compares values"""
+PASSES = 3
+"""default number of passes over the rows to learn from; docs/log.md compares it with one"""
 TOKENS = 256
 """tokens of a step, in whole rows"""
 IMAGE_TOKENS = 256
@@ -40,7 +42,7 @@ LARGEST_GRADIENT = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a model is from what it was, and how well it predicts, over some rows."""
+    """Distance of a model's outputs from the former ones, and its loss, over some rows."""
 
     error: float
     """of predictions the divergence in nats a token or row, else the squared error of its last hidden states relative
@@ -50,14 +52,14 @@ class Distance:
 
 
 class Outputs:
-    """What a model gives for some rows: its predictions where it has a vocabulary, else its last hidden states.
+    """Outputs of a model for some rows: its predictions if it has a vocabulary, else its last hidden states.
 
     A head of few classes says little about the layers below it, and nothing while it is untrained. Where units are channels of the
     hidden states themselves, as in convolutional networks, its predictions are all that can be compared.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows, *, only_aside: bool = False) -> None:
-        """Read them. With `only_aside` just those of the rows kept aside, by which a model is evaluated that learns from the others."""
+        """Store the outputs. With `only_aside`, only those of the rows kept aside, on which a model is evaluated."""
         base = base_model(model)
         assert isinstance(base, PreTrainedModel)
         self.by_prediction = base.get_output_embeddings() is not None or any(g.kind == "channel" for g in groups)
@@ -112,7 +114,7 @@ class Outputs:
 
     @torch.no_grad()
     def distance(self, model: nn.Module) -> Distance:
-        """Return how far a model is from what was read, on the rows kept aside."""
+        """Return the distance of a model's outputs from the stored ones, on the rows kept aside."""
         places = self.aside.nonzero().flatten()
         error, loss = 0.0, 0.0
         with dropout_off(model):
@@ -123,16 +125,16 @@ class Outputs:
         return Distance(error / len(places), loss / len(places))
 
 
-def batches(outputs: Outputs) -> int:
-    """Return the steps that one pass over the rows to learn from takes."""
-    return math.ceil(len(outputs.learned) / outputs.together)
+def default_steps(outputs: Outputs) -> int:
+    """Return the steps that `PASSES` passes over the rows to learn from take."""
+    return PASSES * math.ceil(len(outputs.learned) / outputs.together)
 
 
 def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int) -> None:
-    """Train LoRA's factors to give `outputs` again; call it after the cut. The frozen weights stay.
+    """Train LoRA's factors to reproduce `outputs`; call it after the cut. The frozen weights stay.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531); that few calibration rows are enough to
-    mend a cut is measured in docs/log.md.
+    recover from a cut is measured in docs/log.md.
 
     Raises:
         NumericsError: if an output is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Blocks that are trained already, on disk: a run that was stopped while blocks learned goes on behind the last one."""
+"""Trained blocks on disk: a run that was stopped during blockwise reconstruction continues after the last one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loraprune.runtime import launch
 
 
 def digest(trace: Trace, about: Mapping[str, object]) -> str:
-    """Return a digest of what a trained block follows from: what it is to give, and the options and units in `about`."""
+    """Return a digest of the inputs of a block's training: its targets, and the options and units in `about`."""
     found = hashlib.sha256(json.dumps(about, sort_keys=True, default=list).encode())
     for path, outputs in trace.outputs.items():
         found.update(f"{path} {outputs.double().sum().item()!r} {outputs[::97].double().norm().item()!r}".encode())
@@ -33,7 +33,7 @@ class Finished:
     key: str
 
     def read(self, path: str) -> tuple[Gain, dict[str, Float[Tensor, "..."]]] | None:
-        """Return what the training of a block gained and its tensors, None if it is not finished."""
+        """Return the result of a block's training and its tensors; None if it is not finished."""
         file = self._file(path)
         try:
             with safe_open(file, "pt") as opened:
@@ -45,7 +45,7 @@ class Finished:
             return None
 
     def write(self, path: str, gain: Gain, tensors: Mapping[str, Float[Tensor, "..."]]) -> None:
-        """Keep a block; without room on the disk the run goes on all the same."""
+        """Store a block; if the disk is full the run continues without it."""
         if not launch.is_first():
             return
         file = self._file(path)

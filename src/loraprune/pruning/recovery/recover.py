@@ -1,4 +1,4 @@
-"""Recovery after a removal: refit, train blocks, train the adapters end to end; what does not help on rows kept aside is undone.
+"""Recovery after a removal: least-squares, blockwise and end-to-end reconstruction; what does not help on rows kept aside is undone.
 
 Knows nothing about scores or schedules.
 """
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Recovery:
-    """What one removal cost, and what each step of recovery gained, on calibration rows that nothing was fitted to."""
+    """Cost of one removal, and gain of each step of recovery, on calibration rows kept aside."""
 
     losses: dict[str, float] = field(default_factory=dict)
     """loss of the whole model: `before` the removal, once units are `removed`, `refitted`, once `blocks` are trained, and `end_to_end`"""
@@ -50,7 +50,7 @@ class Recovery:
     """steps that raised the loss of the whole model: nothing of them is left"""
 
     def note(self, step: str, distance: Distance) -> None:
-        """Write down how good the model is after a step."""
+        """Record the model's loss and distance after a step."""
         self.losses[step], self.errors[step] = distance.loss, distance.error
 
     @classmethod
@@ -68,14 +68,14 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What is done after a removal."""
+    """The steps of recovery after a removal."""
 
     refits: Mapping[str, Refit]
     """solved before the removal; empty for none"""
     trace: Trace | None
-    """what the model gave before the removal, for blocks to learn from"""
+    """the reading projections' outputs before the removal, as targets of the blocks"""
     outputs: Outputs
-    """what the whole model gave before the removal"""
+    """the model's outputs before the removal"""
     blocks: int
     """steps of every block with a group in `changed`; 0 for none"""
     end_to_end: int
@@ -84,7 +84,7 @@ class Steps:
     scales: Scales
     seed: int
     folder: Path | None = None
-    """where trained blocks are kept, so that a run that is stopped meanwhile does not train them again"""
+    """folder of trained blocks, so that a run that is stopped meanwhile does not train them again"""
 
 
 def recover_(
@@ -95,7 +95,7 @@ def recover_(
     steps: Steps,
     recovery: Recovery,
 ) -> None:
-    """Bring a model that lost units near to what it was, and note in `recovery` what each step gained.
+    """Recover a model that lost units, and record in `recovery` the gain of each step.
 
     `kept` holds indices into the units of `groups`.
     """
@@ -141,10 +141,10 @@ def _undone_if_worse(
 
 
 def _report(recovery: Recovery) -> None:
-    """Say what recovery did, and warn of a removal that it could not make up for."""
+    """Log the result of recovery, and warn of a removal that it could not compensate."""
     losses = recovery.losses
     before, after = losses.get("before", math.nan), list(losses.values())[-1]
-    steps = {"refits": recovery.refits, "blocks": recovery.blocks}
+    steps = {"least-squares fits": recovery.refits, "blocks": recovery.blocks}
     helped = [
         f"{sum(gain.kept for gain in gains.values())} of {len(gains)} {name}" for name, gains in steps.items() if gains
     ]
@@ -154,8 +154,8 @@ def _report(recovery: Recovery) -> None:
         logger.warning("recovery: the step %r moved the outputs further from the dense model's and was undone", step)
     if after - before > FAR:
         logger.warning(
-            "the removal raised the loss from %.2f to %.2f: the perplexity is %.1f times as high. Fine-tuning may not make up for it; "
-            "a smaller --ratio, or more of --calibration, leaves more to start from", before, after, math.exp(min(700.0, after - before)),
+            "the removal raised the loss from %.2f to %.2f: the perplexity is %.1f times as high. Fine-tuning may not recover it; "
+            "give a smaller --ratio or more tokens of --calibration", before, after, math.exp(min(700.0, after - before)),
         )  # fmt: skip
 
 

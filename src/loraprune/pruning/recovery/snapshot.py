@@ -1,4 +1,4 @@
-"""Copies of frozen weights, to undo what did not help."""
+"""Copies of frozen weights, to undo steps that did not help."""
 
 from __future__ import annotations
 

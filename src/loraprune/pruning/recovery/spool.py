@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 IN_MEMORY = 2**31
-"""bytes that are held in memory; what is larger lies in the folder for temporary files, which TMPDIR chooses"""
+"""bytes that are held in memory; larger tensors are stored in the folder for temporary files, which TMPDIR chooses"""
 
 
 class Spool:
@@ -26,7 +26,7 @@ class Spool:
         self._open = ExitStack()
 
     def add(self, name: str, part: Shaped[Tensor, "some *rest"]) -> None:
-        """Append a part, which lies in CPU memory, to the tensor of this name."""
+        """Append a part, which is in CPU memory, to the tensor of this name."""
         part = part.contiguous()
         if self.in_files:
             if name not in self._files:
@@ -36,7 +36,7 @@ class Spool:
         self._parts.setdefault(name, []).append(part)
 
     def tensors(self) -> dict[str, Shaped[Tensor, "all *rest"]]:
-        """Return what was added, for reading, and hold it no longer."""
+        """Return the tensor for reading, and drop the reference to it."""
         with self._open:
             return {name: self._together(name, self._parts.pop(name)) for name in list(self._parts)}
 

@@ -1,4 +1,4 @@
-"""Zeroing single weights instead of removing units: which pattern, which weights, how they stay zero.
+"""Zero single weights instead of removing units: patterns, choice of weights, masks that keep them zero.
 
-The model keeps its shapes; what `prune` does otherwise is the same.
+The model keeps its shapes; everything else in `prune` is the same.
 """

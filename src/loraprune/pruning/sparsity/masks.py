@@ -18,7 +18,7 @@ from loraprune.models.adapters import KEPT_WEIGHTS, base_layer, factors, find_mo
 class MaskedProduct(torch.autograd.Function):
     """y = x (M * (B A))^T with its gradients.
 
-    The (out, in) product is formed anew in the backward pass: left to autograd, every layer would keep one, a second
+    The (out, in) product is formed again in the backward pass: left to autograd, every layer would keep one, a second
     model in memory. No more than one such matrix lives at any time.
     """
 

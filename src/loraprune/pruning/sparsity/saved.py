@@ -1,4 +1,4 @@
-"""What a saved folder really holds: zeros counted in its files, and the pattern checked block by block.
+"""Count the zeros in a folder's files, and check the pattern block by block.
 
 Knows nothing about how the zeros came about.
 """
@@ -55,11 +55,11 @@ def count_saved(
         missing.discard(path)
         left = (stored.T if transposed else stored) != 0
         if (left & ~kept[path].to(left.device)).any():
-            raise VerificationError(f"{path!r} was saved with numbers where it is masked; {PLEASE}")
+            raise VerificationError(f"{path!r} was saved with non-zero weights where it is masked; {PLEASE}")
         check_blocks(path, left, pattern)
         zeros, weights = zeros + left.numel() - int(left.sum()), weights + left.numel()
     if missing:
-        raise VerificationError(f"{sorted(missing)[0]!r} is in no file of the saved model; {PLEASE}")
+        raise VerificationError(f"{sorted(missing)[0]!r} is missing in the saved model; {PLEASE}")
     return SavedZeros(zeros, weights)
 
 
@@ -70,7 +70,7 @@ def check_blocks(path: str, left: Bool[Tensor, "out in_"], pattern: Pattern) -> 
     most = int(left.unflatten(-1, (-1, pattern.block)).sum(-1).max())
     if most > pattern.kept:
         raise VerificationError(
-            f"{path!r} has {most} numbers in a block of {pattern.block}, not {pattern.name}; {PLEASE}"
+            f"{path!r} has {most} non-zero weights in a block of {pattern.block}, not {pattern.name}; {PLEASE}"
         )
 
 

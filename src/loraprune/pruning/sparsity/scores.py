@@ -35,7 +35,7 @@ class WeightScores:
         self.values = {path: torch.zeros(shape, dtype=dtype, device=device) for path, shape in shapes.items()}
 
     def update(self, path: str, start: int, saliency: Float[Tensor, "rows in_"]) -> Float[Tensor, ""]:
-        """Average in the saliencies of some rows; dropped weights stay dropped, and no number that is none gets in.
+        """Add the saliencies of some rows to the average; dropped weights stay dropped, and NaN is not added.
 
         Returns:
             The largest saliency, which is NaN or infinite if one is: a check that need not wait for the device.
@@ -49,12 +49,12 @@ class WeightScores:
         return largest
 
     def check(self, path: str) -> None:
-        """Raise a NumericsError if the scores tell nothing about the weights that are left."""
+        """Raise a NumericsError if the scores do not distinguish the remaining weights."""
         values = self.values[path]
         left = values[values >= 0]
         if not self.updates or left.amin() == left.amax():
             raise NumericsError(
-                f"all weights of {path!r} score {float(left.amax())}: nothing tells them apart, so none is dropped; "
+                f"all weights of {path!r} score {float(left.amax())}: they cannot be ranked, so none is dropped; "
                 "train at least one step first and check that gradients reach the adapters"
             )
 

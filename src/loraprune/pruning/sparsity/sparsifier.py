@@ -65,7 +65,7 @@ def check_sparsity(model: nn.Module, groups: Sequence[Group], config: LoRAPruneC
     weight_criterion(config)
     if launch.is_sharded():
         raise ConfigError(
-            f"--sparsity {config.sparsity}: FSDP keeps weights in parts, which cannot be masked; launch without --use_fsdp"
+            f"--sparsity {config.sparsity}: FSDP shards weights, which then cannot be masked; launch without --use_fsdp"
         )
     if getattr(base_model(model), "main_input_name", "") == "pixel_values":
         # Their files have names of their own, and the check of a saved pattern reads files.
@@ -119,7 +119,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def score(self) -> None:
-        """Average in the saliencies of this step; gradients must be whole, unscaled and unclipped.
+        """Add the saliencies of this step to the average; gradients must be gathered, unscaled and unclipped.
 
         Source: Eq 10 and 11, without the sum of Eq 4.
 
@@ -138,20 +138,20 @@ class Sparsifier:
                 raise NumericsError(f"a score of {path!r} is {value}")
 
     def forget(self) -> None:
-        """Do nothing: what is not scored leaves no trace."""
+        """Do nothing: steps that are not scored change nothing."""
 
     def note(self, step: int) -> None:
         """Do nothing: the scores of single weights would be as large as the model at every step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs; the masks are told by the scores."""
+        """Return the state that a resumed run needs; the masks follow from the scores."""
         return {
             "scores": self.scores.values, "updates": self.scores.updates, "masked": self._masked,
             "generator": self._generator.get_state(), "done": self.is_done,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()` with a model that has no masks yet."""
+        """Restore the state of `state_dict()` for a model without masks."""
         for path, values in state["scores"].items():
             self.scores.values[path].copy_(values)
             self._masked[path] = int(state["masked"][path])
@@ -162,7 +162,7 @@ class Sparsifier:
         self._generator.set_state(state["generator"])
 
     def release(self) -> None:
-        """Let go of the model, so that its memory can be had back."""
+        """Drop the reference to the model, so that its memory can be freed."""
         self.model = nn.Module()
 
     @torch.no_grad()
@@ -171,10 +171,10 @@ class Sparsifier:
 
         In a pattern of blocks the blocks do not step from M weights to M - 1 all at once: at any time the lowest of the
         weights that may go are gone, so that the ratio follows the schedule as smoothly as without a pattern. `optimizer` is
-        left alone: LoRA's factors keep their shapes. `rows` are None: weights are not refitted.
+        unchanged: LoRA's factors keep their shapes. `rows` are None: there is no recovery.
 
         Raises:
-            NumericsError: if the scores tell nothing: none were gathered, or all weights of a projection score the same.
+            NumericsError: if the scores are useless: none were gathered, or all weights of a projection score the same.
         """
         for path, final in self.final.items():
             count = round(final * progress)
@@ -210,7 +210,7 @@ class Sparsifier:
         )
 
     def removed(self) -> Removed:
-        """Return what the report says about the zeros, counted in the saved files."""
+        """Return the report's entry about the zeros, counted in the saved files."""
         assert self._saved is not None
         asked, saved = self.pattern.ratio(self.config.ratio), self._saved
         zeros = Zeros(self.pattern.name, asked, saved.ratio, saved.zeros, saved.weights)

@@ -30,7 +30,7 @@ from loraprune.reporting.report import Report
 
 
 def all_plots(run: Run) -> Iterator[Plot]:
-    """Yield every plot that a run has something for; must be called within `plotting.styled`."""
+    """Yield every plot that a run has data for; must be called within `plotting.styled`."""
     if speed := run.report.shown.speed:
         yield Plot("size-and-speed", "Size and speed", _speed_words(speed), size_and_speed(speed))
     if run.report.training.curve:

@@ -34,7 +34,7 @@ class Run:
     scores: Mapping[str, Sequence[float]]
     """group -> last score of every unit of the dense model"""
     evaluation: Mapping[str, Any]
-    """what `evaluate --record` measured later; empty if it was not run"""
+    """figures of a later `evaluate --record`; empty if it was not run"""
 
 
 def read_run(folder: Path) -> Run:

@@ -1,4 +1,4 @@
-"""What all plots of the page share: their size, their colours and their labels."""
+"""Sizes, colours and labels of all plots of the page."""
 
 from __future__ import annotations
 

@@ -91,12 +91,12 @@ def _word(report: Report) -> str:
 
 
 def passages(report: Report) -> list[dict[str, str]]:
-    """Return prompts and what the models wrote, without the white space around them that only takes room."""
+    """Return prompts and completions without surrounding white space."""
     return [{name: text.strip("\r\n").rstrip() for name, text in each.items()} for each in report.shown.examples or []]
 
 
 def is_code(texts: Sequence[Mapping[str, str]]) -> bool:
-    """Say whether texts have indented lines, which only a fixed-width font shows as they are."""
+    """Return whether texts have indented lines, which only a fixed-width font shows as they are."""
     lines = (line for each in texts for text in each.values() for line in text.splitlines())
     return any(line.startswith(("    ", "\t")) for line in lines)
 

@@ -1,4 +1,4 @@
-"""What matters: one file a criterion; docs/add-a-criterion.md shows how to add one."""
+"""Criteria, one file each; docs/add-a-criterion.md shows how to add one."""
 
 from loraprune.scoring.criteria import flap, gate, gradient, lora, magnitude, movement, random, sketch, taylor, wanda  # noqa: F401
 from loraprune.scoring.criteria.base import (

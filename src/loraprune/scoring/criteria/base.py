@@ -1,8 +1,8 @@
-"""The registry of criteria and the data they see.
+"""The registry of criteria and their inputs.
 
-A criterion is one function, of one of four kinds. A *saliency* looks at a tile of one projection and its LoRA factors and
-gives one number per weight; a *gradient* does so with the tile's true gradient. A *gate* looks at the effect of each unit's
-gate on the loss, an *activation* at what flows into a group's consuming projection; both give one number per unit or channel.
+A criterion is one function, of one of four kinds. A *saliency* reads a tile of one projection and its LoRA factors and
+returns one number per weight; a *gradient* does so with the tile's true gradient. A *gate* reads the effect of each unit's
+gate on the loss, an *activation* the inputs of a group's consuming projection; both return one number per unit or channel.
 Knows nothing about averaging, schedules or plans.
 """
 
@@ -45,7 +45,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """What flowed into one consuming projection over the tokens of an optimiser step, by input channel."""
+    """Statistics of one consuming projection's inputs over the tokens of an optimiser step, by input channel."""
 
     mean: Float[Tensor, " channels"]
     second_moment: Float[Tensor, " channels"]
@@ -74,7 +74,7 @@ class Fused(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Saliency:
-    """A criterion on single weights that sees LoRA's factors and their gradients."""
+    """A criterion on single weights that reads LoRA's factors and their gradients."""
 
     name: str
     function: TileFunction
@@ -85,7 +85,7 @@ class Saliency:
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """A criterion on single weights that sees the true gradient of W, which exists for one tile at a time only."""
+    """A criterion on single weights that reads the true gradient of W, which exists only for one tile at a time."""
 
     name: str
     function: PairFunction
@@ -95,19 +95,19 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A criterion on the effect of a virtual gate m = 1 on what each unit sends on."""
+    """A criterion on the effect of a virtual gate m = 1 on each unit's output."""
 
     name: str
     function: GateFunction
-    """dL/dm of every sample -> what is added up over the micro-batches of a step"""
+    """dL/dm of every sample -> terms that are summed over the micro-batches of a step"""
     finish: UnitFunction
-    """what is done to that sum at the end of the step"""
+    """function of that sum at the end of the step"""
     needs_gradient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """A criterion on what flows into the consuming projections; no gradient is needed."""
+    """A criterion on the inputs of the consuming projections; no gradient is needed."""
 
     name: str
     function: ChannelFunction
@@ -148,7 +148,7 @@ def register_activation(name: str) -> Callable[[ChannelFunction], ChannelFunctio
 
 
 def _registering(name: str, describe: Callable[[Function], Criterion]) -> Callable[[Function], Function]:
-    """Return a decorator that registers what `describe` makes of a function, and leaves the function as it is."""
+    """Return a decorator that registers `describe(function)` and returns the function unchanged."""
 
     def register(function: Function) -> Function:
         criteria.add(name, describe(function))

@@ -1,4 +1,4 @@
-"""How much a channel fluctuates: what a constant could stand in for scores nothing."""
+"""Fluctuation of a channel: one that a constant could replace scores zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact effect of a unit, sample by sample: the Fisher information of a virtual gate m = 1 on what the unit sends on."""
+"""The exact effect of a unit, sample by sample: the Fisher information of a virtual gate m = 1 on the unit's output."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from loraprune.scoring.criteria.base import Tile, register_saliency
 
 @register_saliency("random", needs_gradient=False)
 def random(tile: Tile) -> Float[Tensor, "rows in_"]:
-    """Return numbers in [0, 1) that are drawn anew at every step.
+    """Return numbers in [0, 1) that are drawn again at every step.
 
-    One number is drawn for each row and each column; the digits of their products that tell rows and columns no longer
-    apart stand for a number of each weight's own, which would take long to draw for a large model.
+    One number is drawn for each row and each column; the low digits of their products, which no longer depend visibly on row and column,
+    replace a number for each weight, which would take long to draw for a large model.
     """
     row, column = (1 + torch.rand(size, generator=tile.generator) for size in tile.base.shape)
     return torch.outer(row.to(tile.a), column.to(tile.a)).mul_(1 << 10).frac_()

@@ -28,7 +28,7 @@ MAX_ENTRIES = 2**31 - 1
 
 @functools.cache
 def _runs(device: torch.device) -> bool:
-    """Say whether the kernel can be built and run on a CUDA device, by doing it once on a weight of 16 x 16."""
+    """Return whether the kernel can be built and run on a CUDA device, by doing it once on a weight of 16 x 16."""
     if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
         return False
     if torch.cuda.get_device_capability(device) < (8, 0):  # no BF16 and TF32 products before Ampere
@@ -38,13 +38,13 @@ def _runs(device: torch.device) -> bool:
         eq10_sums(zeros, Factors(zeros, zeros, zeros, zeros, scaling=1.0), power=2)
     except Exception as error:
         # Triton builds a launcher with the machine's C compiler: what can be missing there is not ours to list.
-        logging.getLogger(__name__).warning("no fused kernel on %s, scoring goes on in tiles: %s", device, error)
+        logging.getLogger(__name__).warning("no fused kernel on %s, scoring uses tiles of PyTorch: %s", device, error)
         return False
     return True
 
 
 def eq10_fits(weight: Weight, factors: Factors) -> bool:
-    """Say whether `eq10_sums` can be used: on a CUDA device of Ampere or later, with Triton, for these formats and sizes."""
+    """Return whether `eq10_sums` can be used: on a CUDA device of Ampere or later, with Triton, for these formats and sizes."""
     rows, columns = weight.shape
     device = factors.a.device
     return (

@@ -4,7 +4,7 @@ A program owns BN columns and walks down tiles tiles of BM rows. A tile's two pr
 [B dB] [dA; A - dA] and s B A, are formed in registers from slices of the factors; their product's power is reduced at once.
 Nothing of size out x in is written.
 
-Deterministic: a program writes its sums to a place of its own, which are then added in a fixed order; no atomics, and block sizes
+Deterministic: a program writes its sums to a separate place, which are then added in a fixed order; no atomics, and block sizes
 that depend on shapes and formats alone, not on a search by the clock.
 
 What the arithmetic needs. An H100 reads 3 TB/s, in bfloat16 6.5 weights a cycle of one of its 132 multiprocessors, which issues
@@ -66,7 +66,7 @@ def blocks(form: str, k: int, *, exact: bool, columns: bool) -> Blocks:
 def launch(
     weight: Weight, factors: Factors, *, power: int, rows: bool, columns: bool, sizes: Blocks | None = None
 ) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
-    """Return what `loraprune.scoring.kernels.eq10_sums` says."""
+    """Return the sums of `loraprune.scoring.kernels.eq10_sums`."""
     out, in_ = weight.shape
     device, rank = factors.a.device, factors.a.shape[0]
     form, stored, scales, strides = _stored(weight)

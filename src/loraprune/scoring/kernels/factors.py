@@ -1,4 +1,4 @@
-"""LoRA's factors of one projection with their gradients: what the kernels read beside a weight."""
+"""LoRA's factors of one projection with their gradients: the kernels' inputs beside the weight."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TILE_BYTES_DEVICE = 1 << 26
 def eq10_tiles(
     weight: Weight, factors: Factors, *, power: int, rows: bool = True, columns: bool = True
 ) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
-    """Return the sums that `loraprune.scoring.kernels.eq10_sums` says, in the dtype of the factors.
+    """Return the sums of `loraprune.scoring.kernels.eq10_sums`, in the dtype of the factors.
 
     The estimate is one product of rank 2r, [dB, B] [A - dA; dA].
 

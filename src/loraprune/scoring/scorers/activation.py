@@ -1,4 +1,4 @@
-"""A criterion on what flows into the consuming projections: statistics by channel, gathered by hooks.
+"""Scores from the inputs of the consuming projections: statistics by channel, gathered by hooks.
 
 Knows nothing about averaging or plans.
 """
@@ -16,7 +16,7 @@ from loraprune.errors import ConfigError
 from loraprune.groups import Group, consumers
 from loraprune.models.adapters import channels_last, find_module, projection
 from loraprune.runtime.processes import add_up
-from loraprune.runtime.sharding import whole
+from loraprune.runtime.sharding import gathered
 from loraprune.scoring.base import Kept
 from loraprune.scoring.criteria import Activation, Channels
 from loraprune.scoring.scorers.elementwise import side_sums, to_cpu, unit_totals
@@ -60,17 +60,17 @@ class ActivationScorer(Hooks):
         return to_cpu(scores)
 
     def forget(self) -> None:
-        """Drop what was gathered for this step."""
+        """Discard the sums of this step."""
         self.sums.clear()
 
     def _channels(self, path: str) -> Channels:
         if path not in self.sums:
             raise ConfigError(
-                f"nothing flowed into {path!r}: the criterion {self.criterion.name!r} needs a forward pass in training mode"
+                f"no input reached {path!r}: the criterion {self.criterion.name!r} needs a forward pass in training mode"
             )
         tokens, first, second = self.sums[path]
         sums = add_up({"tokens": torch.tensor(tokens), "first": first, "second": second})
-        with whole(find_module(self.model, path)):
+        with gathered(find_module(self.model, path)):
             proj = projection(self.model, path)
             norms = side_sums(proj, proj.merged_rows, power=2, wanted={"in"})["in"]
         count = int(sums["tokens"])

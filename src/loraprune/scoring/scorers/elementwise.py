@@ -54,7 +54,7 @@ def side_sums(proj: Projection, rows: Rows, *, power: int, wanted: set[Side]) ->
 
 
 def wanted_sides(group: Group, path: str) -> set[Side]:
-    """Return the sides of a projection on which a group's units own something."""
+    """Return the sides of a projection on which a group's units own rows or columns."""
     return {span.side for span in group.spans if span.module == path}
 
 
@@ -65,7 +65,7 @@ def unit_totals(
     kept: Sequence[int] | None,
     normalize: bool,
 ) -> Float[Tensor, " units"]:
-    """Return what each unit owns of the sums, over all spans of its group; `kept` chooses units.
+    """Return each unit's share of the sums, over all spans of its group; `kept` selects units.
 
     Source: Eq 4; with `normalize`, each span's scores are divided by their L2 norm first, as in the authors' code.
     """
@@ -90,6 +90,6 @@ def span_units(values: Float[Tensor, " entries"], span: Span, units: int) -> Flo
 
 
 def to_cpu(scores: Mapping[str, Float[Tensor, " units"]]) -> dict[str, Float[Tensor, " units"]]:
-    """Move scores to the CPU in float64, all at once: a device is waited for one time, not once a group."""
+    """Move scores to the CPU in float64, all at once: this waits for the device once, not once a group."""
     moved = torch.cat(list(scores.values())).cpu().double()
     return dict(zip(scores, moved.split([len(score) for score in scores.values()]), strict=True))

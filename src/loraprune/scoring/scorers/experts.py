@@ -1,6 +1,6 @@
-"""Scores of experts and of their channels, whose stacked weights carry no LoRA and whose channels no hook can see.
+"""Scores of experts and of their channels, whose stacked weights carry no LoRA and whose channels no hook can reach.
 
-Weights are looked at one expert at a time; a gate on a whole expert is a factor on the weight that its router gives it.
+Weights are read one expert at a time; a gate on a whole expert is a factor on its router weight.
 Knows nothing about averaging or plans.
 """
 
@@ -25,7 +25,7 @@ from loraprune.scoring.scorers.hooks import Hooks
 
 
 def can_score(criterion: Criterion, group: Group) -> bool:
-    """Say whether a criterion can score the units of a group: any where there is LoRA, few where experts are stacked."""
+    """Return whether a criterion can score the units of a group: any where there is LoRA, few where experts are stacked."""
     if group.kind not in EXPERTS:
         return True
     if isinstance(criterion, Gate):
@@ -88,16 +88,16 @@ class ExpertScorer(Hooks):
         return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
 
     def forget(self) -> None:
-        """Drop what was gathered for this step."""
+        """Discard the sums of this step."""
         self.sums.clear()
         self.samples.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the random criterion's numbers."""
+        """Return the state of the random criterion's generator."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         self.generator.set_state(state["generator"])
 
     def _score(self, group: Group) -> Float[Tensor, " units"]:
@@ -131,7 +131,7 @@ class ExpertScorer(Hooks):
 
 
 class Scorers:
-    """Several scorers of one model, each with groups of its own."""
+    """Several scorers of one model, each with separate groups."""
 
     def __init__(self, *members: tuple[Scorer, frozenset[str]]) -> None:
         self.members = members
@@ -141,21 +141,21 @@ class Scorers:
         return {name: score for member, _ in self.members for name, score in member.collect(kept).items()}
 
     def forget(self) -> None:
-        """Drop what was gathered for this step."""
+        """Discard the sums of this step."""
         for member, _ in self.members:
             member.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs between two steps."""
+        """Return the state that a resumed run needs between two steps."""
         return {"members": [member.state_dict() for member, _ in self.members]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         for (member, _), own in zip(self.members, state["members"], strict=True):
             member.load_state_dict(own)
 
     def resize(self, groups: Sequence[Group]) -> None:
-        """Go on with the groups of the smaller model."""
+        """Use the groups of the smaller model from now on."""
         for member, names in self.members:
             member.resize([group for group in groups if group.name in names])
 

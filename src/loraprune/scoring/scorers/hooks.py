@@ -1,4 +1,4 @@
-"""Hooks that belong together, taken off together."""
+"""Sets of hooks that are removed together."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from torch.utils.hooks import RemovableHandle
 
 from loraprune.groups import Group
 
-Tell: TypeAlias = Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], None]
-"""what takes a tensor that was saved in the forward pass, and the gradient of the one that was passed on"""
+GradientHook: TypeAlias = Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], None]
+"""function of a tensor that was saved in the forward pass, and of the gradient of the one that was passed on"""
 
 
-class _Told(torch.autograd.Function):
-    """Hands a tensor on as it is; the backward pass tells a function its gradient and another tensor, saved as autograd saves."""
+class _CallInBackward(torch.autograd.Function):
+    """Passes a tensor on unchanged; the backward pass calls a function with its gradient and another tensor that autograd saved."""
 
     @staticmethod
-    def forward(ctx: Any, passed: Tensor, saved: Tensor, tell: Tell) -> Tensor:
+    def forward(ctx: Any, passed: Tensor, saved: Tensor, hook: GradientHook) -> Tensor:
         ctx.save_for_backward(saved)
-        ctx.tell = tell
+        ctx.hook = hook
         return passed.view_as(passed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (saved,) = ctx.saved_tensors
-        ctx.tell(saved.detach(), grads[0])
+        ctx.hook(saved.detach(), grads[0])
         return grads[0], None, None
 
 
-def told(passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], tell: Tell) -> Float[Tensor, "..."]:
-    """Return `passed`, for the model to go on with: its backward pass calls `tell` with `saved` and the gradient of `passed`.
+def call_in_backward(
+    passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], hook: GradientHook
+) -> Float[Tensor, "..."]:
+    """Return `passed`, for the model to use: its backward pass calls `hook` with `saved` and the gradient of `passed`.
 
-    A hook on the gradient would hold what it closes over until the whole backward pass is done, in gradient checkpointing the
-    activations of all layers; what autograd saves is let go, or made again, layer by layer.
+    A hook on the gradient would hold what it closes over until the whole backward pass is finished, in gradient checkpointing the
+    activations of all layers; tensors that autograd saves are freed, or recomputed, layer by layer.
     """
-    handed_on: Tensor = _Told.apply(passed, saved, tell)
+    handed_on: Tensor = _CallInBackward.apply(passed, saved, hook)
     return handed_on
 
 
 class Hooks:
-    """The handles of a scorer's hooks, and the groups it watches."""
+    """The handles of a scorer's hooks, and its groups."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = {group.name: group for group in groups}
@@ -58,14 +60,14 @@ class Hooks:
         self._handles.append(module.register_forward_hook(hook))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: between two steps nothing is held."""
+        """Return an empty state: nothing is held between two steps."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def resize(self, groups: Sequence[Group]) -> None:
-        """Go on with the groups of the smaller model."""
+        """Use the groups of the smaller model from now on."""
         self.groups = {group.name: group for group in groups}
 
     def close(self) -> None:

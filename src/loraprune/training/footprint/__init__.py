@@ -1,4 +1,4 @@
-"""What a training step takes, predicted from the configuration alone: memory by what it is for, FLOPs, and which GPUs hold it.
+"""Predict the cost of a training step from the configuration: memory by purpose, FLOPs, and the GPUs that are needed.
 
 Knows nothing about data or files.
 """

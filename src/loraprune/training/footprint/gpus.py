@@ -14,7 +14,7 @@ GPUS = (24, 40, 48, 80, 141)
 """GiB of memory of the cards that there are"""
 GIB = 1 << 30
 RESERVE = GIB
-"""bytes of a card that tensors cannot have: CUDA's context, its libraries' workspaces and what the allocator leaves unused"""
+"""bytes of a card that tensors cannot use: CUDA's context, its libraries' workspaces and the allocator's unused memory"""
 MOST = 1024
 """GPUs that are tried"""
 SHARDED = ("weights", "lora", "gradients", "optimiser", "teacher")
@@ -23,20 +23,20 @@ SHARDED = ("weights", "lora", "gradients", "optimiser", "teacher")
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How weights lie in a model, in bytes."""
+    """The layout of a model's weights, in bytes."""
 
     largest: int
     """of the layer that has most"""
     outside: int
     """of embeddings, head and norms, which are in no layer"""
     undivided: int = 0
-    """of quantised layers, which FSDP leaves whole in every process"""
+    """of quantised layers, which FSDP does not shard"""
 
 
 def on_each_gpu(
     parts: Mapping[str, int], blocks: Blocks, *, trained: int, gpus: int, sharding: Sharding
 ) -> dict[str, int]:
-    """Return what every one of some GPUs holds, each with a micro-batch of its own; `trained` are bytes of trained parameters.
+    """Return the memory of each of several GPUs with separate micro-batches; `trained` are bytes of trained parameters.
 
     DDP repeats everything and keeps the gradients once more, in the buckets that it sends. FSDP shares out all that belongs to
     parameters, but for quantised ones, and gathers one layer while the next is on its way, and what lies outside of layers for the

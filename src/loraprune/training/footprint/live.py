@@ -1,6 +1,6 @@
-"""Counts the bytes of all tensors that live at a time, by what they are for, what they were at the peak, and FLOPs.
+"""Count the bytes of all live tensors by purpose, their peak, and FLOPs.
 
-Works with tensors of any device, those without memory (meta) too. Knows nothing about models.
+Works with tensors of any device, also of the meta device. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        """Return the most bytes that lived at a time."""
+        """Return the peak of the live bytes."""
         return sum(self.at_peak.values())
 
     def call_it(self, tensor: Shaped[Tensor, "..."], kind: str) -> None:
-        """Count a tensor that lives as another kind from now on."""
+        """Count a live tensor as another kind from now on."""
         storage = tensor.untyped_storage()
         if former := self._kinds.get(storage._cdata):
             self.live[former] -= storage.nbytes()

@@ -1,4 +1,4 @@
-"""What a step takes before and after pruning, by what it is for.
+"""The cost of a step before and after pruning, by purpose.
 
 Knows nothing about GPUs.
 """
@@ -20,7 +20,7 @@ from loraprune.evaluation.tasks import Inputs
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import STACKS, attach_lora, base_model, find_module
 from loraprune.models.compat import enable_checkpointing
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 from loraprune.pruning.surgery import slice_
 from loraprune.pruning.target import decide_recovery
 from loraprune.scoring import make_scorer
@@ -35,7 +35,7 @@ ADAM_STATES = 2
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one GPU takes when it takes most. Each part is what it adds to that peak."""
+    """The peak memory of one GPU. Each part is its share of that peak."""
 
     parts: Mapping[str, int]
     """weights, lora, gradients, optimiser, activations, logits, and criterion, teacher and compensation where there are any"""
@@ -70,7 +70,7 @@ class Setting:
     teacher: str = "none"
     """`copy` or `cache`, as in --teacher"""
     cpu: bool = False
-    """count what a CPU keeps; without it what a GPU keeps"""
+    """count the tensors that a CPU keeps; otherwise those that a GPU keeps"""
 
 
 def footprints(
@@ -147,14 +147,14 @@ def quantised(model: nn.Module) -> list[nn.Linear]:
 
 
 def dequantised_bytes(model: nn.Module, setting: Setting) -> int:
-    """Return what the largest quantised weight takes while it is multiplied, in the precision of computation."""
+    """Return the bytes of the largest quantised weight while it is multiplied, in the precision of computation."""
     if setting.quantize == "none":
         return 0
     return max(layer.weight.numel() for layer in quantised(model)) * setting.dtype.itemsize
 
 
 def undivided_bytes(model: nn.Module, setting: Setting) -> int:
-    """Return the bytes of the weights that are quantised, which FSDP leaves whole."""
+    """Return the bytes of the quantised weights, which FSDP does not shard."""
     layers = quantised(model) if setting.quantize != "none" else []
     return round(sum(
         layer.weight.numel() * bytes_per_weight(setting.quantize, setting.dtype, columns=layer.in_features) for layer in layers
@@ -171,7 +171,7 @@ def weight_bytes(model: nn.Module, setting: Setting) -> int:
 
 
 def refit_bytes(model: nn.Module, groups: Sequence[Group], tokens: int) -> int:
-    """Return what refitting the largest reading projection takes on so many tokens, in float32.
+    """Return the bytes of the least-squares reconstruction of the largest reading projection on so many tokens, in float32.
 
     Two matrices of second moments; inputs and their kept part, goal and error; the weight, its kept part and the change.
     """

@@ -1,6 +1,6 @@
 """One training step without memory: forward, loss and backward of a model on the meta device, counting tensors and FLOPs.
 
-What it finds is exact for the operations that PyTorch carries out; attention and dropout are taken to be fused, as they are on
+The result is exact for the operations that PyTorch carries out; attention and dropout are assumed to be fused, as they are on
 GPUs: no matrix of all pairs of tokens is kept, and of dropout one byte a number.
 """
 
@@ -28,10 +28,10 @@ META = torch.device("meta")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step of one micro-batch takes besides weights, adapters and optimiser."""
+    """The cost of a step of one micro-batch besides weights, adapters and optimiser."""
 
     peak: Mapping[str, int]
-    """`activations`, `logits` and `gradients` -> bytes when most is taken"""
+    """`activations`, `logits` and `gradients` -> bytes at the peak"""
     flops: int
     """of forward and backward, two for each multiplication with its addition"""
 
@@ -98,8 +98,8 @@ def run_step(
     Args:
         model: In the precision it computes in, with its adapters; a scorer may have its hooks on it.
         inputs: One micro-batch, without labels.
-        micro_batches: Whether gradients of earlier ones are there already is all that matters.
-        teacher: A second model that is asked for its targets on every batch.
+        micro_batches: Their number; from the second on there are gradients of earlier ones.
+        teacher: A second model that computes logits for every batch.
         learns_from_teacher: With no `teacher`, its logits are read from disk.
         cpu: Count what is kept where PyTorch computes on a CPU.
     """
@@ -162,7 +162,7 @@ def _read_targets(labels: Tensor, classes: int) -> TeacherLogits:
 
 @contextmanager
 def _gradients_of(model: nn.Module, live: LiveBytes) -> Iterator[None]:
-    """Count what becomes the gradient of a parameter as such."""
+    """Count the gradient of a parameter as a gradient."""
 
     def mark(parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -1,1 +1,1 @@
-"""Nothing lost: checkpoints of a run, the folders they lie in, signals, and steps whose numbers are no numbers."""
+"""Checkpoints of a run: write them, find them, and check that they belong to the run."""

@@ -21,10 +21,10 @@ from loraprune.runtime.workspace import CHECKPOINT
 
 FORMAT = 1
 KEPT = 2
-"""checkpoints on disk: the newest, and one before it in case the newest is torn"""
+"""checkpoints on disk: the newest, and the previous one in case the newest is damaged"""
 TENSORS, VALUES = "state.safetensors", "state.json"
 TENSOR_KEY = "$tensor"
-"""stands in the JSON where a tensor was, with its name in the other file"""
+"""key in the JSON at the place of a tensor, with the tensor's name in the other file"""
 
 Tree: TypeAlias = Any
 """dicts and lists of tensors, numbers, words, booleans and None"""
@@ -68,7 +68,7 @@ def read_tree(folder: Path) -> Tree:
 
 
 def new_checkpoint(workspace: Path, step: int) -> Path:
-    """Return an empty folder to write a checkpoint into; it counts as nothing until `finish_checkpoint`."""
+    """Return an empty folder to write a checkpoint into; it is not a checkpoint until `finish_checkpoint`."""
     folder = workspace / f".{CHECKPOINT}{step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -76,7 +76,7 @@ def new_checkpoint(workspace: Path, step: int) -> Path:
 
 
 def finish_checkpoint(folder: Path, about: Mapping[str, Any]) -> Path:
-    """Seal a checkpoint, give it its name, and let go of all but the newest."""
+    """Seal a checkpoint, give it its name, and remove all but the newest."""
     seal(folder, {"format": FORMAT, **about})
     place = folder.with_name(folder.name.removeprefix("."))
     replace_folder(folder, place)
@@ -87,13 +87,13 @@ def finish_checkpoint(folder: Path, about: Mapping[str, Any]) -> Path:
 
 
 def whole_checkpoints(workspace: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield checkpoints and what their manifests say, newest first; one that is torn or altered is named and passed by."""
+    """Yield checkpoints and their manifests, newest first; a damaged one is reported and skipped."""
     for folder in sorted(workspace.glob(f"{CHECKPOINT}*"), reverse=True):
         try:
             manifest = read_sealed(folder)
             if manifest.get("format") != FORMAT:
                 raise ValueError(f"{MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
         except ValueError as error:
-            logger.warning("checkpoint %s is passed by: %s", folder, error)
+            logger.warning("checkpoint %s is skipped: %s", folder, error)
         else:
             yield folder, manifest

@@ -1,7 +1,7 @@
-"""Writing checkpoints while the Trainer trains, and going on from one.
+"""Write checkpoints while the Trainer trains, and restore one.
 
-The Trainer's own checkpoints are pickles and know neither scores nor cut shapes; its public means serve for the rest: it reads
-the step and the adapters, and skips the rows that were seen. Knows nothing about pruning: whatever has a state is a part.
+The Trainer's own checkpoints are pickles without scores and cut shapes. Its public interface is used for the rest: it reads
+the step and the adapters, and skips the rows that were seen. Knows nothing about pruning: every object with a state is a part.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from loraprune.models.adapters import ADAPTER, lora_weights
 from loraprune.runtime import launch
 from loraprune.runtime.interrupts import Interrupted, Pending
 from loraprune.runtime.processes import first_alone, gather, most
-from loraprune.runtime.sharding import let_load_whole_, parted_moments, whole_tree
+from loraprune.runtime.sharding import gather_tree, shard_moments, shard_on_load_
 from loraprune.training.guard import StepGuard
 from loraprune.training.resume.files import finish_checkpoint, new_checkpoint, read_tree, write_tree
 from loraprune.training.resume.randomness import random_state, set_random_state
 
 SECONDS = 300
-"""between two checkpoints where --save names no steps: whatever a checkpoint costs, it costs little"""
+"""seconds between two checkpoints if --save is not given: long enough that their cost is negligible"""
 TRAINER_STATE = "trainer_state.json"
-"""steps and losses as the Trainer writes them, and reads them when it goes on"""
+"""steps and losses as the Trainer writes them, and reads them when it resumes"""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """LoRA's factors as PEFT names them; the Trainer looks for this file"""
 
@@ -41,22 +41,22 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Part(Protocol):
-    """Something that changes while a run goes on."""
+    """An object whose state changes during a run."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return a tree of tensors and plain values."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     run: Mapping[str, Any]
-    """what run it belongs to: job, options, digests of model and data, teacher"""
+    """its run: job, options, digests of model and data, teacher"""
 
 
 class Keeper(TrainerCallback):
@@ -71,13 +71,13 @@ class Keeper(TrainerCallback):
         self.origin: Path | None = None
         """the checkpoint that was restored"""
         self.done: TrainerState | None = None
-        """how far it had come"""
+        """the step of that checkpoint"""
         self.earlier = 0.0
         """seconds that the training before that checkpoint took"""
         self._began = self._last = time.monotonic()
         self._waiting = False
         self._stopping: int | None = None
-        """the signal that all processes stop at after this step"""
+        """the signal at which all processes stop after this step"""
         self._restored: dict[str, Any] | None = None
         self._random: dict[str, Any] | None = None
 
@@ -100,26 +100,26 @@ class Keeper(TrainerCallback):
             self.done = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
             self.origin, self._restored = checkpoint.folder, tree
             self._random = tree["random"][launch.number()]
-            let_load_whole_(model)  # the Trainer reads the adapters once more, when they may be in parts
+            shard_on_load_(model)  # the Trainer reads the adapters once more, when they may be in parts
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"checkpoint {checkpoint.folder}: its state does not fit this model ({error}); delete it to start anew"
+                f"checkpoint {checkpoint.folder}: its state does not fit this model ({error}); delete it to start again"
             ) from None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on with the optimiser and the scheduler of a checkpoint."""
+        """Restore the optimiser and the scheduler of a checkpoint."""
         if self._restored:
             optimizer = kwargs["optimizer"]
-            optimizer.load_state_dict(parted_moments(self._restored["optimizer"], optimizer))
+            optimizer.load_state_dict(shard_moments(self._restored["optimizer"], optimizer))
             kwargs["lr_scheduler"].load_state_dict(self._restored["scheduler"])
             self._restored = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on with the random numbers of a checkpoint between two epochs: the data loader is about to draw some."""
+        """Restore the random state of a checkpoint between two epochs: the data loader is about to draw numbers."""
         if self._random and float(state.epoch or 0).is_integer():
             set_random_state(self._random)
             self._random = None
@@ -127,7 +127,7 @@ class Keeper(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on with the random numbers of a checkpoint within an epoch, whose data loader has drawn its own anew."""
+        """Restore the random state of a checkpoint within an epoch, whose data loader has drawn its numbers again."""
         if self._random:
             set_random_state(self._random)
             self._random = None
@@ -162,8 +162,8 @@ class Keeper(TrainerCallback):
         return now - (self._began if is_last else self._last) >= SECONDS
 
     def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> bool:
-        """Let the first process write a checkpoint of what all have: their random numbers, and tensors in parts whole."""
-        tree = whole_tree({
+        """Write a checkpoint in the first process, with the random states of all processes and gathered tensors."""
+        tree = gather_tree({
             "parts": [part.state_dict() for part in self.parts],
             "buffers": _buffers(objects["model"]),
             "optimizer": objects["optimizer"].state_dict(),
@@ -178,7 +178,7 @@ class Keeper(TrainerCallback):
         return written
 
     def _write_alone(self, state: TrainerState, tree: Mapping[str, Any], adapter: dict[str, Tensor]) -> bool:
-        """Write a checkpoint, or say why there is none: a full disk ends no run that may yet find room for its result."""
+        """Write a checkpoint, or warn why there is none: a full disk does not end a run that may yet find room for its result."""
         try:
             folder = new_checkpoint(self.workspace, state.global_step)
             write_tree(folder, tree)
@@ -192,6 +192,6 @@ class Keeper(TrainerCallback):
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a model stores beside its weights, such as the running statistics of batch norm."""
+    """Return a model's persistent buffers, such as the running statistics of batch norm."""
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return {name: tensor for name, tensor in model.state_dict().items() if name in buffers}

@@ -1,4 +1,4 @@
-"""Which run a checkpoint belongs to: only the same one may go on from it.
+"""Check which run a checkpoint belongs to: only the same run may continue from it.
 
 Knows nothing about what is in a checkpoint.
 """
@@ -17,28 +17,38 @@ import torch
 from torch import nn
 
 from loraprune.config.training import WITHOUT_EFFECT, FinetuneConfig, PruneConfig, as_dict
+from loraprune.data import Rows
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.models.quantised import stored_parameters
+from loraprune.runtime import launch
 from loraprune.training.resume.files import whole_checkpoints
 from loraprune.training.resume.keeper import Checkpoint
 
 ROWS = 1024
-"""rows that the digest of the data looks at, spread over all of it"""
+"""rows in the digest of the data, spread over all of it"""
 NUMBERS = 64
-"""numbers that the digest of a model looks at, at both ends of every tensor"""
+"""values in the digest of a model, at both ends of every tensor"""
 
 logger = logging.getLogger(__name__)
 
 
 def options_of(config: PruneConfig | FinetuneConfig) -> dict[str, Any]:
-    """Return the job and the options that bear on the result, as JSON gives them back."""
+    """Return the job and the options that affect the result, as JSON values."""
     options = {name: value for name, value in as_dict(config).items() if name not in WITHOUT_EFFECT}
     found: dict[str, Any] = json.loads(json.dumps({"job": config.job, "options": options}))
     return found
 
 
+def identity_of(config: PruneConfig | FinetuneConfig, model: nn.Module, rows: Rows, *, teacher: str) -> dict[str, Any]:
+    """Return a checkpoint's record of a run: options, digests of the dense model and the rows, and the processes that share it."""
+    return options_of(config) | {
+        "model": digest_of_model(model), "data": digest_of_rows(rows), "teacher": teacher,
+        "processes": launch.count(), "sharded": launch.is_sharded(),
+    }  # fmt: skip
+
+
 def newest_checkpoint(workspace: Path, config: PruneConfig | FinetuneConfig) -> Checkpoint | None:
-    """Return the newest whole checkpoint, or None where a run must start from its beginning.
+    """Return the newest complete checkpoint, or None if a run must start from its beginning.
 
     Raises:
         ConfigError: if it belongs to a run with other options.
@@ -46,9 +56,9 @@ def newest_checkpoint(workspace: Path, config: PruneConfig | FinetuneConfig) -> 
     for folder, manifest in whole_checkpoints(workspace):
         run = manifest["run"]
         check_options(options_of(config), run, folder)
-        logger.info("going on from %s", folder)
+        logger.info("continuing from %s", folder)
         return Checkpoint(folder, run)
-    logger.info("no whole checkpoint in %s: starting from the beginning", workspace)
+    logger.info("no complete checkpoint in %s: starting from the beginning", workspace)
     return None
 
 
@@ -64,8 +74,8 @@ def check_options(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path)
         differing.insert(0, f"{now['job']} (was {then['job']})")
     if differing:
         raise ConfigError(
-            f"--resume: {folder} belongs to a run with other options: {', '.join(differing)}; give those of before, or "
-            "start anew with --overwrite instead of --resume"
+            f"--resume: {folder} belongs to a run with other options: {', '.join(differing)}; give the former options, or "
+            "start again with --overwrite instead of --resume"
         )
 
 
@@ -81,23 +91,23 @@ def check_same(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
     if checkpoint.run["processes"] != run["processes"]:
         raise ConfigError(
             f"--resume: {checkpoint.folder} was made by {checkpoint.run['processes']} processes, not {run['processes']}; launch as "
-            "many, or start anew with --overwrite instead of --resume"
+            "many, or start again with --overwrite instead of --resume"
         )
     if checkpoint.run["sharded"] != run["sharded"]:
         then, now = ("with" if each["sharded"] else "without" for each in (checkpoint.run, run))
         raise ConfigError(
-            f"--resume: {checkpoint.folder} was made {then} FSDP, not {now} it; launch as before, or start anew with --overwrite "
+            f"--resume: {checkpoint.folder} was made {then} FSDP, not {now} it; launch as before, or start again with --overwrite "
             "instead of --resume"
         )
     if checkpoint.run["model"] != run["model"]:
         raise CheckpointError(
-            f"--model: its weights are not those that {checkpoint.folder} was made with; give the same model, or start anew "
+            f"--model: its weights are not those that {checkpoint.folder} was made with; give the same model, or start again "
             "with --overwrite instead of --resume"
         )
     if checkpoint.run["data"] != run["data"]:
         raise DataError(
             f"--data: the rows to train on are not those that {checkpoint.folder} was made with; give the same data, or start "
-            "anew with --overwrite instead of --resume"
+            "again with --overwrite instead of --resume"
         )
 
 
@@ -111,7 +121,7 @@ def digest_of_model(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def digest_of_rows(rows: Any) -> str:
+def digest_of_rows(rows: Rows) -> str:
     """Return a digest of the number of rows and of some of them; a row is a mapping of numbers or of sequences of them."""
     found = hashlib.sha256(str(len(rows)).encode())
     for place in spread(len(rows)):
