@@ -50,7 +50,7 @@ class RunningScores:
         self.updates += 1
 
     def check(self, name: str, units: Sequence[int]) -> None:
-        """Check that the scores of a group's units tell them apart.
+        """Check that the scores of a group's units differ.
 
         Raises:
             NumericsError: if none were gathered, or all are the same.
