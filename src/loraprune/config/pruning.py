@@ -12,7 +12,7 @@ from typing import Literal
 from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.values import Fraction
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
 CRITERIA = (
@@ -20,6 +20,8 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
+KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
+"""kinds of units; a model has some of them"""
 TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
 """options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
@@ -178,15 +180,28 @@ class LoRAPruneConfig(AdapterOptions):
                 found.append(str(error))
         return [*found, *self._sparsity_problems()]
 
+    def _unknown_kinds(self) -> list[str]:
+        """Return what --kinds names and no model has."""
+        named = () if self.kinds in ("auto", "all") else map(str.strip, self.kinds.split(","))
+        return [kind for kind in named if kind not in KINDS]
+
     def _wrong_numbers(self) -> list[str]:
         """Return one sentence for every option whose own value is wrong."""
         return failed(
             (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
+            (
+                self.size is None or 0 < self.size <= 1,
+                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
+            ),
             (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
             *(
                 (ratio is None or 0 <= ratio < 1, f"--{name} {ratio}: a fraction in [0, 1) is needed, such as 0.5")
                 for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
+            ),
+            (
+                not (odd := self._unknown_kinds()),
+                f"--kinds {self.kinds}: unknown kind {''.join(odd[:1])!r}{nearest(''.join(odd[:1]), KINDS)}; known are {', '.join(KINDS)}",
             ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
@@ -237,10 +252,6 @@ class LoRAPruneConfig(AdapterOptions):
                 not self.depth or (self.chosen_allocation == "balanced" and not self.has_dimensions),
                 f"--depth true: layers are chosen by score; give --allocation balanced (now {self.chosen_allocation}) and no explicit "
                 "widths",
-            ),
-            (
-                self.size is None or 0 < self.size <= 1,
-                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
             ),
             (
                 self.ratio == LoRAPruneConfig.ratio or self.has_ratio,

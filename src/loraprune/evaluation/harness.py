@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.data.files import reason
 from loraprune.errors import ConfigError, DataError, nearest
+from loraprune.runtime.hub import task_data_problem
 
 METRICS = ("acc_norm", "acc")
 """the accuracy of a task is the first of these that it has; acc_norm divides a choice's log-likelihood by its bytes"""
@@ -108,8 +109,8 @@ def _leaves(name: str, index: Mapping[str, Any]) -> Iterator[str]:
 
 def _local(task: str, entry: Any, folder: Path) -> dict[str, Any]:
     """Return the configuration of a stock task that reads a local file."""
-    if not folder.is_dir():
-        raise ConfigError(f"--task-data {folder}: no such folder")
+    if problem := task_data_problem(str(folder)):
+        raise ConfigError(f"--task-data {folder}: {problem}")
     candidates = [folder / f"{task}{suffix}" for suffix in SUFFIXES]
     candidates += [path for suffix in SUFFIXES for path in sorted(folder.glob(f"{task}-*{suffix}"))]
     file = next((path for path in candidates if path.is_file()), None)

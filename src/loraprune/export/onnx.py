@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
+from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import UnsupportedModelError
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import find_task, probe_of
@@ -172,5 +173,11 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 formats.add(
     "onnx",
-    Format(write, check_int8, needs=("onnx", "onnxscript", "onnxruntime"), quantizations=("f32", INT8), any_task=True),
+    Format(
+        write,
+        check_int8,
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        quantizations=QUANTIZATIONS["onnx"],
+        any_task=True,
+    ),
 )

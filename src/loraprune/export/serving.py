@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from loraprune.config.export import ExportConfig
+from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of
@@ -143,4 +143,4 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
         )
 
 
-formats.add("safetensors", Format(write, check, quantizations=tuple(DTYPES)))
+formats.add("safetensors", Format(write, check, quantizations=QUANTIZATIONS["safetensors"]))

@@ -26,7 +26,7 @@ TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "source
 TOKENIZER_SUFFIXES = (".model", ".spm", ".tiktoken", ".bpe")
 """what the names of a tokenizer's files begin or end with"""
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-"""task_type of adapters whose model has a head of its own"""
+"""task_type of adapters whose model has its own head"""
 LARGEST_JSON = 1 << 24
 """bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
 LAYERS = 10_000
@@ -59,9 +59,9 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
 
 
 def check_adapter(folder: Path, base: Path) -> None:
-    """Check that a folder holds an adapter that can be merged into the model in `base`, with whole weights.
+    """Check that a folder holds an adapter with complete weights that can be merged into the model in `base`.
 
-    Of a base that is no folder nothing is known yet.
+    A base that is not a folder is not checked.
 
     Raises:
         CheckpointError: for any other folder.

@@ -131,6 +131,16 @@ def _has_cached_data(identifier: str) -> bool:
     return any(map(os.path.isdir, places))
 
 
+def scores_problem(path: str) -> str | None:
+    """Return why a path leads to no scores of an earlier run; what is in the file is not looked at."""
+    return None if os.path.isfile(path) else "no such file; name the scores.safetensors in the folder of an earlier run"
+
+
+def task_data_problem(folder: str) -> str | None:
+    """Return why a name leads to no data for the tasks of lm-eval; whether it has a file for each is not looked at."""
+    return None if os.path.isdir(folder) else "no such folder; name one with a file for every task"
+
+
 def data_problem(name: str) -> str | None:
     """Return why there are no data of a name, as far as that can be found without the hub and without opening a file."""
     path = at_home(name)

@@ -6,7 +6,6 @@ Knows nothing about how a score is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.plan import Plan
+from loraprune.runtime.hub import scores_problem
 
 
 class RunningScores:
@@ -50,7 +50,7 @@ class RunningScores:
         self.updates += 1
 
     def check(self, name: str, units: Sequence[int]) -> None:
-        """Check that the scores of a group's units differ.
+        """Check that the scores of a group's units distinguish them.
 
         Raises:
             NumericsError: if none were gathered, or all are the same.
@@ -78,8 +78,8 @@ def read_scores(path: str, units: Mapping[str, int]) -> dict[str, Float[Tensor, 
     Raises:
         ConfigError: if there is no such file, it is torn, or it belongs to another model.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"--scores {path}: no such file; name the scores.safetensors in the folder of an earlier run")
+    if problem := scores_problem(path):
+        raise ConfigError(f"--scores {path}: {problem}")
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -73,7 +73,7 @@ def compare_speed(
 
 def _of_model(
     model: PreTrainedModel,
-    seconds: Mapping[int, Spread],
+    seconds: dict[int, Spread],
     decode: Spread | None,
     file_bytes: int | None,
     peak_bytes: int | None,

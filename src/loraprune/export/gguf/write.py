@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from loraprune.config.export import ExportConfig
+from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, VerificationError
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of
@@ -38,15 +38,6 @@ TEXTS = (
     "Grüße, naïve café — 東京 🙂  two spaces\tand a tab's end",
 )
 """text on which both tokenizers are compared"""
-K_QUANT = (
-    "K- and I-quants are written by llama.cpp's own tool: export with --quantization f16, then run "
-    "`llama-quantize model.gguf small.gguf {}`"
-)
-
-
-K_QUANTS = (
-    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_xs", "iq4_nl", "iq3_m", "iq2_m",
-)  # fmt: skip
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -175,7 +166,6 @@ formats.add(
         write,
         check,
         needs=("gguf",),
-        quantizations=("f16", "f32", "bf16", "q8_0", "q5_0", "q4_0"),
-        elsewhere={name: K_QUANT.format(name.upper()) for name in K_QUANTS},
+        quantizations=QUANTIZATIONS["gguf"],
     ),
 )
