@@ -16,7 +16,7 @@ from loraprune.config.values import Fraction, WrongValueError, read_value
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.functions.arguments import make_options
-from loraprune.pruning.target import find_target, tell_kinds
+from loraprune.pruning.target import find_target, report_kinds
 from loraprune.runtime.workspace import new_folder
 from tests.samples import tiny_llama
 
@@ -46,7 +46,7 @@ def test_what_one_width_leaves_whole_is_said(
 ) -> None:
     config = tiny_llama().config
     with caplog.at_level(logging.INFO):
-        tell_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]
+        report_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]
     assert [record.message.partition(":")[0] for record in caplog.records] == ([told] if told else [])
 
 

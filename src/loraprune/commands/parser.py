@@ -240,8 +240,8 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
     try:
         options(**(_without(values, skipped) | filled))
     except ConfigError as error:
-        told = tuple(f"--{name}" for name in skipped)
-        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(told))]
+        reported = tuple(f"--{name}" for name in skipped)
+        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(reported))]
     return list(empty.values())
 
 

@@ -45,9 +45,9 @@ class Showcase:
         self._texts: dict[str, list[str]] = {}
         self._speed: Comparison | None = None
 
-    def judge(self, name: str, model: PreTrainedModel) -> None:
+    def evaluate(self, name: str, model: PreTrainedModel) -> None:
         """Evaluate a model on the held-out rows."""
-        self.measured[name] = self._task.judge(model, self._data, self._batch)
+        self.measured[name] = self._task.evaluate(model, self._data, self._batch)
 
     def write(self, name: str, model: PreTrainedModel) -> None:
         """Complete the prompts with a model, if it can generate."""

@@ -5,8 +5,8 @@ Knows nothing about any format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, nearest
 from loraprune.evaluation.tasks import find_task
 from loraprune.models.folder import TOKENIZER_CONFIG
-from loraprune.models.loading import load_tokenizer, quiet
+from loraprune.models.opening import load_tokenizer, quiet
 from loraprune.registry import Registry
 from loraprune.runtime.hub import at_home, parts
 
@@ -68,8 +68,6 @@ class Format:
     """values of `--quantization`; the first is the default"""
     any_task: bool = False
     """whether models for every task can be written"""
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """well-known values of `--quantization` that only another tool can write -> the remedy"""
 
 
 formats: Registry[Format] = Registry("format", ConfigError)
@@ -95,12 +93,9 @@ def choose_quantization(name: str, entry: Format, options: ExportConfig) -> str:
         return entry.quantizations[0] if entry.quantizations else "as it is"
     if asked in entry.quantizations:
         return asked
-    if asked.lower() in entry.elsewhere:
-        raise ConfigError(f"--quantization {asked}: {entry.elsewhere[asked.lower()]}")
-    if not entry.quantizations:
-        raise ConfigError(f"--quantization {asked}: {name} keeps the precision of the folder; leave it out")
     raise ConfigError(
-        f"--quantization {asked}{nearest(asked, entry.quantizations)}: {name} writes {', '.join(entry.quantizations)}"
+        f"--quantization {asked}{nearest(asked, entry.quantizations)}: {name} writes "
+        f"{', '.join(entry.quantizations) or 'one precision only; leave it out'}"
     )
 
 

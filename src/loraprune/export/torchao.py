@@ -15,18 +15,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, TorchAoConfig
 
+from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import NumericsError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import quiet_tracing
 from loraprune.models.auto_classes import auto_class, find_head
 from loraprune.models.saving import cast_weights_
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 from loraprune.runtime.hub import is_gguf, parts
-
-ON_A_GPU = (
-    "torchao packs 4-bit weights with kernels of a GPU, so that nothing written here could be checked; on one, load the folder with "
-    "TorchAoConfig(Int4WeightOnlyConfig()). For 4 bits on a CPU use --format gguf --quantization q4_0"
-)
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -80,4 +78,4 @@ def _load(source: Source, name: str, **options: Any) -> PreTrainedModel:
     return loaded
 
 
-formats.add("torchao", Format(write, needs=("torchao",), quantizations=("int8",), elsewhere={"int4": ON_A_GPU}))
+formats.add("torchao", Format(write, needs=("torchao",), quantizations=QUANTIZATIONS["torchao"]))

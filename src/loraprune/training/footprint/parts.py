@@ -20,7 +20,7 @@ from loraprune.evaluation.tasks import Inputs
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import STACKS, attach_lora, base_model, find_module
 from loraprune.models.compat import enable_checkpointing
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 from loraprune.pruning.surgery import slice_
 from loraprune.pruning.target import decide_recovery
 from loraprune.scoring import make_scorer
