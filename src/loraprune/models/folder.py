@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -45,7 +46,7 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
             base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
             raise CheckpointError(
-                f"it holds only an adapter; give --model {base}+{folder}, and it is merged into its base model first"
+                f"it holds only an adapter; give --model {shlex.quote(f'{base}+{folder}')}, and it is merged into its base model first"
             )
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
