@@ -5,13 +5,12 @@ Imports no torch, so that `--help` is fast.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
-from loraprune.config.values import Fraction
+from loraprune.config.values import Fraction, parse_count
 from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
@@ -294,19 +293,3 @@ class LoRAPruneConfig(AdapterOptions):
             for name in odd
         ]
         return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
-
-
-def parse_count(text: str) -> int:
-    """Read a number of parameters such as 600M, 1.2B, 75k or 1000000.
-
-    Raises:
-        ConfigError: if it is not a number of at least 1.
-    """
-    scale = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}.get(text[-1:].lower(), 1)
-    try:
-        count = float(text[:-1] if scale > 1 else text) * scale
-    except ValueError:
-        count = math.nan
-    if not (count >= 1 and math.isfinite(count)):
-        raise ConfigError(f"--parameters {text}: a count such as 600M, 1.2B or 250000 is needed")
-    return round(count)
