@@ -33,7 +33,7 @@ def test_a_form_of_a_file_gives_its_rows(name: str, tmp_path: Path) -> None:
 
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(ROWS.encode())[:-20])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz: not a whole \.gz file"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz: not a complete \.gz file"):
         read_examples(str(tmp_path / "a.jsonl.gz"), "train")
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(b"x"))
     with pytest.raises(DataError, match=r"files of type '\.gz' are not read"):

@@ -81,6 +81,7 @@ def test_an_input_in_the_folder_that_would_be_replaced_is_refused(
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "out" / "report.json").write_text("{}")
     (tmp_path / "link").symlink_to(tmp_path / "out" / "dense")
+    (tmp_path / "other" / "plan.json").write_text("{}")  # which the default format of export needs
     with pytest.raises(ConfigError, match=f"--{option} .*would be replaced"):
         options(kind, tmp_path, **{option: str(tmp_path / place)})
     assert options(kind, tmp_path, **{option: str(tmp_path / "other")})  # the control: outside of it
