@@ -206,9 +206,8 @@ def _read_csv(path: Path, *, columns: Columns, delimiter: str = ",") -> Table:
         raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file again") from None
     with suppress(csv.Error):  # such as a text of more than 131,072 characters, which pandas reads
         first = next((row for row in rows if row), [])
-        if len(first) > len(
-            header
-        ):  # pandas would take the first field of every row for an index, and shift the others
+        # pandas would take the first field of every row for an index, and shift the others.
+        if len(first) > len(header):
             raise DataError(
                 f"{path}, line {rows.line_num}: {len(first)} fields, and the header has {len(header)}: quote texts that contain "
                 f"{delimiter!r}"
