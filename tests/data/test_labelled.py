@@ -144,7 +144,7 @@ def test_every_task_of_glue_is_read_from_the_archives_own_files(task: GlueTask, 
     folder = tmp_path / task.folder
     folder.mkdir()
     labels = (
-        ["2.5", "1.0"]
+        ["2.5", "1.5"]
         if not task.labels
         else ["1", "0"]
         if task.labels[0] not in ("entailment",)

@@ -153,8 +153,8 @@ def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> Non
     same = next((file for file in evaluated for each in trained if _is_same(file, each)), None)
     if same is not None and other is data:
         raise DataError(
-            f"{held_out}: {same} is in it twice, to train on and to evaluate on: give other rows for evaluation, or leave that file "
-            "out to hold a tenth out"
+            f"{held_out}: {same} is in it twice, to train on and to evaluate on: give other rows for evaluation, or name "
+            "the training file alone to hold a tenth out"
         )
     if same is not None or (name == held_out and "held_out" not in data.splits):
         raise DataError(
