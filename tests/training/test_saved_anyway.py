@@ -59,4 +59,4 @@ def test_a_folder_that_may_not_be_replaced_is_left_alone_and_the_model_lies_besi
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
     assert torch.allclose(from_pretrained(tmp_path / "out-3")(input_ids=ids).logits, expected, atol=1e-4)
     save_pruned(callback, tmp_path / "out-3", overwrite=True)  # the control: a result of loraprune is replaced
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-2", "out-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-2", "out-3", "run"]
