@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.samples import Showcase
 from loraprune.merge import merge, save, verify
+from loraprune.models.loading import resolve
 from loraprune.pruning.verify import unverified_if_it_fails
 from loraprune.reporting.html.page import write_page
 from loraprune.reporting.make import Quality, make_report
@@ -28,6 +30,7 @@ from loraprune.training.fit import fit
 from loraprune.training.record import Training
 from loraprune.training.resume.run import newest_checkpoint
 from loraprune.training.setup import RunModel, RunSetup, check_run, load_run
+from loraprune.training.vocabulary import VocabularyCut, cut_vocabulary, with_bits_per_byte
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +69,13 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
                 "%s: %s parameters; evaluated first on %d held-out rows, then trained with %d",
                 config.model, f"{held.dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
             )  # fmt: skip
-            show = Showcase(setup.task, setup.data, config.batch, wanted=config.html and launch.is_first())
+            task = with_bits_per_byte(setup) if setup.choice else setup.task
+            show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())
             show.judge("dense", held.model)
         show.write("dense", held.model)
+        vocabulary = None
+        if setup.choice:
+            setup, held, vocabulary = _with_fewer_tokens(setup, held, show, workspace)
         callback = None
         if setup.goal:
             callback = LoRAPruneCallback(
@@ -76,10 +83,34 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
             )
         # At every step the callback scores and averages before the update, and removes after it where the schedule says so.
         training = fit(setup, held, callback, workspace, checkpoint)
-        return first_alone(lambda: _finish(setup, held, training, show, folder, began))
+        return first_alone(lambda: _finish(setup, held, training, show, folder, began, vocabulary=vocabulary))
 
 
-def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase, folder: Path, began: float) -> Report:
+def _with_fewer_tokens(
+    setup: RunSetup, held: RunModel, show: Showcase, workspace: Path
+) -> tuple[RunSetup, RunModel, VocabularyCut]:
+    """Replace the dense model by the one with fewer tokens, which the run then trains; figures of the dense model stay the whole one's."""
+    show.time("dense", held.model, Path(resolve(setup.place)))
+    parameters = held.dense.parameters
+    held.free()
+    setup, found = cut_vocabulary(setup, workspace)
+    with together():
+        held = load_run(setup)
+    held.dense = replace(held.dense, parameters=parameters)
+    show.follow(setup.task, setup.data)
+    return setup, held, found
+
+
+def _finish(
+    setup: RunSetup,
+    held: RunModel,
+    training: Training,
+    show: Showcase,
+    folder: Path,
+    began: float,
+    *,
+    vocabulary: VocabularyCut | None,
+) -> Report:
     """Merge, save, verify, evaluate and report."""
     config, pruner = setup.config, held.pruner
     merged = merge(setup, held)
@@ -96,7 +127,7 @@ def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase,
             removed=pruner.removed() if pruner else None,
             verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=held.dense.noise),
             parameters=(held.dense.parameters, held.model.num_parameters()), plan=merged.plan,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - began, vocabulary=vocabulary.to_json() if vocabulary else None,
         )  # fmt: skip
         scores, history = (pruner.unit_scores(), pruner.noted_scores()) if pruner else (None, {})
         write_folder(folder, report, config, scores=scores, history=history)

@@ -7,7 +7,17 @@
 from loraprune.data.files import OWN_NAMES, Columns
 from loraprune.data.load import Data, load_data, load_rows, read_examples
 from loraprune.data.pairs import encode_pairs, find_pairs
-from loraprune.data.rows import NO_TARGET, Collator, PairCollator, Row, Rows, TokenRows, check_vocabulary, draw_rows
+from loraprune.data.rows import (
+    NO_TARGET,
+    Collator,
+    PairCollator,
+    Row,
+    Rows,
+    TextRows,
+    TokenRows,
+    check_vocabulary,
+    draw_rows,
+)
 from loraprune.data.sources import check_apart, columns_of, naming, open_source
 
 __all__ = [
@@ -19,6 +29,7 @@ __all__ = [
     "PairCollator",
     "Row",
     "Rows",
+    "TextRows",
     "TokenRows",
     "check_apart",
     "check_vocabulary",

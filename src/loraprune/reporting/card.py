@@ -98,6 +98,10 @@ def model_card(report: Report, *, output: str) -> str:
             else "fraction of prunable parameters removed"
         )
         rows.insert(1, (what, "0", f"{removed.ratio_reached:.4f}"))
+    if cut := report.vocabulary:
+        rows.append(("tokens in the vocabulary", f"{cut['dense']:,}", f"{cut['kept']:,}"))
+    if bits := report.quality.others.get("bits_per_byte"):
+        rows.append(("bits per byte", f"{bits['dense']:.3f}", f"{bits['pruned']:.3f}"))
     flag = ", trust_remote_code=True" if report.needs_code else ""
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return join_card(

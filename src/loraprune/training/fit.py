@@ -23,7 +23,7 @@ from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import count, first_alone, from_first, in_turn
 from loraprune.runtime.run_file import write_run
 from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
-from loraprune.runtime.workspace import BLOCKS, forget_checkpoints
+from loraprune.runtime.workspace import BLOCKS, VOCABULARY, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.guard import StepGuard
 from loraprune.training.progress import TrainingBar
@@ -98,7 +98,7 @@ def _identity(setup: RunSetup, run: RunModel, checkpoint: Checkpoint | None, wor
 
 def _begin(setup: RunSetup, workspace: Path) -> None:
     """Delete the checkpoints of a former run, and store the options of this one."""
-    forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ())
+    forget_checkpoints(workspace, but=(VOCABULARY, *((BLOCKS,) if setup.config.resume else ())))
     write_run(workspace, setup.config.job, as_dict(setup.config))
 
 

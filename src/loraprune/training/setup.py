@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_accelerate_available
 
 from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_problem
 from loraprune.config.training import FinetuneConfig, PruneConfig
-from loraprune.data import draw_rows
+from loraprune.data import TextRows, draw_rows
 from loraprune.errors import ConfigError, Findings
 from loraprune.evaluation.precision_check import settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task
@@ -25,6 +27,7 @@ from loraprune.models.adapters import linear_paths
 from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
+from loraprune.models.vocabulary import Choice, choose_tokens
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
@@ -57,6 +60,14 @@ class RunSetup:
     """what is to be removed; None for plain fine-tuning"""
     quantisation: Quantisation | None
     """how the frozen weights are held while training"""
+    place: str
+    """where the dense model is: --model, or with --vocabulary the one with fewer tokens"""
+    request: Request
+    """what `data` was made of"""
+    whole: Prepared
+    """the data with all training rows, before --rows"""
+    choice: Choice | None
+    """the tokens to keep, where the vocabulary is to be cut"""
 
     @property
     def quantisable(self) -> frozenset[str]:
@@ -75,7 +86,7 @@ class RunSetup:
         """Return the dense model, and the modules that the checkpoint lacks: they are drawn by the seed, alike at every call."""
         config = self.config
         return load_with_head(
-            config.model, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
+            self.place, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
             original=self.original, values=self.data.values, new=self.task.new, seed=config.seed, quantisation=quantisation,
         )  # fmt: skip
 
@@ -148,24 +159,43 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
         )
         found.raise_all()
     assert original is not None
-    task = data = None
+    request = Request(
+        config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
+    )
+    task = whole = choice = None
     with found.check():
         task = choose_task(original, config.task, data=config.data, columns=config.roles())
-        request = Request(
-            config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
-        )
-        data = task.prepare(request)
-        data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
+        whole = task.prepare(request)
+    if whole and isinstance(config, PruneConfig) and config.vocabulary is not None:
+        with found.check():
+            choice = choose_vocabulary(config.vocabulary, original, whole, amount=config.most_tokens)
     groups: tuple[Group, ...] = ()
     goal: Goal | None = None
     with found.check():
-        groups, goal = check_goal(config, original, task, data, device=device)
+        smaller = choice.config(original) if choice else original
+        groups, goal = check_goal(config, smaller, task, whole, device=device)
     found.raise_all()
     assert task is not None
-    assert data is not None
+    assert whole is not None
+    data = replace(whole, train=draw_rows(whole.training, config.rows, seed=config.seed))
     quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
     dtype = choose_dtype(config.dtype, device, original.dtype)
-    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation)
+    return RunSetup(
+        config, device, dtype, task, data, original, groups, goal, quantisation, config.model, request, whole, choice
+    )
+
+
+def choose_vocabulary(asked: str | int, config: PreTrainedConfig, data: Prepared, *, amount: int | None) -> Choice:
+    """Return the tokens to keep: those of all training rows and all that the tokenizer needs, or the most frequent of them.
+
+    Raises:
+        ConfigError: for a model without text, and a tokenizer that cannot be cut.
+    """
+    rows, tokenizer = data.training, data.processor
+    if not isinstance(rows, TextRows) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(f"--vocabulary {asked}: this model reads no text; leave it out")
+    counts = Counter(chain.from_iterable(rows.tokens()))
+    return choose_tokens(tokenizer, config, counts, amount)
 
 
 def check_goal(

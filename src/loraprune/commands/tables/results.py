@@ -46,6 +46,14 @@ def figures(result: Report) -> None:
         metric, f"{quality.dense:.3f}" + (f" ({UNTRAINED})" if new else ""), f"{quality.pruned:.3f}",
         "-" if new else change(quality.dense, quality.pruned),
     ))  # fmt: skip
+    if bits := quality.others.get("bits_per_byte"):
+        rows.append(
+            ("bits per byte", f"{bits['dense']:.4f}", f"{bits['pruned']:.4f}", change(bits["dense"], bits["pruned"]))
+        )
+    if cut := result.vocabulary:
+        rows.append(
+            ("tokens in the vocabulary", f"{cut['dense']:,}", f"{cut['kept']:,}", change(cut["dense"], cut["kept"]))
+        )
     what = "pruned" if result.job == "prune" else "tuned"
     show(f"{result.model} on {result.data}", ("", "dense", what, "change"), rows)
     trained, checks = training.trainable, result.verification
@@ -54,6 +62,8 @@ def figures(result: Report) -> None:
              ("total", f"{result.total_seconds:.1f} s"), ("peak memory", size(training.peak_memory_bytes)),
              ("masked against sliced", f"{checks.masked_vs_sliced:.1e}"),
              ("sliced against reloaded", f"{checks.sliced_vs_reloaded:.1e}"), ("loads with", result.load)]  # fmt: skip
+    if cut := result.vocabulary:
+        facts.insert(0, ("held-out tokens that are kept", f"{100 * cut['held_out_coverage']:.2f} %"))
     if new:
         facts.append(("dense model to compare with", NEW_HEAD))
     if removed:

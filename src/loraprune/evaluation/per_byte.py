@@ -1,0 +1,53 @@
+"""Perplexities of models with different vocabularies in the same unit: by the bytes of the text, not by each model's own tokens.
+
+Knows nothing about how a vocabulary was cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from loraprune.evaluation.measurement import PERPLEXITY, Measured
+from loraprune.evaluation.tasks import Prepared, Task
+
+
+def tokens_per_byte(targets: Iterable[Sequence[int]], lengths: Mapping[int, int]) -> float | None:
+    """Return how many targets a byte of text has; `lengths` is token -> bytes. None where there is no text to predict."""
+    tokens = size = 0
+    for row in targets:
+        tokens += len(row)
+        size += sum(lengths.get(token, 0) for token in row)
+    return tokens / size if size else None
+
+
+def in_units_of(task: Task, own: float | None, reference: float | None) -> Task:
+    """Return a task whose perplexity is per token of a reference tokenizer, and which measures bits per byte beside it.
+
+    `own` and `reference` are the tokens per byte of the held-out text by the evaluated model's and by the reference tokenizer. Other
+    metrics, and a text without bytes, are measured as before.
+    """
+    if not own or not reference:
+        return task
+
+    def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+        return converted(task.judge(model, prepared, batch), own=own, reference=reference)
+
+    return replace(task, judge=judge)
+
+
+def converted(found: Measured, *, own: float, reference: float) -> Measured:
+    """Return a perplexity per token of the reference tokenizer, with its bits per byte; other figures unchanged."""
+    if found.metric != PERPLEXITY:
+        return found
+    scale = own / reference
+    nll = math.log(found.value) * scale
+    error = None if found.standard_error is None else found.standard_error * scale
+    return replace(
+        found, value=math.exp(nll), standard_error=error,
+        others={**found.others, "nll": nll, "bits_per_byte": nll * reference / math.log(2)},
+        by_row=tuple((total * scale, count) for total, count in found.by_row),
+    )  # fmt: skip
