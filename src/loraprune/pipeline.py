@@ -30,7 +30,7 @@ from loraprune.training.fit import fit
 from loraprune.training.record import Training
 from loraprune.training.resume.run import newest_checkpoint
 from loraprune.training.setup import RunModel, RunSetup, check_run, load_run
-from loraprune.training.vocabulary import VocabularyCut, cut_vocabulary, with_bits_per_byte
+from loraprune.training.vocabulary import cut_vocabulary, with_bits_per_byte
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,8 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
             show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())
             show.judge("dense", held.model)
         show.write("dense", held.model)
-        vocabulary = None
         if setup.choice:
-            setup, held, vocabulary = _with_fewer_tokens(setup, held, show, workspace)
+            setup, held = _with_fewer_tokens(setup, held, show, workspace)
         callback = None
         if setup.goal:
             callback = LoRAPruneCallback(
@@ -83,12 +82,10 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
             )
         # At every step the callback scores and averages before the update, and removes after it where the schedule says so.
         training = fit(setup, held, callback, workspace, checkpoint)
-        return first_alone(lambda: _finish(setup, held, training, show, folder, began, vocabulary=vocabulary))
+        return first_alone(lambda: _finish(setup, held, training, show, folder, began))
 
 
-def _with_fewer_tokens(
-    setup: RunSetup, held: RunModel, show: Showcase, workspace: Path
-) -> tuple[RunSetup, RunModel, VocabularyCut]:
+def _with_fewer_tokens(setup: RunSetup, held: RunModel, show: Showcase, workspace: Path) -> tuple[RunSetup, RunModel]:
     """Replace the dense model by the one with fewer tokens, which the run then trains; figures of the dense model stay the whole one's."""
     show.time("dense", held.model, Path(resolve(setup.place)))
     parameters = held.dense.parameters
@@ -96,21 +93,12 @@ def _with_fewer_tokens(
     setup, found = cut_vocabulary(setup, workspace)
     with together():
         held = load_run(setup)
-    held.dense = replace(held.dense, parameters=parameters)
+    held.dense = replace(held.dense, parameters=parameters, vocabulary=found.to_json())
     show.follow(setup.task, setup.data)
-    return setup, held, found
+    return setup, held
 
 
-def _finish(
-    setup: RunSetup,
-    held: RunModel,
-    training: Training,
-    show: Showcase,
-    folder: Path,
-    began: float,
-    *,
-    vocabulary: VocabularyCut | None,
-) -> Report:
+def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase, folder: Path, began: float) -> Report:
     """Merge, save, verify, evaluate and report."""
     config, pruner = setup.config, held.pruner
     merged = merge(setup, held)
@@ -127,8 +115,9 @@ def _finish(
             removed=pruner.removed() if pruner else None,
             verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=held.dense.noise),
             parameters=(held.dense.parameters, held.model.num_parameters()), plan=merged.plan,
-            seconds=time.perf_counter() - began, vocabulary=vocabulary.to_json() if vocabulary else None,
+            seconds=time.perf_counter() - began,
         )  # fmt: skip
+        report = replace(report, vocabulary=held.dense.vocabulary)
         scores, history = (pruner.unit_scores(), pruner.noted_scores()) if pruner else (None, {})
         write_folder(folder, report, config, scores=scores, history=history)
         if config.html:

@@ -11,13 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from loraprune import pipeline
 from loraprune.errors import ConfigError
 from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
-from tests.models.vocabulary.trained import CORPUS, byte_fallback, byte_level
+from tests.models.vocabulary.trained import CORPUS, byte_level
 from tests.pipeline.cases import prune_config, read_report
-from tests.pipeline.test_resume import MIDDLE, results, stop_after, stopped, Stopped
+from tests.pipeline.test_resume import MIDDLE, results, stopped
 
 TEXTS = {"text.txt": CORPUS[:2] * 60, "other.txt": CORPUS[2:5] * 8}
 
@@ -98,14 +97,16 @@ def test_perplexities_are_in_one_unit(root: Path, alone: tuple[Report, Path]) ->
         model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
         ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         rows = [ids[start : start + 32] for start in range(0, len(ids) // 32 * 32, 32)]
-        size = sum(len(tokenizer.decode(row[1:], skip_special_tokens=True).encode()) for row in rows)
+        special = set(tokenizer.all_special_tokens)  # in byte-level tokens a letter is a byte
+        size = sum(
+            len(token) for row in rows for token in tokenizer.convert_ids_to_tokens(row[1:]) if token not in special
+        )
         nats = sum(model(torch.tensor([row]), labels=torch.tensor([row])).loss.item() * 31 for row in rows)
         bits[name] = nats / size / math.log(2)
-        assert found["bits_per_byte"][name] == pytest.approx(bits[name], rel=1e-3)
+        assert found["bits_per_byte"][name] == pytest.approx(bits[name], rel=1e-4)
     ratio = math.log(found["pruned"]) / math.log(found["dense"])
-    assert ratio == pytest.approx(bits["pruned"] / bits["dense"], rel=1e-3)
-    per_own_token = found["nll"]["pruned"] * 1.0
-    assert per_own_token == pytest.approx(math.log(found["pruned"]))
+    assert ratio == pytest.approx(bits["pruned"] / bits["dense"], rel=1e-4)
+    assert bits["pruned"] != pytest.approx(bits["dense"], rel=1e-3)  # control: the two are different models of the text
 
 
 def test_configurations_name_the_same_tokens(root: Path, alone: tuple[Report, Path]) -> None:

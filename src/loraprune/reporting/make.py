@@ -44,7 +44,6 @@ def make_report(
     parameters: tuple[int, int],
     plan: Plan,
     seconds: float,
-    vocabulary: Mapping[str, Any] | None = None,
 ) -> Report:
     """Assemble the figures of a run; `parameters` counts those of the whole dense and of the whole pruned model."""
     task = quality.task
@@ -53,7 +52,7 @@ def make_report(
         parameters=parameters, removed=removed, metric=quality.pruned.metric, quality=Compared.of(quality.dense, quality.pruned),
         verification=verification, training=training, total_seconds=seconds,
         seed=config.seed, load=how_to_load(verification.saved_as, task.head),
-        shown=quality.shown, plan=plan, vocabulary=vocabulary, finished=datetime.now(UTC).isoformat(timespec="seconds"), folder=config.output,
+        shown=quality.shown, plan=plan, finished=datetime.now(UTC).isoformat(timespec="seconds"), folder=config.output,
         versions={name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
     )  # fmt: skip
 

@@ -6,9 +6,10 @@ import copy
 import gc
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -105,6 +106,8 @@ class DenseFacts:
     """modules that the checkpoint lacks: randomly initialised, and trained without LoRA"""
     noise: float | None
     """rounding noise in the precision of computation; None if the model is quantised or memory is too short"""
+    vocabulary: Mapping[str, Any] | None = None
+    """what a cut of its vocabulary kept, as the report has it; None without one"""
 
 
 @dataclass(slots=True)

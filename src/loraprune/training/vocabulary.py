@@ -21,11 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from loraprune.config.training import PruneConfig
 from loraprune.data import Rows, TextRows, draw_rows
-from loraprune.errors import ConfigError
 from loraprune.evaluation.per_byte import in_units_of, tokens_per_byte
 from loraprune.evaluation.tasks import Inputs, Prepared, Task
 from loraprune.models.loading import load_with_head
-from loraprune.models.vocabulary import Choice, byte_lengths, choose_tokens, cut_model_, save_tokenizer
+from loraprune.models.vocabulary import Choice, byte_lengths, cut_model_, save_tokenizer
 from loraprune.pruning.verify import PROBE_ROWS, PROBE_TOKENS, check_difference, difference, logits_of
 from loraprune.runtime.processes import first_alone
 from loraprune.runtime.workspace import VOCABULARY

@@ -158,6 +158,6 @@ def test_other_kinds_are_refused_by_name(model: dict[str, str], what: str) -> No
 
 def test_a_tokenizer_without_its_file_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="object has no tokenizer.json, and only that can be cut; save a fast tokenizer"
+        ConfigError, match=r"object has no tokenizer.json, and only that can be cut; save a fast tokenizer"
     ):
         tokenizer_values(object())  # type: ignore[arg-type]
