@@ -160,7 +160,7 @@ def main() -> None:
         held.model, setup.groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed
     )
     compared = Agreement(adapted, setup.groups, criterion=options.criterion, steps=options.at)
-    train(adapted, setup.data, config=config, task=setup.task, callbacks=[compared], device=setup.device, keeper=keeper)
+    train(adapted, setup.data, config=config, task=setup.task, callbacks=[compared], keeper=keeper)
     values = {"options": vars(options), "rows": compared.rows, "norms": compared.norms}
     common.write(options.name, values)
     draw(compared.rows, options.criterion, name=options.name)

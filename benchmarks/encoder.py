@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--texts", type=Path, nargs="+", default=[data / name for name in TEXTS])
     parser.add_argument("--vocabulary-size", type=int, default=4096)
     parser.add_argument("--data", default=str(data / "glue" / "SST-2"), help="labelled texts")
-    parser.add_argument("--eval", help="labelled texts to judge by, where the data have no split for it")
+    parser.add_argument("--eval", help="labelled texts to evaluate on, where the data have no split for it")
     parser.add_argument("--family", choices=("bert", "modernbert"), default="bert")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=4)

@@ -24,7 +24,8 @@ from loraprune.export.onnx_session import Session
 from loraprune.export.run import export
 from loraprune.families import find_groups
 from loraprune.groups import consumers
-from loraprune.models.loading import from_pretrained, load_tokenizer
+from loraprune.models.loading import from_pretrained
+from loraprune.models.opening import load_tokenizer
 from loraprune.models.saving import save_model
 from loraprune.plan import Plan
 from loraprune.pruning.surgery import slice_

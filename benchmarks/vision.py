@@ -3,7 +3,7 @@
     python benchmarks/vision.py [vit-cifar10] [vit-caltech101] [resnet-cifar10]
 
 Reads ../shared (see there). The ViT was trained on CIFAR-10; Caltech-101 is new to it: it gets a new head, and the task is trained
-and judged by the protocol of VTAB-1k (1,000 images to train on, the test images to judge by). The ResNet is trained from nothing
+and evaluated by the protocol of VTAB-1k (1,000 images to train on, the test images to evaluate on). The ResNet is trained from nothing
 on the images of CIFAR-10. `python benchmarks/tables.py` prints the tables.
 """
 

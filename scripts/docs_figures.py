@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from loraprune.families import find_groups
 from loraprune.groups import Group
-from loraprune.models.loading import load_config
+from loraprune.models.opening import load_config
 from loraprune.pruning.schedule import Schedule
 from loraprune.reporting.plotting import GRID, INK, PALE, PALETTE, inline_svg, new_figure, plain_frame, styled
 

@@ -179,12 +179,19 @@ def save_exported(folder: Path) -> None:
             exported(folder, folder.with_name(output), name)
 
 
+def save_int8(folder: Path) -> None:
+    """Write a classifier, and beside it its int8 graph if onnxruntime is installed."""
+    save_labels(folder)
+    if find_spec("onnxruntime"):
+        exported(folder, folder.with_name("small-int8-onnx"), "onnx", quantization="int8")
+
+
 RESULTS: dict[str, Callable[[Path], Any]] = {
     "small": save_tiny, "chat": save_chat, "images": save_classifier, "labels": save_labels, "layerwise": save_layerwise,
-    "exported": save_exported,
+    "exported": save_exported, "int8": save_int8,
 }  # fmt: skip
 """what `run-with` names -> how the folder `small` is made"""
-ENGINES = {"onnx_session": "onnxruntime", "llama_cpp": "llama_cpp"}
+ENGINES = {"onnx_session": "onnxruntime", "InferenceSession": "onnxruntime", "llama_cpp": "llama_cpp", "trl": "trl"}
 """words in a block -> the library without which it cannot run"""
 LOADING = [
     pytest.param(kind.split()[-1], code, id=f"{by_name(path)}-{place}")

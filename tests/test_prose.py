@@ -109,7 +109,7 @@ def by_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=by_name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *(ROOT / "skills").rglob("*.md")], ids=by_name)
 def test_a_document_has_no_word_to_avoid(path: Path) -> None:
     assert words_to_avoid(path.read_text(encoding="utf-8")) == []
 

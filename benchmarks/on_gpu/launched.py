@@ -70,7 +70,7 @@ def run(chosen: Chosen) -> Iterator[dict[str, Any]]:
     result: dict[str, Any] = {"definition": __doc__, "rows": {}}
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: Path(folder) / name for name in LAUNCHES}
-        # How good it is does not matter here: the text to judge by is this file.
+        # How good it is does not matter here: the text to evaluate on is this file.
         (Path(folder) / "held_out.txt").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
         processes = {name: start(name, output, chosen) for name, output in outputs.items()}
         for name, process in processes.items():

@@ -123,7 +123,7 @@ def pretrain(rows: Tensor, sizes: Sizes, device: torch.device) -> tuple[LlamaFor
 
 
 def make_model(folder: Path, sizes: Sizes, chosen: Chosen) -> dict[str, Any]:
-    """Write the model, a text to prune on and one to judge by; return how the training went."""
+    """Write the model, a text to prune on and one to evaluate on; return how the training went."""
     texts = texts_of(chosen.texts, sizes.characters)
     tokenizer = train_tokenizer(texts, sizes.shape["vocab_size"])
     print("tokenizer trained", flush=True)

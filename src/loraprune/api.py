@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
 from loraprune.models import adapters
 from loraprune.models.adapters import merge_lora
@@ -24,7 +26,7 @@ from loraprune.models.loading import load_model
 from loraprune.models.quantised import prepare_
 from loraprune.models.saving import save_model
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 from loraprune.runtime.hub import at_home
 from loraprune.runtime.workspace import new_folder
 from loraprune.training.callback import LoRAPruneCallback

@@ -22,7 +22,7 @@ from loraprune.api import save_pruned
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.functions.arguments import make_options, spoken_in_python
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 from loraprune.runtime import launch
 from loraprune.training.callback import LoRAPruneCallback
 

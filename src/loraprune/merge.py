@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraprune.errors import VerificationError
+from loraprune.evaluation.precision import compute_in_float32_, difference, logits_of, rounding_noise
 from loraprune.evaluation.samples import Showcase
+from loraprune.evaluation.tasks import probe_of
 from loraprune.families.depth import numbered_as_before
 from loraprune.groups import Group, Side
 from loraprune.models.adapters import merge_lora
-from loraprune.models.loading import load_with_head, resolve
-from loraprune.models.precision import compute_in_float32_
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import resolve
 from loraprune.models.quantised import dequantise_
 from loraprune.models.saving import cast_weights_, round_weights_, save_model
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
-from loraprune.pruning.verify import (
-    Checks,
-    UnitSums,
-    check_units,
-    difference,
-    logits_of,
-    masked_logits,
-    probe_of,
-    rounding_noise,
-    unit_sums,
-)
+from loraprune.pruning.verify import Checks, UnitSums, check_units, masked_logits, unit_sums
 from loraprune.training.setup import RunModel, RunSetup
 
 
@@ -97,6 +91,23 @@ def save(setup: RunSetup, run: RunModel, merged: Merged, folder: Path) -> None:
     )  # fmt: skip
     run.free()
     setup.data.processor.save_pretrained(folder)
+
+
+@contextmanager
+def checked(checks: Checks) -> Iterator[None]:
+    """Raise one error for all checks that failed while the block finished the folder; what hours of training gave is kept.
+
+    Raises:
+        VerificationError: for every check that failed, and for whatever else went wrong, except for an interruption.
+    """
+    try:
+        yield
+    except VerificationError:
+        raise
+    except Exception as error:
+        raise VerificationError(f"the saved model could not be verified: {type(error).__name__}: {error}") from error
+    if failed := checks.findings.problems():
+        raise VerificationError("; ".join(failed))
 
 
 def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: Showcase) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.samples import Showcase
-from loraprune.merge import merge, save, verify
-from loraprune.models.loading import resolve
-from loraprune.pruning.verify import unverified_if_it_fails
+from loraprune.merge import checked, merge, save, verify
+from loraprune.models.opening import resolve
 from loraprune.reporting.html.page import write_page
 from loraprune.reporting.make import Quality, make_report
 from loraprune.reporting.report import Report, Shown
@@ -71,7 +70,7 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
             )  # fmt: skip
             task = with_bits_per_byte(setup) if setup.choice else setup.task
             show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())
-            show.judge("dense", held.model)
+            show.evaluate("dense", held.model)
         show.write("dense", held.model)
         if setup.choice:
             setup, held = _with_fewer_tokens(setup, held, show, workspace)
@@ -104,23 +103,24 @@ def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase,
     merged = merge(setup, held)
     training.seconds += merged.seconds
     save(setup, held, merged, folder)
-    with unverified_if_it_fails():
+    with checked(merged.checks):
         verify(setup, held, merged, folder, show)
-        show.judge("pruned", held.model)
+        show.evaluate("pruned", held.model)
         show.time("pruned", held.model, folder)
         show.write("pruned", held.model)
+        removed, scores, history = (
+            (pruner.removed(), pruner.unit_scores(), pruner.noted_scores()) if pruner else (None, None, {})
+        )
         report = make_report(
             config, training=training,
             quality=Quality(setup.task, show.measured["dense"], show.measured["pruned"], Shown(**show.to_json())),
-            removed=pruner.removed() if pruner else None,
+            removed=removed,
             verification=merged.checks.verification(saved_as=held.model.config.model_type, dense_noise=held.dense.noise),
             parameters=(held.dense.parameters, held.model.num_parameters()), plan=merged.plan,
             seconds=time.perf_counter() - began,
         )  # fmt: skip
         report = replace(report, vocabulary=held.dense.vocabulary)
-        scores, history = (pruner.unit_scores(), pruner.noted_scores()) if pruner else (None, {})
         write_folder(folder, report, config, scores=scores, history=history)
         if config.html:
             write_page(folder)
-    merged.checks.raise_failed()
     return report

@@ -19,7 +19,7 @@ from loraprune.errors import Findings
 from loraprune.evaluation.tasks import Request, choose_task, find_task
 from loraprune.families import find_groups
 from loraprune.models.folder import check_weights
-from loraprune.models.loading import load_config, resolve
+from loraprune.models.opening import load_config, resolve
 from loraprune.runtime.device import choose_device
 from loraprune.runtime.hub import SUFFIXES, data_suffix, needs_no_hub, parts
 
@@ -99,7 +99,7 @@ def _read_texts(name: str, part: str, columns: Columns) -> object:
     return None
 
 
-def check_judged(
+def check_evaluated(
     command: str,
     models: Sequence[str],
     texts: Sequence[str],

@@ -22,14 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprune.config.training import WITHOUT_EFFECT, PruneConfig, as_dict
-from loraprune.evaluation.tasks import tasks
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of, tasks
 from loraprune.families import find_groups
-from loraprune.models.loading import load_config, load_with_head
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import load_config
 from loraprune.models.stored_tensors import stored_tensors
 from loraprune.plan import Plan
 from loraprune.pruning.preview import Preview, preview
 from loraprune.pruning.removed import Removed
-from loraprune.pruning.verify import check_difference, difference, logits_of, masked_logits, probe_of
+from loraprune.pruning.verify import check_difference, masked_logits
 from loraprune.reporting.make import report_of_rounds
 from loraprune.reporting.report import Report, read_report
 from loraprune.reporting.write import write_folder

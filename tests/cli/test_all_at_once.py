@@ -146,8 +146,10 @@ def test_compare_looks_at_the_inputs_of_all_cells(
     grid = tmp_path / "grid.yaml"
     grid.write_text("grid: {criterion: [lora, magnitud], ratio: [0.2, 0.5]}\n")
     options = flags(wrong | {"output": str(case.root / "new")})
-    words = ("no model.safetensors", "line 2: malformed", "did you mean 'magnitude'")
-    refused(["compare", "--config", str(grid), *options], capfd, *words, root=case.root, lines=3)
+    words = ("no model.safetensors", "did you mean 'magnitude'")
+    refused(["compare", "--config", str(grid), *options], capfd, *words, root=case.root, lines=2)
+    grid.write_text("grid: {criterion: [lora, magnitude], ratio: [0.2, 0.5]}\n")
+    refused(["compare", "--config", str(grid), *options], capfd, words[0], "line 2: malformed", root=case.root, lines=2)
     grid.write_text("grid: null\nruns: null\n")
     refused(["compare", "--config", str(grid), *options], capfd, words[0], "--grid null", "--runs null", root=case.root,
             lines=3)  # fmt: skip

@@ -17,7 +17,8 @@ from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.data import load_rows
 from loraprune.evaluation.perplexity import perplexity
 from loraprune.families import find_groups
-from loraprune.models.loading import from_pretrained, load_tokenizer
+from loraprune.models.loading import from_pretrained
+from loraprune.models.opening import load_tokenizer
 from loraprune.pruning import target
 from loraprune.pruning.allocation import Space
 from tests import fitting

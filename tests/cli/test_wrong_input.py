@@ -117,7 +117,7 @@ def test_wrong_data_is_refused(case: Case, capfd: pytest.CaptureFixture[str]) ->
         if content is not None:
             path.write_text(content)
         refused(case.arguments(data=str(path)), capfd, str(path), *words, root=case.root)
-        if name != "short.txt":  # few tokens to judge by are still some
+        if name != "short.txt":  # few tokens to evaluate on are still some
             refused(case.arguments(eval=str(path)), capfd, str(path), *words, root=case.root)
 
 

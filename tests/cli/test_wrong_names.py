@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from loraprune.config.base import TASKS
-from loraprune.config.export import FORMATS
-from loraprune.config.pruning import CRITERIA
+from loraprune.config.export import FORMATS, QUANTIZATIONS
+from loraprune.config.pruning import CRITERIA, KINDS
 from loraprune.errors import CheckpointError
 from loraprune.evaluation.tasks import tasks
-from loraprune.export import formats
-from loraprune.models import loading
+from loraprune.export import formats, serving
+from loraprune.groups import Kind
+from loraprune.models import opening
 from loraprune.scoring.criteria import criteria
 from tests.cli.cases import Case, python
 
@@ -51,7 +52,25 @@ GOOD = {"model": "{0}/model", "data": "{0}/text.txt"}
         ("plan", {"ratio": "7"}, ["--ratio 7"]),
         ("inspect", {"model": "./none"}, ["no such f"]),
         ("evaluate", {"data": "none.txt"}, ["no such f"]),
-        ("evaluate", {"against": "./none"}, ["no such f"]),
+        ("evaluate", {"against": "./none"}, ["--against ./none: no such f"]),
+        ("evaluate", {"tasks": "piqa", "task-data": "./none"}, ["--task-data ./none: no such f"]),
+        ("evaluate", {"record": "true"}, ["--record"]),
+        ("prune", {"scores": "./none"}, ["--scores ./none: no such f"]),
+        ("prune", {"kinds": "ffnn"}, ["did you mean 'ffn'"]),
+        ("plan", {"scores": "./none"}, ["--scores ./none: no such f"]),
+        ("plan", {"model": "llama-7"}, ["did you mean 'llama-7b'"]),
+        ("export", {"format": "gguf", "quantization": "q8"}, ["did you mean 'q8_0'"]),
+        ("export", {"format": "torch", "quantization": "int8"}, ["keeps the precision"]),
+        ("export", {}, ["no plan.json"]),
+        ("benchmark", {"formats": "gguf:q9"}, ["--quantization q9"]),
+        ("compare", {"grid.criterion": "[wando]"}, ["did you mean 'wanda'"]),
+        ("compare", {"grid.data": "[none.txt]"}, ["'none.txt': no such f"]),
+        ("compare", {"runs.a.model": "./none"}, ["--model ./none: no such f"]),
+        ("report", {"model": "{0}/model"}, ["no report.json"]),
+        ("push", {"model": "{0}/model", "repo": "a/b"}, ["not a folder written by loraprune"]),
+        ("resume", {}, ["no interrupted run"]),
+        ("demo", {"ratio": "3"}, ["--ratio 3"]),
+        ("demo", {"output": "{0}/model"}, ["exists"]),
         ("evaluate", {"task": "causal"}, ["did you mean 'causal-lm'"]),
         ("evaluate", {"limit": "3"}, ["--limit 3", "--tasks"]),
         ("benchmark", {"against": "./none"}, ["no such f"]),
@@ -66,8 +85,8 @@ GOOD = {"model": "{0}/model", "data": "{0}/text.txt"}
 def test_what_shows_without_a_library_is_told_without_it(
     command: str, options: dict[str, str], words: list[str], case: Case
 ) -> None:
-    needs_output = command in ("prune", "finetune", "export", "compare")
-    given = {name: value for name, value in GOOD.items() if name in USED[command]}
+    needs_output = command in ("prune", "finetune", "export", "compare", "resume")
+    given = {name: value for name, value in GOOD.items() if name in USED.get(command, ())}
     given |= {"output": "{0}/out"} if needs_output else {}
     flags = [part.format(case.root) for name, value in (given | options).items() for part in (f"--{name}", value)]
     done = python("-c", RUN, command, *flags)
@@ -87,6 +106,9 @@ def test_names_that_are_known_at_once_are_those_that_are_registered() -> None:
     assert set(CRITERIA) - {"auto"} <= set(criteria.names())  # tests register others
     assert set(TASKS) == set(tasks.names())
     assert set(FORMATS) == set(formats.names())
+    assert {name: formats.get(name).quantizations for name in formats.names()} == QUANTIZATIONS
+    assert set(QUANTIZATIONS["safetensors"]) == set(serving.DTYPES)
+    assert set(KINDS) == set(get_args(Kind))
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, no_network: list[object]) -> None:
@@ -96,9 +118,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
         asked.append(name)
         raise OSError("no network")
 
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading.HfApi, "model_info", model_info)
+    monkeypatch.setattr(opening.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(opening.HfApi, "model_info", model_info)
     with pytest.raises(CheckpointError, match="--model org/name: cannot be loaded"):
-        loading.load_config("org/name")
+        opening.load_config("org/name")
     assert asked == ["org/name"]
     assert no_network == []

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[Report, list[str]]] = {
     "size": (finished(16, ratio_requested=None, target={"size": 0.6}), ["--size 0.8", "--steps 200"]),
     "parameters": (finished(16, **TARGET), ["--parameters 850", "--steps 200"]),
     "tuned": (finished(1.5, job="finetune"), ["--lr 3.3e-05"]),
+    "new head that learned nothing": (finished(1.5, **NEW_HEAD), ["--steps 200", "--ratio 0.25"]),
     "new head": (finished(0.5, **NEW_HEAD), ["finetune", "evaluate"]),
 }
 

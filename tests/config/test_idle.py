@@ -63,6 +63,7 @@ def test_the_defaults_of_every_command_have_an_effect() -> None:
         if "model" in {one.name for one in fields(command.options)} and command.options.__name__ not in {
             "EvaluateConfig",
             "PushConfig",
+            "ReportConfig",
         }:
             needed = {name: NAMES[name] for name in command.required}
             assert command.options(**needed).idle() == []
@@ -131,5 +132,6 @@ def test_a_file_may_hold_every_option(captured: list[Any], tmp_path: Any) -> Non
     assert cli.main(flags("prune", {"config": file})) == 0
     assert cli.main(flags("prune", {"config": file, "ffn": 8})) == 0
     assert [options.ffn for options in captured] == [None, 8]
+    assert cli.main(flags("prune", {"config": file, "ratio": 0.5})) == 2  # typed, and without effect
     with pytest.raises(ConfigError, match=r"--ratio 0\.3 --heads 4"):
         LoRAPruneConfig(ratio=0.3, heads=4)

@@ -16,7 +16,7 @@ from loraprune.config.values import Fraction, WrongValueError, read_value
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.functions.arguments import make_options
-from loraprune.pruning.target import find_target, tell_kinds
+from loraprune.pruning.target import find_target, report_kinds
 from loraprune.runtime.workspace import new_folder
 from tests.samples import tiny_llama
 
@@ -39,14 +39,14 @@ def test_a_ratio_beside_another_target_is_refused(other: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(
     ("widths", "told"),
-    [({"heads": 2}, "all FFN channels stay"), ({"ffn": 32}, "all heads stay"), ({"heads": 2, "ffn": 32}, None)],
+    [({"heads": 2}, "all FFN channels are kept"), ({"ffn": 32}, "all heads are kept"), ({"heads": 2, "ffn": 32}, None)],
 )
 def test_what_one_width_leaves_whole_is_said(
     widths: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny_llama().config
     with caplog.at_level(logging.INFO):
-        tell_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]
+        report_kinds(config, find_groups(config), LoRAPruneConfig(**widths))  # type: ignore[arg-type]
     assert [record.message.partition(":")[0] for record in caplog.records] == ([told] if told else [])
 
 

@@ -1,4 +1,4 @@
-"""Data: rows hold what the texts say, nothing is both trained on and judged by, tokens fit the model."""
+"""Data: rows hold what the texts say, nothing is both trained on and evaluated on, tokens fit the model."""
 
 from __future__ import annotations
 

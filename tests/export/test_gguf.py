@@ -17,7 +17,8 @@ from loraprune.errors import NumericsError, VerificationError
 from loraprune.export.gguf.architecture import ARCHITECTURES, rope_factors
 from loraprune.export.gguf.llamacpp import LlamaCpp, llamacpp_version
 from loraprune.export.gguf.tensors import Layout
-from loraprune.models.loading import from_pretrained, load_tokenizer
+from loraprune.models.loading import from_pretrained
+from loraprune.models.opening import load_tokenizer
 from tests.export.cases import exported, save_pruned_tiny
 
 gguf = pytest.importorskip("gguf", reason="the extra export is not installed")

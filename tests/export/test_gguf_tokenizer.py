@@ -21,7 +21,7 @@ from loraprune.export.gguf.tokenizer import (
     WORDS,
     read_vocabulary,
 )
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 from tests.export.cases import merging_tokenizer
 from tests.samples import VOCABULARY, byte_tokenizer
 

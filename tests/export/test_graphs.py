@@ -13,7 +13,8 @@ from loraprune.errors import UnsupportedModelError, VerificationError
 from loraprune.export import torch_export
 from loraprune.export.graphs import trace_logits
 from loraprune.export.onnx_session import Session
-from loraprune.models.loading import from_pretrained, load_tokenizer
+from loraprune.models.loading import from_pretrained
+from loraprune.models.opening import load_tokenizer
 from tests.export.cases import exported
 from tests.tiny import EVERY, tiny_model
 

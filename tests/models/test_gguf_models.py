@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loraprune import cli
-from loraprune.models.loading import load_config, load_model, load_tokenizer
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_config, load_tokenizer
 from tests.cli.cases import refused
 from tests.export.cases import merging_tokenizer
 from tests.models.test_merged_adapter import CPU, TRAINED, logits, run

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraprune import cli
 from loraprune.errors import CheckpointError
-from loraprune.models.loading import load_model, load_tokenizer
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_tokenizer
 from tests.cli.cases import refused
 from tests.samples import byte_tokenizer, save_inputs, tiny_llama
 

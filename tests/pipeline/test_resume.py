@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(inputs: Path,
 
 @pytest.fixture(scope="module")
 def impatient(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return options of a run that learns what it is judged by the less the longer it trains: it ends after step 6 of 10."""
+    """Return options of a run that learns what it is evaluated by the less the longer it trains: it ends after step 6 of 10."""
     path = tmp_path_factory.mktemp("digits") / "digits.txt"
     path.write_text("".join("0123456789ABCDEFGHIJK"[(n * n * 7 + n // 3) % 21] for n in range(2000)), encoding="utf-8")
     return {"eval": str(path), "eval_every": 1, "patience": 2, "cooldown": 0.6, "lr": 1e-2}

@@ -9,21 +9,12 @@ import torch
 from peft.tuners.lora import Linear
 
 from loraprune.errors import NumericsError, VerificationError
+from loraprune.evaluation.precision import WIDER, difference, logits_of, rounding_noise
+from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
+from loraprune.merge import checked
 from loraprune.models.adapters import config_of
-from loraprune.models.precision import WIDER
-from loraprune.pruning.verify import (
-    FLOOR,
-    MARGIN,
-    Checks,
-    check_difference,
-    check_merging,
-    difference,
-    logits_of,
-    probe_of,
-    rounding_noise,
-    tolerance,
-)
+from loraprune.pruning.verify import FLOOR, MARGIN, Checks, check_difference, check_merging, tolerance
 from tests.samples import tiny_llama
 from tests.tiny import tiny_model, with_lora
 
@@ -44,7 +35,7 @@ def test_noise_is_the_difference_from_the_next_wider_precision(dtype: torch.dtyp
 
 
 def test_noise_is_not_measured_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraprune.models.precision.free_memory_bytes", lambda device: 1000)
+    monkeypatch.setattr("loraprune.evaluation.precision.free_memory_bytes", lambda device: 1000)
     model = tiny_llama()
     assert rounding_noise(model, probe_of(model)) is None
     assert tolerance(torch.float32, None) == FLOOR[torch.float32]
@@ -65,8 +56,8 @@ def test_checks_that_fail_are_noted_and_raised_in_the_end_except_for_nan() -> No
     assert checks.compare("first", one, one) == 0
     assert checks.compare("second", one, 2 * one) == 1
     assert checks.compare("third", one, 3 * one) == 2
-    with pytest.raises(VerificationError, match=r"second: .*; third: "):
-        checks.raise_failed()
+    with pytest.raises(VerificationError, match=r"second: .*; third: "), checked(checks):
+        pass
     assert len(checks.verification(saved_as="llama", dense_noise=None).failed) == 2
     with pytest.raises(NumericsError):
         checks.compare("fourth", one, torch.nan * one)

@@ -16,7 +16,7 @@ from loraprune import LoRAPruneCallback, LoRAPruneConfig, attach_lora, from_pret
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.models.adapters import linear_paths
-from loraprune.models.modes import EveryLayer
+from loraprune.training.callback import EveryLayer
 from loraprune.training.starts import odd_state
 from tests.fitting import Rows, adapted, arguments, config, fit
 from tests.samples import tiny_llama

@@ -38,12 +38,12 @@ def run_through(
     """Play a run of STEPS steps, judged at each: the weight is the step; return the watch, the model and the last step."""
     model, seen = nn.Linear(1, 1, bias=False), iter(values)
 
-    def judge(_: nn.Module) -> Measured:
+    def evaluate(_: nn.Module) -> Measured:
         return figure(metric, next(seen))
 
     state = TrainerState(max_steps=STEPS)
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to=[])
-    watch = Watch(judge, every=1, patience=patience, ratio=lambda: (0.5, state.global_step >= done_from))
+    watch = Watch(evaluate, every=1, patience=patience, ratio=lambda: (0.5, state.global_step >= done_from))
     control = TrainerControl()
     while state.global_step < STEPS and not control.should_training_stop:
         state.global_step += 1

@@ -22,8 +22,9 @@ from loraprune.export.engines import make_engine
 from loraprune.export.gguf.llamacpp import PACKAGE, llamacpp_version
 from loraprune.families import find_groups, fitting_lengths
 from loraprune.models.adapters import attach_lora
-from loraprune.models.loading import load_config, load_model, resolve
-from loraprune.preflight import check_judged, reference_first
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_config, resolve
+from loraprune.preflight import check_evaluated, reference_first
 from loraprune.runtime.device import choose_dtype
 
 
@@ -42,7 +43,7 @@ def benchmark(options: BenchmarkConfig) -> Speed:
     """
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
-    device, configs = check_judged("benchmark", names, (), device=options.device, trust_remote_code=trust)
+    device, configs = check_evaluated("benchmark", names, (), device=options.device, trust_remote_code=trust)
     if options.formats:
         check_engines(options, configs[options.model])
         device = torch.device("cpu")

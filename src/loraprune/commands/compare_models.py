@@ -18,8 +18,9 @@ from loraprune.evaluation.benchmark import compare_speed
 from loraprune.evaluation.measurement import PERPLEXITY
 from loraprune.evaluation.tasks import Request, choose_task, same_task
 from loraprune.families import fitting_lengths
-from loraprune.models.loading import load_with_head, resolve
-from loraprune.preflight import check_judged
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import resolve
+from loraprune.preflight import check_evaluated
 from loraprune.reporting.amounts import call_time, size
 from loraprune.reporting.plotting import (
     GRID,
@@ -55,7 +56,7 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
         LoraPruneError: for anything wrong with models or data; then nothing is written.
     """
     trust, texts = options.trust_remote_code, [options.data] if options.data else []
-    device, configs = check_judged(
+    device, configs = check_evaluated(
         "compare-models", options.models, texts, device=options.device, columns=options.roles(), trust_remote_code=trust
     )
     dtype = choose_dtype(options.dtype, device, configs[options.models[0]].dtype)
@@ -82,7 +83,7 @@ def compare_models(options: CompareModelsConfig) -> Lineup:
         name: load_with_head(name, task.head, device=device, dtype=dtype, trust_remote_code=trust)[0]
         for name in configs
     }
-    found = {name: task.judge(models[name], prepared, options.batch) for name, prepared in data.items()}
+    found = {name: task.evaluate(models[name], prepared, options.batch) for name, prepared in data.items()}
     metric = next(iter(found.values())).metric if found else PERPLEXITY
     speed = compare_speed(
         models, batches=(1,), length=length, new_tokens=options.tokens, repeats=options.repeats,

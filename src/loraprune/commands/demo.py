@@ -7,28 +7,16 @@ from pathlib import Path
 
 import torch
 
-from loraprune.config import recipes
 from loraprune.config.commands import DemoConfig
-from loraprune.config.training import PruneConfig
 from loraprune.evaluation.benchmark import compare_speed
 from loraprune.evaluation.completions import complete
-from loraprune.models.loading import load_model, load_tokenizer, resolve
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_tokenizer, resolve
 from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
-from loraprune.runtime.hub import DEMO, STDLIB
+from loraprune.runtime.hub import DEMO
 
-CALIBRATION = 8192
-"""tokens for recovery: a quarter of the default, so that the demo takes minutes on two cores"""
 PROMPT = 'def read(self, size=-1):\n    """Read up to size bytes'
-
-
-def recipe(options: DemoConfig) -> PruneConfig:
-    """Return the options of the demo: the recommended recipe, with a learning rate and calibration tokens that suit a small model."""
-    return PruneConfig(
-        model=DEMO, data=STDLIB, output=options.output, overwrite=options.overwrite, ratio=options.ratio,
-        steps=options.steps, seed=options.seed, batch=8, length=256, lr=3e-3, device="cpu",
-        **(recipes.recipe("best") | {"calibration": CALIBRATION}),
-    )  # fmt: skip
 
 
 def demo(options: DemoConfig) -> Report:
@@ -37,7 +25,7 @@ def demo(options: DemoConfig) -> Report:
     Raises:
         LoraPruneError: as `prune`.
     """
-    report = prune(recipe(options))
+    report = prune(options.recipe())
     device = torch.device("cpu")
     models = {name: load_model(name, device=device, dtype=torch.float32) for name in (DEMO, options.output)}
     tokenizer = load_tokenizer(DEMO)

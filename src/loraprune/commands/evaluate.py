@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,11 +17,12 @@ from loraprune.data import check_vocabulary
 from loraprune.errors import ConfigError
 from loraprune.evaluation.harness import Answers, answer, open_tasks, protocol, side_by_side
 from loraprune.evaluation.measurement import Measured, paired_difference
-from loraprune.evaluation.precision_check import settle_precision_
+from loraprune.evaluation.precision import settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, same_task
 from loraprune.families import fitting_lengths
-from loraprune.models.loading import load_tokenizer, load_with_head
-from loraprune.preflight import check_judged, reference_first
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import load_tokenizer
+from loraprune.preflight import check_evaluated, reference_first
 from loraprune.reporting.html.folder import EVALUATION
 from loraprune.reporting.html.page import write_page
 from loraprune.runtime.atomic import replace_text
@@ -48,7 +49,7 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     """
     names = reference_first(options.model, options.against)
     trust = options.trust_remote_code
-    device, configs = check_judged(
+    device, configs = check_evaluated(
         "evaluate", names, options.texts(), device=options.device, task=options.task,
         columns=options.roles(), trust_remote_code=trust,
     )  # fmt: skip
@@ -59,22 +60,13 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
     measured: dict[Window, dict[str, Measured]] = {}
     answers: dict[str, Answers] = {}
     for name, config in configs.items():
-        windows = {
-            (text, length): first_rows(
-                task.prepare(
-                    Request(name, config, None, text, length, trust_remote_code=trust, columns=options.roles())
-                ),
-                options.rows,
-            )
-            for text in options.texts()
-            for length in (lengths if task.unit == "tokens" else lengths[:1])
-        }
+        windows = _prepare(options, task, name, config, lengths if task.unit == "tokens" else lengths[:1])
         model, _ = load_with_head(name, task.head, device=device, dtype=dtype, trust_remote_code=trust)
         if options.dtype == "auto" and device.type == "cpu" and model.dtype == torch.bfloat16 and windows:
             settle_precision_(model, task, next(iter(windows.values())), options.batch)
         for window, prepared in windows.items():
             logger.info("%s: evaluating on %d rows of %s", name, len(prepared.held_out), window[0])
-            measured.setdefault(window, {})[name] = task.judge(model, prepared, options.batch)
+            measured.setdefault(window, {})[name] = task.evaluate(model, prepared, options.batch)
         if asked:
             tokenizer = load_tokenizer(name, trust_remote_code=trust)
             check_vocabulary(tokenizer, config.get_text_config().vocab_size)
@@ -100,6 +92,20 @@ def first_rows(prepared: Prepared, count: int | None) -> Prepared:
     if count is None or count >= len(prepared.held_out):
         return prepared
     return replace(prepared, held_out=prepared.held_out.take(range(count)))
+
+
+def _prepare(
+    options: EvaluateConfig, task: Task, name: str, config: PreTrainedConfig, lengths: Sequence[int]
+) -> dict[Window, Prepared]:
+    """Return the data of a model for every source and every length of a row."""
+    trust, columns = options.trust_remote_code, options.roles()
+    return {
+        (text, length): first_rows(
+            task.prepare(Request(name, config, None, text, length, trust_remote_code=trust, columns=columns)), options.rows
+        )
+        for text in options.texts()
+        for length in lengths
+    }  # fmt: skip
 
 
 def _common_task(options: EvaluateConfig, configs: Mapping[str, PreTrainedConfig]) -> Task:

@@ -19,7 +19,7 @@ from loraprune.models.auto_classes import find_head
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.models.loading import load_config
+from loraprune.models.opening import load_config
 from loraprune.models.saving import config_sizes, stock_config, storable_kinds
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import make_space

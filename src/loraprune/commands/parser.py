@@ -158,17 +158,14 @@ def parse(arguments: Sequence[str]) -> tuple[str, Namespace]:
 def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | None:
     """Return what is wrong with the default of --ratio, typed beside another target, which the options alone do not show.
 
-    A run.yaml holds every option, so a file may name both.
+    A run.yaml holds every option, so a file may name a ratio beside another target.
     """
-    typed = [one for one in given.values() if one.option in ("ratio", *TARGETS) and not one.is_key]
-    others = [
-        f"--{dashed(one.option)} {one.value}"
-        for one in typed
-        if one.option != "ratio" and parsed[one.option] is not None
-    ]
-    if len(others) == len(typed) or not others or parsed.ratio != LoRAPruneConfig.ratio:
+    ratio = given.get("ratio")
+    is_default = ratio is not None and not ratio.is_key and parsed.ratio == LoRAPruneConfig.ratio
+    if not is_default or "heads" not in parsed:
         return None
-    return f"--ratio {parsed.ratio} {' '.join(others)}: give one target only; leave --ratio out"
+    others = [f"--{dashed(name)} {parsed[name]}" for name in TARGETS if parsed[name] is not None]
+    return f"--ratio {parsed.ratio} {' '.join(others)}: give one target only; leave --ratio out" if others else None
 
 
 def _is_lost(one: Setting, parsed: Namespace) -> bool:
@@ -240,8 +237,8 @@ def _wrong_options(verb: str, values: Mapping[str, Any], *, unknown: Collection[
     try:
         options(**(_without(values, skipped) | filled))
     except ConfigError as error:
-        told = tuple(f"--{name}" for name in skipped)
-        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(told))]
+        reported = tuple(f"--{name}" for name in skipped)
+        return [*empty.values(), *(problem for problem in error.args if not problem.startswith(reported))]
     return list(empty.values())
 
 

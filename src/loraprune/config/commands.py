@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from loraprune.config import recipes
 from loraprune.config.base import (
     BatchOptions,
     Dtype,
@@ -21,10 +22,13 @@ from loraprune.config.base import (
     idle_options,
 )
 from loraprune.config.columns import ColumnOptions
+from loraprune.config.export import quantization_problem
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.training import PruneConfig
 from loraprune.config.values import Fraction
 from loraprune.config.vocabulary import DATA, VocabularyOptions
-from loraprune.errors import nearest
+from loraprune.errors import ConfigError, nearest
+from loraprune.runtime.hub import DEMO, STDLIB
 from loraprune.runtime.output import PARTIAL, unwritable
 from loraprune.runtime.run_file import run_problem
 
@@ -32,6 +36,8 @@ ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challe
 """the seven tasks of the paper, under their names in lm-eval"""
 TIMED_FORMATS = ("onnx", "gguf")
 """formats of `export` that can be timed"""
+DEMO_CALIBRATION = 8192
+"""tokens for recovery in the demo: a quarter of the default, so that it takes minutes on two cores"""
 KNOWN = "known"
 """stands for all models whose shapes the package knows"""
 
@@ -191,6 +197,7 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
         values += [("unmerged", self.unmerged)] if self.unmerged is not None else []
         wrong = [name for name, _ in self.format_names() if name not in TIMED_FORMATS]
         close = nearest(wrong[0], TIMED_FORMATS) if wrong else ""
+        rounded = [quantization_problem(*one) for one in self.format_names()]
         timed = f"--formats {', '.join(wrong)}{close}: only {' and '.join(TIMED_FORMATS)} are timed"
         return [
             *super().problems(),
@@ -201,6 +208,7 @@ class BenchmarkConfig(ModelOptions, MachineOptions):
                     not self.formats or self.device in ("auto", "cpu"),
                     f"--device {self.device}: formats are timed on a CPU; give cpu",
                 ),
+                *((problem is None, f"--formats {self.formats}: {problem}") for problem in rounded),
             ),
         ]
 
@@ -217,6 +225,12 @@ class ReportConfig(Options):
     """folder written by `prune` or `finetune`"""
     plots: str | None = None
     """folder for the plots, as PNG and SVG"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        written = (Path(self.model) / "report.json").is_file()
+        ours = f"--model {self.model}: no report.json in it; name a folder that `prune` or `finetune` wrote"
+        return [*super().problems(), *failed((written, ours))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,3 +292,19 @@ class DemoConfig(Options):
     """seed for the data order and the adapters"""
     overwrite: bool = False
     """replace the output folder if loraprune wrote it"""
+
+    def problems(self) -> list[str]:
+        """Return one sentence for every option that is wrong."""
+        try:
+            self.recipe()
+        except ConfigError as error:
+            return list(error.args)
+        return super().problems()
+
+    def recipe(self) -> PruneConfig:
+        """Return the run of the demo: the recommended recipe, with a learning rate and calibration tokens that suit a small model."""
+        return PruneConfig(
+            model=DEMO, data=STDLIB, output=self.output, overwrite=self.overwrite, ratio=self.ratio, steps=self.steps,
+            seed=self.seed, batch=8, length=256, lr=3e-3, device="cpu",
+            **(recipes.recipe("best") | {"calibration": DEMO_CALIBRATION}),
+        )  # fmt: skip

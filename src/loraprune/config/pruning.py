@@ -12,7 +12,7 @@ from typing import Literal
 from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.values import Fraction
-from loraprune.errors import ConfigError
+from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
 CRITERIA = (
@@ -20,6 +20,8 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
+KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
+"""kinds of units; a model has some of them"""
 TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
 """options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
@@ -96,7 +98,7 @@ class LoRAPruneConfig(AdapterOptions):
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
     """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
-    removal, on 256 calibration tokens a step; 0 for none; by default one pass over --calibration wherever possible (not with
+    removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
     --sparsity or FSDP)"""
     calibration: int = 32768
     """tokens used by --compensate, --local and --end-to-end"""
@@ -170,8 +172,27 @@ class LoRAPruneConfig(AdapterOptions):
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        checks = [
+        found = [*super().problems(), *self._wrong_numbers(), *self._conflicts()]
+        if self.parameters is not None:
+            try:
+                parse_count(self.parameters)
+            except ConfigError as error:
+                found.append(str(error))
+        return [*found, *self._sparsity_problems()]
+
+    def _unknown_kinds(self) -> list[str]:
+        """Return what --kinds names and no model has."""
+        named = () if self.kinds in ("auto", "all") else map(str.strip, self.kinds.split(","))
+        return [kind for kind in named if kind not in KINDS]
+
+    def _wrong_numbers(self) -> list[str]:
+        """Return one sentence for every option whose own value is wrong."""
+        return failed(
             (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
+            (
+                self.size is None or 0 < self.size <= 1,
+                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
+            ),
             (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
             *(
@@ -179,12 +200,8 @@ class LoRAPruneConfig(AdapterOptions):
                 for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
             ),
             (
-                self.heads is None or self.heads_ratio is None,
-                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
-            ),
-            (
-                self.ffn is None or self.ffn_ratio is None,
-                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+                not (odd := self._unknown_kinds()),
+                f"--kinds {self.kinds}: unknown kind {''.join(odd[:1])!r}{nearest(''.join(odd[:1]), KINDS)}; known are {', '.join(KINDS)}",
             ),
             (self.round > 0, f"--round {self.round}: at least 1 is needed"),
             (0 <= self.decay < 1, f"--decay {self.decay}: a number in [0, 1) is needed, such as 0.9"),
@@ -196,10 +213,6 @@ class LoRAPruneConfig(AdapterOptions):
                 self.local >= 0,
                 f"--local {self.local}: 0 or a number of steps is needed, such as 200",
             ),
-            (
-                self.local > 0 or not self.local_all,
-                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
-            ),
             (self.calibration > 0, f"--calibration {self.calibration}: at least 1 token is needed"),
             (self.interval is None or self.interval > 0, f"--interval {self.interval}: at least 1 is needed"),
             (
@@ -209,6 +222,23 @@ class LoRAPruneConfig(AdapterOptions):
             (
                 self.cooldown is None or 0 <= self.cooldown < 1,
                 f"--cooldown {self.cooldown}: a fraction in [0, 1) is needed",
+            ),
+        )
+
+    def _conflicts(self) -> list[str]:
+        """Return one sentence for every option that another one rules out."""
+        return failed(
+            (
+                self.heads is None or self.heads_ratio is None,
+                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
+            ),
+            (
+                self.ffn is None or self.ffn_ratio is None,
+                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+            ),
+            (
+                self.local > 0 or not self.local_all,
+                f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
             ),
             (
                 sum(self.fractions) < 1,
@@ -224,10 +254,6 @@ class LoRAPruneConfig(AdapterOptions):
                 "widths",
             ),
             (
-                self.size is None or 0 < self.size <= 1,
-                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
-            ),
-            (
                 self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
                 f"--ratio {self.ratio} {self._other_targets()}: give one target only; leave --ratio out",
             ),
@@ -235,14 +261,7 @@ class LoRAPruneConfig(AdapterOptions):
                 sum((self.size is not None, self.parameters is not None, self.has_dimensions)) <= 1,
                 f"{self._other_targets()}: give one target only",
             ),
-        ]
-        found = [*super().problems(), *failed(*checks)]
-        if self.parameters is not None:
-            try:
-                parse_count(self.parameters)
-            except ConfigError as error:
-                found.append(str(error))
-        return [*found, *self._sparsity_problems()]
+        )
 
     def idle(self) -> list[str]:
         """Return one sentence for every option that is given and changes nothing beside the others."""

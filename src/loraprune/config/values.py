@@ -65,8 +65,8 @@ def wrong_value(hint: Any, value: object) -> str:
     kinds = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
     plain = [get_origin(one) or one for one in _members(hint)]
     kinds += sorted((WORDS[one] for one in plain if one in WORDS), key=WORDS[types.NoneType].__eq__)
-    told = f" {value}" if value != "" else ""
-    return f"{told}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
+    given = f" {value}" if value != "" else ""
+    return f"{given}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
 
 
 def takes_text(hint: Any) -> bool:

@@ -5,7 +5,7 @@
 """
 
 from loraprune.data.files import OWN_NAMES, Columns
-from loraprune.data.load import Data, load_data, load_rows, read_examples
+from loraprune.data.load import Data, check_apart, load_data, load_rows, read_examples
 from loraprune.data.pairs import encode_pairs, find_pairs
 from loraprune.data.rows import (
     NO_TARGET,
@@ -17,8 +17,9 @@ from loraprune.data.rows import (
     TokenRows,
     check_vocabulary,
     draw_rows,
+    is_never_given,
 )
-from loraprune.data.sources import check_apart, columns_of, naming, open_source
+from loraprune.data.sources import columns_of, naming, open_source
 
 __all__ = [
     "NO_TARGET",
@@ -37,6 +38,7 @@ __all__ = [
     "draw_rows",
     "encode_pairs",
     "find_pairs",
+    "is_never_given",
     "load_data",
     "load_rows",
     "naming",

@@ -119,9 +119,9 @@ def hold_out(data: Labelled, share: int) -> tuple[Labelled, Labelled]:
     count = len(data.examples)
     if count < 2:
         raise DataError(f"{data.source}: {count} rows: at least two are needed, one to train on and one to evaluate on")
-    judged = sorted(random.Random(0).sample(range(count), max(1, count // share)))
-    others = sorted(set(range(count)) - set(judged))
-    return data.take(others, split="train"), data.take(judged, split="held_out")
+    places = sorted(random.Random(0).sample(range(count), max(1, count // share)))
+    others = sorted(set(range(count)) - set(places))
+    return data.take(others, split="train"), data.take(places, split="held_out")
 
 
 def numbers(examples: Sequence[Example]) -> list[float]:

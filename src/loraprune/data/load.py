@@ -15,7 +15,7 @@ from loraprune.data.chats import encode_chats
 from loraprune.data.examples import Examples, make_examples
 from loraprune.data.files import OWN_NAMES, Columns
 from loraprune.data.rows import TokenRows, take_rows
-from loraprune.data.sources import Part, check_apart, naming, open_source
+from loraprune.data.sources import Part, Source, naming, open_source
 from loraprune.data.texts import encode_texts
 from loraprune.errors import ConfigError, DataError
 
@@ -80,9 +80,9 @@ def load_data(
     with naming("--eval" if held_out else "--data"):
         other = open_source(held_out, columns) if held_out else data
         check_apart(source, data, held_out or source, other=other)
-        judged = encode(_examples(other.read("held_out")), tokenizer, length)
+        held_out_rows = encode(_examples(other.read("held_out")), tokenizer, length)
     with naming("--data"):
-        return _enough(source, encode(_examples(data.read("train")), tokenizer, length), judged, length=length)
+        return _enough(source, encode(_examples(data.read("train")), tokenizer, length), held_out_rows, length=length)
 
 
 def load_rows(
@@ -145,17 +145,29 @@ def _share(count: int) -> int:
     return max(1, count // HELD_OUT_SHARE)
 
 
-def _enough(source: str, train: TokenRows, judged: TokenRows, *, length: int) -> Data:
-    """Check that there are enough rows, and keep at most HELD_OUT_ROWS for evaluation."""
-    if len(train) < 2 or not len(judged):
+def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
+    """Check that no data is used for both training and evaluation; a source's own splits are separate."""
+    if other is data and "held_out" in data.splits:
+        return
+    shared = sorted(data.files_of("train") & other.files_of("held_out"))
+    if shared or (name == held_out and "held_out" not in data.splits):
         raise DataError(
-            f"{source}: {_tokens(train) + _tokens(judged)} tokens give {len(train)} rows for training and {len(judged)} "
+            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
+            "name another text, or leave --eval out to hold a tenth out"
+        )
+
+
+def _enough(source: str, train: TokenRows, held_out: TokenRows, *, length: int) -> Data:
+    """Check that there are enough rows, and keep at most HELD_OUT_ROWS for evaluation."""
+    if len(train) < 2 or not len(held_out):
+        raise DataError(
+            f"{source}: {_tokens(train) + _tokens(held_out)} tokens give {len(train)} rows for training and {len(held_out)} "
             f"for evaluation at --length {length}; 2 and 1 are needed: give a shorter --length or more text"
         )
-    if len(judged) > HELD_OUT_ROWS:
-        judged = take_rows(judged, 0, HELD_OUT_ROWS, split=str(judged.protocol["split"]))
-        judged = replace(judged, protocol={**judged.protocol, "first_rows_only": True})
-    return Data(train, judged)
+    if len(held_out) > HELD_OUT_ROWS:
+        held_out = take_rows(held_out, 0, HELD_OUT_ROWS, split=str(held_out.protocol["split"]))
+        held_out = replace(held_out, protocol={**held_out.protocol, "first_rows_only": True})
+    return Data(train, held_out)
 
 
 def _tokens(rows: TokenRows) -> int:

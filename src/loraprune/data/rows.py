@@ -201,14 +201,15 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Non
     ids = tokenizer.get_vocab()
     largest = max(ids, key=lambda token: ids[token], default="")
     beyond = [token for token, number in ids.items() if number >= vocabulary]
-    if any(not _is_never_given(tokenizer, token, ids[token]) for token in beyond):
+    if any(not is_never_given(tokenizer, token, ids[token]) for token in beyond):
         raise ConfigError(
             f"tokenizer does not fit the model: it has {len(tokenizer)} tokens up to {ids[largest]} ({largest!r}), "
             f"the model embeds {vocabulary}: put the tokenizer that belongs to the model into its folder"
         )
 
 
-def _is_never_given(tokenizer: PreTrainedTokenizerBase, token: str, number: int) -> bool:
+def is_never_given(tokenizer: PreTrainedTokenizerBase, token: str, number: int) -> bool:
+    """Say whether a token is a special one that neither the tokenizer nor its chat template adds to a text."""
     added = tokenizer.added_tokens_decoder.get(number)
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
     return added is not None and added.special and token not in named and token not in str(tokenizer.chat_template)

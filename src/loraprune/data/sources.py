@@ -281,18 +281,6 @@ def columns_of(name: str, columns: Columns = OWN_NAMES) -> tuple[str, ...]:
         return open_source(name, columns).read("train").tables[0].columns
 
 
-def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
-    """Check that no data is used for both training and evaluation; a source's own splits are separate."""
-    if other is data and "held_out" in data.splits:
-        return
-    shared = sorted(data.files_of("train") & other.files_of("held_out"))
-    if shared or (name == held_out and "held_out" not in data.splits):
-        raise DataError(
-            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
-            "name another text, or leave --eval out to hold a tenth out"
-        )
-
-
 @contextmanager
 def naming(option: str) -> Iterator[None]:
     """Add to an error the option that named the source."""

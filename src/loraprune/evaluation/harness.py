@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.data.files import reason
 from loraprune.errors import ConfigError, DataError, nearest
+from loraprune.runtime.hub import task_data_problem
 
 METRICS = ("acc_norm", "acc")
 """the accuracy of a task is the first of these that it has; acc_norm divides a choice's log-likelihood by its bytes"""
@@ -108,8 +109,8 @@ def _leaves(name: str, index: Mapping[str, Any]) -> Iterator[str]:
 
 def _local(task: str, entry: Any, folder: Path) -> dict[str, Any]:
     """Return the configuration of a stock task that reads a local file."""
-    if not folder.is_dir():
-        raise ConfigError(f"--task-data {folder}: no such folder")
+    if problem := task_data_problem(str(folder)):
+        raise ConfigError(f"--task-data {folder}: {problem}")
     candidates = [folder / f"{task}{suffix}" for suffix in SUFFIXES]
     candidates += [path for suffix in SUFFIXES for path in sorted(folder.glob(f"{task}-*{suffix}"))]
     file = next((path for path in candidates if path.is_file()), None)
@@ -118,11 +119,11 @@ def _local(task: str, entry: Any, folder: Path) -> dict[str, Any]:
             f"--task-data {folder}: no file for {task!r}; {task}.jsonl, .json, .csv or .parquet is needed"
         )
     stock = entry.cfg or {}
-    judged = "test" if stock.get("test_split") else "validation"
-    splits = {f"{split}_split": judged if split == judged else None for split in ("training", "validation", "test")}
+    split = "test" if stock.get("test_split") else "validation"
+    splits = {f"{each}_split": split if each == split else None for each in ("training", "validation", "test")}
     return {
         "include": str(entry.yaml_path), "task": task, "tag": None, "dataset_path": SUFFIXES[file.suffix],
-        "dataset_name": None, "fewshot_split": None, **splits, "dataset_kwargs": {"data_files": {judged: str(file.resolve())}},
+        "dataset_name": None, "fewshot_split": None, **splits, "dataset_kwargs": {"data_files": {split: str(file.resolve())}},
     }  # fmt: skip
 
 
@@ -141,12 +142,12 @@ def answer(
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        judged: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=length)
+        wrapped: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=length)
         # Not its simple_evaluate, which lists all tasks and all installed packages at every call.
         for task in tasks.loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=shots)
             task.set_fewshot_seed(seed=SEED)
-        found: Any = evaluate(lm=judged, task_dict=tasks.loaded, limit=limit, bootstrap_iters=0)
+        found: Any = evaluate(lm=wrapped, task_dict=tasks.loaded, limit=limit, bootstrap_iters=0)
     return {name: _answered(name, leaves, found["samples"]) for name, leaves in tasks.leaves.items()}
 
 

@@ -33,10 +33,10 @@ def in_units_of(task: Task, own: float | None, reference: float | None) -> Task:
     if not own or not reference:
         return task
 
-    def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
-        return converted(task.judge(model, prepared, batch), own=own, reference=reference)
+    def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+        return converted(task.evaluate(model, prepared, batch), own=own, reference=reference)
 
-    return replace(task, judge=judge)
+    return replace(task, evaluate=evaluate)
 
 
 def converted(found: Measured, *, own: float, reference: float) -> Measured:

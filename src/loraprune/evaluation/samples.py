@@ -54,9 +54,9 @@ class Showcase:
             self.prompts = [processor(text, add_special_tokens=False)["input_ids"] for text in texts]
             self.tokenizer = processor
 
-    def judge(self, name: str, model: PreTrainedModel) -> None:
+    def evaluate(self, name: str, model: PreTrainedModel) -> None:
         """Evaluate a model on the held-out rows."""
-        self.measured[name] = self._task.judge(model, self._data, self._batch)
+        self.measured[name] = self._task.evaluate(model, self._data, self._batch)
 
     def write(self, name: str, model: PreTrainedModel) -> None:
         """Complete the prompts with a model, if it can generate."""

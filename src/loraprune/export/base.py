@@ -5,8 +5,8 @@ Knows nothing about any format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,8 +18,9 @@ from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, nearest
 from loraprune.evaluation.tasks import find_task
 from loraprune.models.folder import TOKENIZER_CONFIG
-from loraprune.models.loading import load_tokenizer, quiet
+from loraprune.models.opening import load_tokenizer, quiet
 from loraprune.registry import Registry
+from loraprune.runtime.hub import at_home, parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class Source:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Return whether there is a tokenizer beside the weights; for a hub id, on the hub."""
-        return not self.folder.is_dir() or (self.folder / TOKENIZER_CONFIG).is_file()
+        """Return whether there is a tokenizer beside the weights or a merged adapter; for a hub id, on the hub."""
+        places = [self.folder, *(Path(at_home(adapter)) for adapter in parts(self.name)[1:] if adapter)]
+        return not self.folder.is_dir() or any((place / TOKENIZER_CONFIG).is_file() for place in places)
 
 
 Writer: TypeAlias = Callable[[Source, Path], dict[str, Any]]
@@ -66,8 +68,6 @@ class Format:
     """values of `--quantization`; the first is the default"""
     any_task: bool = False
     """whether models for every task can be written"""
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """well-known values of `--quantization` that only another tool can write -> the remedy"""
 
 
 formats: Registry[Format] = Registry("format", ConfigError)
@@ -93,12 +93,9 @@ def choose_quantization(name: str, entry: Format, options: ExportConfig) -> str:
         return entry.quantizations[0] if entry.quantizations else "as it is"
     if asked in entry.quantizations:
         return asked
-    if asked.lower() in entry.elsewhere:
-        raise ConfigError(f"--quantization {asked}: {entry.elsewhere[asked.lower()]}")
-    if not entry.quantizations:
-        raise ConfigError(f"--quantization {asked}: {name} keeps the precision of the folder; leave it out")
     raise ConfigError(
-        f"--quantization {asked}{nearest(asked, entry.quantizations)}: {name} writes {', '.join(entry.quantizations)}"
+        f"--quantization {asked}{nearest(asked, entry.quantizations)}: {name} writes "
+        f"{', '.join(entry.quantizations) or 'one precision only; leave it out'}"
     )
 
 

@@ -19,9 +19,9 @@ from torch.export import Dim, ExportedProgram
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
-from loraprune.models.loading import quiet
+from loraprune.evaluation.tasks import probe_of
 from loraprune.models.modes import dropout_off
-from loraprune.pruning.verify import probe_of
+from loraprune.models.opening import quiet
 
 BATCH, PAST, NEW = 2, 3, 4
 """sizes that are traced: all above 1, which torch.export would take for a constant"""

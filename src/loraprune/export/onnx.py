@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
+from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import UnsupportedModelError
-from loraprune.evaluation.tasks import find_task
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import find_task, probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import cache_shapes, quiet_tracing, trace_logits, trace_pair, trace_step
 from loraprune.export.onnx_int8 import INT8, check_int8, make_int8
 from loraprune.export.onnx_session import PAIR, PairSession, Session
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 
 NAME = "model.onnx"
 STEPS = 4
@@ -171,5 +173,11 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 formats.add(
     "onnx",
-    Format(write, check_int8, needs=("onnx", "onnxscript", "onnxruntime"), quantizations=("f32", INT8), any_task=True),
+    Format(
+        write,
+        check_int8,
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        quantizations=QUANTIZATIONS["onnx"],
+        any_task=True,
+    ),
 )

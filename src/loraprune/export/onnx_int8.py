@@ -18,12 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.export import ExportConfig
 from loraprune.errors import ConfigError, NumericsError
-from loraprune.evaluation.tasks import Request, find_task
+from loraprune.evaluation.precision import difference
+from loraprune.evaluation.tasks import Request, find_task, probe_of
 from loraprune.evaluation.timing import time_in_turns
 from loraprune.export.base import Source
 from loraprune.export.graphs import quiet_tracing
 from loraprune.export.onnx_session import Session
-from loraprune.pruning.verify import difference, probe_of
 
 INT8 = "int8"
 REPEATS = 10
@@ -122,7 +122,7 @@ def measure(source: Source, sessions: dict[str, Session]) -> dict[str, Any]:
     )
     prepared = task.prepare(request)
     found = {
-        name: task.judge(GraphModel(source.config, session), prepared, BATCH) for name, session in sessions.items()
+        name: task.evaluate(GraphModel(source.config, session), prepared, BATCH) for name, session in sessions.items()
     }
     metric = found[INT8].metric
     return {"data": options.data, "metric": metric, metric: {name: one.value for name, one in found.items()}}

@@ -15,16 +15,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.export import ExportConfig
 from loraprune.errors import CheckpointError, PlanError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, tokenizer_of
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group
 from loraprune.models.auto_classes import find_head
-from loraprune.models.empty import empty_model, fill_shell_, save_tensors
-from loraprune.models.loading import load_model, resolve
+from loraprune.models.empty import empty_model, fill_empty_, save_tensors
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
 from loraprune.models.saving import cast_weights_, config_sizes, stock_config
 from loraprune.plan import Plan
-from loraprune.pruning.verify import FLOOR, check_difference, difference, fill_dense_, logits_of, probe_of
+from loraprune.pruning.verify import FLOOR, check_difference, fill_dense_
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -64,14 +67,14 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     head = find_head(model.config)
     if any(group.kind == "expert" and len(plan.kept[group.name]) < group.units for group in groups):
         raise PlanError("padding cannot silence an expert: a router would still choose it; use the folder as it is")
-    shell = empty_model(config, head=head)
-    fill_shell_(shell, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in shell.state_dict().items()})
-    fill_dense_(shell, model.state_dict(), groups, plan)
-    cast_weights_(shell, dtype)
+    empty = empty_model(config, head=head)
+    fill_empty_(empty, {name: torch.zeros(one.shape, dtype=model.dtype) for name, one in empty.state_dict().items()})
+    fill_dense_(empty, model.state_dict(), groups, plan)
+    cast_weights_(empty, dtype)
     save_tensors(
-        config, shell.state_dict(), folder, dtype=dtype, generation=getattr(model, "generation_config", None), head=head
+        config, empty.state_dict(), folder, dtype=dtype, generation=getattr(model, "generation_config", None), head=head
     )
-    del shell
+    del empty
     probe = probe_of(model)
     reloaded = load_model(str(folder), device=model.device, dtype=model.dtype)
     found = difference(logits_of(model, probe), logits_of(reloaded, probe))

@@ -18,7 +18,8 @@ from loraprune.errors import Findings
 from loraprune.export import formats
 from loraprune.export.base import Format, Source, check_installed, choose_quantization
 from loraprune.export.card import write_card
-from loraprune.models.loading import load_model, resolve
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.runtime.workspace import new_folder
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from loraprune.config.export import ExportConfig
+from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.families import find_groups
 from loraprune.families.base import head_size
@@ -26,8 +28,9 @@ from loraprune.models.empty import save_tensors
 from loraprune.models.folder import CONFIG, TOKENIZER_CONFIG
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.models.layerwise.register import stock_of
-from loraprune.models.loading import load_model, resolve
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.models.loading import load_model
+from loraprune.models.opening import resolve
+from loraprune.pruning.verify import check_difference
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 SIZES = (1, 2, 4, 8, 16)
@@ -140,4 +143,4 @@ def check(config: PreTrainedConfig, options: ExportConfig) -> None:
         )
 
 
-formats.add("safetensors", Format(write, check, quantizations=tuple(DTYPES)))
+formats.add("safetensors", Format(write, check, quantizations=QUANTIZATIONS["safetensors"]))

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import quiet_tracing, trace_logits
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
+from loraprune.pruning.verify import check_difference
 
 NAME = "model.pt2"
 

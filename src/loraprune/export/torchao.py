@@ -5,22 +5,26 @@ Source: torchao 0.18 and `TorchAoConfig` of transformers. Weights of linear laye
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import PreTrainedModel, TorchAoConfig
 
+from loraprune.config.export import QUANTIZATIONS
 from loraprune.errors import NumericsError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, save_companions
 from loraprune.export.graphs import quiet_tracing
 from loraprune.models.auto_classes import auto_class, find_head
-from loraprune.pruning.verify import check_difference, difference, logits_of, probe_of
-
-ON_A_GPU = (
-    "torchao packs 4-bit weights with kernels of a GPU, so that nothing written here could be checked; on one, load the folder with "
-    "TorchAoConfig(Int4WeightOnlyConfig()). For 4 bits on a CPU use --format gguf --quantization q4_0"
-)
+from loraprune.models.saving import cast_weights_
+from loraprune.pruning.verify import check_difference
+from loraprune.runtime.hub import is_gguf, parts
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -29,9 +33,8 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 
     probe = probe_of(source.model)
     exact = logits_of(source.model, probe)
-    quantized = _load(
-        source, str(source.folder), dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
-    )
+    with stored(source) as place:
+        quantized = _load(source, place, dtype=source.dtype, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
     rounded = logits_of(quantized, probe)
     save_companions(source, folder)
     with quiet_tracing():
@@ -54,6 +57,19 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def stored(source: Source) -> Iterator[str]:
+    """Give a folder or hub id whose weights are the source's: where an adapter was merged or a GGUF file read, a temporary folder."""
+    if not (parts(source.name)[1] or is_gguf(source.name)):
+        yield str(source.folder)
+        return
+    with TemporaryDirectory() as room, quiet_tracing():
+        rounded = copy.deepcopy(source.model)
+        cast_weights_(rounded, source.dtype)
+        rounded.save_pretrained(room)
+        yield room
+
+
 def _load(source: Source, name: str, **options: Any) -> PreTrainedModel:
     with quiet_tracing():
         loaded: PreTrainedModel = auto_class(find_head(source.config)).from_pretrained(
@@ -62,4 +78,4 @@ def _load(source: Source, name: str, **options: Any) -> PreTrainedModel:
     return loaded
 
 
-formats.add("torchao", Format(write, needs=("torchao",), quantizations=("int8",), elsewhere={"int4": ON_A_GPU}))
+formats.add("torchao", Format(write, needs=("torchao",), quantizations=QUANTIZATIONS["torchao"]))

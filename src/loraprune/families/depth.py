@@ -54,7 +54,7 @@ def new_places(counts: Mapping[str, int]) -> dict[str, str]:
     return dict(zip((layer for layer in layers if layer not in gone), layers, strict=False))
 
 
-def numbered_anew(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> dict[str, Value]:
+def renumbered(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> dict[str, Value]:
     """Return tensors, by name, as the model without its empty layers has them."""
     gone = gone_layers(counts)
     return _renamed(
@@ -63,7 +63,7 @@ def numbered_anew(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> di
 
 
 def numbered_as_before(tensors: Mapping[str, Value], counts: Mapping[str, int]) -> dict[str, Value]:
-    """Return the inverse of `numbered_anew`: tensors by their names in the model with all layers; those gone are missing."""
+    """Return the inverse of `renumbered`: tensors by their names in the model with all layers; those gone are missing."""
     return _renamed(tensors, {new: old for old, new in new_places(counts).items()})
 
 

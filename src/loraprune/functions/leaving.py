@@ -10,7 +10,7 @@ from loraprune.export.run import export as export_by_options
 from loraprune.functions.arguments import make_options, spoken_in_python, takes
 from loraprune.functions.objects import Data, Model, Processing, objects
 from loraprune.functions.results import Exported
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 
 
 @takes(ExportConfig)

@@ -21,7 +21,7 @@ from loraprune.errors import CheckpointError, ConfigError
 from loraprune.evaluation.tasks.base import Processor
 from loraprune.functions.results import Result
 from loraprune.models.adapters import carries_adapter
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 from loraprune.runtime import launch
 from loraprune.runtime.held import Held, holding
 from loraprune.runtime.hub import at_home

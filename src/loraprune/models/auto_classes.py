@@ -93,7 +93,7 @@ def auto_class(head: str) -> Any:
     return getattr(transformers, head)
 
 
-def start_anew(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
+def reinitialize_heads(model: PreTrainedModel, new: Callable[[str], bool], fresh: tuple[str, ...]) -> tuple[str, ...]:
     """Initialise a head again whose shapes fit but which was trained for other classes; return all initialised modules.
 
     What pools a backbone's outputs belongs to the backbone and stays. `new` and `fresh` are as `loading.load_with_head` has them.

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from loraprune.errors import CheckpointError, LoraPruneError
 from loraprune.models.auto_classes import auto_class, find_head, forget_code_
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 
 MAX_SHARD_SIZE = "5GB"
 """most that a file of weights holds"""
@@ -39,23 +39,23 @@ def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrai
     return model
 
 
-def fill_shell_(shell: PreTrainedModel, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
+def fill_empty_(empty: PreTrainedModel, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
     """Give an empty model its tensors unchanged; a shared tensor may be named once or as often as it is used.
 
     Raises:
         CheckpointError: if names or shapes differ from the model's.
     """
     try:
-        missing, unexpected = shell.load_state_dict(dict(tensors), strict=False, assign=True)
+        missing, unexpected = empty.load_state_dict(dict(tensors), strict=False, assign=True)
     except RuntimeError as error:  # its first line is a heading
         raise CheckpointError(
-            f"{shell.config.model_type!r} has other shapes than the tensors: {str(error).splitlines()[-1].strip()}"
+            f"{empty.config.model_type!r} has other shapes than the tensors: {str(error).splitlines()[-1].strip()}"
         ) from None
     if missing or unexpected:
         raise CheckpointError(
-            f"{shell.config.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}"
+            f"{empty.config.model_type!r} has other tensors than the model: {(missing + unexpected)[:3]}"
         )
-    shell.tie_weights()
+    empty.tie_weights()
 
 
 def save_tensors(
@@ -73,11 +73,11 @@ def save_tensors(
     Tensors of another dtype are copied, all at once.
     """
     config.dtype = dtype
-    shell = empty_model(config, head=head)
-    if type(shell).__module__.partition(".")[0] == "transformers":
-        forget_code_(shell.config)
-    fill_shell_(shell, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    empty = empty_model(config, head=head)
+    if type(empty).__module__.partition(".")[0] == "transformers":
+        forget_code_(empty.config)
+    fill_empty_(empty, {name: tensor.to(dtype) for name, tensor in tensors.items()})
     if generation is not None:
-        shell.generation_config = generation
+        empty.generation_config = generation
     with quiet():
-        shell.save_pretrained(folder, max_shard_size=max_shard_size)
+        empty.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,6 +26,8 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 TOKENIZERS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "source.", "target.")
 TOKENIZER_SUFFIXES = (".model", ".spm", ".tiktoken", ".bpe")
 """what the names of a tokenizer's files begin or end with"""
+HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+"""task_type of adapters whose model has its own head"""
 LARGEST_JSON = 1 << 24
 """bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
 LAYERS = 10_000
@@ -43,7 +46,7 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
             base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
             raise CheckpointError(
-                f"it holds only an adapter; give --model {base}+{folder}, and it is merged into its base model first"
+                f"it holds only an adapter; give --model {shlex.quote(f'{base}+{folder}')}, and it is merged into its base model first"
             )
         if not (folder / CONFIG).is_file():
             raise CheckpointError("no config.json in the folder; save the model with save_pretrained")
@@ -56,8 +59,10 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
                     _inside(TOKENIZER_CONFIG, value)
 
 
-def check_adapter(folder: Path) -> None:
-    """Check that a folder holds an adapter that can be merged, with whole weights.
+def check_adapter(folder: Path, base: Path) -> None:
+    """Check that a folder holds an adapter with complete weights that can be merged into the model in `base`.
+
+    A base that is not a folder is not checked.
 
     Raises:
         CheckpointError: for any other folder.
@@ -65,7 +70,8 @@ def check_adapter(folder: Path) -> None:
     with _named("--model: the adapter in", folder):
         if not (folder / ADAPTER).is_file():
             raise CheckpointError(f"no {ADAPTER} in the folder; name one that PEFT's save_pretrained wrote")
-        kind = read_json(folder / ADAPTER).get("peft_type")
+        values = read_json(folder / ADAPTER)
+        kind = values.get("peft_type")
         if kind != "LORA":
             raise CheckpointError(
                 f"its peft_type is {kind!r}; only LORA is merged; merge it by PEFT and save the model"
@@ -73,6 +79,22 @@ def check_adapter(folder: Path) -> None:
         if not (folder / ADAPTER_WEIGHTS).is_file():
             raise CheckpointError(f"no {ADAPTER_WEIGHTS} in the folder; only safetensors are loaded: save it again")
         _numbers(folder / ADAPTER_WEIGHTS)
+        new = _new_parameters(folder, base) if values.get("task_type") in HEADED else []
+        if new:
+            raise CheckpointError(
+                f"it brings a head that {base} lacks ({new[0]}), without the names of its classes and perhaps without all of its "
+                "layers; merge it by PEFT's merge_and_unload, save the model, and name that folder"
+            )
+
+
+def _new_parameters(folder: Path, base: Path) -> list[str]:
+    """Return the parameters that an adapter brings whole and its base lacks; none where the base cannot be looked into."""
+    try:
+        stored = {name for file in weight_files(base) for name in _shapes(file)}
+    except CheckpointError:  # no folder, or one that other checks refuse
+        return []
+    names = _shapes(folder / ADAPTER_WEIGHTS)
+    return sorted({name.removeprefix("base_model.model.") for name in names if ".lora_" not in name} - stored)
 
 
 def check_tokenizer(folder: Path, *, option: str) -> None:
@@ -172,12 +194,16 @@ def _inside(source: str, name: str | None) -> str:
 
 
 def _numbers(file: Path) -> int:
+    return sum(math.prod(shape) for shape in _shapes(file).values())
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Return the name and the shape of every tensor in a file."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118  it is no mapping
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file.name} is torn or malformed ({error}); download it again") from None
-    return sum(math.prod(shape) for shape in shapes)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from loraprune.runtime.hub import lies_here
+from loraprune.runtime.hub import is_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,7 +28,7 @@ def published() -> dict[str, dict[str, Any]]:
 
 def is_published(name: str) -> bool:
     """Return whether a name is that of a well-known model, and of no folder."""
-    return not lies_here(name) and name.lower() in published()
+    return not is_local(name) and name.lower() in published()
 
 
 def published_config(name: str) -> PreTrainedConfig | None:

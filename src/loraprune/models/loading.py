@@ -1,4 +1,4 @@
-"""Load models and tokenizers from folders and the hub, with one clear sentence for everything that can be wrong.
+"""Load weights with the right head, whole and finite, and refuse a checkpoint of another model.
 
 Knows nothing about pruning.
 """
@@ -8,134 +8,43 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from importlib.resources import files
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
-from transformers import logging as transformers_logging
 
 from loraprune.errors import CheckpointError, ConfigError, NumericsError
-from loraprune.models.adapters.merged import merge_adapter
-from loraprune.models.auto_classes import auto_class, find_head, forget_code_, start_anew
+from loraprune.models.adapters.merging import merge_adapter
+from loraprune.models.auto_classes import auto_class, find_head, reinitialize_heads
 from loraprune.models.compat import as_numbers
 from loraprune.models.embeddings import is_untied, untie_config_
-from loraprune.models.folder import TOKENIZER_CONFIG, check_adapter, check_folder, check_tokenizer, check_weights
-from loraprune.models.layerwise.register import register_type
-from loraprune.models.library_errors import clear_errors
+from loraprune.models.folder import check_weights
+from loraprune.models.opening import HUB_OPTIONS, clear_errors, load_config, opened, quiet, read_config
 from loraprune.models.quantised import Quantisation, forget_quantiser, loading_options, prepare_, stored_parameters
-from loraprune.models.unread import check_unread
-from loraprune.runtime.held import held
-from loraprune.runtime.hub import DEMO, at_home, is_gguf, model_problem, parts
+from loraprune.runtime.hub import at_home, parts
 
-HUB_SECONDS = 10
-"""how long the hub may take to answer"""
-HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-"""options of transformers that decide which file is read from the hub"""
-PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
-"""switches of a configuration that decide what forward returns"""
+ADAPTERS = re.compile(r"\blora_|\bmodules_to_save\b|\bbase_layer\b|\boriginal_module\b|\blora_magnitude_vector\b")
+SCALES = re.compile(
+    r"(scale_inv|weight_scale(_\d)?|input_scale|activation_scale|qweight|qzeros|g_idx|absmax|quant_map|SCB)$"
+)
+"""names of tensors that quantisers store beside weights, or instead of them"""
+FOLLOWS = frozenset({
+    "pooler", "rotary_emb", "inv_freq", "position_ids", "token_type_ids", "masked_bias", "mask_token", "relative_position_index",
+    "relative_coords_table", "attn_mask", "num_batches_tracked",
+})  # fmt: skip
+"""parts of the names of other heads' tensors, and of tensors that follow from the configuration"""
 DESCRIBED_AT_MOST = 4
 """a configuration that describes so many times what is stored is another model's; less, and the tensor that is missing is named"""
 
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing load reports and bars: what they report is checked and raised here."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    if level == logging.ERROR and not bars:  # inside another; setting a level empties the caches of all loggers
-        yield
-        return
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def resolve(model: str) -> str:
-    """Return where a model is: a folder, a hub id or a GGUF file.
-
-    Of BASE+ADAPTER that is the base, of `demo` the folder of the embedded model, and of a model in memory the folder that holds it.
-
-    Raises:
-        CheckpointError: for a folder that is missing, or not fit to be opened.
-    """
-    if model in held().models:
-        return held().models[model]
-    model = at_home(model)
-    if problem := model_problem(model):
-        raise CheckpointError(f"--model {model}: {problem}")
-    base, adapter = parts(model)
-    if adapter:
-        check_adapter(Path(adapter))
-    if base == DEMO:
-        return str(files("loraprune.models") / "demo")
-    if os.path.isdir(base):
-        check_folder(Path(base))
-    return base
-
-
-def _opened(model: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the options by which transformers opens a model: a GGUF file is named beside its folder."""
-    place = resolve(model)
-    if not is_gguf(place):
-        return place, {}
-    folder, name = os.path.split(place)
-    return folder or os.curdir, {"gguf_file": name}
-
-
-def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Read a model's configuration."""
-    with quiet(), clear_errors(model):
-        config = _config(model, trust_remote_code=trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ConfigError(
-            f"--model {model}: its weights are quantised already, and would be rounded a second time; name the 16- or 32-bit checkpoint, "
-            "and give --quantize to hold it in 8 or 4 bits"
-        )
-    return config
-
-
-def _config(model: str, **options: Any) -> PreTrainedConfig:
-    folder, file = _opened(model)
-    if (
-        not os.path.isdir(folder)
-        and not constants.HF_HUB_OFFLINE
-        and try_to_load_from_cache(folder, "config.json") is None
-    ):
-        HfApi().model_info(
-            folder, timeout=HUB_SECONDS
-        )  # says at once what transformers says after a minute of attempts
-    _register(folder, **file, **{name: options[name] for name in HUB_OPTIONS if name in options})
-    config = AutoConfig.from_pretrained(folder, **file, **options)
-    assert isinstance(config, PreTrainedConfig)
-    if not options.get("trust_remote_code"):
-        forget_code_(config)
-    plain_outputs_(config)
-    return config
-
-
-def plain_outputs_(config: PreTrainedConfig) -> None:
-    """Make a model return only its logits; attentions, hidden states and tuples are returned only on request."""
-    for part in (config, config.get_text_config()):
-        for name, plain in PLAIN.items():
-            if getattr(part, name, plain) != plain:
-                setattr(part, name, plain)
+logger = logging.getLogger(__name__)
 
 
 def from_pretrained(model: str | Path, **options: Any) -> PreTrainedModel:
@@ -161,16 +70,16 @@ def _load(
     """Load a model with a head; return it and the paths of the modules that `new` allows the checkpoint to lack."""
     with quiet(), clear_errors(model):
         chosen = {name: options[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in options}
-        config = options.get("config") or _config(model, **chosen)
-        kind, (folder, file) = auto_class(head or find_head(config)), _opened(model)
+        config = options.get("config") or read_config(model, **chosen)
+        kind, (folder, file) = auto_class(head or find_head(config)), opened(model)
         if os.path.isdir(folder) and not file:
             _check_size(folder, kind, config, trust_remote_code=bool(options.get("trust_remote_code")))
         # Pickles are never read; the last two are there to name the tensor in our own words.
         strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if quantising:
             with torch.device("meta"):
-                shell = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
-            strict |= quantising(shell)
+                empty = kind.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
+            strict |= quantising(empty)
         if file:
             strict |= as_numbers()
         loaded_and_info: Any = kind.from_pretrained(folder, **(options | strict | file))
@@ -217,12 +126,6 @@ def _check_size(folder: str, kind: Any, config: PreTrainedConfig, *, trust_remot
         raise CheckpointError(
             f"--model {folder}: config.json describes {described:,} parameters, the weights have {stored:,}: it is another model's"
         )
-
-
-def _register(folder: str, **hub_options: Any) -> None:
-    """Register a layer-wise model's type before transformers looks for it."""
-    values, _ = PreTrainedConfig.get_config_dict(folder, **hub_options)
-    register_type(str(values.get("model_type", "")))
 
 
 def load_model(
@@ -275,11 +178,11 @@ def load_with_head(
         torch.manual_seed(seed)
         loaded, fresh = _load(model, head, new, options, quantising)
         if new and config.id2label != named:
-            fresh = start_anew(loaded, new, fresh)
+            fresh = reinitialize_heads(loaded, new, fresh)
     if quantisation:
         del loaded.config.quantization_config  # what is saved later has no quantised weights
         prepare_(loaded)
-        _let_go_of_files(loaded)
+        _release_files_(loaded)
     for name, tensor in stored_parameters(loaded):
         if not torch.isfinite(tensor).all():
             raise NumericsError(
@@ -290,35 +193,51 @@ def load_with_head(
     return result, fresh
 
 
-def _let_go_of_files(model: nn.Module) -> None:
+def _release_files_(model: nn.Module) -> None:
     """Copy the tensors that were not quantised: on a CPU they may be views of the whole file, which would stay in memory."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor:
             tensor.data = tensor.data.clone()
 
 
-def resolve_processor(model: str) -> str:
-    """Return the folder or hub id of a model's tokenizer or image processor."""
-    return held().processors.get(model) or resolve(model)
+def check_unread(source: str, model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Refuse a checkpoint with tensors that a `model` loaded from it lacks and needs; warn of the others, such as another head's.
+
+    Raises:
+        ConfigError: for an adapter that was not merged, and for quantised weights.
+        CheckpointError: for tensors of the backbone, such as more layers than the configuration says.
+    """
+    if adapter := next(filter(ADAPTERS.search, names), None):
+        raise ConfigError(
+            f"--model {source}: it holds an adapter that is not merged ({adapter}); merge it by PEFT's merge_and_unload and save that"
+        )
+    if scale := next(filter(SCALES.search, names), None):
+        raise ConfigError(
+            f"--model {source}: its weights are quantised ({scale}) and config.json does not say how; name the 16- or 32-bit checkpoint"
+        )
+    inside = [name for name in names if _is_inside(model, name)]
+    if inside:
+        raise CheckpointError(
+            f"--model {source}: the checkpoint holds {min(inside)}, which a model of this config.json does not have "
+            f"({len(inside)} such tensors): config.json belongs to another model"
+        )
+    if names:
+        _warn(source, type(model).__name__, tuple(sorted(names)))
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, with a padding token (the end-of-text token where it has none)."""
-    (folder, file), adapter = _opened(model), parts(at_home(model))[1]
-    # An adapter's own tokenizer has the chat template that it was tuned with.
-    place = adapter if adapter and (Path(adapter) / TOKENIZER_CONFIG).is_file() else resolve_processor(model)
-    place, file = (folder, file) if file else (place, {})
-    if not file:
-        check_tokenizer(Path(place), option=f"--model {model}")
-    with quiet(), clear_errors(model, "its tokenizer"):
-        if place in (folder, adapter):
-            _register(folder, **file)
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **file)
-        forget_code_(tokenizer)
-        tokenizer("a")  # some of its settings are looked at only now
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(f"--model {model}: its tokenizer has neither a padding nor an end token; set one and save it")
-    result: PreTrainedTokenizerBase = tokenizer
-    return result
+def _is_inside(model: PreTrainedModel, name: str) -> bool:
+    """Return whether a tensor belongs to the layers below the head, named with or without the backbone's prefix."""
+    first, *others = name.split(".")
+    if not FOLLOWS.isdisjoint(others):
+        return False
+    layers = model.base_model
+    return (layers is not model and first == model.base_model_prefix) or first in dict(layers.named_children())
+
+
+@cache
+def _warn(source: str, kind: str, names: tuple[str, ...]) -> None:
+    """Warn once of tensors that are left out."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    logger.warning(
+        "%s: %s does not use these tensors, which are left out: %s%s", source, kind, ", ".join(names[:3]), more
+    )

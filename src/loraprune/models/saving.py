@@ -16,14 +16,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.families.base import families, find_groups, head_size
-from loraprune.families.depth import gone_layers, numbered_anew, shallower
+from loraprune.families.depth import gone_layers, renumbered, shallower
 from loraprune.groups import Group, Kind, layer_of
 from loraprune.models.auto_classes import find_head
 from loraprune.models.embeddings import config_as_tied
 from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.register import stock_of
 from loraprune.models.layerwise.save import layerwise_for
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
@@ -161,7 +161,7 @@ def save_model(
     config, tensors = config_as_tied(config, model), model.state_dict()
     own = stock_for(config, groups, counts)
     if own is not None:
-        tensors = numbered_anew(tensors, counts)
+        tensors = renumbered(tensors, counts)
     save_tensors(
         own or layerwise_for(model, config, counts), tensors, folder, dtype=dtype or model.dtype,
         generation=getattr(model, "generation_config", None), head=find_head(model.config), max_shard_size=max_shard_size,

@@ -13,7 +13,7 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
-from loraprune.models.loading import load_config
+from loraprune.models.opening import load_config
 from loraprune.models.vocabulary import planned
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target

@@ -16,26 +16,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprune.config.pruning import TARGETS, LoRAPruneConfig
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.groups import Group, Span
-from loraprune.models.adapters import base_layer, config_of, find_module, linear_paths, projection, trained_factors
+from loraprune.groups import Group
+from loraprune.models.adapters import config_of, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
-from loraprune.pruning.allocation import ALLOCATIONS, Scores, reach, towards
+from loraprune.pruning.allocation import ALLOCATIONS, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
-from loraprune.pruning.recovery.end_to_end import Outputs, batches
+from loraprune.pruning.recovery.end_to_end import Outputs, default_steps
 from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
-from loraprune.pruning.removed import Removed, Units
+from loraprune.pruning.removed import Removed, units_removed
 from loraprune.pruning.split import Trial, measured_counts
-from loraprune.pruning.surgery import renew_trained_, slice_
-from loraprune.pruning.target import Target, decide_recovery, find_target, tell_kinds
+from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
+from loraprune.pruning.target import Target, decide_recovery, find_target, report_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
-from loraprune.runtime.processes import are_joined, from_first, take_from_first_, together
+from loraprune.runtime.processes import are_joined, from_first, together
 from loraprune.runtime.sharding import is_sharded
 from loraprune.scoring import make_scorer
 from loraprune.scoring.average import RunningScores, read_scores
@@ -61,7 +61,7 @@ class Pruner:
         self.recovery_is_wanted = config.compensate is not None or config.local > 0
         """whether --compensate or --local was given, so that it is an error if the model does not support it"""
         self.config = config = decide_recovery(self.groups, config)
-        tell_kinds(config_of(model), find_groups(config_of(model)), config)
+        report_kinds(config_of(model), find_groups(config_of(model)), config)
         for path in linear_paths(self.groups):
             projection(model, path)
         if config.local:
@@ -130,7 +130,7 @@ class Pruner:
         for name, units in self.plan.kept.items():
             wanted = min(counts[name], len(units))
             if 0 < wanted < len(units):
-                self._check_scores(name, units)
+                self.scores.check(name, units)
             kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
         self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
@@ -162,12 +162,9 @@ class Pruner:
         allocation = ALLOCATIONS[self.config.chosen_allocation]
         final = self.target.counts
         if allocation.scored and not self.config.has_dimensions:
-            final = reach(self.space, allocation, self.target.ratio, self._present_scores())
+            present = {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
+            final = reach(self.space, allocation, self.target.ratio, present)
         return towards(self.space, final, progress)
-
-    def _present_scores(self) -> Scores:
-        """Return the running scores of the remaining units."""
-        return {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
 
     def apply(
         self,
@@ -199,7 +196,8 @@ class Pruner:
             with together(), at_once():
                 kept = plan.kept if self.masks else Plan.full(self.present).kept
                 recover_(self.model, self.present, kept, rows, steps, recovery)
-            self._share_changed()
+            if are_joined():
+                share_(self.model, self._changed_layers().values())
             self.recoveries.append(recovery)
         self.plan = plan
 
@@ -217,7 +215,7 @@ class Pruner:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        learning = batches(outputs) if self.config.end_to_end is None else self.config.end_to_end
+        learning = default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
         return recovery, Steps(
             refits, trace, outputs, self.config.local, learning, changed, scales, self.config.seed, self.folder
         )
@@ -235,16 +233,6 @@ class Pruner:
             logger.info("no least-squares reconstruction and no training of blocks: %s", error)
             self.config = replace(self.config, compensate=False, local=0)
             return {}, None
-
-    @torch.no_grad()
-    def _share_changed(self) -> None:
-        """Give every process the weights that the first one reconstructed."""
-        if are_joined():
-            for layer in self._changed_layers().values():
-                held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
-                take_from_first_(held.values())
-                restore_(layer, held)
-            take_from_first_(factor.data for factor in trained_factors(self.model))
 
     def finish(self) -> None:
         """Remove hooks and masks; a masked model is cut now, so that both ways end with the same model.
@@ -288,12 +276,7 @@ class Pruner:
             self.scorer.close()
 
     def _changed_layers(self) -> dict[str, nn.Module]:
-        """Return the layers whose weights do not follow from cutting: rescaled norms, and reconstructed projections."""
-        spans = (span for group in self.groups for span in group.spans if self._is_changed(span))
-        return {span.module: base_layer(find_module(self.model, span.module)) for span in spans}
-
-    def _is_changed(self, span: Span) -> bool:
-        return span.side == "norm" or span.side in self.config.changed
+        return changed_layers(self.model, self.groups, self.config.changed)
 
     def release(self) -> None:
         """Drop the reference to the model, so that its memory can be freed; scores and plan stay."""
@@ -305,17 +288,8 @@ class Pruner:
 
     def removed(self) -> Removed:
         """Return the report's entry about the removal."""
-        budget, config = self.space.budget, self.config
-        return Removed(
-            ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=self.ratio(), prunable_dense=budget.prunable,
-            prunable_pruned=budget.kept(self.counts()),
-            target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
-            units={group.name: self._units(group) for group in self.groups},
-            recovery=[recovery.to_json() for recovery in self.recoveries],
-        )  # fmt: skip
-
-    def _units(self, group: Group) -> Units:
-        return {"kind": group.kind, "dense": self.plan.units[group.name], "kept": len(self.plan.kept[group.name])}
+        recovery = [each.to_json() for each in self.recoveries]
+        return units_removed(self.config, self.space.budget, self.groups, self.plan, recovery)
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the last score of every unit of the dense model."""
@@ -324,11 +298,3 @@ class Pruner:
     def noted_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return step/group -> the scores that `note` kept."""
         return self.history
-
-    def _check_scores(self, name: str, units: tuple[int, ...]) -> None:
-        values = self.scores.values[name][torch.tensor(units)]
-        if not self.scores.updates or values.min() == values.max():
-            raise NumericsError(
-                f"all units of {name!r} score {float(values[0])}: they cannot be ranked, so none is removed; "
-                "train at least one step first and check that gradients reach the adapters"
-            )

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
+from loraprune.config.pruning import TARGETS, LoRAPruneConfig
+from loraprune.groups import Group
+from loraprune.plan import Budget, Plan
+
 
 class Units(TypedDict):
     """The units of one group."""
@@ -42,3 +46,22 @@ class Removed:
     recovery: Sequence[Mapping[str, Any]] = ()
     """loss before and after every removal, and what recovery gained"""
     sparsity: Zeros | None = None
+
+
+def units_removed(
+    config: LoRAPruneConfig,
+    budget: Budget,
+    groups: Sequence[Group],
+    plan: Plan,
+    recovery: Sequence[Mapping[str, Any]],
+) -> Removed:
+    """Return what the report says about units that were removed by a plan, and what `recovery` says of every removal."""
+    counts = {name: len(kept) for name, kept in plan.kept.items()}
+    return Removed(
+        ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=budget.ratio(counts), prunable_dense=budget.prunable,
+        prunable_pruned=budget.kept(counts), target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
+        units={
+            group.name: {"kind": group.kind, "dense": plan.units[group.name], "kept": counts[group.name]} for group in groups
+        },
+        recovery=recovery,
+    )  # fmt: skip

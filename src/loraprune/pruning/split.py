@@ -73,7 +73,7 @@ def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -
     errors = trial.errors(tried)
     best = from_first(min(range(len(tried)), key=lambda place: errors[place]))
     logger.info(
-        "split: %s, the least change of the outputs among %d (%.3f; of equal ratios %.3f)",
+        "split: %s; of %d splits it changes the outputs least (by %.3f; equal ratios: %.3f)",
         ", ".join(f"{kind} {tried[best][members[0].name]} of {members[0].units}" for kind, members in space.by_kind().items()),
         len(tried), errors[best], errors[0],
     )  # fmt: skip

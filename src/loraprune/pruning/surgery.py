@@ -6,7 +6,7 @@ Cutting equals masking, as AdamW acts on each element alone. Knows nothing about
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,19 @@ from torch import Tensor, nn
 
 from loraprune.errors import GroupMismatchError
 from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
-from loraprune.models.adapters import STACKS, Cut, base_layer, config_of, cuts, find_module, set_features
+from loraprune.models.adapters import (
+    STACKS,
+    Cut,
+    base_layer,
+    config_of,
+    cuts,
+    find_module,
+    set_features,
+    trained_factors,
+)
 from loraprune.models.layerwise.modeling_loraprune import LayerConfig
+from loraprune.models.quantised import restore_, stored_parameters
+from loraprune.runtime.processes import take_from_first_
 
 
 def slice_(
@@ -90,6 +101,22 @@ def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     for old, new in fresh.items():
         if old in optimizer.state:
             optimizer.state[new] = optimizer.state.pop(old)
+
+
+def changed_layers(model: nn.Module, groups: Sequence[Group], changed: Collection[Side]) -> dict[str, nn.Module]:
+    """Return the layers whose weights do not follow from cutting: rescaled norms, and those on the sides that recovery `changed`."""
+    spans = (span for group in groups for span in group.spans if span.side == "norm" or span.side in changed)
+    return {span.module: base_layer(find_module(model, span.module)) for span in spans}
+
+
+@torch.no_grad()
+def share_(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Give every process the weights of layers, and the factors of LoRA, of the first one."""
+    for layer in layers:
+        held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
+        take_from_first_(held.values())
+        restore_(layer, held)
+    take_from_first_(factor.data for factor in trained_factors(model))
 
 
 @torch.no_grad()

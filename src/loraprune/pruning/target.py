@@ -107,7 +107,7 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
     return tuple(group for group in groups if group.kind in chosen)
 
 
-def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
+def report_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
     """Log which kinds are not pruned although this was not requested, or need modelling code in the folder."""
     left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
     coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
@@ -141,7 +141,7 @@ def tell_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoR
 def decide_recovery(groups: Sequence[Group], config: LoRAPruneConfig) -> LoRAPruneConfig:
     """Return the options with recovery options that were not given set to what is possible.
 
-    `end_to_end` stays None where it is: the calibration rows decide how many steps a pass over them takes.
+    `end_to_end` stays None where it is: the calibration rows decide how many steps some passes over them take.
     """
     possible = not (config.sparsity or launch.is_sharded())
     channels = any(group.kind == "channel" for group in groups)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraprune.errors import Findings, NumericsError, VerificationError
-from loraprune.evaluation.tasks import Inputs, find_probe
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import Inputs
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
 from loraprune.models.adapters import base_layer, cuts, find_module, linear_paths, merging_error
-from loraprune.models.precision import WIDER, has_room_for, wider_weights
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.surgery import rescale_norm_
@@ -39,7 +38,6 @@ MIXTURES = 16
 """numbers that stand for a unit's weights"""
 ROUNDED_UNITS = 0.4
 """largest difference of the mixtures of a span's units that were quantised twice, relative to their norm; of other units it is 1.4"""
-PROBE_ROWS, PROBE_TOKENS = 2, 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,53 +59,6 @@ class Verification:
     """model type of the reloaded model"""
     failed: tuple[str, ...] = ()
     """one sentence for every check that failed"""
-
-
-@torch.inference_mode()
-def logits_of(model: nn.Module, inputs: Inputs) -> Float[Tensor, "..."]:
-    """Return a model's logits on the CPU in float32; the model ends in evaluation mode."""
-    model.eval()
-    one = next(model.parameters())
-    placed = {name: _placed(value, one) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    found: Any = model(**placed, return_dict=True)
-    spans = ("start_logits", "end_logits")  # what answers a question has two
-    logits: Tensor = torch.stack([found[name] for name in spans], -1) if spans[0] in found else found.logits
-    return logits.float().cpu()
-
-
-def _placed(value: Tensor, like: Tensor) -> Tensor:
-    """Return an input on the device of a weight, and in its precision if it holds pixels instead of tokens."""
-    return value.to(like.device, like.dtype if value.is_floating_point() and like.is_floating_point() else value.dtype)
-
-
-def rounding_noise(model: PreTrainedModel, inputs: Inputs) -> float | None:
-    """Return how far a model's own rounding moves its logits, relative to the largest: its precision against the next wider one.
-
-    bfloat16 is compared with float32, float32 with float64. No two models can be asked to agree more closely. Every weight ends as it was.
-
-    Returns:
-        The largest difference; None if memory has no room for the wider weights, or an operation no kernel for them (torch 2.13 has
-        none for grouped experts in float64).
-    """
-    if not has_room_for(model, WIDER[model.dtype]):
-        return None
-    logits = logits_of(model, inputs)
-    try:
-        with wider_weights(model):
-            return difference(logits_of(model, inputs), logits)
-    except RuntimeError as error:
-        logger.debug("rounding noise is not measured: %s", error)
-        return None
-
-
-def probe_of(model: PreTrainedModel) -> Inputs:
-    """Return the inputs on which a model and what is made of it are compared."""
-    return find_probe(model.config, PROBE_ROWS, PROBE_TOKENS)
-
-
-def difference(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:
-    """Return the largest difference of two tensors relative to the largest value of the first."""
-    return ((one - other).abs().max() / one.abs().max().clamp_min(1e-12)).item()
 
 
 def tolerance(dtype: torch.dtype, noise: float | None = None) -> float:
@@ -191,30 +142,6 @@ class Checks:
             adapted_vs_merged=self.adapted_vs_merged, rounding=self.rounding,
             noise={"dense": dense_noise, "merged": self.noise}, failed=tuple(self.findings.problems()), saved_as=saved_as,
         )  # fmt: skip
-
-    def raise_failed(self) -> None:
-        """Raise one VerificationError for all checks that failed.
-
-        Raises:
-            VerificationError: if one did.
-        """
-        if failed := self.findings.problems():
-            raise VerificationError("; ".join(failed))
-
-
-@contextmanager
-def unverified_if_it_fails() -> Iterator[None]:
-    """Turn any error after a model was saved into a VerificationError: the folder is kept under another name.
-
-    Raises:
-        VerificationError: for whatever went wrong, except for an interruption.
-    """
-    try:
-        yield
-    except VerificationError:
-        raise
-    except Exception as error:
-        raise VerificationError(f"the saved model could not be verified: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from loraprune.evaluation.tasks import tasks
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED
 from loraprune.reporting.report import Report
-from loraprune.runtime.hub import OURS, lies_here, parts
+from loraprune.runtime.hub import OURS, is_local, parts
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -43,7 +43,7 @@ def metadata(model: str, data: str | None, task: str, *, tags: Sequence[str] = (
 
 def is_hub_name(name: str) -> bool:
     """Return whether a name can be one of the hub."""
-    return name not in OURS and not lies_here(name) and bool(HUB_NAME.fullmatch(name))
+    return name not in OURS and not is_local(name) and bool(HUB_NAME.fullmatch(name))
 
 
 def base_metadata(model: str) -> Mapping[str, Any]:

@@ -39,19 +39,19 @@ def data_suffix(name: str) -> str:
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def lies_here(name: str | None) -> bool:
+def is_local(name: str | None) -> bool:
     """Return whether a name is a path of this machine, not an id of the hub."""
     return name is not None and (name.startswith((".", "/", "~")) or os.path.exists(name))
 
 
 def may_be_on_hub(name: str) -> bool:
     """Return whether a name without a file or folder on this machine can be an id of the hub."""
-    return not lies_here(name) and data_suffix(name) not in SUFFIXES and bool(HUB_ID.fullmatch(name))
+    return not is_local(name) and data_suffix(name) not in SUFFIXES and bool(HUB_ID.fullmatch(name))
 
 
 def needs_no_hub(name: str | None) -> bool:
     """Return whether a name can be resolved, or refused, without the hub."""
-    if not name or (name in OURS and not lies_here(name)):
+    if not name or (name in OURS and not is_local(name)):
         return False
     return bool(constants.HF_HUB_OFFLINE) or not may_be_on_hub(name)
 
@@ -129,6 +129,16 @@ def _has_cached_data(identifier: str) -> bool:
         os.path.join(ours, identifier.replace("/", "___")),
     )
     return any(map(os.path.isdir, places))
+
+
+def scores_problem(path: str) -> str | None:
+    """Return why a path leads to no scores of an earlier run; what is in the file is not looked at."""
+    return None if os.path.isfile(path) else "no such file; name the scores.safetensors in the folder of an earlier run"
+
+
+def task_data_problem(folder: str) -> str | None:
+    """Return why a name leads to no data for the tasks of lm-eval; whether it has a file for each is not looked at."""
+    return None if os.path.isdir(folder) else "no such folder; name one with a file for every task"
 
 
 def data_problem(name: str) -> str | None:

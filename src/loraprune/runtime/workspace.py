@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -121,7 +122,9 @@ def _new_folder(
         except BaseException as error:
             left = _checkpoints(workspace)
             if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
-                logger.warning("%s is kept: `loraprune resume %s` continues the run", left[-1], output)
+                logger.warning(
+                    "%s is kept: `%s` continues the run", left[-1], shlex.join(["loraprune", "resume", str(output)])
+                )
             if _is_full(error):
                 raise CheckpointError(
                     f"--output {output}: the disk is full ({error}); nothing was written: free some space"
@@ -136,9 +139,10 @@ def _keep_unverified(folder: Path, output: Path) -> str:
     names = (output.with_name(f"{output.name}{UNVERIFIED}{'' if number == 1 else f'-{number}'}") for number in count(1))
     place = next(name for name in names if not name.exists())
     replace_folder(folder, place)
+    compare = shlex.join(["loraprune", "evaluate", "--model", str(place)])
     return (
-        f"{output.name} was not written; the model is in {place}: it may differ from the trained model. Compare it with `loraprune "
-        f"evaluate --model {place}`, and report this with the command and what is in that folder beside the weights"
+        f"{output.name} was not written; the model is in {place}: it may differ from the trained model. Compare it with `{compare}`, "
+        "and report this with the command and what is in that folder beside the weights"
     )
 
 

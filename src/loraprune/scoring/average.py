@@ -6,7 +6,6 @@ Knows nothing about how a score is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.plan import Plan
+from loraprune.runtime.hub import scores_problem
 
 
 class RunningScores:
@@ -49,6 +49,19 @@ class RunningScores:
             self.values[name][index] = self.decay * old + (1 - self.decay) * new.to(old)
         self.updates += 1
 
+    def check(self, name: str, units: Sequence[int]) -> None:
+        """Check that the scores of a group's units distinguish them.
+
+        Raises:
+            NumericsError: if none were gathered, or all are the same.
+        """
+        values = self.values[name][torch.tensor(units)]
+        if not self.updates or values.min() == values.max():
+            raise NumericsError(
+                f"all units of {name!r} score {float(values[0])}: they cannot be ranked, so none is removed; "
+                "train at least one step first and check that gradients reach the adapters"
+            )
+
     def ranked(self, name: str, units: Sequence[int]) -> list[int]:
         """Return the units from best to worst; ties keep the lower index first."""
         values = self.values[name][torch.tensor(units, dtype=torch.long)]
@@ -65,8 +78,8 @@ def read_scores(path: str, units: Mapping[str, int]) -> dict[str, Float[Tensor, 
     Raises:
         ConfigError: if there is no such file, it is torn, or it belongs to another model.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"--scores {path}: no such file; name the scores.safetensors in the folder of an earlier run")
+    if problem := scores_problem(path):
+        raise ConfigError(f"--scores {path}: {problem}")
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as error:

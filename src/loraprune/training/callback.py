@@ -20,7 +20,6 @@ from loraprune.errors import ConfigError, NumericsError
 from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
-from loraprune.models.modes import EveryLayer
 from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.recovery.compensation import Rows
 from loraprune.pruning.schedule import Schedule
@@ -32,6 +31,8 @@ from loraprune.training.teachers import ROW
 
 IMAGE_TOKENS = 64
 """what an image counts towards --calibration"""
+LAYERDROP = "layerdrop"
+"""attribute of transformers' encoders and decoders: the share of layers that a step skips"""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class LoRAPruneCallback(TrainerCallback):
         self._turn = 0
         self._restored = False
         self._ended = False
-        self._layers = EveryLayer(nn.Module())
+        self._layers: EveryLayer | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -191,9 +192,9 @@ class LoRAPruneCallback(TrainerCallback):
         assert self.schedule is not None
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
-        progress = self.schedule.progress(state.global_step)
+        progress, rows = self.schedule.progress(state.global_step), next(self._rows) if self._rows else None
         self.pruner.note(state.global_step)
-        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=next(self._rows) if self._rows else None)
+        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=rows)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 
@@ -216,7 +217,8 @@ class LoRAPruneCallback(TrainerCallback):
         if self.clip is None:
             give_back_clipping(args, self._clip)
             self._clip = 0.0
-        self._layers.end()
+        if self._layers:
+            self._layers.end()
         self._ended = True
         if not self.pruner.is_done:
             logger.warning(
@@ -224,6 +226,25 @@ class LoRAPruneCallback(TrainerCallback):
                 state.global_step,
                 self.pruner.ratio(),
             )
+
+
+class EveryLayer:
+    """Runs all layers of a model that skips some at random while it trains: a layer that was skipped has no score."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Switch skipping off."""
+        found = ((module, getattr(module, LAYERDROP, 0)) for module in model.modules())
+        self._before = [(module, share) for module, share in found if isinstance(share, float) and share > 0]
+        for module, _ in self._before:
+            setattr(module, LAYERDROP, 0.0)
+
+    def __bool__(self) -> bool:
+        return bool(self._before)
+
+    def end(self) -> None:
+        """Give every module its own share back."""
+        for module, share in self._before:
+            setattr(module, LAYERDROP, share)
 
 
 class CalibrationRows(Iterator[Rows]):

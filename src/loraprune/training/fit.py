@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from torch import nn
@@ -18,22 +17,20 @@ from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
 from loraprune.pruning.verify import check_merging
-from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
-from loraprune.runtime.processes import count, first_alone, from_first, in_turn
+from loraprune.runtime.processes import first_alone, from_first
 from loraprune.runtime.run_file import write_run
-from loraprune.runtime.sharding import callable_inside, is_sharded, whole_tensor
+from loraprune.runtime.sharding import callable_inside, gather_tensor, is_sharded
 from loraprune.runtime.workspace import BLOCKS, VOCABULARY, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.guard import StepGuard
-from loraprune.training.progress import TrainingBar
 from loraprune.training.record import Training
 from loraprune.training.resume.keeper import Checkpoint, Keeper
-from loraprune.training.resume.run import check_same, digest_of_model, digest_of_rows, options_of
+from loraprune.training.resume.run import check_same, identity_of
 from loraprune.training.setup import RunModel, RunSetup
 from loraprune.training.teachers import Teacher, choose_teacher, make_teacher
 from loraprune.training.trainer import train
-from loraprune.training.watch import Watch, changing
+from loraprune.training.watch import TrainingBar, Watch, changing
 
 
 def fit(
@@ -49,15 +46,22 @@ def fit(
     """
     reset_peak_memory(setup.device)
     started = time.perf_counter()
-    identity = _identity(setup, run, checkpoint, workspace)
-    teacher = _teacher(setup, run, str(identity["teacher"]), workspace)
+    asked = setup.config.teacher if isinstance(setup.config, PruneConfig) else "none"
+    fitting = choose_teacher(asked, run.model, quantisable=setup.quantisable)
+    kind = checkpoint.run["teacher"] if checkpoint else from_first(fitting)
+    identity = identity_of(setup.config, run.model, setup.data.training, teacher=kind)
+    if checkpoint:
+        check_same(checkpoint, identity)
+    else:
+        first_alone(lambda: _begin(setup, workspace))
+    teacher = _teacher(setup, run, kind, workspace)
     adapted = _attach(setup, run)
     if not is_sharded(adapted):
         check_merging(adapted, setup.groups)
     trainable = adapted.num_parameters(only_trainable=True)
-    bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     guard = callback.guard if callback else StepGuard()
     watch = _watch(setup, callback)
+    bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
     parts = [callback or guard, watch, bar]
     keeper = Keeper(workspace, identity, every=setup.config.save, parts=parts, guard=guard)
     if checkpoint:
@@ -65,8 +69,7 @@ def fit(
             callback.prepare(adapted)
         keeper.restore(checkpoint, adapted)
     steps = train(
-        adapted, setup.data, config=setup.config, task=setup.task, callbacks=parts, device=setup.device, keeper=keeper,
-        teacher=teacher,
+        adapted, setup.data, config=setup.config, task=setup.task, callbacks=parts, keeper=keeper, teacher=teacher,
     )  # fmt: skip
     run.pruner = callback.pruner if callback else None
     run.adapted = _gathered(setup, run, adapted) if is_sharded(adapted) else adapted
@@ -78,41 +81,22 @@ def fit(
     )  # fmt: skip
 
 
-def _identity(setup: RunSetup, run: RunModel, checkpoint: Checkpoint | None, workspace: Path) -> dict[str, Any]:
-    """Return a checkpoint's record of this run; `checkpoint` must have the same, except for the teacher, which it names.
-
-    Without one, the files of a former run in the workspace are deleted.
-    """
-    asked = setup.config.teacher if isinstance(setup.config, PruneConfig) else "none"
-    teaching = choose_teacher(asked, run.model, quantisable=setup.quantisable)
-    identity = options_of(setup.config) | {
-        "model": digest_of_model(run.model), "data": digest_of_rows(setup.data.training), "teacher": from_first(teaching),
-        "processes": count(), "sharded": launch.is_sharded(),
-    }  # fmt: skip
-    if checkpoint:
-        check_same(checkpoint, identity)
-        return identity | {"teacher": checkpoint.run["teacher"]}
-    first_alone(lambda: _begin(setup, workspace))
-    return identity
-
-
 def _begin(setup: RunSetup, workspace: Path) -> None:
-    """Delete the checkpoints of a former run, and store the options of this one."""
+    """Delete the files of a former run in the workspace, and store the options of this one."""
     forget_checkpoints(workspace, but=(VOCABULARY, *((BLOCKS,) if setup.config.resume else ())))
     write_run(workspace, setup.config.job, as_dict(setup.config))
 
 
 def _teacher(setup: RunSetup, run: RunModel, kind: str, workspace: Path) -> Teacher | None:
-    """Return the dense model as a teacher; one process after the other, as each may need memory for it."""
+    """Return the dense model as a teacher."""
 
     def small() -> PreTrainedModel:
         return setup.load_dense(run.dense.dtype, quantisation=Quantisation("8bit", setup.quantisable))[0]
 
-    with in_turn():
-        return make_teacher(
-            kind, run.model, setup.data.training, setup.data.collator, batch=setup.config.batch, cache=workspace / "teacher",
-            small=small,
-        )  # fmt: skip
+    return make_teacher(
+        kind, run.model, setup.data.training, setup.data.collator, batch=setup.config.batch, cache=workspace / "teacher",
+        small=small,
+    )  # fmt: skip
 
 
 def _attach(setup: RunSetup, run: RunModel) -> PeftModel:
@@ -129,7 +113,7 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
     spares their traffic. Masks become cuts here: a cut would change the shapes of shards, which FSDP2 fixes when it wraps a module.
     """
-    trained = {name: whole_tensor(tensor.detach()) for name, tensor in changing(sharded)}
+    trained = {name: gather_tensor(tensor.detach()) for name, tensor in changing(sharded)}
     run.free()
     run.model, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
     adapted = _attach(setup, run)
@@ -143,13 +127,13 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
 def _watch(setup: RunSetup, callback: LoRAPruneCallback | None) -> Watch:
     """Return the callback that evaluates the model on held-out data during training."""
 
-    def judge(model: nn.Module) -> Measured:
+    def evaluate(model: nn.Module) -> Measured:
         base = base_model(model)
         assert isinstance(base, PreTrainedModel)
         with callable_inside(model):
-            return from_first(setup.task.judge(base, setup.data, setup.config.batch))
+            return from_first(setup.task.evaluate(base, setup.data, setup.config.batch))
 
     def ratio() -> tuple[float, bool]:
         return (callback.pruner.ratio(), callback.pruner.is_done) if callback and callback.pruner else (0.0, True)
 
-    return Watch(judge, every=setup.config.eval_every, patience=setup.config.patience, ratio=ratio)
+    return Watch(evaluate, every=setup.config.eval_every, patience=setup.config.patience, ratio=ratio)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loraprune.errors import NumericsError
 from loraprune.runtime.processes import agreed, most
-from loraprune.runtime.sharding import own_part
+from loraprune.runtime.sharding import own_shard
 
 IN_A_ROW = 5
 """skipped steps one after the other that end a run: nothing changes between them, so more would follow"""
@@ -66,7 +66,7 @@ class StepGuard(TrainerCallback):
         return agreed(self._own_reason(model))
 
     def _own_reason(self, model: nn.Module) -> str | None:
-        norms = [own_part(p.grad).norm().float() for p in model.parameters() if p.grad is not None]
+        norms = [own_shard(p.grad).norm().float() for p in model.parameters() if p.grad is not None]
         losses, self._losses = self._losses, []
         if not (norms or losses) or torch.isfinite(torch.stack([*norms, *losses]).sum()):
             return None
@@ -151,5 +151,5 @@ class StepGuard(TrainerCallback):
 
 
 def _has_overflowed(model: nn.Module) -> bool:
-    gradients = (own_part(p.grad) for p in model.parameters() if p.grad is not None)
+    gradients = (own_shard(p.grad) for p in model.parameters() if p.grad is not None)
     return any(not torch.isfinite(gradient).all() for gradient in gradients)

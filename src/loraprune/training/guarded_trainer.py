@@ -74,12 +74,12 @@ class GuardedTrainer(Trainer):
         if self._wrapper is None:
             self._wrapper, self._wrapped = model, present
         elif any(one is not other for one, other in zip(present, self._wrapped, strict=True)):
-            self._wrapper, self._wrapped = wrapped_anew(self._wrapper), present
+            self._wrapper, self._wrapped = wrapped_again(self._wrapper), present
         self._wrapper.require_backward_grad_sync = model.require_backward_grad_sync
         return self._wrapper
 
 
-def wrapped_anew(wrapper: DistributedDataParallel) -> DistributedDataParallel:
+def wrapped_again(wrapper: DistributedDataParallel) -> DistributedDataParallel:
     """Wrap the module of a wrapper like before; its parameters are alike in all processes and are not sent again."""
     return DistributedDataParallel(
         wrapper.module,

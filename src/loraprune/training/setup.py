@@ -20,8 +20,8 @@ from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_proble
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import TextRows, draw_rows
 from loraprune.errors import ConfigError, Findings
-from loraprune.evaluation.precision_check import settle_precision_
-from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task
+from loraprune.evaluation.precision import rounding_noise, settle_precision_
+from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
 from loraprune.models.adapters import linear_paths
@@ -32,7 +32,6 @@ from loraprune.models.vocabulary import Choice, choose_tokens
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.verify import probe_of, rounding_noise
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
 from loraprune.scoring.criteria import Saliency, criteria
@@ -61,6 +60,8 @@ class RunSetup:
     """what is to be removed; None for plain fine-tuning"""
     quantisation: Quantisation | None
     """how the frozen weights are held while training"""
+    quantisable: frozenset[str]
+    """paths of the layers that a teacher may hold in 8 bits; none without the library, or kernels for this device and model"""
     place: str
     """where the dense model is: --model, or with --vocabulary the one with fewer tokens"""
     request: Request
@@ -69,17 +70,6 @@ class RunSetup:
     """the data with all training rows, before --rows"""
     choice: Choice | None
     """the tokens to keep, where the vocabulary is to be cut"""
-
-    @property
-    def quantisable(self) -> frozenset[str]:
-        """Return the paths of the layers that can be quantised; none without the library, or kernels for this device and model."""
-        try:
-            check_quantize("--teacher", "8bit", self.groups, self.device)
-        except ConfigError:
-            return frozenset()
-        if rounding_problem(self.config.model, "--teacher", "8bit"):
-            return frozenset()
-        return frozenset() if missing_quantiser("8bit") else frozenset(linear_paths(self.groups))
 
     def load_dense(
         self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None
@@ -183,8 +173,22 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     data = replace(whole, train=draw_rows(whole.training, config.rows, seed=config.seed))
     quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
     dtype = choose_dtype(config.dtype, device, original.dtype)
+    quantisable = find_quantisable(config, groups, device)
     return RunSetup(
-        config, device, dtype, task, data, original, groups, goal, quantisation, config.model, request, whole, choice
+        config,
+        device,
+        dtype,
+        task,
+        data,
+        original,
+        groups,
+        goal,
+        quantisation,
+        quantisable,
+        config.model,
+        request,
+        whole,
+        choice,
     )
 
 
@@ -263,6 +267,19 @@ def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torc
         if group.kind == "channel" or group.kind in EXPERTS:
             what = "convolutions" if group.kind == "channel" else "stacked experts"
             raise ConfigError(f"{option} {kind}: {group.name!r} has {what}, which are not quantised; leave it out")
+
+
+def find_quantisable(
+    config: PruneConfig | FinetuneConfig, groups: Sequence[Group], device: torch.device
+) -> frozenset[str]:
+    """Return the paths of the layers that a teacher may hold in 8 bits."""
+    try:
+        check_quantize("--teacher", "8bit", groups, device)
+    except ConfigError:
+        return frozenset()
+    if rounding_problem(config.model, "--teacher", "8bit") or missing_quantiser("8bit"):
+        return frozenset()
+    return frozenset(linear_paths(groups))
 
 
 def load_run(setup: RunSetup) -> RunModel:

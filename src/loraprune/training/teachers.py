@@ -24,6 +24,7 @@ from loraprune.models.quantised import stored_parameters
 from loraprune.models.teacher_logits import TeacherLogits, teacher_logits
 from loraprune.runtime.atomic import read_sealed, replace_folder, seal
 from loraprune.runtime.memory import free_memory_bytes
+from loraprune.runtime.processes import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +142,13 @@ def make_teacher(
     """Return the teacher `none`, `copy`, `8bit` or `cache`.
 
     Logits are stored in the folder `cache`, and are read if they are there already; `small` loads the dense model in 8 bits.
+    One process after the other makes its own, as each may need memory for it.
     """
     if choice == "none":
         return None
-    if choice == "copy":
-        return CopyTeacher(copy.deepcopy(model))
-    if choice == "8bit":
-        return CopyTeacher(small())
-    return CachedTeacher(model, rows, collator, batch=batch, folder=cache)
+    with in_turn():
+        if choice == "copy":
+            return CopyTeacher(copy.deepcopy(model))
+        if choice == "8bit":
+            return CopyTeacher(small())
+        return CachedTeacher(model, rows, collator, batch=batch, folder=cache)

@@ -5,10 +5,13 @@ Knows nothing about pruning: a pruning run differs by one callback.
 
 from __future__ import annotations
 
-import logging
 import math
+import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +37,14 @@ from loraprune.training.distillation import DistillingTrainer, NumberedCollator,
 from loraprune.training.guarded_trainer import GuardedTrainer
 from loraprune.training.resume.keeper import Keeper
 from loraprune.training.teachers import Teacher
-from loraprune.training.watch import Watch, dashboards
+from loraprune.training.watch import Watch
 
 OPTIMISERS = {"adamw-8bit": "adamw_8bit", "paged": "paged_adamw_32bit", "paged-8bit": "paged_adamw_8bit"}
 """`--optimizer` -> the Trainer's name for it"""
+TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
+"""variable with the folder for transformers' TensorBoard callback"""
 LOSSES_AT_LEAST = 50
 """a run logs its loss at least this often, if it has enough steps"""
-
-logger = logging.getLogger(__name__)
-
 
 ROWS_WITHOUT_TRAINING = 128
 """rows that score units in a run without training, if no other number is asked for"""
@@ -99,6 +101,27 @@ def scores_forward(config: PruneConfig | FinetuneConfig) -> bool:
     return not criteria.get(config.chosen_criterion).needs_gradient
 
 
+@contextmanager
+def dashboards(folder: str) -> Iterator[None]:
+    """Make TensorBoard write to `folder`, unless the environment names another one, and keep dashboards' output off stdout."""
+    known = os.environ.get(TENSORBOARD_FOLDER)
+    os.environ[TENSORBOARD_FOLDER] = known or folder
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if not known:
+            del os.environ[TENSORBOARD_FOLDER]
+
+
+def _maker(config: PruneConfig | FinetuneConfig, task: Task, teacher: Teacher | None) -> Callable[..., GuardedTrainer]:
+    """Return what makes the Trainer: one whose loss is the text's, or one that imitates a teacher too."""
+    if teacher is None:
+        return GuardedTrainer
+    assert isinstance(config, PruneConfig)
+    return partial(DistillingTrainer, teacher=teacher, weight=config.distill, predictions=task.predictions)
+
+
 def train(
     model: nn.Module,
     data: Prepared,
@@ -106,7 +129,6 @@ def train(
     config: PruneConfig | FinetuneConfig,
     task: Task,
     callbacks: Sequence[TrainerCallback],
-    device: torch.device,
     keeper: Keeper,
     teacher: Teacher | None = None,
 ) -> int:
@@ -114,29 +136,22 @@ def train(
 
     Where `keeper` has restored a checkpoint, the model has its shapes and adapters by now, and training continues from there.
     """
-    rows, collator = data.training, data.collator
+    rows, collator, device = data.training, data.collator, next(model.parameters()).device
     steps = optimiser_steps(config, len(rows))
     if config.checkpointing:
         enable_checkpointing(model)
     with tempfile.TemporaryDirectory() as folder, dashboards(f"{config.output}-logs"):
-        arguments: dict[str, Any] = {
-            "model": model,
-            "args": training_arguments(config, steps=steps, device=device, folder=folder),
-            "train_dataset": NumberedRows(rows) if teacher else rows,
-            "data_collator": NumberedCollator(collator) if teacher else collator,
-            "callbacks": [*callbacks, keeper],
-            "guard": keeper.guard,
-            "counts_targets": task.counts_targets,
-            "forward_only": scores_forward(config),
-            "undivided": [base_layer(layer) for layer in quantised_layers(model).values()],
-        }
-        if teacher:
-            assert isinstance(config, PruneConfig)
-            trainer: GuardedTrainer = DistillingTrainer(
-                **arguments, teacher=teacher, weight=config.distill, predictions=task.predictions
-            )  # fmt: skip
-        else:
-            trainer = GuardedTrainer(**arguments)
+        trainer = _maker(config, task, teacher)(
+            model=model,
+            args=training_arguments(config, steps=steps, device=device, folder=folder),
+            train_dataset=NumberedRows(rows) if teacher else rows,
+            data_collator=NumberedCollator(collator) if teacher else collator,
+            callbacks=[*callbacks, keeper],
+            guard=keeper.guard,
+            counts_targets=task.counts_targets,
+            forward_only=scores_forward(config),
+            undivided=[base_layer(layer) for layer in quantised_layers(model).values()],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         watches = [callback for callback in callbacks if isinstance(callback, Watch)]

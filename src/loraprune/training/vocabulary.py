@@ -22,10 +22,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from loraprune.config.training import PruneConfig
 from loraprune.data import Rows, TextRows, draw_rows
 from loraprune.evaluation.per_byte import in_units_of, tokens_per_byte
+from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import Inputs, Prepared, Task
+from loraprune.evaluation.tasks.find import PROBE_ROWS, PROBE_TOKENS
 from loraprune.models.loading import load_with_head
 from loraprune.models.vocabulary import Choice, byte_lengths, cut_model_, save_tokenizer
-from loraprune.pruning.verify import PROBE_ROWS, PROBE_TOKENS, check_difference, difference, logits_of
+from loraprune.pruning.verify import check_difference
 from loraprune.runtime.processes import first_alone
 from loraprune.runtime.workspace import VOCABULARY
 from loraprune.training.setup import RunSetup

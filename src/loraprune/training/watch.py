@@ -1,4 +1,4 @@
-"""Evaluate a model on held-out data during training: a curve, logs for dashboards, and early stopping.
+"""Watch a training: a progress bar, the loss curve, evaluation on held-out data, and early stopping.
 
 Knows nothing about evaluation or pruning: it is given functions for both.
 """
@@ -6,10 +6,10 @@ Knows nothing about evaluation or pruning: it is given functions for both.
 from __future__ import annotations
 
 import logging
-import os
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -19,14 +19,68 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.evaluation.measurement import Measured
-from loraprune.runtime.sharding import parted_like, whole_tensor
+from loraprune.runtime.progress import Advance, phase
+from loraprune.runtime.sharding import gather_tensor, shard_like
 
 LOSS = {"nll": "loss"}
 """figures that dashboards show under another name, beside those of the training"""
-TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
-"""variable with the folder for transformers' TensorBoard callback"""
+LINES = 10
+"""lines that a run writes instead of a bar if stderr is not a terminal"""
 
 logger = logging.getLogger(__name__)
+
+
+class TrainingBar(TrainerCallback):
+    """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
+
+    def __init__(self, ratio: Callable[[], float] | None) -> None:
+        self.ratio = ratio
+        self.curve: list[dict[str, float]] = []
+        """step, loss and learning rate at every log"""
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+        self._loss = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        if sys.stderr.isatty():
+            name = "pruning" if self.ratio else "training"
+            self._advance = self._open.enter_context(phase(name, state.max_steps))
+            self._advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        shown = [] if math.isnan(self._loss) else [f"loss {self._loss:.3f}"]
+        if self.ratio:
+            shown.append(f"ratio {self.ratio():.3f}")
+        if self._advance:
+            self._advance(1, state="  ".join(shown))
+        elif state.global_step % max(1, state.max_steps // LINES) == 0:
+            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the loss."""
+        logs: dict[str, float] = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        self._loss = float(logs["loss"])
+        self.curve.append({"step": state.global_step, "loss": self._loss, "lr": float(logs.get("learning_rate", 0.0))})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve so far."""
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `state_dict()`."""
+        self.curve = list(state["curve"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove the bar."""
+        self._open.close()
 
 
 class Watch(TrainerCallback):
@@ -40,14 +94,14 @@ class Watch(TrainerCallback):
 
     def __init__(
         self,
-        judge: Callable[[nn.Module], Measured],
+        evaluate: Callable[[nn.Module], Measured],
         *,
         every: int | None,
         patience: int | None,
         ratio: Callable[[], tuple[float, bool]],
     ) -> None:
         """Take functions that evaluate a model, and that return the removed ratio and whether it is the target."""
-        self.judge, self.every, self.patience, self.ratio = judge, every, patience, ratio
+        self.evaluate, self.every, self.patience, self.ratio = evaluate, every, patience, ratio
         self.history: list[dict[str, float | int | None]] = []
         """step, the metric and further figures, its standard_error and the ratio removed, at every evaluation"""
         self.seconds = 0.0
@@ -70,7 +124,7 @@ class Watch(TrainerCallback):
         is_last = state.global_step >= state.max_steps
         if self.every and (is_last or state.global_step % self.every == 0):
             began = perf_counter()
-            measured = self.judge(kwargs["model"])
+            measured = self.evaluate(kwargs["model"])
             self.seconds += perf_counter() - began
             found = {measured.metric: measured.value, **measured.others}
             figures |= {f"eval_{LOSS.get(name, name)}": value for name, value in found.items()}
@@ -90,7 +144,7 @@ class Watch(TrainerCallback):
     def _compare(self, loss: float, model: nn.Module, state: TrainerState, control: TrainerControl) -> None:
         assert self.patience is not None
         if self.kept_step is None or loss < self._least:
-            self._best = {name: whole_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
+            self._best = {name: gather_tensor(tensor.detach()).cpu().clone() for name, tensor in changing(model)}
             self._least, self._worse, self.kept_step = loss, 0, state.global_step
             return
         self._worse += 1
@@ -105,7 +159,7 @@ class Watch(TrainerCallback):
         """Give the model the best adapters; their shapes are the present ones, as nothing is cut after the target."""
         if self._best:
             for name, tensor in changing(model):
-                tensor.data.copy_(parted_like(self._best[name], tensor))
+                tensor.data.copy_(shard_like(self._best[name], tensor))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the evaluations so far and the best adapters, for a resumed run."""
@@ -125,16 +179,3 @@ def changing(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield name and tensor of whatever training changes: trained parameters and buffers."""
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return chain(trained, model.named_buffers())
-
-
-@contextmanager
-def dashboards(folder: str) -> Iterator[None]:
-    """Make TensorBoard write to `folder`, unless the environment names another one, and keep dashboards' output off stdout."""
-    known = os.environ.get(TENSORBOARD_FOLDER)
-    os.environ[TENSORBOARD_FOLDER] = known or folder
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if not known:
-            del os.environ[TENSORBOARD_FOLDER]

@@ -14,7 +14,8 @@ from loraprune import cli
 from loraprune.data import draw_rows
 from loraprune.evaluation.tasks import Request, find_task
 from loraprune.models.compat import pillow_processor
-from loraprune.models.loading import load_config, load_with_head
+from loraprune.models.loading import load_with_head
+from loraprune.models.opening import load_config
 from loraprune.training.guarded_trainer import GuardedTrainer
 from tests.data.images.conftest import CLASSES, save_classifier, write_images
 from tests.vision import images

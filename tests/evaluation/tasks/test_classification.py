@@ -206,7 +206,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(inputs: Path, tmp_pa
         callback = Norms()
         keeper = Keeper(tmp_path, {}, every=0, parts=[], guard=StepGuard())
         train(
-            adapted, job.data, config=config, task=job.task, callbacks=[callback], device=job.device, keeper=keeper
+            adapted, job.data, config=config, task=job.task, callbacks=[callback], keeper=keeper
         )  # fmt: skip
         norms += callback.found
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)

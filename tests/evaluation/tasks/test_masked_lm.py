@@ -1,4 +1,4 @@
-"""Masked language models: what is hidden is fixed, what is judged is hidden, and a run ends with a smaller one."""
+"""Masked language models: what is hidden is fixed, what is evaluated is hidden, and a run ends with a smaller one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, BertTokenizer
 from loraprune.data import load_rows
 from loraprune.evaluation.tasks import Request, choose_task
 from loraprune.evaluation.tasks.masked_lm import HIDDEN, MASKED, MaskedRows, predictions
-from loraprune.models.loading import load_config
+from loraprune.models.opening import load_config
 from tests.cli.cases import refused, run
 from tests.evaluation.tasks.cases import SHORT, save_bert, word_tokenizer
 from tests.samples import save_tiny, sentences
@@ -105,7 +105,7 @@ def test_the_perplexity_is_that_of_transformers_own_loss(inputs: Path) -> None:
     batch = prepared.collator([rows[place] for place in range(len(rows))])
     with torch.no_grad():
         out = model(**batch)
-    measured = task.judge(model, prepared, 7)
+    measured = task.evaluate(model, prepared, 7)
     assert measured.others["nll"] == pytest.approx(out.loss.item(), rel=1e-5)
     logits = predictions(out.logits, batch["labels"])
     direct = functional.cross_entropy(logits, batch["labels"][batch["labels"] != -100]).item()

@@ -15,13 +15,16 @@ from loraprune import pipeline
 from loraprune.commands.plan import dry_run
 from loraprune.config.commands import PlanConfig
 from loraprune.errors import ConfigError, LoraPruneError, VerificationError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.padded import write_padded
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers, numbered_as_before
 from loraprune.models.empty import empty_model
-from loraprune.models.loading import load_config, load_model
+from loraprune.models.loading import load_model
+from loraprune.models.opening import load_config
 from loraprune.plan import Plan
-from loraprune.pruning.verify import check_units, difference, logits_of, masked_logits, probe_of, unit_sums
+from loraprune.pruning.verify import check_units, masked_logits, unit_sums
 from tests.pipeline.cases import check_loads_anywhere, count, one_step, prune_config, read_report
 from tests.samples import byte_tokenizer, save_tiny, write_text
 from tests.tiny import COMMON, VARIANTS, model_type

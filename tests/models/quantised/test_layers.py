@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from loraprune import LoRAPruneConfig
 from loraprune.api import attach_lora
 from loraprune.errors import ConfigError, VerificationError
+from loraprune.evaluation.precision import difference
 from loraprune.families import find_groups
 from loraprune.models.adapters import cuts, find_module, linear_paths, merge_lora
 from loraprune.models.auto_classes import auto_class
@@ -30,7 +31,7 @@ from loraprune.models.quantised import (
 )
 from loraprune.models.quantised.forms import Nf4Blocks
 from loraprune.pruning.surgery import slice_
-from loraprune.pruning.verify import check_units, difference, masked_logits, unit_sums
+from loraprune.pruning.verify import check_units, masked_logits, unit_sums
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria
 from loraprune.training.footprint import bytes_per_weight

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from loraprune.evaluation.precision import logits_of
 from loraprune.models.vocabulary import Choice, cut_model_
 from loraprune.models.vocabulary.ids import named_ids
-from loraprune.pruning.verify import logits_of
 from tests.tiny import EVERY, tiny_config, tiny_model
 
 TEXT = [variant for variant, found in EVERY.items() if "input_ids" in found.inputs()]

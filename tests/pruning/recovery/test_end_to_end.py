@@ -13,7 +13,7 @@ from loraprune.models.adapters import trained_factors
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery import end_to_end
-from loraprune.pruning.recovery.end_to_end import Outputs, batches, learn_outputs_
+from loraprune.pruning.recovery.end_to_end import PASSES, Outputs, default_steps, learn_outputs_
 from tests.fitting import config
 from tests.tiny import EVERY, tiny_model, tokens, with_lora
 
@@ -67,7 +67,7 @@ def test_a_step_too_large_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pass_over_the_rows_is_the_default() -> None:
     outputs = Outputs(with_lora(tiny_model("llama")), (), ROWS)
-    assert batches(outputs) == math.ceil(56 / (256 // 16))
+    assert default_steps(outputs) == PASSES * math.ceil(56 / (256 // 16))
     assert outputs.aside.sum() == 8
 
 

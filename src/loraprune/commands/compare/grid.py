@@ -110,8 +110,8 @@ def expand(
     for message, names in refused.items():
         others = f" (and {len(names) - 1} more cells)" if len(names) > 1 else ""
         problems.append(f"{names[0]}{others}: {message}".removeprefix(": "))
-    told = dict.fromkeys([*axes, *(name for changes in named.values() for name in changes)])
-    dense = {cell.key: cell for job in baselines for pruned in cells for cell in [_dense(job, pruned, told)]}
+    named_options = dict.fromkeys([*axes, *(name for changes in named.values() for name in changes)])
+    dense = {cell.key: cell for job in baselines for pruned in cells for cell in [_dense(job, pruned, named_options)]}
     known = {words: None for cell in cells for axis, words in cell.labels.items() if axis != SEED}
     if cells and reference is not None and reference not in known:
         problems.append(f"--reference {reference}{nearest(reference, known)}: choose one of {', '.join(known)}")
@@ -211,12 +211,12 @@ def _training_options(config: PruneConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(FinetuneConfig)}
 
 
-def _dense(job: str, pruned: Cell, told: Iterable[str]) -> Cell:
-    """Return the baseline of a pruning cell; `told` are the options that its name contains."""
+def _dense(job: str, pruned: Cell, named: Iterable[str]) -> Cell:
+    """Return the baseline of a pruning cell; `named` are the options that its name contains."""
     assert isinstance(pruned.config, PruneConfig)
     options = _training_options(pruned.config)
     folder = Path(pruned.config.output).parent / digest(job, options)
-    labels = {RUN: job} | {name: _words(name, options[name]) for name in told if name in options}
+    labels = {RUN: job} | {name: _words(name, options[name]) for name in named if name in options}
     return Cell(job, labels, BASELINES[job](**{**options, "output": str(folder)}), None)
 
 

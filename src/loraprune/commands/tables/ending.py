@@ -43,7 +43,8 @@ def next_steps(result: Report) -> list[tuple[str, str]]:
     if result.job == "finetune":
         return _tune_differently(result)
     longer, less = _train_longer(result), _cut_less(result)
-    return [*less, *longer] if word == "ruined" else [*longer, *less]
+    # A new head that learned nothing needs more steps, whatever was removed.
+    return [*less, *longer] if word == "ruined" and not result.has_new_head else [*longer, *less]
 
 
 def _evaluate(result: Report) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from loraprune.data.images.sources import LabelledImages, Stored
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.models.auto_classes import forget_code_
 from loraprune.models.compat import pillow_processor
-from loraprune.models.library_errors import clear_errors
+from loraprune.models.opening import clear_errors
 
 FILE = "preprocessor_config.json"
 

@@ -94,13 +94,15 @@ def load_images(
     train = splits.get("train") or splits["all"]
     with naming("--eval"):
         others = _open(held_out, columns)
-        judged = others.get("held_out") or others["all"]
-        shared = {str(each) for each in train.images if isinstance(each, Path)} & {str(each) for each in judged.images}
+        evaluated = others.get("held_out") or others["all"]
+        shared = {str(each) for each in train.images if isinstance(each, Path)} & {
+            str(each) for each in evaluated.images
+        }
         if shared or (held_out == data and "held_out" not in splits):
             raise DataError(
                 f"{held_out}: {min(shared, default='all of it')} is trained on as part of --data: name other images"
             )
-        return train, judged.with_classes(train.classes)
+        return train, evaluated.with_classes(train.classes)
 
 
 def open_images(name: str, part: str, columns: Columns = OWN_NAMES) -> LabelledImages:

@@ -55,17 +55,8 @@ def compare_speed(
     rows: dict[str, Measurement] = {}
     for name, model in models.items():
         seconds, decode = {batch: times[batch][name] for batch in batches}, times[DECODE].get(name)
-        rows[name] = Measurement(
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            weight_bytes=_weight_bytes(model),
-            file_bytes=_file_bytes(folders[name]) if folders and name in folders else None,
-            macs_per_token=count_macs(model, length=length) // length,
-            prefill_seconds=seconds,
-            prefill_tokens_per_second={batch: batch * length / spread.median for batch, spread in seconds.items()},
-            decode_seconds=decode,
-            decode_tokens_per_second=new_tokens / decode.median if decode else None,
-            peak_memory_bytes=peaks[name],
-        )
+        size = _file_bytes(folders[name]) if folders and name in folders else None
+        rows[name] = _of_model(model, seconds, decode, size, peaks[name], length, new_tokens)
     for name, engine in others.items():
         rows[name] = _of_engine(
             engine, rows[engine.model], {key: times[key].get(name) for key in times}, length, new_tokens
@@ -78,6 +69,29 @@ def compare_speed(
     }  # fmt: skip
     first = next(iter(rows.values()))
     return Comparison(rows, {name: ratios_of(first, row) for name, row in rows.items()}, protocol)
+
+
+def _of_model(
+    model: PreTrainedModel,
+    seconds: dict[int, Spread],
+    decode: Spread | None,
+    file_bytes: int | None,
+    peak_bytes: int | None,
+    length: int,
+    new_tokens: int,
+) -> Measurement:
+    """Return what was measured of a model; `seconds` are those of a prefill by the size of its batch."""
+    return Measurement(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weight_bytes=_weight_bytes(model),
+        file_bytes=file_bytes,
+        macs_per_token=count_macs(model, length=length) // length,
+        prefill_seconds=seconds,
+        prefill_tokens_per_second={batch: batch * length / spread.median for batch, spread in seconds.items()},
+        decode_seconds=decode,
+        decode_tokens_per_second=new_tokens / decode.median if decode else None,
+        peak_memory_bytes=peak_bytes,
+    )
 
 
 def _of_engine(

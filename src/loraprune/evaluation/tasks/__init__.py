@@ -9,7 +9,7 @@ name a task only where they support just that one: a command that generates text
      `__getitem__`, `take(places)` and a `protocol`, see `loraprune.data.Rows`), the collator that makes model inputs and `labels`
      from them, the processor that is saved beside the model, and the keys of config.json that depend on the data (num_labels,
      id2label). It runs before weights are loaded, so that wrong data are reported early.
-   - `judge(model, prepared, batch)` returns `Measured`: metric, value, standard error, further figures, protocol, and
+   - `evaluate(model, prepared, batch)` returns `Measured`: metric, value, standard error, further figures, protocol, and
      where the value is a ratio over rows its sums and counts, by which two models are paired. The metric is the name of the
      entry in report.json.
    - `probe(config, rows, tokens)` returns fixed random inputs, on which masked, sliced and reloaded model are compared and that
@@ -34,7 +34,7 @@ from loraprune.evaluation.tasks import (  # noqa: F401  (importing a task regist
     sequence_classification,
 )
 from loraprune.evaluation.tasks.base import Collate, Inputs, Predictions, Prepared, Request, Task, register_task, tasks
-from loraprune.evaluation.tasks.find import choose_task, find_probe, find_task, same_task
+from loraprune.evaluation.tasks.find import choose_task, find_task, probe_of, same_task
 
 __all__ = [
     "Collate",
@@ -44,8 +44,8 @@ __all__ = [
     "Request",
     "Task",
     "choose_task",
-    "find_probe",
     "find_task",
+    "probe_of",
     "register_task",
     "same_task",
     "tasks",

@@ -85,7 +85,7 @@ class Task:
     """the Auto class of transformers that has the right head"""
     prepare: Callable[[Request], Prepared]
     """read, encode and hold out data; called before weights are loaded"""
-    judge: Callable[[PreTrainedModel, Prepared, int], Measured]
+    evaluate: Callable[[PreTrainedModel, Prepared, int], Measured]
     """evaluate a model on the held-out rows, with a batch size"""
     probe: Callable[[PreTrainedConfig, int, int], Inputs]
     """inputs with a number of rows and of tokens (images have their model's size) drawn by a fixed seed, on which masked, sliced and

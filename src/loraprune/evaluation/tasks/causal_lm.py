@@ -28,7 +28,7 @@ def prepare(request: Request) -> Prepared:
     return Prepared(data.train, data.held_out, Collator(pad), tokenizer)
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure the perplexity on the held-out rows."""
     assert isinstance(prepared.held_out, TokenRows)
     return perplexity(model, prepared.held_out, batch=batch).measured()
@@ -48,7 +48,7 @@ def predictions(
 
 register_task(
     Task(
-        "causal-lm", "AutoModelForCausalLM", prepare, judge, probe, predictions, fitting_tokenizer, read_examples,
+        "causal-lm", "AutoModelForCausalLM", prepare, evaluate, probe, predictions, fitting_tokenizer, read_examples,
         pipeline="text-generation",
         counts_targets=True,
     )

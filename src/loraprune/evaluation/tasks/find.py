@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.data import OWN_NAMES, Columns, columns_of
 from loraprune.errors import ConfigError, UnsupportedModelError
@@ -16,6 +16,7 @@ PRETRAINING = ("AutoModelForMaskedLM",)
 """heads that a model keeps unless the data's columns call for another task"""
 WITHOUT_TASK = ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
 """heads that are pruned and saved only in your own Trainer"""
+PROBE_ROWS, PROBE_TOKENS = 2, 48
 
 
 def find_task(config: PreTrainedConfig, name: str | None = None, *, columns: Sequence[str] = ()) -> Task:
@@ -53,11 +54,12 @@ def _class(config: PreTrainedConfig) -> str:
     return ", ".join(config.architectures or ()) or str(config.model_type)
 
 
-def find_probe(config: PreTrainedConfig, rows: int, tokens: int) -> Inputs:
+def probe_of(model: PreTrainedModel) -> Inputs:
     """Return the inputs on which a model is compared with its pruned or exported form; one whose head no task has reads texts."""
+    config: PreTrainedConfig = model.config
     if find_head(config) in WITHOUT_TASK:
-        return padded_tokens(config, rows, tokens)
-    return find_task(config).probe(config, rows, tokens)
+        return padded_tokens(config, PROBE_ROWS, PROBE_TOKENS)
+    return find_task(config).probe(config, PROBE_ROWS, PROBE_TOKENS)
 
 
 def choose_task(config: PreTrainedConfig, name: str | None, *, data: str | None, columns: Columns = OWN_NAMES) -> Task:

@@ -17,8 +17,8 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.tasks.base import Inputs, Prepared, Request, Task, register_task
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
-from loraprune.models.loading import resolve_processor
 from loraprune.models.modes import evaluation_mode
+from loraprune.models.opening import resolve_processor
 from loraprune.runtime.progress import shown
 
 HEAD = ("classifier.", "beit.pooler.")
@@ -37,18 +37,18 @@ def prepare(request: Request) -> Prepared:
         ConfigError: if the model does not read images in colour, or its image processor makes other ones.
     """
     processor = fitting_processor(request)
-    train, judged = load_images(request.data, request.eval, seed=request.seed, columns=request.columns)
-    for images in (train, judged):
+    train, held_out = load_images(request.data, request.eval, seed=request.seed, columns=request.columns)
+    for images in (train, held_out):
         if images is not None:
             check_images(images)
     own = classes(request.config)
     if train is None or set(train.classes) == set(own):
         # The model's own order, so that its head stays right.
         rows = None if train is None else ImageRows(train.with_classes(own), processor)
-        return Prepared(rows, ImageRows(judged.with_classes(own), processor), collate, processor)
+        return Prepared(rows, ImageRows(held_out.with_classes(own), processor), collate, processor)
     names = dict(enumerate(train.classes))
     values = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    return Prepared(ImageRows(train, processor), ImageRows(judged, processor), collate, processor, values)
+    return Prepared(ImageRows(train, processor), ImageRows(held_out, processor), collate, processor, values)
 
 
 def fitting_processor(request: Request) -> BaseImageProcessor:
@@ -85,7 +85,7 @@ def classes(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(str(number) if name == f"LABEL_{number}" else name for number, name in named)
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure how many of the held-out images get the right class, as a fraction with its binomial standard error."""
     rows, device = prepared.held_out, next(model.parameters()).device
     right: list[float] = []
@@ -123,7 +123,7 @@ def is_head(name: str) -> bool:
 
 register_task(
     Task(
-        "image-classification", "AutoModelForImageClassification", prepare, judge, probe, predictions, fitting_processor, read,
+        "image-classification", "AutoModelForImageClassification", prepare, evaluate, probe, predictions, fitting_processor, read,
         pipeline="image-classification",
         unit="images", new=is_head,
     )

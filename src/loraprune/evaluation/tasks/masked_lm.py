@@ -82,8 +82,8 @@ def prepare(request: Request) -> Prepared:
     assert isinstance(pad, int)
     if request.data is None:
         assert request.eval is not None
-        judged = load_rows(request.eval, tokenizer, length=length, columns=request.columns)
-        return Prepared(None, _hide(judged, tokenizer), Collator(pad), tokenizer)
+        held_out = load_rows(request.eval, tokenizer, length=length, columns=request.columns)
+        return Prepared(None, _hide(held_out, tokenizer), Collator(pad), tokenizer)
     data = load_data(request.data, tokenizer, length=length, held_out=request.eval, columns=request.columns)
     return Prepared(_hide(data.train, tokenizer), _hide(data.held_out, tokenizer), Collator(pad), tokenizer)
 
@@ -94,7 +94,7 @@ def _hide(rows: TokenRows, tokenizer: PreTrainedTokenizerBase) -> MaskedRows:
     return MaskedRows(rows, mask, frozenset(tokenizer.all_special_ids), len(tokenizer))
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure exp of the mean negative log-likelihood of the hidden tokens of the held-out rows.
 
     Raises:
@@ -133,7 +133,7 @@ def predictions(
 
 register_task(
     Task(
-        "masked-lm", "AutoModelForMaskedLM", prepare, judge, padded_tokens, predictions, fitting_tokenizer, read_examples,
+        "masked-lm", "AutoModelForMaskedLM", prepare, evaluate, padded_tokens, predictions, fitting_tokenizer, read_examples,
         pipeline="fill-mask",
         columns=("text",),
     )

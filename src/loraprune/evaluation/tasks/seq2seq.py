@@ -61,7 +61,7 @@ def first_token(request: Request) -> int | None:
     return start
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure the perplexity of the held-out targets, each given its source and the true tokens before."""
     assert isinstance(prepared.held_out, TokenRows)
     return perplexity(model, prepared.held_out, batch=batch, collator=prepared.collator).measured()
@@ -87,7 +87,7 @@ def read(source: str, part: str, columns: Columns) -> object:
 
 register_task(
     Task(
-        "seq2seq", "AutoModelForSeq2SeqLM", prepare, judge, probe, predictions, fitting_tokenizer, read,
+        "seq2seq", "AutoModelForSeq2SeqLM", prepare, evaluate, probe, predictions, fitting_tokenizer, read,
         pipeline="text2text-generation",
     )
 )  # fmt: skip

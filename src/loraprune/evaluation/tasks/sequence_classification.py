@@ -42,11 +42,11 @@ def prepare(request: Request) -> Prepared:
         )
     tokenizer = fitting_tokenizer(request)
     length = fit_length(request)
-    train, judged = _read(request)
+    train, held_out = _read(request)
     with naming("--data"):
         values = _head_values(request, train)
     regression = values["problem_type"] == REGRESSION
-    metrics = judged.metrics or (("pearson", "spearman") if regression else ("accuracy",))
+    metrics = held_out.metrics or (("pearson", "spearman") if regression else ("accuracy",))
 
     def encode(data: Labelled) -> LabelledRows:
         names = list(values["id2label"].values())
@@ -56,7 +56,7 @@ def prepare(request: Request) -> Prepared:
     if request.config.pad_token_id is None:
         values = {**values, PADDING: tokenizer.pad_token_id}  # decoders find the last token of a row by it
     rows = encode(train) if train is not None else None
-    return Prepared(rows, encode(judged), DataCollatorWithPadding(tokenizer), tokenizer, values)
+    return Prepared(rows, encode(held_out), DataCollatorWithPadding(tokenizer), tokenizer, values)
 
 
 def _read(request: Request) -> tuple[Labelled | None, Labelled]:
@@ -101,7 +101,7 @@ def _head_values(request: Request, train: Labelled | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judge(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
+def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured:
     """Measure the data set's metrics on all held-out rows.
 
     Raises:
@@ -165,7 +165,7 @@ def read(source: str, part: str, columns: Columns) -> object:
 
 register_task(
     Task(
-        "sequence-classification", HEAD, prepare, judge, padded_tokens, predictions, fitting_tokenizer, read,
+        "sequence-classification", HEAD, prepare, evaluate, padded_tokens, predictions, fitting_tokenizer, read,
         pipeline="text-classification",
         columns=("label",), new=is_head,
     )

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from loraprune.data import check_vocabulary
 from loraprune.evaluation.tasks.base import Inputs, Request
 from loraprune.families import positions
-from loraprune.models.loading import load_tokenizer
+from loraprune.models.opening import load_tokenizer
 
 PROBE_SEED = 0
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loraprune.data import is_never_given
 from loraprune.errors import UnsupportedModelError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -56,14 +57,19 @@ def read_vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     model = values["model"]
     if model["type"] != "BPE":
         raise _refused(f"it is a {model['type']} tokenizer; BPE is needed")
-    vocabulary = dict(model["vocab"]) | {added["content"]: added["id"] for added in values["added_tokens"]}
+    # Versions of transformers add <|endoftext|> to what they read from a GGUF file, and Gemma 3 has a token for images.
+    added_tokens = [
+        added for added in values["added_tokens"]
+        if added["id"] < size or not is_never_given(tokenizer, added["content"], added["id"])
+    ]  # fmt: skip
+    vocabulary = dict(model["vocab"]) | {added["content"]: added["id"] for added in added_tokens}
     if max(vocabulary.values()) >= size:
         raise _refused(f"its token {max(vocabulary.values())} has no row in an embedding of {size}")
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
     for token, number in vocabulary.items():
         tokens[number], types[number] = token, NORMAL
-    for added in values["added_tokens"]:
+    for added in added_tokens:
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]

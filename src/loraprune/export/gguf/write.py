@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from loraprune.config.export import ExportConfig
+from loraprune.config.export import QUANTIZATIONS, ExportConfig
 from loraprune.errors import CheckpointError, VerificationError
+from loraprune.evaluation.precision import difference, logits_of
+from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, check_task, formats, tokenizer_of
 from loraprune.export.gguf.architecture import (
     Architecture,
@@ -25,8 +27,7 @@ from loraprune.export.gguf.tensors import TYPES, add_tensors, make_layout, read_
 from loraprune.export.gguf.tokenizer import add_vocabulary, read_vocabulary
 from loraprune.models.folder import TOKENIZER_CONFIG
 from loraprune.models.layerwise.register import stock_of
-from loraprune.models.loading import resolve
-from loraprune.pruning.verify import difference, logits_of, probe_of
+from loraprune.models.opening import resolve
 
 TOLERANCE = {"f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "q8_0": 0.15, "q5_0": 0.15, "q4_0": 0.15}
 """largest difference of logits between llama.cpp and the same rounded weights in transformers: llama.cpp rounds what a weight is
@@ -37,15 +38,6 @@ TEXTS = (
     "Grüße, naïve café — 東京 🙂  two spaces\tand a tab's end",
 )
 """text on which both tokenizers are compared"""
-K_QUANT = (
-    "K- and I-quants are written by llama.cpp's own tool: export with --quantization f16, then run "
-    "`llama-quantize model.gguf small.gguf {}`"
-)
-
-
-K_QUANTS = (
-    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_xs", "iq4_nl", "iq3_m", "iq2_m",
-)  # fmt: skip
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -174,7 +166,6 @@ formats.add(
         write,
         check,
         needs=("gguf",),
-        quantizations=("f16", "f32", "bf16", "q8_0", "q5_0", "q4_0"),
-        elsewhere={name: K_QUANT.format(name.upper()) for name in K_QUANTS},
+        quantizations=QUANTIZATIONS["gguf"],
     ),
 )

@@ -12,18 +12,16 @@ from loraprune.models.adapters.lora import (
     attach_lora,
     carries_adapter,
     dense_for_a_while,
-    dequantise_adapted_,
     factors,
     head_paths,
     linear_paths,
     lora_weights,
-    merge_lora,
-    merging_error,
     projection,
     projection_of,
     trained_factors,
     zero_weights_,
 )
+from loraprune.models.adapters.merging import dequantise_adapted_, merge_lora, merging_error
 from loraprune.models.adapters.modules import (
     backbone,
     base_layer,

@@ -1,11 +1,10 @@
-"""LoRA on the projections of groups: attaching, reading, merging."""
+"""LoRA on the projections of groups: attaching it, and reading and changing what it is attached to."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,9 +18,9 @@ from loraprune.errors import ConfigError
 from loraprune.groups import Group
 from loraprune.models.adapters.cuts import ADAPTER
 from loraprune.models.adapters.modules import base_layer, base_model, find_module, is_transposed, kernel_size
-from loraprune.models.quantised import dense_layer, forget_quantiser, kind_of, stored, write_, zero_
+from loraprune.models.quantised import dense_layer, kind_of, stored, write_, zero_
 from loraprune.models.quantised.forms import Weight, weight_rows
-from loraprune.runtime.sharding import whole_tensor
+from loraprune.runtime.sharding import gather_tensor
 
 KEPT_WEIGHTS = "kept_weights"
 """name of the buffer of a base layer that marks the non-zero weights of the merged projection, if some are zero"""
@@ -184,7 +183,7 @@ def carries_adapter(model: nn.Module) -> bool:
 def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     """Return the adapter's weights, gathered, under the names of an adapter_model.safetensors."""
     found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: whole_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
+    return {name: gather_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
 def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
@@ -218,14 +217,6 @@ def zero_weights_(layer: nn.Module, kept: Bool[Tensor, "out in_"]) -> None:
     (weight.data.T if is_transposed(layer) else weight.data).masked_fill_(~kept.to(weight.device), 0)
 
 
-def quantised_adapters(model: nn.Module) -> list[str]:
-    """Return the paths of the projections that carry LoRA on a quantised weight."""
-    return [
-        path for path, module in model.named_modules()
-        if isinstance(module, LoraLayer) and kind_of(module.get_base_layer())
-    ]  # fmt: skip
-
-
 @contextmanager
 def dense_for_a_while(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     """Give quantised projections weights that can be trained; afterwards these are quantised."""
@@ -246,65 +237,3 @@ def dense_for_a_while(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
             dense = projection(model, path)
             write_(layer, dense.base_rows(0, dense.shape[0]))
             module.base_layer = layer
-
-
-@torch.no_grad()
-def merging_error(model: nn.Module, path: str, *, seed: int = 0) -> float | None:
-    """Merge one projection by PEFT, with random factors, and undo it; every weight ends as it was.
-
-    Returns:
-        The largest difference from W0 + scaling * B A, relative to the largest weight; None for a quantised one, which PEFT does not
-        merge here.
-    """
-    proj: Any = projection(model, path)
-    module: Any = find_module(model, path)
-    if kind_of(proj.layer):
-        return None
-    assert isinstance(module, LoraLayer)
-    before, b = proj.layer.weight.detach().clone(), proj.lora_b.detach().clone()
-    draw = torch.Generator().manual_seed(seed)
-    proj.lora_b.copy_(torch.randn(b.shape, generator=draw))
-    try:
-        expected = proj.merged_rows(0, proj.shape[0])
-        module.merge(safe_merge=True)
-        found = proj.base_rows(0, proj.shape[0]).to(expected, copy=True)  # unmerging changes the weight in place
-        module.unmerge()
-    finally:
-        proj.lora_b.copy_(b)
-        proj.layer.weight.copy_(before)
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-def dequantise_adapted_(model: PeftModel, dtype: torch.dtype) -> frozenset[str]:
-    """Dequantise the base weights below LoRA; `merge_lora` needs the paths that are returned."""
-    base = model.get_base_model()
-    found = quantised_adapters(base)
-    for path in found:
-        proj = projection(base, path)
-        module = find_module(base, path)
-        module.base_layer = dense_layer(proj.layer, proj.base_rows(0, proj.shape[0]).to(dtype))
-    return frozenset(found)
-
-
-def merge_lora(model: PeftModel, dequantised: Collection[str] = ()) -> PreTrainedModel:
-    """Add every scaled B A to its base weight and return the plain model; `model` must not be used afterwards.
-
-    Quantised weights are dequantised in the result, in the dtype of the rest of the model; `dequantised` names the layers that
-    were quantised when LoRA was attached and are no longer. Masked weights (see
-    `loraprune.pruning.sparsity.masks`) are zero, and their masks are gone.
-    """
-    model.set_adapter(ADAPTER)  # a second one is what trainers of preferences compare with
-    base = model.get_base_model()
-    assert isinstance(base, PreTrainedModel)
-    for path in {*quantised_adapters(base), *dequantised}:
-        proj = projection(base, path)
-        dense = dense_layer(proj.layer, proj.merged_rows(0, proj.shape[0]).to(base.dtype))
-        base.set_submodule(path, dense)
-    merged = model.merge_and_unload(progressbar=False)
-    assert isinstance(merged, PreTrainedModel)
-    forget_quantiser(merged)
-    for layer in merged.modules():
-        if KEPT_WEIGHTS in layer._buffers:
-            zero_weights_(layer, layer.get_buffer(KEPT_WEIGHTS))
-            delattr(layer, KEPT_WEIGHTS)
-    return merged

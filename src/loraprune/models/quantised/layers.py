@@ -1,6 +1,6 @@
 """Read, cut and write the weights of layers that bitsandbytes or torchao quantised.
 
-What a layer holds is read as one of the forms of `loraprune.scoring.kernels`, and cut and written back as such.
+What a layer holds is read as one of the forms of `loraprune.models.quantised.forms`, and cut and written back as such.
 """
 
 from __future__ import annotations
@@ -150,8 +150,10 @@ class _Original:
 def cut_(layer: Layer, dim: int, index: Int[Tensor, " left"]) -> None:
     """Keep some rows (`dim` 0) or columns (1) of a quantised weight.
 
-    Rounding occurs only where columns are removed from inside 4-bit blocks. Such a weight is always quantised again from its values
-    before the first such cut: rounding it repeatedly would nearly double the error.
+    A block of 4-bit numbers is 64 neighbours of a row with one scale. Where columns are removed from the middle of a block, its numbers
+    move to other blocks with other scales and are rounded again; nothing else is rounded. Such a weight is always quantised from what it
+    was before the first such cut: rounding it repeatedly would nearly double the error.
+    Source: Dettmers et al., QLoRA (arXiv 2305.14314), section 2, on block-wise quantisation; `quantize_4bit` of bitsandbytes.
     """
     weight = stored(layer)
     assert not isinstance(weight, Tensor)

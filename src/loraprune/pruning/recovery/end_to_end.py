@@ -27,6 +27,8 @@ from loraprune.runtime.progress import phase, shown
 
 RATE = 8e-3
 """peak learning rate of LoRA's factors, divided by the adapters' scale, alpha over rank; docs/log.md compares values"""
+PASSES = 3
+"""default number of passes over the rows to learn from; docs/log.md compares it with one"""
 TOKENS = 256
 """tokens of a step, in whole rows"""
 IMAGE_TOKENS = 256
@@ -123,9 +125,9 @@ class Outputs:
         return Distance(error / len(places), loss / len(places))
 
 
-def batches(outputs: Outputs) -> int:
-    """Return the steps that one pass over the rows to learn from takes."""
-    return math.ceil(len(outputs.learned) / outputs.together)
+def default_steps(outputs: Outputs) -> int:
+    """Return the steps that `PASSES` passes over the rows to learn from take."""
+    return PASSES * math.ceil(len(outputs.learned) / outputs.together)
 
 
 def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int) -> None:

@@ -144,7 +144,7 @@ def _report(recovery: Recovery) -> None:
     """Log the result of recovery, and warn of a removal that it could not compensate."""
     losses = recovery.losses
     before, after = losses.get("before", math.nan), list(losses.values())[-1]
-    steps = {"refits": recovery.refits, "blocks": recovery.blocks}
+    steps = {"least-squares fits": recovery.refits, "blocks": recovery.blocks}
     helped = [
         f"{sum(gain.kept for gain in gains.values())} of {len(gains)} {name}" for name, gains in steps.items() if gains
     ]
@@ -155,7 +155,7 @@ def _report(recovery: Recovery) -> None:
     if after - before > FAR:
         logger.warning(
             "the removal raised the loss from %.2f to %.2f: the perplexity is %.1f times as high. Fine-tuning may not recover it; "
-            "a smaller --ratio, or more of --calibration, leaves more to start from", before, after, math.exp(min(700.0, after - before)),
+            "give a smaller --ratio or more tokens of --calibration", before, after, math.exp(min(700.0, after - before)),
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from loraprune.errors import ConfigError
 from loraprune.groups import Group, consumers
 from loraprune.models.adapters import channels_last, find_module, projection
 from loraprune.runtime.processes import add_up
-from loraprune.runtime.sharding import whole
+from loraprune.runtime.sharding import gathered
 from loraprune.scoring.base import Kept
 from loraprune.scoring.criteria import Activation, Channels
 from loraprune.scoring.scorers.elementwise import side_sums, to_cpu, unit_totals
@@ -70,7 +70,7 @@ class ActivationScorer(Hooks):
             )
         tokens, first, second = self.sums[path]
         sums = add_up({"tokens": torch.tensor(tokens), "first": first, "second": second})
-        with whole(find_module(self.model, path)):
+        with gathered(find_module(self.model, path)):
             proj = projection(self.model, path)
             norms = side_sums(proj, proj.merged_rows, power=2, wanted={"in"})["in"]
         count = int(sums["tokens"])

@@ -18,7 +18,7 @@ from loraprune.runtime.processes import add_up, count
 from loraprune.scoring.base import Kept
 from loraprune.scoring.criteria import Gate
 from loraprune.scoring.scorers.elementwise import to_cpu
-from loraprune.scoring.scorers.hooks import Hooks, told
+from loraprune.scoring.scorers.hooks import Hooks, call_in_backward
 
 
 class GateScorer(Hooks):
@@ -54,10 +54,12 @@ class GateScorer(Hooks):
                 return None
             call = self._calls
 
-            def tell(z: Tensor, grad: Tensor) -> None:
+            def gather(z: Tensor, grad: Tensor) -> None:
                 self._gather(name, path, channels_last(module, z), channels_last(module, grad), call=call)
 
-            z = told(args[0], args[0], tell)  # the gradient of this reader alone: others may read the same tensor
+            z = call_in_backward(
+                args[0], args[0], gather
+            )  # the gradient of this reader alone: others may read the same tensor
             return (z, *args[1:])
 
         self.before(module, on_forward)

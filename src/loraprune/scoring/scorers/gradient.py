@@ -19,7 +19,7 @@ from loraprune.runtime.processes import add_up, count
 from loraprune.scoring.base import Kept
 from loraprune.scoring.criteria import Gradient
 from loraprune.scoring.scorers.elementwise import side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
-from loraprune.scoring.scorers.hooks import Hooks, told
+from loraprune.scoring.scorers.hooks import Hooks, call_in_backward
 
 
 class GradientScorer(Hooks):
@@ -45,7 +45,7 @@ class GradientScorer(Hooks):
         def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not (output.requires_grad and module.training):
                 return None
-            return told(output, args[0], lambda x, grad: self._gather(name, module, path, x, grad))
+            return call_in_backward(output, args[0], lambda x, grad: self._gather(name, module, path, x, grad))
 
         self.after(module, on_forward)
 

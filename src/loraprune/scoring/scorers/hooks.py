@@ -12,33 +12,35 @@ from torch.utils.hooks import RemovableHandle
 
 from loraprune.groups import Group
 
-Tell: TypeAlias = Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], None]
+GradientHook: TypeAlias = Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], None]
 """function of a tensor that was saved in the forward pass, and of the gradient of the one that was passed on"""
 
 
-class _Told(torch.autograd.Function):
+class _CallInBackward(torch.autograd.Function):
     """Passes a tensor on unchanged; the backward pass calls a function with its gradient and another tensor that autograd saved."""
 
     @staticmethod
-    def forward(ctx: Any, passed: Tensor, saved: Tensor, tell: Tell) -> Tensor:
+    def forward(ctx: Any, passed: Tensor, saved: Tensor, hook: GradientHook) -> Tensor:
         ctx.save_for_backward(saved)
-        ctx.tell = tell
+        ctx.hook = hook
         return passed.view_as(passed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (saved,) = ctx.saved_tensors
-        ctx.tell(saved.detach(), grads[0])
+        ctx.hook(saved.detach(), grads[0])
         return grads[0], None, None
 
 
-def told(passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], tell: Tell) -> Float[Tensor, "..."]:
-    """Return `passed`, for the model to use: its backward pass calls `tell` with `saved` and the gradient of `passed`.
+def call_in_backward(
+    passed: Float[Tensor, "..."], saved: Float[Tensor, "..."], hook: GradientHook
+) -> Float[Tensor, "..."]:
+    """Return `passed`, for the model to use: its backward pass calls `hook` with `saved` and the gradient of `passed`.
 
     A hook on the gradient would hold what it closes over until the whole backward pass is finished, in gradient checkpointing the
     activations of all layers; tensors that autograd saves are freed, or recomputed, layer by layer.
     """
-    handed_on: Tensor = _Told.apply(passed, saved, tell)
+    handed_on: Tensor = _CallInBackward.apply(passed, saved, hook)
     return handed_on
 
 

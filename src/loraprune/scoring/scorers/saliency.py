@@ -17,7 +17,7 @@ from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
 from loraprune.models.adapters import Projection, find_module, linear_paths, projection_of
 from loraprune.models.quantised.forms import weight_rows
-from loraprune.runtime.sharding import is_part, whole
+from loraprune.runtime.sharding import gathered, is_shard
 from loraprune.scoring.base import Kept
 from loraprune.scoring.criteria import Saliency, Tile
 from loraprune.scoring.scorers.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
@@ -47,9 +47,9 @@ class SaliencyScorer:
     def _sums(self, group: Group, path: str) -> dict[Side, Tensor]:
         module = self._modules[path]
         proj = projection_of(module, path)
-        if not is_part(proj.lora_a):
+        if not is_shard(proj.lora_a):
             return self._reduce(group, proj)
-        with whole(module):
+        with gathered(module):
             return self._reduce(group, projection_of(module, path))
 
     def _reduce(self, group: Group, proj: Projection) -> dict[Side, Tensor]:

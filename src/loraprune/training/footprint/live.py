@@ -30,6 +30,10 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live: Counter[str] = Counter()
         """kind of tensor -> bytes"""
+        self.total = 0
+        """bytes of all kinds"""
+        self.peak = 0
+        """most that `total` has been"""
         self.at_peak: Mapping[str, int] = {}
         self.flops = 0
         self._name = name
@@ -37,11 +41,6 @@ class LiveBytes(TorchDispatchMode):
         """storage -> kind, of those that live"""
         self._watches: dict[int, weakref.ref[Any]] = {}
         self._present = {tensor.untyped_storage()._cdata for tensor in present}
-
-    @property
-    def peak(self) -> int:
-        """Return the peak of the live bytes."""
-        return sum(self.at_peak.values())
 
     def call_it(self, tensor: Shaped[Tensor, "..."], kind: str) -> None:
         """Count a live tensor as another kind from now on."""
@@ -64,8 +63,8 @@ class LiveBytes(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for tensor in outputs:
             self._note(tensor)
-        if self.live.total() > self.peak:
-            self.at_peak = dict(self.live)
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, dict(self.live)
         return out
 
     def _note(self, tensor: Tensor) -> None:
@@ -74,11 +73,13 @@ class LiveBytes(TorchDispatchMode):
         if key in self._present or key in self._kinds:
             return
         self._kinds[key] = kind = self._name(tensor)
-        self.live[kind] += storage.nbytes()
         size = storage.nbytes()
+        self.live[kind] += size
+        self.total += size
 
         def forget(_: object) -> None:
             self.live[self._kinds.pop(key)] -= size
+            self.total -= size
             del self._watches[key]
 
         self._watches[key] = weakref.ref(storage, forget)

@@ -20,14 +20,14 @@ from loraprune.evaluation.tasks import Inputs
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import STACKS, attach_lora, base_model, find_module
 from loraprune.models.compat import enable_checkpointing
-from loraprune.models.loading import quiet
+from loraprune.models.opening import quiet
 from loraprune.pruning.surgery import slice_
 from loraprune.pruning.target import decide_recovery
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import Saliency, criteria
 from loraprune.training.footprint.gpus import Blocks
 from loraprune.training.footprint.precision import bytes_per_weight
-from loraprune.training.footprint.step import run_step
+from loraprune.training.footprint.step import Labels, labels_for, run_step
 
 ADAM_STATES = 2
 """moments that AdamW keeps of every trained parameter, in its precision"""
@@ -98,31 +98,32 @@ def footprints(
     if setting.checkpointing:
         enable_checkpointing(adapted)
     in_play = [group for group in groups if group.name in counts]
-    dense = _footprint(adapted, in_play, inputs, options, setting, teacher=setting.teacher)
+    labels = labels_for(adapted, inputs)
+    dense = _footprint(adapted, in_play, inputs, labels, options, setting, teacher=setting.teacher)
     with torch.device("meta"):
         smaller = slice_(adapted, in_play, {name: range(count) for name, count in counts.items()})
-    return Footprints(dense, _footprint(adapted, smaller, inputs, options, setting, teacher="none"))
+    return Footprints(dense, _footprint(adapted, smaller, inputs, labels, options, setting, teacher="none"))
 
 
 def _footprint(
-    model: nn.Module, groups: Sequence[Group], inputs: Inputs, options: LoRAPruneConfig, setting: Setting, *, teacher: str
+    model: nn.Module, groups: Sequence[Group], inputs: Inputs, labels: Labels, options: LoRAPruneConfig, setting: Setting, *, teacher: str
 ) -> Footprint:  # fmt: skip
     weights = weight_bytes(model, setting)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    step = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu)
+    step = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, labels=labels)
     parts = {"weights": weights, "lora": trained, "gradients": 0, "optimiser": ADAM_STATES * trained} | dict(step.peak)
     parts["activations"] += dequantised_bytes(model, setting)
     criterion = criteria.get(options.chosen_criterion)
     if not isinstance(criterion, Saliency):  # which look at gradients when activations are gone
         with torch.device("meta"):
             scorer = make_scorer(criterion, model, groups, power=options.power, normalize=options.normalize, seed=0)
-        watched = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu)
+        watched = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, labels=labels)
         scorer.close()
         parts["criterion"] = max(0, watched.total - step.total)
     if teacher != "none":
         taught = run_step(
             model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, teacher=base_model(model) if teacher == "copy" else None,
-            learns_from_teacher=True,
+            learns_from_teacher=True, labels=labels,
         )  # fmt: skip
         parts["teacher"] = max(0, taught.total - step.total) + (weights if teacher == "copy" else 0)
     if decide_recovery(groups, options).compensate:

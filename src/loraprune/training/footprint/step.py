@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -39,6 +40,15 @@ class Step:
     def total(self) -> int:
         """Return the bytes at the peak."""
         return sum(self.peak.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of a micro-batch, without values."""
+
+    values: Shaped[Tensor, "..."]
+    classes: int
+    """numbers that the model gives for each of them"""
 
 
 class FusedKernels(TorchFunctionMode):
@@ -91,7 +101,7 @@ class FusedKernels(TorchFunctionMode):
 
 def run_step(
     model: nn.Module, inputs: Inputs, *, micro_batches: int = 1, teacher: nn.Module | None = None, learns_from_teacher: bool = False,
-    cpu: bool = False,
+    cpu: bool = False, labels: Labels | None = None,
 ) -> Step:  # fmt: skip
     """Run a step of a model on the meta device.
 
@@ -102,22 +112,24 @@ def run_step(
         teacher: A second model that computes logits for every batch.
         learns_from_teacher: With no `teacher`, its logits are read from disk.
         cpu: Count what is kept where PyTorch computes on a CPU.
+        labels: What `labels_for` returned for these inputs, which saves a forward pass.
     """
-    batch = {name: value.to(META) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    batch = _on_meta(inputs)
     model.train()
-    labels, classes = _labels(model, batch)
+    given = labels or labels_for(model, inputs)
+    values, classes = given.values, given.classes
 
     def name(tensor: Tensor) -> str:
         return (
             "logits"
-            if tensor.ndim and tensor.shape[-1] == classes and tensor.numel() >= labels.numel()
+            if tensor.ndim and tensor.shape[-1] == classes and tensor.numel() >= values.numel()
             else "activations"
         )
 
     live = LiveBytes([*model.parameters(), *model.buffers(), *(teacher.parameters() if teacher else ())], name=name)
     with META, _gradients_of(model, live), FusedKernels(cpu=cpu), live:
         for _ in range(min(micro_batches, 2)):
-            loss = _loss(model, batch, labels, classes, teacher=teacher, learns_from_teacher=learns_from_teacher)
+            loss = _loss(model, batch, values, classes, teacher=teacher, learns_from_teacher=learns_from_teacher)
             # An edge instead of a tensor: modes stay in force where the backward pass computes a block once more.
             edge = torch.autograd.graph.get_gradient_edge(loss)
             torch.autograd.backward(edge, grad_tensors=torch.ones_like(loss))
@@ -144,15 +156,18 @@ def _loss(
     )
 
 
-def _labels(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """Return labels for a batch, and how many numbers the model gives for each."""
+def labels_for(model: nn.Module, inputs: Inputs) -> Labels:
+    """Return labels for a micro-batch: the model is run once, as only that shows the shape of its logits."""
     with META, torch.no_grad(), LiveBytes([], name=lambda _: ""):
-        logits: Tensor = model(**batch).logits
+        logits: Tensor = model(**_on_meta(inputs)).logits
     config: Any = base_model(model).config
     regression = getattr(config, "num_labels", 0) == 1 and logits.shape[-1] == 1
-    return torch.zeros(logits.shape[:-1], dtype=logits.dtype if regression else torch.long, device=META), logits.shape[
-        -1
-    ]
+    kind = logits.dtype if regression else torch.long
+    return Labels(torch.zeros(logits.shape[:-1], dtype=kind, device=META), logits.shape[-1])
+
+
+def _on_meta(inputs: Inputs) -> dict[str, Any]:
+    return {name: value.to(META) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def _read_targets(labels: Tensor, classes: int) -> TeacherLogits:

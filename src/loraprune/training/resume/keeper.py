@@ -24,7 +24,7 @@ from loraprune.models.adapters import ADAPTER, lora_weights
 from loraprune.runtime import launch
 from loraprune.runtime.interrupts import Interrupted, Pending
 from loraprune.runtime.processes import first_alone, gather, most
-from loraprune.runtime.sharding import let_load_whole_, parted_moments, whole_tree
+from loraprune.runtime.sharding import gather_tree, shard_moments, shard_on_load_
 from loraprune.training.guard import StepGuard
 from loraprune.training.resume.files import finish_checkpoint, new_checkpoint, read_tree, write_tree
 from loraprune.training.resume.randomness import random_state, set_random_state
@@ -100,7 +100,7 @@ class Keeper(TrainerCallback):
             self.done = TrainerState.load_from_json(str(checkpoint.folder / TRAINER_STATE))
             self.origin, self._restored = checkpoint.folder, tree
             self._random = tree["random"][launch.number()]
-            let_load_whole_(model)  # the Trainer reads the adapters once more, when they may be in parts
+            shard_on_load_(model)  # the Trainer reads the adapters once more, when they may be in parts
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"checkpoint {checkpoint.folder}: its state does not fit this model ({error}); delete it to start again"
@@ -112,7 +112,7 @@ class Keeper(TrainerCallback):
         """Restore the optimiser and the scheduler of a checkpoint."""
         if self._restored:
             optimizer = kwargs["optimizer"]
-            optimizer.load_state_dict(parted_moments(self._restored["optimizer"], optimizer))
+            optimizer.load_state_dict(shard_moments(self._restored["optimizer"], optimizer))
             kwargs["lr_scheduler"].load_state_dict(self._restored["scheduler"])
             self._restored = None
 
@@ -163,7 +163,7 @@ class Keeper(TrainerCallback):
 
     def _write(self, state: TrainerState, objects: Mapping[str, Any]) -> bool:
         """Write a checkpoint in the first process, with the random states of all processes and gathered tensors."""
-        tree = whole_tree({
+        tree = gather_tree({
             "parts": [part.state_dict() for part in self.parts],
             "buffers": _buffers(objects["model"]),
             "optimizer": objects["optimizer"].state_dict(),

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from loraprune.config.training import WITHOUT_EFFECT, FinetuneConfig, PruneConfig, as_dict
+from loraprune.data import Rows
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.models.quantised import stored_parameters
+from loraprune.runtime import launch
 from loraprune.training.resume.files import whole_checkpoints
 from loraprune.training.resume.keeper import Checkpoint
 
@@ -35,6 +37,14 @@ def options_of(config: PruneConfig | FinetuneConfig) -> dict[str, Any]:
     options = {name: value for name, value in as_dict(config).items() if name not in WITHOUT_EFFECT}
     found: dict[str, Any] = json.loads(json.dumps({"job": config.job, "options": options}))
     return found
+
+
+def identity_of(config: PruneConfig | FinetuneConfig, model: nn.Module, rows: Rows, *, teacher: str) -> dict[str, Any]:
+    """Return a checkpoint's record of a run: options, digests of the dense model and the rows, and the processes that share it."""
+    return options_of(config) | {
+        "model": digest_of_model(model), "data": digest_of_rows(rows), "teacher": teacher,
+        "processes": launch.count(), "sharded": launch.is_sharded(),
+    }  # fmt: skip
 
 
 def newest_checkpoint(workspace: Path, config: PruneConfig | FinetuneConfig) -> Checkpoint | None:
@@ -111,7 +121,7 @@ def digest_of_model(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def digest_of_rows(rows: Any) -> str:
+def digest_of_rows(rows: Rows) -> str:
     """Return a digest of the number of rows and of some of them; a row is a mapping of numbers or of sequences of them."""
     found = hashlib.sha256(str(len(rows)).encode())
     for place in spread(len(rows)):

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import math
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from loraprune.evaluation import precision_check
-from loraprune.evaluation.precision_check import settle_precision_
+from loraprune.data.rows import Collator, Row, TokenRows
+from loraprune.evaluation.measurement import Measured
+from loraprune.evaluation.precision import settle_precision_
+from loraprune.evaluation.tasks import Prepared, Task, tasks
 from loraprune.runtime.device import choose_dtype
-from tests.samples import tiny_llama
+from tests.samples import byte_tokenizer, tiny_llama
 
 CPU = torch.device("cpu")
 
 
-def judged(by_dtype: dict[torch.dtype, float]) -> Any:
+def judged(by_dtype: dict[torch.dtype, float]) -> Task:
     """Return a task whose loss depends on the precision alone."""
-    return SimpleNamespace(judge=lambda model, data, batch: SimpleNamespace(loss=by_dtype[model.dtype]))
+
+    def evaluate(model: PreTrainedModel, data: Prepared, batch: int) -> Measured:
+        return Measured("perplexity", math.exp(by_dtype[model.dtype]), "lower", None, {"rows": len(data.held_out)}, {})
+
+    return replace(tasks.get("causal-lm"), evaluate=evaluate)
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(3.01, torch.bfloat16), (3.05, torch.float32), (2.95, torch.float32)])
-def test_a_loss_that_differs_brings_float32_back(
-    loss: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(precision_check, "replace", lambda data, held_out: SimpleNamespace(held_out=held_out))
-    monkeypatch.setattr(precision_check, "draw_rows", lambda rows, count, seed: rows[:count])
-    model = tiny_llama().to(torch.bfloat16)
-    task = judged({torch.bfloat16: loss, torch.float32: 3.0})
-    settle_precision_(model, task, SimpleNamespace(held_out=list(range(20))), 4)  # type: ignore[arg-type]
+def test_a_loss_that_differs_brings_float32_back(loss: float, expected: torch.dtype) -> None:
+    model, ids = tiny_llama().to(torch.bfloat16), [1, 2, 3]
+    data = Prepared(None, TokenRows((Row(ids, ids),) * 20, {}), Collator(0), byte_tokenizer())
+    settle_precision_(model, judged({torch.bfloat16: loss, torch.float32: 3.0}), data, 4)
     assert model.dtype == expected
 
 
