@@ -111,7 +111,7 @@ def main() -> None:
         path = common.RESULTS / f"{name}.json"
         if path.exists():
             print("\n".join(table(json.loads(path.read_text()))), end="\n\n")
-    for part in (quality.grids(), quality.saved_scores(), quality.accuracies()):
+    for part in (quality.grids(), quality.real_models(), quality.saved_scores(), quality.accuracies()):
         print("\n".join(part), end="\n\n")
 
 

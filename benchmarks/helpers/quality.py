@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -114,3 +115,33 @@ def percent(values: Sequence[float]) -> str:
     """Return mean and sample deviation in per cent."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{round(100 * statistics.mean(values), 1) + 0.0:.1f}{deviation}"  # no minus before a zero
+
+
+def real_models() -> Iterator[str]:
+    """Yield perplexities of pruned real models, a table for each result of real_models.py and number of steps.
+
+    The gap is the log-perplexity above the dense model that was tuned as long, in nats, on the first text.
+    """
+    for path in sorted(common.RESULTS.glob("real_*.json")):
+        cells = json.loads(path.read_text())["cells"]
+        texts = list(cells[0]["perplexity"])
+        for steps in sorted({cell["steps"] for cell in cells}):
+            chosen = [cell for cell in cells if cell["steps"] == steps]
+            dense = {cell["seed"]: cell for cell in chosen if cell["method"] == "dense"}
+            yield f"**{path.stem.partition('_')[2]}**, {steps} steps, seeds {sorted(dense)}"
+            yield ""
+            yield f"| method | removed | {' | '.join(texts)} | gap | seconds |"
+            yield f"|---|---|{'---|' * len(texts)}---|---|"
+            for method, ratio in dict.fromkeys((cell["method"], cell["ratio"]) for cell in chosen):
+                runs = [cell for cell in chosen if (cell["method"], cell["ratio"]) == (method, ratio)]
+                means = [statistics.mean(cell["perplexity"][text] for cell in runs) for text in texts]
+                gaps = [
+                    math.log(cell["perplexity"][texts[0]] / dense[cell["seed"]]["perplexity"][texts[0]])
+                    for cell in runs
+                    if cell["seed"] in dense
+                ]
+                gap = f"{statistics.mean(gaps):.3f}" if gaps else "-"
+                seconds = statistics.mean(cell["seconds"] for cell in runs)
+                values = " | ".join(f"{mean:.2f}" for mean in means)
+                yield f"| {method} | {100 * ratio:.0f} % | {values} | {gap} | {seconds:.0f} |"
+            yield ""

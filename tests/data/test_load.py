@@ -119,7 +119,7 @@ def test_too_little_text_says_how_much_there_is(write, tokenizer):
 
 
 def test_single_chat_cannot_be_split(write, tokenizer):
-    with pytest.raises(DataError, match="0 rows to train on"):
+    with pytest.raises(DataError, match="0 rows for training"):
         load_data(write("a.jsonl", jsonl({"instruction": "a", "response": "b"})), tokenizer, length=50)
 
 

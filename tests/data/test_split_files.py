@@ -31,6 +31,7 @@ def said(rows: object) -> str:
         ({"train": 40, "test": 8}, "test"),
         ({"train__00000__of__00002": 20, "train__00001__of__00002": 20, "dev__0": 8}, "dev"),
         ({"train_sft": 40, "test_sft": 8, "test_gen": 8}, "test"),
+        ({"alpaca_train": 40, "alpaca_dev": 8, "alpaca__test": 8}, "dev"),
     ],
 )
 def test_a_folder_is_trained_on_by_its_training_files_alone(files: dict[str, int], judged: str, tmp_path: Path) -> None:
@@ -47,7 +48,9 @@ def test_a_folder_is_trained_on_by_its_training_files_alone(files: dict[str, int
 
 def test_files_of_one_purpose_or_without_one_are_all_used(tmp_path: Path) -> None:
     one, other = tmp_path / "1", tmp_path / "2"
-    one.mkdir(), other.mkdir()
+    one.mkdir(), other.mkdir(), (ends := tmp_path / "3").mkdir()
+    by_chance = load_data(str(folder(ends, notes=20, unit_test=20)), byte_tokenizer(), length=32)
+    assert "unit_test" in said(by_chance.train) + said(by_chance.held_out)
     mixed = load_data(str(folder(one, chapter_1=20, test_driven=20)), byte_tokenizer(), length=32)
     assert mixed.train.protocol["split"] == "train"
     assert "chapter_1" in said(mixed.train)

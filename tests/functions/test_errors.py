@@ -25,7 +25,7 @@ TEXTS = sentences(30)
     ("changes", "words"),
     [
         ({"ratio": 1.5}, "ratio=1.5: a fraction in [0, 1) is needed, such as 0.5"),
-        ({"ratio": "a lot"}, "ratio='a lot': a number is needed"),
+        ({"ratio": "a lot"}, "ratio='a lot': a fraction or a percentage, such as 0.2 or 20% is needed"),
         ({"ratoi": 0.5}, "unknown argument 'ratoi' (did you mean 'ratio'?)"),
         ({"heads": 2, "heads_ratio": 0.5, "ratio": 0.5}, "heads=2 heads_ratio=0.5: give one of the two"),
         ({"device": "gpu"}, "device='gpu' (did you mean 'cpu'?): one of auto, cpu, cuda, mps is needed"),

@@ -86,7 +86,7 @@ def test_inspect_says_which_formats_a_model_can_have(variant: str, words: str, t
 @pytest.mark.parametrize(
     ("variant", "options", "words"),
     [
-        ("gpt2", {}, "attention stay whole"),
+        ("gpt2", {}, "attention are not pruned: no stock checkpoint"),
         ("gpt2", {"kinds": "all"}, "will contain modelling code"),
         ("gpt2", {"kinds": "ffn"}, ""),
         ("llama", {}, ""),

@@ -81,6 +81,7 @@ def test_an_input_in_the_folder_that_would_be_replaced_is_refused(
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "out" / "report.json").write_text("{}")
     (tmp_path / "link").symlink_to(tmp_path / "out" / "dense")
+    (tmp_path / "other" / "plan.json").write_text("{}")  # which the default format of export needs
     with pytest.raises(ConfigError, match=f"--{option} .*would be replaced"):
         options(kind, tmp_path, **{option: str(tmp_path / place)})
     assert options(kind, tmp_path, **{option: str(tmp_path / "other")})  # the control: outside of it
@@ -112,3 +113,16 @@ def test_a_folder_is_not_replaced_by_what_was_read_from_it(tmp_path: Path) -> No
     ):
         pass
     assert tree(tmp_path / "out") == {"report.json": "old"}
+
+
+def test_a_link_as_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "report.json").write_text("{}")
+    for target in ("result", "nowhere"):
+        (tmp_path / "out").symlink_to(tmp_path / target)
+        for overwrite in (True, False):
+            with pytest.raises(ConfigError, match=r"--output .*out: it is a symbolic link"):
+                options(PruneConfig, tmp_path, overwrite=overwrite)
+        (tmp_path / "out").unlink()
+    (tmp_path / "result").rename(tmp_path / "out")
+    assert options(PruneConfig, tmp_path)  # the control: a folder

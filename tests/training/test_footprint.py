@@ -72,9 +72,9 @@ def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -
         options = LoRAPruneConfig(**by_the_paper(criterion=criterion))
         return benchmark.measured(benchmark.config_of("llama"), setting, options, batch=4, length=64)
 
-    def closed_over(passed: torch.Tensor, saved: torch.Tensor, tell: Any) -> torch.Tensor:
+    def closed_over(passed: torch.Tensor, saved: torch.Tensor, hook: Any) -> torch.Tensor:
         values, handed_on = saved.detach(), passed.view_as(passed)
-        handed_on.register_hook(lambda grad: tell(values, grad))
+        handed_on.register_hook(lambda grad: hook(values, grad))
         return handed_on
 
     lora = measured("lora")

@@ -25,8 +25,8 @@ from loraprune.commands.parser_errors import (
 )
 from loraprune.commands.verbs import COMMANDS
 from loraprune.config import recipes
-from loraprune.config.base import Options, dashed, null_problems
-from loraprune.config.pruning import TARGETS, LoRAPruneConfig
+from loraprune.config.base import Options, null_problems
+from loraprune.config.pruning import TARGETS, LoRAPruneConfig, second_target
 from loraprune.config.training import PruneConfig
 from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings
@@ -164,8 +164,8 @@ def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | Non
     is_default = ratio is not None and not ratio.is_key and parsed.ratio == LoRAPruneConfig.ratio
     if not is_default or "heads" not in parsed:
         return None
-    others = [f"--{dashed(name)} {parsed[name]}" for name in TARGETS if parsed[name] is not None]
-    return f"--ratio {parsed.ratio} {' '.join(others)}: give one target only; leave --ratio out" if others else None
+    others = {name: parsed[name] for name in TARGETS if parsed[name] is not None}
+    return second_target(parsed.ratio, others) if others else None
 
 
 def _is_lost(one: Setting, parsed: Namespace) -> bool:

@@ -5,13 +5,13 @@ Imports no torch, so that `--help` is fast.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
-from loraprune.config.values import Fraction
+from loraprune.config.values import Fraction, parse_count
 from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
@@ -163,7 +163,13 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def has_ratio(self) -> bool:
         """Return whether --ratio is the target."""
-        return all(getattr(self, name) is None for name in TARGETS)
+        return self.other_targets is None
+
+    @property
+    def other_targets(self) -> dict[str, Any] | None:
+        """Return the options that state the target instead of --ratio, with None for those left out; None if --ratio is the target."""
+        values = {name: getattr(self, name) for name in TARGETS}
+        return values if any(value is not None for value in values.values()) else None
 
     @property
     def has_dimensions(self) -> bool:
@@ -255,11 +261,11 @@ class LoRAPruneConfig(AdapterOptions):
             ),
             (
                 self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
-                f"--ratio {self.ratio} {self._other_targets()}: give one target only; leave --ratio out",
+                second_target(self.ratio, self.other_targets or {}),
             ),
             (
                 sum((self.size is not None, self.parameters is not None, self.has_dimensions)) <= 1,
-                f"{self._other_targets()}: give one target only",
+                f"{_typed(self.other_targets or {})}: give one target only",
             ),
         )
 
@@ -279,11 +285,6 @@ class LoRAPruneConfig(AdapterOptions):
             found += idle_options(self, "nothing is reconstructed after a removal", "calibration")
         return found
 
-    def _other_targets(self) -> str:
-        """Return the given targets other than --ratio, as typed on the command line."""
-        given = {name: getattr(self, name) for name in TARGETS if getattr(self, name) is not None}
-        return " ".join(f"--{dashed(name)} {value}" for name, value in given.items())
-
     def _sparsity_problems(self) -> list[str]:
         if self.sparsity is None:
             return []
@@ -296,17 +297,11 @@ class LoRAPruneConfig(AdapterOptions):
         return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
 
 
-def parse_count(text: str) -> int:
-    """Read a number of parameters such as 600M, 1.2B, 75k or 1000000.
+def second_target(ratio: float, others: Mapping[str, Any]) -> str:
+    """Return what is wrong with --ratio beside other targets, of which those that are None are not given."""
+    return f"--ratio {ratio} {_typed(others)}: give one target only; leave --ratio out"
 
-    Raises:
-        ConfigError: if it is not a number of at least 1.
-    """
-    scale = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}.get(text[-1:].lower(), 1)
-    try:
-        count = float(text[:-1] if scale > 1 else text) * scale
-    except ValueError:
-        count = math.nan
-    if not (count >= 1 and math.isfinite(count)):
-        raise ConfigError(f"--parameters {text}: a count such as 600M, 1.2B or 250000 is needed")
-    return round(count)
+
+def _typed(options: Mapping[str, Any]) -> str:
+    """Return options as typed on the command line, without those that are None."""
+    return " ".join(f"--{dashed(name)} {value}" for name, value in options.items() if value is not None)

@@ -6,12 +6,13 @@ Everything follows from the types of the options.
 from __future__ import annotations
 
 import argparse
+import math
 import types
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from loraprune.errors import nearest
+from loraprune.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -67,6 +68,22 @@ def wrong_value(hint: Any, value: object) -> str:
     kinds += sorted((WORDS[one] for one in plain if one in WORDS), key=WORDS[types.NoneType].__eq__)
     given = f" {value}" if value != "" else ""
     return f"{given}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
+
+
+def parse_count(text: str) -> int:
+    """Read a number of parameters such as 600M, 1.2B, 75k or 1000000.
+
+    Raises:
+        ConfigError: if it is not a number of at least 1.
+    """
+    scale = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}.get(text[-1:].lower(), 1)
+    try:
+        count = float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        count = math.nan
+    if not (count >= 1 and math.isfinite(count)):
+        raise ConfigError(f"--parameters {text}: a count such as 600M, 1.2B or 250000 is needed")
+    return round(count)
 
 
 def takes_text(hint: Any) -> bool:

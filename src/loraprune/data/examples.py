@@ -170,9 +170,9 @@ def _turn(where: str, number: int, message: Message) -> Message:
     # `datasets` gives every message the keys of all others, with None where a message lacks them.
     turn = {key: value for key, value in message.items() if value is not None}
     if "role" not in turn and "from" in turn:
-        turn["role"] = SPEAKERS.get(turn["from"], turn["from"])
+        speaker = turn.pop("from")
+        turn["role"] = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
         turn["content"] = turn.pop("value", None)
-        del turn["from"]
     if turn.get("tool_calls") and turn.get("content") is None:
         turn["content"] = ""  # OpenAI's API writes null beside a call
     if isinstance(parts := turn.get("content"), list) and parts and all(_is_text(part) for part in parts):

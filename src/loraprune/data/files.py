@@ -12,7 +12,7 @@ import gzip
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -199,10 +199,19 @@ def _half_character(value: object) -> str | None:
 def _read_csv(path: Path, *, columns: Columns, delimiter: str = ",") -> Table:
     text = read_text(path)
     lines = text.split("\n")
+    rows = csv.reader(lines, delimiter=delimiter)
     try:
-        header = next(csv.reader(lines, delimiter=delimiter), [])
+        header = next(rows, [])
     except csv.Error as error:
         raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file again") from None
+    with suppress(csv.Error):  # such as a text of more than 131,072 characters, which pandas reads
+        first = next((row for row in rows if row), [])
+        # pandas would take the first field of every row for an index, and shift the others.
+        if len(first) > len(header):
+            raise DataError(
+                f"{path}, line {rows.line_num}: {len(first)} fields, and the header has {len(header)}: quote texts that contain "
+                f"{delimiter!r}"
+            )
     used = _used(header, columns)
     if not used or not any(line.strip() for line in lines[1:]):
         return Table(str(path), tuple(header), [], [])

@@ -29,6 +29,8 @@ HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "t
 SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
 SHARD, VARIANT = r"([-_]?\d.*)?", r"([-_].*)?"
 """what may follow the name of a split in a file's name: a number, or a word if every file of a folder is named for a split"""
+LAST = rf".+[-_]{SPLIT_NAME}"
+"""a file's name with a split at its end"""
 SAVED = ("dataset_dict.json", "state.json")
 """one of these is in every folder of `save_to_disk`"""
 HUB_SECONDS = 10
@@ -174,16 +176,18 @@ def _saved(name: str, path: Path, columns: Columns) -> Source:
 def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[Path]]]:
     """Return files of a folder (or one file) as `all`, or as `train` and `held_out` if their names say so, each with the split's name.
 
-    Names are those of the hub's data sets: train.jsonl, validation.jsonl, test-00000-of-00002.parquet.
+    Names are those of the hub's data sets: train.jsonl, validation.jsonl, test-00000-of-00002.parquet; or all of them end with a
+    split, as in reviews_train.csv and reviews_test.csv.
 
     Raises:
         DataError: if only some files are named for splits, or none is named for training.
     """
     if not path.is_dir():
         return {"all": ("all", list(files))}
-    found = _by_split(files, VARIANT)
+    found = _by_split(files, SPLIT_NAME + VARIANT)
     if "" in found:
-        found = _by_split(files, SHARD)
+        at_the_end = _by_split(files, LAST)
+        found = _by_split(files, SPLIT_NAME + SHARD) if "" in at_the_end else at_the_end
     if len(found) == 1:
         return {"all": ("all", list(files))}
     if "" in found and len(found) > 1:
@@ -200,11 +204,11 @@ def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[
     return {"train": ("train", found["train"]), "held_out": (held_out, found[held_out])}
 
 
-def _by_split(files: Sequence[Path], ending: str) -> dict[str, list[Path]]:
-    """Return split -> files whose names begin with it; files named for no split have the empty name."""
+def _by_split(files: Sequence[Path], pattern: str) -> dict[str, list[Path]]:
+    """Return split -> files whose names match a pattern with its name in it; files named for no split have the empty name."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        named = re.fullmatch(SPLIT_NAME + ending, file.name.split(".")[0].lower())
+        named = re.fullmatch(pattern, file.name.split(".")[0].lower())
         found.setdefault(named[1] if named else "", []).append(file)
     return found
 

@@ -201,7 +201,7 @@ def _shapes(file: Path) -> dict[str, list[int]]:
     """Return the name and the shape of every tensor in a file."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is no mapping
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file.name} is torn or malformed ({error}); download it again") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from loraprune.config.pruning import TARGETS, LoRAPruneConfig
+from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.groups import Group
 from loraprune.plan import Budget, Plan
 
@@ -59,7 +59,7 @@ def units_removed(
     counts = {name: len(kept) for name, kept in plan.kept.items()}
     return Removed(
         ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=budget.ratio(counts), prunable_dense=budget.prunable,
-        prunable_pruned=budget.kept(counts), target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
+        prunable_pruned=budget.kept(counts), target=config.other_targets,
         units={
             group.name: {"kind": group.kind, "dense": plan.units[group.name], "kept": counts[group.name]} for group in groups
         },

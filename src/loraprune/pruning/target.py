@@ -15,7 +15,8 @@ from itertools import combinations
 from torch import nn
 from transformers import PreTrainedConfig
 
-from loraprune.config.pruning import LoRAPruneConfig, parse_count
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.values import parse_count
 from loraprune.errors import ConfigError, PlanError, nearest
 from loraprune.families import find_groups
 from loraprune.families.depth import check_layers

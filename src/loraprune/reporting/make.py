@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from loraprune.config.pruning import TARGETS
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.evaluation.measurement import Compared, Measured
 from loraprune.evaluation.tasks import Task
@@ -78,7 +77,7 @@ def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan)
         last.removed, prunable_dense=first.removed.prunable_dense, units=units,
         ratio_requested=config.ratio if config.has_ratio else None,
         ratio_reached=1 - last.removed.prunable_pruned / first.removed.prunable_dense,
-        target=None if config.has_ratio else {name: getattr(config, name) for name in TARGETS},
+        target=config.other_targets,
     )  # fmt: skip
     trained = [report.training for report in reports]
     training = replace(

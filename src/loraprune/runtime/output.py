@@ -39,6 +39,8 @@ def output_problem(
         return "--output is empty: name a folder to write"
     if problem := replaced_input(output, inputs or {}):
         return problem
+    if os.path.islink(output):
+        return f"--output {output}: it is a symbolic link, which cannot be replaced by a folder; name another folder"
     if os.path.exists(output):
         if not overwrite:
             ended = " (its run has ended, nothing is left to resume)" if resume and holds_result(Path(output)) else ""

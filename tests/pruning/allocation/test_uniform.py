@@ -171,7 +171,7 @@ def test_a_number_of_parameters_is_a_target_for_the_whole_model() -> None:
     assert abs(left - 70_000) <= 3 * 64  # half a channel in each of two layers
     for wrong in ("10M", "10k"):
         config = LoRAPruneConfig(parameters=wrong)
-        with pytest.raises(PlanError, match="choose a number between"):
+        with pytest.raises(PlanError, match="choose a size between"):
             goal_counts(of, config, model_parameters=total)
 
 
@@ -187,7 +187,7 @@ def test_fractions_of_heads_and_channels_leave_what_can_be_stored() -> None:
 
 def test_widths_of_what_stays_whole_or_cannot_be_stored_are_refused() -> None:
     of = space()
-    with pytest.raises(PlanError, match="units of kind attention stay whole"):
+    with pytest.raises(PlanError, match="units of kind attention are not pruned here"):
         exact_counts(replace(of, groups=of.groups[1::2]), heads=2, ffn=None)
     with pytest.raises(PlanError, match="no stock configuration"):
         exact_counts(replace(of, storable=lambda _: False), heads=2, ffn=None)

@@ -134,8 +134,8 @@ def test_a_step_without_numbers_in_one_process_is_skipped_in_both(given: Path, t
         prune(given, output), tmp_path, lambda rank: during_step(3, lambda: math.nan) if rank == 1 else None
     )
     assert ended.codes == [0, 0], ended.stderr
-    assert ended.stderr[0].count("is skipped") == 1
-    assert "is skipped" not in ended.stderr[1]
+    assert ended.stderr[0].count("was skipped") == 1
+    assert "was skipped" not in ended.stderr[1]
     assert [skip["step"] for skip in read_report(output)["skipped_steps"]] == [3]
 
 
