@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
+from loraprune.evaluation.per_byte import with_bits_per_byte
 from loraprune.evaluation.samples import Showcase
 from loraprune.merge import checked, merge, save, verify
 from loraprune.models.opening import resolve
@@ -29,7 +30,7 @@ from loraprune.training.fit import fit
 from loraprune.training.record import Training
 from loraprune.training.resume.run import newest_checkpoint
 from loraprune.training.setup import RunModel, RunSetup, check_run, load_run
-from loraprune.training.vocabulary import cut_vocabulary, with_bits_per_byte
+from loraprune.training.vocabulary import cut_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
                 "%s: %s parameters; evaluated first on %d held-out rows, then trained with %d",
                 config.model, f"{held.dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
             )  # fmt: skip
-            task = with_bits_per_byte(setup) if setup.choice else setup.task
+            task = with_bits_per_byte(setup.task, setup.data) if setup.tokens else setup.task
             show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())
             show.evaluate("dense", held.model)
         show.write("dense", held.model)
-        if setup.choice:
+        if setup.tokens:
             setup, held = _with_fewer_tokens(setup, held, show, workspace)
         callback = None
         if setup.goal:

@@ -15,11 +15,11 @@ class VocabularyOptions(Options):
 
     vocabulary: str | int | None = None
     """cut embeddings, output head and tokenizer before anything else: `data` keeps the tokens that occur in the training data, a number
-    the most frequent that many; bytes or characters, special tokens and what merges need are always kept beside them"""
+    that many tokens in all, the most frequent first; bytes or characters, special tokens and what merges need are always among them"""
 
     @property
     def most_tokens(self) -> int | None:
-        """Return how many tokens are kept at most beside those that must be; None for all of the data, or without a cut."""
+        """Return how many tokens are kept in all; None for those of the data, or without a cut."""
         return None if self.vocabulary in (None, DATA) else int(str(self.vocabulary))
 
     def problems(self) -> list[str]:

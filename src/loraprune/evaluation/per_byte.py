@@ -1,6 +1,6 @@
 """Perplexities of models with different vocabularies in the same unit: by the bytes of the text, not by each model's own tokens.
 
-Knows nothing about how a vocabulary was cut.
+Knows nothing about runs.
 """
 
 from __future__ import annotations
@@ -9,10 +9,31 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loraprune.evaluation.measurement import PERPLEXITY, Measured
+from loraprune.data import TextRows
+from loraprune.errors import ConfigError
+from loraprune.evaluation.measurement import BITS, DENSITY, PERPLEXITY, Measured
 from loraprune.evaluation.tasks import Prepared, Task
+from loraprune.models.vocabulary import byte_lengths
+
+
+def with_bits_per_byte(task: Task, data: Prepared) -> Task:
+    """Return a task that measures bits per byte beside a perplexity, where the bytes of the held-out text can be counted."""
+    found = density(data)
+    return in_units_of(task, found, found)
+
+
+def density(data: Prepared) -> float | None:
+    """Return the tokens per byte of the held-out targets; None without text, or for a tokenizer whose bytes cannot be counted."""
+    rows, tokenizer = data.held_out, data.processor
+    if not isinstance(rows, TextRows) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    try:
+        lengths = byte_lengths(tokenizer)
+    except ConfigError:
+        return None
+    return tokens_per_byte(rows.targets(), lengths)
 
 
 def tokens_per_byte(targets: Iterable[Sequence[int]], lengths: Mapping[int, int]) -> float | None:
@@ -48,6 +69,6 @@ def converted(found: Measured, *, own: float, reference: float) -> Measured:
     error = None if found.standard_error is None else found.standard_error * scale
     return replace(
         found, value=math.exp(nll), standard_error=error,
-        others={**found.others, "nll": nll, "bits_per_byte": nll * reference / math.log(2)},
+        others={**found.others, "nll": nll, BITS: nll * reference / math.log(2), DENSITY: own},
         by_row=tuple((total * scale, count) for total, count in found.by_row),
     )  # fmt: skip

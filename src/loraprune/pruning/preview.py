@@ -36,7 +36,7 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     """Return the model of a run without weights, and the units that the run would keep.
 
     Raises:
-        ConfigError: if a vocabulary is to be cut and there is none.
+        ConfigError: if a vocabulary cannot be cut to the number of tokens.
         PlanError: if the target cannot be reached.
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
@@ -44,7 +44,7 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     model = empty_model(config, head=task.head)
     dense = model.num_parameters()
     if options.most_tokens:
-        config = planned(config, options.most_tokens).config(config)
+        config = planned(config, options.most_tokens)
         model = empty_model(config, head=task.head)
     check_groups(model, groups)
     return Preview(config, task, model, groups, find_target(model, options), dense)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available
 
 from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_problem
 from loraprune.config.training import FinetuneConfig, PruneConfig
-from loraprune.data import TextRows, draw_rows
+from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
 from loraprune.evaluation.precision import rounding_noise, settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
@@ -28,13 +26,13 @@ from loraprune.models.adapters import linear_paths
 from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
-from loraprune.models.vocabulary import Choice, choose_tokens
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
 from loraprune.scoring.criteria import Saliency, criteria
+from loraprune.training.tokens import Tokens, choose_vocabulary
 
 LEAVES_WHOLE = "1.11"
 """the first accelerate that respects `ignored_modules` with FSDP2"""
@@ -64,11 +62,7 @@ class RunSetup:
     """paths of the layers that a teacher may hold in 8 bits; none without the library, or kernels for this device and model"""
     place: str
     """where the dense model is: --model, or with --vocabulary the one with fewer tokens"""
-    request: Request
-    """what `data` was made of"""
-    whole: Prepared
-    """the data with all training rows, before --rows"""
-    choice: Choice | None
+    tokens: Tokens | None
     """the tokens to keep, where the vocabulary is to be cut"""
 
     def load_dense(
@@ -155,54 +149,25 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     request = Request(
         config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
     )
-    task = whole = choice = None
+    task = data = tokens = None
     with found.check():
         task = choose_task(original, config.task, data=config.data, columns=config.roles())
-        whole = task.prepare(request)
-    if whole and isinstance(config, PruneConfig) and config.vocabulary is not None:
-        with found.check():
-            choice = choose_vocabulary(config.vocabulary, original, whole, amount=config.most_tokens)
+        data = task.prepare(request)
+        tokens = choose_vocabulary(config, request, data)
+        data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
     groups: tuple[Group, ...] = ()
     goal: Goal | None = None
     with found.check():
-        smaller = choice.config(original) if choice else original
-        groups, goal = check_goal(config, smaller, task, whole, device=device)
+        smaller = tokens.choice.config(original) if tokens else original
+        groups, goal = check_goal(config, smaller, task, data, device=device)
     found.raise_all()
     assert task is not None
-    assert whole is not None
-    data = replace(whole, train=draw_rows(whole.training, config.rows, seed=config.seed))
-    quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
-    dtype = choose_dtype(config.dtype, device, original.dtype)
-    quantisable = find_quantisable(config, groups, device)
+    assert data is not None
     return RunSetup(
-        config,
-        device,
-        dtype,
-        task,
-        data,
-        original,
-        groups,
-        goal,
-        quantisation,
-        quantisable,
-        config.model,
-        request,
-        whole,
-        choice,
-    )
-
-
-def choose_vocabulary(asked: str | int, config: PreTrainedConfig, data: Prepared, *, amount: int | None) -> Choice:
-    """Return the tokens to keep: those of all training rows and all that the tokenizer needs, or the most frequent of them.
-
-    Raises:
-        ConfigError: for a model without text, and a tokenizer that cannot be cut.
-    """
-    rows, tokenizer = data.training, data.processor
-    if not isinstance(rows, TextRows) or not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ConfigError(f"--vocabulary {asked}: this model reads no text; leave it out")
-    counts = Counter(chain.from_iterable(rows.tokens()))
-    return choose_tokens(tokenizer, config, counts, amount)
+        config, device, choose_dtype(config.dtype, device, original.dtype), task, data, original, groups, goal,
+        quantisation=None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups))),
+        quantisable=find_quantisable(config, groups, device), place=config.model, tokens=tokens,
+    )  # fmt: skip
 
 
 def check_goal(

@@ -21,12 +21,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from loraprune.config.training import PruneConfig
 from loraprune.data import Rows, TextRows, draw_rows
-from loraprune.evaluation.per_byte import in_units_of, tokens_per_byte
+from loraprune.evaluation.per_byte import density, in_units_of
 from loraprune.evaluation.precision import difference, logits_of
-from loraprune.evaluation.tasks import Inputs, Prepared, Task
+from loraprune.evaluation.tasks import Inputs, Prepared
 from loraprune.evaluation.tasks.find import PROBE_ROWS, PROBE_TOKENS
 from loraprune.models.loading import load_with_head
-from loraprune.models.vocabulary import Choice, byte_lengths, cut_model_, save_tokenizer
+from loraprune.models.vocabulary import Choice, cut_model_, save_tokenizer
 from loraprune.pruning.verify import check_difference
 from loraprune.runtime.processes import first_alone
 from loraprune.runtime.workspace import VOCABULARY
@@ -56,19 +56,20 @@ class VocabularyCut:
 
 
 def cut_vocabulary(setup: RunSetup, workspace: Path) -> tuple[RunSetup, VocabularyCut]:
-    """Write the model with the tokens of `setup.choice`, and return the setup that trains it; figures are comparable with the dense one's.
+    """Write the model with the tokens of `setup.tokens`, and return the setup that trains it; figures are comparable with the dense one's.
 
     Raises:
         VerificationError: if the logits of kept tokens are not the dense model's.
     """
-    config, choice, before = setup.config, setup.choice, setup.whole
+    config, tokens = setup.config, setup.tokens
     assert isinstance(config, PruneConfig)
-    assert choice is not None
+    assert tokens is not None
     assert config.vocabulary is not None
+    choice, before = tokens.choice, tokens.data
     folder = workspace / VOCABULARY
     smaller = choice.config(setup.original)
     first_alone(lambda: _write(setup, choice, smaller, folder))
-    request = replace(setup.request, model=str(folder), config=smaller)
+    request = replace(tokens.request, model=str(folder), config=smaller)
     data = setup.task.prepare(request)
     found = VocabularyCut(
         config.vocabulary, choice.dense, choice.rows, _coverage(before.held_out, choice), _changed(before, data, choice.new)
@@ -82,14 +83,8 @@ def cut_vocabulary(setup: RunSetup, workspace: Path) -> tuple[RunSetup, Vocabula
             "--vocabulary data: %d training rows are split into other tokens than before", found.rows_changed
         )
     drawn = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
-    task = in_units_of(setup.task, _density(data), _density(before))
+    task = in_units_of(setup.task, density(data), density(before))
     return replace(setup, place=str(folder), original=smaller, data=drawn, task=task), found
-
-
-def with_bits_per_byte(setup: RunSetup) -> Task:
-    """Return the task of a dense model, which measures bits per byte beside its perplexity."""
-    density = _density(setup.data)
-    return in_units_of(setup.task, density, density)
 
 
 def _write(setup: RunSetup, choice: Choice, smaller: PreTrainedConfig, folder: Path) -> None:
@@ -142,10 +137,3 @@ def _changed(before: Prepared, after: Prepared, new: Mapping[int, int]) -> int:
 
     pairs = zip(before.training.tokens(), after.training.tokens(), strict=False)  # the last row may be longer now
     return sum(renumbered(one) != list(other) for one, other in pairs)
-
-
-def _density(data: Prepared) -> float | None:
-    """Return the tokens per byte of the held-out targets."""
-    assert isinstance(data.held_out, TextRows)
-    assert isinstance(data.processor, PreTrainedTokenizerBase)
-    return tokens_per_byte(data.held_out.targets(), byte_lengths(data.processor))

@@ -128,20 +128,28 @@ def test_the_bytes_of_a_text_do_not_depend_on_its_tokens(
     assert len(ids_of(both[0], CORPUS[3])[0]) < len(ids_of(both[1], CORPUS[3])[0])  # although there are more tokens
 
 
-def test_a_number_keeps_the_most_frequent(kind: str) -> None:
+def test_a_number_keeps_so_many_and_the_most_frequent(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
-    base, few, many = (set(chosen(tokenizer, *CORPUS, amount=amount).kept) for amount in (0, 3, 20))
+    base = set(chosen(tokenizer, "").kept)
+    few, many = (set(chosen(tokenizer, *CORPUS, amount=len(base) + more).kept) for more in (10, 30))
     assert base < few < many < set(tokenizer.get_vocab().values())
+    assert (len(few), len(many)) == (len(base) + 10, len(base) + 30)
     counts = Counter(token for ids in ids_of(tokenizer, *CORPUS) for token in ids if token not in base)
     ranked = [token for token, _ in counts.most_common()]
-    assert counts[ranked[0]] > counts[ranked[30]]
+    assert counts[ranked[0]] > counts[ranked[40]]
     assert ranked[0] in few
     assert ranked[-1] not in many  # control: a rare one is not kept
 
 
-def test_more_tokens_than_there_are_keep_all(kind: str) -> None:
+def test_a_number_that_a_vocabulary_cannot_have_is_refused(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
-    assert chosen(tokenizer, KNOWN, amount=10**6).kept == tuple(range(len(tokenizer)))
+    least, most = len(chosen(tokenizer, "").kept), len(tokenizer)
+    assert chosen(tokenizer, KNOWN, amount=most).kept == tuple(range(most))
+    assert len(chosen(tokenizer, KNOWN, amount=least).kept) == least
+    with pytest.raises(ConfigError, match=rf"--vocabulary {most + 1}: the model has {most} tokens; give fewer"):
+        chosen(tokenizer, KNOWN, amount=most + 1)
+    with pytest.raises(ConfigError, match=rf"--vocabulary {least - 1}: .* alone are {least}; give at least"):
+        chosen(tokenizer, KNOWN, amount=least - 1)
 
 
 @pytest.mark.parametrize(

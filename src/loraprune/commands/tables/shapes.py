@@ -69,7 +69,7 @@ def dry_run(result: Description) -> None:
     ]  # fmt: skip
     show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
     facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
-             *([("vocabulary", f"{values['vocabulary']:,} tokens, and those that merges need")] if values["vocabulary"] else []),
+             *([("vocabulary", f"{values['vocabulary']:,} tokens")] if values["vocabulary"] else []),
              ("shapes", ", ".join(f"{key} {value}" for key, value in values["shapes"].items())),
              ("saved as", str(values["saved_as"]))]  # fmt: skip
     for place, available in values["machine_memory_bytes"].items():

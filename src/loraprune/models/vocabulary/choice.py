@@ -41,42 +41,69 @@ class Choice:
 def choose_tokens(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, counts: Mapping[int, int], amount: int | None
 ) -> Choice:
-    """Return the tokens that `counts` names, or the `amount` most frequent; and beside them bytes, special tokens and what merges need.
+    """Return the tokens that `counts` names, or of `amount` tokens in all the most frequent ones; bytes and special tokens always.
 
-    Where the data have fewer than `amount`, the tokens with the lowest ids are added, which are a tokenizer's most frequent ones.
+    Every token is kept with those from which merges make it. Where the data have fewer than `amount`, the tokens with the lowest ids
+    are added, which are a tokenizer's most frequent ones.
 
     Raises:
-        ConfigError: if the tokenizer has no tokenizer.json, or is of a kind that cannot be cut.
+        ConfigError: if the tokenizer has no tokenizer.json or is of a kind that cannot be cut, or cannot have `amount` tokens.
     """
     values = tokenizer_values(tokenizer)
     kind, model = kind_of(values), values["model"]
     ids = kind.tokens(model)
-    dense = config.get_text_config().vocab_size
-    present = set(ids.values()) | {added["id"] for added in values["added_tokens"]}
-    always = {added["id"] for added in values["added_tokens"]} | set(_post_processed(values["post_processor"]))
-    always |= {
-        number for number in (*tokenizer.all_special_ids, *named_ids(config)) if number in present or number < dense
-    }
-    always |= {ids[token] for token in kind.base(model)}
-    ranked = sorted(present - always, key=lambda number: (-counts.get(number, 0), number))
-    wanted = always | {number for number in ranked[:amount] if amount is not None or counts.get(number, 0)}
     names, parts = {number: token for token, number in ids.items()}, kind.parts(model)
-    needed = {ids[part] for number in wanted if number in names for part in parts(names[number]) if part in ids}
-    return Choice(tuple(sorted(wanted | needed)), dense)
+
+    def closed(number: int) -> set[int]:
+        made_of = parts(names[number]) if number in names else ()
+        return {number, *(ids[part] for part in made_of if part in ids)}
+
+    dense = config.get_text_config().vocab_size
+    added = {token["id"] for token in values["added_tokens"]}
+    present = added | set(ids.values())
+    always = added | set(_post_processed(values["post_processor"])) | {ids[token] for token in kind.base(model)}
+    always |= {one for one in (*tokenizer.all_special_ids, *named_ids(config)) if one in present or one < dense}
+    kept = {part for number in always for part in closed(number)}
+    ranked = sorted(present - kept, key=lambda number: (-counts.get(number, 0), number))
+    if amount is None:
+        kept |= {part for number in ranked if counts.get(number, 0) for part in closed(number)}
+    else:
+        check_amount(amount, least=len(kept), most=len(present | kept))
+        for number in ranked:
+            more = closed(number) - kept
+            if len(kept) + len(more) <= amount:
+                kept |= more
+            if len(kept) == amount:
+                break
+    return Choice(tuple(sorted(kept)), dense)
 
 
-def planned(config: PreTrainedConfig, amount: int) -> Choice:
-    """Return as many tokens as are asked for, and those that the configuration names: an estimate without a tokenizer.
+def check_amount(amount: int, *, least: int, most: int) -> None:
+    """Refuse a number of tokens that a vocabulary cannot have.
 
     Raises:
-        ConfigError: if the model has no vocabulary.
+        ConfigError: for such a number.
+    """
+    if amount < least:
+        raise ConfigError(
+            f"--vocabulary {amount}: bytes or characters, special and added tokens alone are {least}; give at least that many, or `data`"
+        )
+    if amount > most:
+        raise ConfigError(f"--vocabulary {amount}: the model has {most} tokens; give fewer, or leave it out")
+
+
+def planned(config: PreTrainedConfig, amount: int) -> PreTrainedConfig:
+    """Return the configuration of a model whose vocabulary is cut to `amount` tokens: an estimate without a tokenizer.
+
+    Raises:
+        ConfigError: if the model has no vocabulary, or cannot have `amount` tokens.
     """
     dense: int | None = getattr(config.get_text_config(), "vocab_size", None)
     if not dense:
         raise ConfigError(f"--vocabulary {amount}: this model reads no text; leave it out")
-    return Choice(
-        tuple(sorted({*range(min(amount, dense)), *(one for one in named_ids(config) if one < dense)})), dense
-    )
+    named = sorted(set(named_ids(config)))
+    check_amount(amount, least=len(named), most=dense)
+    return renumbered(config, {old: new for new, old in enumerate(named)}, amount)
 
 
 def tokenizer_values(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -135,9 +162,7 @@ def byte_lengths(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
         number: len(token) if by_byte else 1 if BYTE.fullmatch(token) else _length(token.removeprefix(prefix))
         for token, number in kind_of(values).tokens(model).items()
     }
-    lengths |= {
-        added["id"]: 0 if added["special"] else len(added["content"].encode()) for added in values["added_tokens"]
-    }
+    lengths |= {added["id"]: 0 if added["special"] else _length(added["content"]) for added in values["added_tokens"]}
     return lengths | dict.fromkeys(_unknown(tokenizer), 0)
 
 
