@@ -9,32 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraprune.errors import ConfigError
 from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
-from tests.models.vocabulary.trained import CORPUS, byte_level
+from tests.models.vocabulary.trained import CORPUS, byte_level, save_inputs
 from tests.pipeline.cases import prune_config, read_report
 from tests.pipeline.test_resume import MIDDLE, results, stopped
-
-TEXTS = {"text.txt": CORPUS[:2] * 60, "other.txt": CORPUS[2:5] * 8}
-
-
-def save_inputs(root: Path, *, tied: bool = False) -> Path:
-    """Write a tiny Llama with a trained byte-level tokenizer and padded embeddings, a text, and another text."""
-    tokenizer = byte_level()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 7, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=3,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(root / "model")
-    tokenizer.save_pretrained(root / "model")
-    for name, texts in TEXTS.items():
-        (root / name).write_text("\n".join(texts), encoding="utf-8")
-    return root
 
 
 @pytest.fixture(scope="module")

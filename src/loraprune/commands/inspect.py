@@ -70,14 +70,17 @@ def inspect(options: InspectConfig) -> Description:
 
 def describe_vocabulary(model: PreTrainedModel) -> dict[str, int] | None:
     """Return the tokens of a model and the parameters of its embedding and output layer; None for a model without text."""
-    size: int | None = getattr(model.config.get_text_config(), "vocab_size", None)
-    if not size:
+    if not getattr(model.config.get_text_config(), "vocab_size", None):
         return None
-    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(read, nn.Embedding):  # the image model of a pair
+        return None
     weights = {
-        id(layer.weight): layer.weight.numel() for layer in layers if isinstance(layer, nn.Embedding | nn.Linear)
+        id(layer.weight): layer.weight.numel()
+        for layer in (read, written)
+        if isinstance(layer, nn.Embedding | nn.Linear)
     }
-    return {"tokens": size, "parameters": sum(weights.values())}
+    return {"tokens": read.num_embeddings, "parameters": sum(weights.values())}
 
 
 NUMBER = re.compile(r"\b\d+(?=\.|$)")

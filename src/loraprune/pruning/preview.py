@@ -14,7 +14,7 @@ from loraprune.groups import Group
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.opening import load_config
-from loraprune.models.vocabulary import planned
+from loraprune.models.vocabulary import planned, reads_no_text
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 
@@ -36,7 +36,7 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     """Return the model of a run without weights, and the units that the run would keep.
 
     Raises:
-        ConfigError: if a vocabulary cannot be cut to the number of tokens.
+        ConfigError: if the vocabulary cannot have as many tokens as are asked for.
         PlanError: if the target cannot be reached.
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
@@ -44,6 +44,8 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     model = empty_model(config, head=task.head)
     dense = model.num_parameters()
     if options.most_tokens:
+        if task.unit != "tokens":
+            raise reads_no_text(options.most_tokens)
         config = planned(config, options.most_tokens)
         model = empty_model(config, head=task.head)
     check_groups(model, groups)

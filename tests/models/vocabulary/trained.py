@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from loraprune.models.vocabulary import Choice, choose_tokens, save_tokenizer
 
@@ -121,3 +128,41 @@ def saved(tokenizer: PreTrainedTokenizerBase, choice: Choice, folder: Path) -> P
     save_tokenizer(tokenizer, choice, folder)
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return found
+
+
+def t5_tokenizer() -> PreTrainedTokenizerBase:
+    """Return Unigram that ends every text, as T5's does."""
+    found = unigram()
+    number = found.convert_tokens_to_ids("</s>")
+    found.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", number)]
+    )
+    return found
+
+
+def bert_tokenizer() -> PreTrainedTokenizerBase:
+    """Return WordPiece between two special tokens and with a mask, as BERT's is."""
+    found = wordpiece()
+    found.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"})
+    marks = [(token, found.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    found.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    return found
+
+
+TEXTS: dict[str, list[str]] = {"text.txt": CORPUS[:2] * 60, "other.txt": CORPUS[2:5] * 8}
+
+
+def save_inputs(root: Path, *, tied: bool = False) -> Path:
+    """Write a tiny Llama with a trained byte-level tokenizer and padded embeddings, a text, and another text."""
+    tokenizer = byte_level()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 7, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(root / "model")
+    tokenizer.save_pretrained(root / "model")
+    for name, texts in TEXTS.items():
+        (root / name).write_text("\n".join(texts), encoding="utf-8")
+    return root

@@ -4,7 +4,7 @@
 `ids` renumbers the tokens that configurations name. Knows nothing about data and training.
 """
 
-from loraprune.models.vocabulary.choice import Choice, byte_lengths, choose_tokens, planned
+from loraprune.models.vocabulary.choice import Choice, byte_lengths, choose_tokens, planned, reads_no_text
 from loraprune.models.vocabulary.ids import renumbered
 from loraprune.models.vocabulary.rows import cut_model_
 from loraprune.models.vocabulary.tokenizer import save_tokenizer
@@ -15,6 +15,7 @@ __all__ = [
     "choose_tokens",
     "cut_model_",
     "planned",
+    "reads_no_text",
     "renumbered",
     "save_tokenizer",
 ]

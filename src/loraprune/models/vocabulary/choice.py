@@ -78,6 +78,11 @@ def choose_tokens(
     return Choice(tuple(sorted(kept)), dense)
 
 
+def reads_no_text(asked: str | int) -> ConfigError:
+    """Return the error for a model without text."""
+    return ConfigError(f"--vocabulary {asked}: this model reads no text; leave it out")
+
+
 def check_amount(amount: int, *, least: int, most: int) -> None:
     """Refuse a number of tokens that a vocabulary cannot have.
 
@@ -96,13 +101,10 @@ def planned(config: PreTrainedConfig, amount: int) -> PreTrainedConfig:
     """Return the configuration of a model whose vocabulary is cut to `amount` tokens: an estimate without a tokenizer.
 
     Raises:
-        ConfigError: if the model has no vocabulary, or cannot have `amount` tokens.
+        ConfigError: if it cannot have `amount` tokens.
     """
-    dense: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    if not dense:
-        raise ConfigError(f"--vocabulary {amount}: this model reads no text; leave it out")
     named = sorted(set(named_ids(config)))
-    check_amount(amount, least=len(named), most=dense)
+    check_amount(amount, least=len(named), most=config.get_text_config().vocab_size)
     return renumbered(config, {old: new for new, old in enumerate(named)}, amount)
 
 
