@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loraprune.commands.plan import predict
+from loraprune.config.commands import PlanConfig
 from loraprune.errors import ConfigError
 from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
 from tests.models.vocabulary.trained import CORPUS, byte_level, save_inputs
+from tests.pipeline import stranger
 from tests.pipeline.cases import prune_config, read_report
 from tests.pipeline.test_resume import MIDDLE, results, stopped
+from tests.published import by_the_paper
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,33 @@ def test_the_logits_of_kept_tokens_are_the_dense_models(root: Path, alone: tuple
         torch.testing.assert_close(logits[0][:, [*old[1:], old[0]]], logits[1], rtol=1e-5, atol=1e-5)
     assert report.vocabulary
     assert logits[1].shape[-1] == report.vocabulary["kept"] == len(tokenizers[1])
+
+
+def test_plain_transformers_loads_it_without_this_package(alone: tuple[Report, Path]) -> None:
+    _, folder = alone
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", stranger.__file__, str(folder)],
+        capture_output=True, text=True, timeout=600, check=False, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["ours"] == []
+    assert found["parameters"] == read_report(folder)["parameters"]["pruned"]
+    assert found["cached"] == found["plain"]
+    assert max(found["plain"]) < read_report(folder)["vocabulary"]["kept"]
+
+
+def test_the_chat_template_and_special_tokens_are_kept(root: Path, alone: tuple[Report, Path]) -> None:
+    before, after = (AutoTokenizer.from_pretrained(place) for place in (root / "model", alone[1]))
+    chat = [{"role": "user", "content": CORPUS[0]}]
+    ids = [one.apply_chat_template(chat, return_dict=False) for one in (before, after)]
+    assert before.convert_ids_to_tokens(ids[0]) == after.convert_ids_to_tokens(ids[1])
+    assert (ids[1][0], ids[1][-1]) == (after.bos_token_id, after.eos_token_id)
+    assert before.special_tokens_map == after.special_tokens_map
+    turn = [one.convert_tokens_to_ids("<turn>") for one in (before, after)]
+    assert turn[1] < turn[0]
+    assert after(f"a<turn>{CORPUS[0]}")["input_ids"].count(turn[1]) == 1
 
 
 def test_the_report_says_what_was_kept(root: Path, alone: tuple[Report, Path]) -> None:
@@ -111,6 +145,25 @@ def test_units_are_pruned_from_the_smaller_model(root: Path, tmp_path: Path, cha
     assert model.num_parameters() == report.parameters[1] < report.parameters[0]
 
 
+@pytest.mark.parametrize(
+    "aim", [{"ratio": 0.5}, {"ratio": 0.5, "size": 0.6}, {"ratio": 0.5, "parameters": "26k"}], ids=str
+)
+def test_plan_predicts_the_parameters_of_the_run(root: Path, tmp_path: Path, aim: dict[str, Any]) -> None:
+    changes = {"vocabulary": 300, "round": 1, **aim}
+    report = prune(prune_config(root, tmp_path / "out", **changes, steps=2))
+    predicted = predict(PlanConfig(model=str(root / "model"), **by_the_paper(**changes)))
+    assert (predicted["parameters"]["dense"], predicted["parameters"]["pruned"]) == report.parameters
+    assert predicted["vocabulary"] == 300
+    without = predict(
+        PlanConfig(
+            model=str(root / "model"),
+            **by_the_paper(**{**changes, "vocabulary": None, "size": None, "parameters": None}),
+        )
+    )
+    assert without["parameters"]["dense"] == report.parameters[0]
+    assert without["parameters"]["pruned"] > report.parameters[1]  # control: the embedding is counted
+
+
 def test_the_target_counts_the_smaller_vocabulary(root: Path, tmp_path: Path) -> None:
     """A size that needs the embeddings to shrink can be reached with, and only with, a cut."""
     aim = {"ratio": 0.5, "parameters": "26k", "ffn": None, "heads": None}
@@ -133,6 +186,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(root: Path, t
     changes = {"vocabulary": "data", "save": 1}
     prune(prune_config(root, tmp_path / "whole", **changes))
     stopped(root, tmp_path / "halves", MIDDLE, vocabulary="data")
+    (tmp_path / "halves.partial" / "vocabulary" / "model.safetensors").write_bytes(b"torn")
     prune(prune_config(root, tmp_path / "halves", resume=True, **changes))
     assert results(tmp_path / "whole") == results(tmp_path / "halves")
     for name in ("tokenizer.json", "config.json"):
