@@ -158,8 +158,7 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     groups: tuple[Group, ...] = ()
     goal: Goal | None = None
     with found.check():
-        smaller = tokens.choice.config(original) if tokens else original
-        groups, goal = check_goal(config, smaller, task, data, device=device)
+        groups, goal = check_goal(config, original, task, data, device=device, tokens=tokens)
     found.raise_all()
     assert task is not None
     assert data is not None
@@ -177,8 +176,9 @@ def check_goal(
     data: Prepared | None,
     *,
     device: torch.device,
+    tokens: Tokens | None = None,
 ) -> tuple[tuple[Group, ...], Goal | None]:
-    """Return the groups of a model without weights and what is to be removed of it, if it can be reached."""
+    """Return the groups of a model without weights and what is to be removed of it beside tokens, if it can be reached."""
     described = copy.deepcopy(original)
     described.update(dict(data.values) if data else {})
     groups = find_groups(described)
@@ -188,7 +188,10 @@ def check_goal(
     if not isinstance(config, PruneConfig):
         return groups, None
     check_quantize("--teacher", config.teacher, groups, device)
-    return groups, find_goal(empty, config.pruning())
+    if tokens is None:
+        return groups, find_goal(empty, config.pruning())
+    smaller = empty_model(tokens.choice.config(described), head=task.head if task else None)
+    return groups, find_goal(smaller, config.pruning(), dense=empty.num_parameters())
 
 
 def check_graph(criterion: str) -> None:
