@@ -61,7 +61,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_t5_keeps_the_tokens_of_sources_and_targets(t5: Path, tmp_path: Path) -> None:
     data = str(t5 / "text.jsonl")
-    report = prune(prune_config(t5, tmp_path / "out", data=data, vocabulary="data", steps=3))
+    report = prune(prune_config(t5, tmp_path / "out", data=data, vocabulary="data", steps=3, length=64))
     assert report.vocabulary
     assert report.vocabulary["rows_changed"] == 0
     model, after = (
@@ -81,7 +81,7 @@ def test_a_t5_keeps_the_tokens_of_sources_and_targets(t5: Path, tmp_path: Path) 
 
 
 def test_the_logits_of_a_t5_are_equal(t5: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"data": str(t5 / "text.jsonl"), "steps": 0, "ratio": 0.0}
+    changes: dict[str, Any] = {"data": str(t5 / "text.jsonl"), "steps": 0, "ratio": 0.0, "length": 64}
     prune(prune_config(t5, tmp_path / "out", vocabulary="data", **changes))
     logits, before = [], t5_tokenizer()
     for folder in (t5 / "model", tmp_path / "out"):
