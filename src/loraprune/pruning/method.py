@@ -21,7 +21,7 @@ from loraprune.groups import Group
 from loraprune.models.adapters import config_of
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.recovery.compensation import Rows
+from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.removed import Removed
 from loraprune.pruning.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.pruning.surgery import check_groups

@@ -41,7 +41,7 @@ def slice_(
     """Remove all units but those in `kept` (by group name, indices into the present units); modifies `model`.
 
     Parameters keep their identity, so optimiser, scheduler and trainer stay valid; gradients of cut parameters are
-    dropped. No autograd graph may be alive.
+    dropped. A graph from before the cut that is still alive cannot be run backward.
 
     Returns:
         The groups of the smaller model.

@@ -21,7 +21,7 @@ from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.pruning.method import Goal, PruningMethod, make_method
-from loraprune.pruning.recovery.compensation import Rows
+from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
