@@ -70,7 +70,7 @@ def test_a_t5_keeps_the_tokens_of_sources_and_targets(t5: Path, tmp_path: Path) 
     )
     assert model.config.vocab_size == len(after) == report.vocabulary["kept"] < report.vocabulary["dense"]
     assert model.num_parameters() == report.parameters[1]
-    check_split_alike(t5_tokenizer(), after)
+    check_split_alike(AutoTokenizer.from_pretrained(t5 / "model"), after)
     assert after.convert_ids_to_tokens([model.config.decoder_start_token_id, model.config.eos_token_id]) == [
         "<pad>",
         "</s>",
@@ -83,7 +83,7 @@ def test_a_t5_keeps_the_tokens_of_sources_and_targets(t5: Path, tmp_path: Path) 
 def test_the_logits_of_a_t5_are_equal(t5: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"data": str(t5 / "text.jsonl"), "steps": 0, "ratio": 0.0, "length": 64}
     prune(prune_config(t5, tmp_path / "out", vocabulary="data", **changes))
-    logits, before = [], t5_tokenizer()
+    logits, before = [], AutoTokenizer.from_pretrained(t5 / "model")
     for folder in (t5 / "model", tmp_path / "out"):
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         labels = tokenizer(text_target=KNOWN[1], return_tensors="pt")["input_ids"]
@@ -144,7 +144,7 @@ def test_a_classifier_with_a_new_head_has_fewer_tokens(bert: Path, tmp_path: Pat
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "out"),
         AutoTokenizer.from_pretrained(tmp_path / "out"),
     )
-    check_split_alike(bert_tokenizer(), after)
+    check_split_alike(AutoTokenizer.from_pretrained(bert / "model"), after)
     assert (
         model.get_input_embeddings().num_embeddings == len(after) == read_report(tmp_path / "out")["vocabulary"]["kept"]
     )
