@@ -51,7 +51,7 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
             if (folder / CONFIG).is_file():
                 raise CheckpointError(
                     f"it holds a model and an adapter ({ADAPTER}), and transformers would load the adapter's base model instead; move "
-                    "the adapter_* files to a folder of their own"
+                    "the adapter_* files to a separate folder"
                 )
             base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
             raise CheckpointError(
