@@ -28,11 +28,11 @@ $(OLDEST)/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[report,metrics]' \
-		beartype hypothesis pytest pytest-timeout
+		beartype hypothesis pytest pytest-timeout pytest-xdist
 	touch $@
 
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST_TESTS)
 
 check: $(VENV)/installed
 	scripts/check $(BIN)

@@ -37,32 +37,54 @@ def result() -> dict[str, Any]:
     return {"protocol": {"length": 256, "tokens": 32768}, "cells": cells}
 
 
-def shown(figure: Any) -> list[dict[str, list[float]]]:
-    """Return, for each panel, label -> perplexities of every line that the legend names."""
+SPEED = {
+    "ratios": {
+        "dense": {"parameters": 1.0, "macs": 1.0, "prefill_speedup": {"1": 1.0}},
+        "small": {"parameters": 0.84, "macs": 0.8, "prefill_speedup": {"1": 1.25, "16": 1.2}},
+    }
+}
+
+
+def shown(figure: Any) -> list[dict[str, float]]:
+    """Return, for each panel, name -> length of its bar."""
     return [
-        {bars.get_label(): list(map(float, bars.lines[0].get_ydata())) for bars in panel.containers}
-        for panel in figure.axes
+        {label.get_text(): patch.get_width() for label, patch in zip(axes.get_yticklabels(), axes.patches, strict=True)}
+        for axes in figure.axes
     ]
 
 
-def test_every_method_is_a_line_through_the_means_of_its_seeds(result: dict[str, Any]) -> None:
-    untrained, trained = shown(readme_figure.picture(result))
-    assert set(untrained) == set(trained) == set(readme_figure.NAMES.values())
-    # From the smallest model, of ratio 0.5, to the dense one.
-    assert trained["OptiPFair"] == pytest.approx([64 + 50 + 0.5, 64 + 20 + 0.5, 40])
+def test_every_method_is_a_bar_of_the_mean_of_its_seeds(result: dict[str, Any]) -> None:
+    untrained, trained, _ = shown(readme_figure.picture(result, 0.5, SPEED))
+    assert list(untrained) == ["dense", "loraprune", "OptiPFair", "Torch-Pruning"]
+    assert list(trained) == ["dense", "loraprune", "OptiPFair", "LoRAPrune as published"]
+    assert trained["OptiPFair"] == pytest.approx(64 + 50 + 0.5)
+    assert trained["dense"] == 40
+    assert shown(readme_figure.picture(result, 0.2, SPEED))[1]["OptiPFair"] == pytest.approx(64 + 20 + 0.5)
 
 
-def test_another_value_moves_a_point(result: dict[str, Any]) -> None:
-    before = shown(readme_figure.picture(result))
+def test_size_and_time_are_those_of_the_pruned_model(result: dict[str, Any]) -> None:
+    *_, sizes = shown(readme_figure.picture(result, 0.5, SPEED))
+    assert sizes == pytest.approx(
+        {"parameters": 84, "multiplications": 80, "prefill time, batch 1": 80, "prefill time, batch 16": 100 / 1.2}
+    )
+
+
+def test_another_value_moves_a_bar(result: dict[str, Any]) -> None:
+    before = shown(readme_figure.picture(result, 0.5, SPEED))
     result["cells"][-1]["perplexity"]["wikitext"] += 10.0
-    assert shown(readme_figure.picture(result)) != before
+    assert shown(readme_figure.picture(result, 0.5, SPEED)) != before
+
+
+def test_a_ratio_that_was_not_run_is_refused(result: dict[str, Any]) -> None:
+    with pytest.raises(SystemExit, match=r"no cells of recommended at ratio 0\.3"):
+        readme_figure.picture(result, 0.3, SPEED)
 
 
 @pytest.mark.parametrize("method", ["dense", *FACTORS])
 def test_a_method_without_cells_is_refused(result: dict[str, Any], method: str) -> None:
     result["cells"] = [one for one in result["cells"] if one["method"] != method]
-    with pytest.raises(SystemExit, match=f"no cells of {method} at 0 steps"):
-        readme_figure.picture(result)
+    with pytest.raises(SystemExit, match=f"no cells of {method} at"):
+        readme_figure.picture(result, 0.5, SPEED)
 
 
 def test_the_table_has_three_rows_of_the_results(result: dict[str, Any]) -> None:
@@ -90,6 +112,9 @@ def test_both_kinds_of_page_get_the_figure(
 ) -> None:
     monkeypatch.setattr(docs_figures, "FOLDER", tmp_path)
     (tmp_path / "real_small.json").write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match=r"real_small_speed\.json: no such file"):
+        readme_figure.main(tmp_path / "real_small.json")
+    (tmp_path / "real_small_speed.json").write_text(json.dumps(SPEED))
     readme_figure.main(tmp_path / "real_small.json")
     light, dark = ((tmp_path / f"real-model-{theme}.svg").read_text() for theme in ("light", "dark"))
     assert light != dark

@@ -125,7 +125,7 @@ def _part(which: str, where: str, part: object) -> str:
 
 def _calls(which: str, where: str, calls: object) -> list[Message]:
     """Return calls as chat templates take them: {type, function: {name, arguments}}, arguments being an object."""
-    found = []
+    found: list[Message] = []
     calls = parsed(calls)
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, dict) else None
@@ -134,7 +134,7 @@ def _calls(which: str, where: str, calls: object) -> list[Message]:
                 f'{where}: {which} calls {named(call)}, and {{"name": …, "arguments": {{…}}}} is needed: correct the row'
             )
         arguments = parsed(function.get("arguments")) or {}
-        outer = {} if function is call else call
+        outer: Mapping[str, Any] = call if isinstance(call, dict) and function is not call else {}
         found.append({"type": "function", **outer, "function": {**function, "arguments": arguments}})
     return found
 

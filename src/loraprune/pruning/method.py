@@ -21,7 +21,7 @@ from loraprune.groups import Group
 from loraprune.models.adapters import config_of
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.recovery.compensation import Rows
+from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.removed import Removed
 from loraprune.pruning.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.pruning.surgery import check_groups
@@ -94,8 +94,8 @@ class PruningMethod(Protocol):
         """Return the scores that `note` kept."""
 
 
-def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
-    """Return the target of the options for a model, with weights or without.
+def find_goal(model: nn.Module, config: LoRAPruneConfig, *, dense: int | None = None) -> Goal:
+    """Return the target of the options for a model, with weights or without; `dense` is as of `find_target`.
 
     Raises:
         ConfigError: if this model does not support it.
@@ -103,7 +103,7 @@ def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
     """
     if config.sparsity:
         return check_sparsity(model, find_groups(config_of(model)), config)
-    return find_target(model, config)
+    return find_target(model, config, dense=dense)
 
 
 def make_method(

@@ -26,9 +26,11 @@ from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, reach, towards
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
-from loraprune.pruning.recovery.compensation import Refit, Rows, Trace, solve_refits
+from loraprune.pruning.recovery.compensation import Refit, solve_refits
 from loraprune.pruning.recovery.end_to_end import Outputs, default_steps
 from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
+from loraprune.pruning.recovery.rows import Rows
+from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.removed import Removed, units_removed
 from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_

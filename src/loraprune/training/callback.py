@@ -21,12 +21,12 @@ from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.pruning.method import Goal, PruningMethod, make_method
-from loraprune.pruning.recovery.compensation import Rows
+from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
-from loraprune.training.starts import check_arguments, check_optimizer
+from loraprune.training.starts import check_arguments, check_optimizer, check_outputs
 from loraprune.training.teachers import ROW
 
 IMAGE_TOKENS = 64
@@ -81,6 +81,7 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Find the groups, check everything that could fail later, and take over gradient clipping."""
         check_arguments(args, guarded=self.guarded)
+        check_outputs(kwargs["model"])
         if self.config.shrink and not self.config.sparsity:
             check_optimizer(getattr(kwargs.get("optimizer"), "optimizer", None), kwargs["model"])
         if state.global_step and not self._restored:

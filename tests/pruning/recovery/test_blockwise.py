@@ -16,8 +16,8 @@ from loraprune.groups import Group, layer_of
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery.blockwise import BlockOptions, blocks_of, check_blocks, fit_blocks_, weight_scales
-from loraprune.pruning.recovery.compensation import Trace
 from loraprune.pruning.recovery.finished import Finished
+from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.surgery import slice_
 from tests.fitting import config, prune
 from tests.tiny import choose, logits, relative, tiny_config, tiny_model, tokens, with_lora

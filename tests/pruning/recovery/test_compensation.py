@@ -17,16 +17,11 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.models.adapters import projection
 from loraprune.pruning.masking import Masks
-from loraprune.pruning.recovery.compensation import (
-    RIDGES,
-    Fit,
-    Rows,
-    Trace,
-    apply_refits_,
-    refit,
-    solve_refits,
-    token_weights,
-)
+from loraprune.pruning.recovery.compensation import apply_refits_, solve_refits
+from loraprune.pruning.recovery.least_squares import RIDGES, Fit, refit
+from loraprune.pruning.recovery.rows import Rows
+from loraprune.pruning.recovery.stream import token_weights
+from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.surgery import slice_
 from loraprune.training.callback import CalibrationRows
 from tests.fitting import config, prune
@@ -57,7 +52,7 @@ def problem(*, seed: int = 0, tokens: int = 200, aside: int = 40) -> Fit:
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_refit_is_weighted_ridge_regression_in_float64(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraprune.pruning.recovery.compensation.RIDGES", (0.05,))
+    monkeypatch.setattr("loraprune.pruning.recovery.least_squares.RIDGES", (0.05,))
     fit = problem()
     change, shift, before, left = refit(fit, with_bias=with_bias, path="w")
     learned, root = fit.learning, fit.weights.sqrt()
@@ -91,7 +86,7 @@ def test_ridges_are_chosen_by_the_tokens_aside() -> None:
     alone = {}
     for ridge in RIDGES:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("loraprune.pruning.recovery.compensation.RIDGES", (ridge,))
+            patch.setattr("loraprune.pruning.recovery.least_squares.RIDGES", (ridge,))
             alone[ridge] = refit(fit, with_bias=False, path="w")[3]
     assert chosen <= alone[RIDGES[-1]]
     assert chosen <= alone[RIDGES[0]]

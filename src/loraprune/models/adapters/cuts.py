@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
@@ -80,7 +81,21 @@ class Cut:
             cut_(self.owner, self.dim, index)
         else:
             tensor = self.tensor
-            tensor.data = tensor.data.index_select(self.dim, index).contiguous()
+            left = tensor.data.index_select(self.dim, index).contiguous()
+            if tensor.requires_grad:
+                forget_shape(tensor)
+            tensor.data = left
+
+
+def forget_shape(parameter: Shaped[Tensor, "..."]) -> None:
+    """Take the values from a parameter, so that autograd forgets its shape; give it new ones afterwards.
+
+    The node that adds up its gradient lives as long as a graph that something holds, as reference cycles of custom kernels do, and
+    checks gradients against the shape it was made with. It is made anew after a change of type, which `Tensor.data` documents, but not
+    after one of shape alone: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/autograd/variable.cpp (`set_data`).
+    """
+    other = torch.float32 if parameter.dtype == torch.float64 else torch.float64
+    parameter.data = torch.empty(0, dtype=other, device=parameter.device)
 
 
 def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:

@@ -21,18 +21,13 @@ from torch import Tensor, nn
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import base_layer, cuts, dense_for_a_while, find_module, linear_paths
-from loraprune.pruning.recovery.compensation import (
-    Gain,
-    Rows,
-    TokenStream,
-    Trace,
-    on_device,
-    rows_aside,
-    run,
-    token_streams,
-)
+from loraprune.pruning.recovery.calls import Calls
+from loraprune.pruning.recovery.compensation import Gain
 from loraprune.pruning.recovery.descent import Descent
 from loraprune.pruning.recovery.finished import Finished
+from loraprune.pruning.recovery.rows import Rows, on_device, rows_aside, run
+from loraprune.pruning.recovery.stream import TokenStream, token_streams
+from loraprune.pruning.recovery.trace import Trace
 from loraprune.runtime.progress import Advance, phase
 
 RATE = 0.4
@@ -200,7 +195,7 @@ class _Block:
                     advance(options.steps, state=self.path)
                     return
                 places = self.stream.places()
-                self._calls = _Calls(module, args, kwargs, places, max(1, TOKENS // max(1, places.shape[1])))
+                self._calls = Calls(module, args, kwargs, places, max(1, TOKENS // max(1, places.shape[1])))
                 gains[self.path] = self._train(weights, options, advance)
                 if options.finished:
                     tensors = {str(place): weight.detach() for place, weight in enumerate(weights)}
@@ -288,32 +283,3 @@ def _copy_(weights: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     """Give weights the values of other tensors, of another precision perhaps."""
     for weight, value in zip(weights, values, strict=True):
         weight.data.copy_(value)
-
-
-class _Calls:
-    """The call of a block that is about to happen, by rows."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        places: Int[Tensor, "rows seq"],
-        batch: int,
-    ) -> None:
-        self.module, self.args, self.kwargs, self.places, self.batch = module, args, kwargs, places, batch
-
-    def run(self, chosen: Int[Tensor, " some"]) -> None:
-        """Run the block on some rows."""
-        device = next(self.module.parameters()).device
-        picked, rows = chosen.to(device), len(self.places)
-        self.module.forward(*_pick(self.args, picked, rows), **_pick(self.kwargs, picked, rows))
-
-
-def _pick(value: Any, chosen: Tensor, rows: int) -> Any:
-    """Return some rows of every tensor that has one entry for each row."""
-    if isinstance(value, Tensor):
-        return value[chosen] if value.ndim > 1 and len(value) == rows else value
-    if isinstance(value, Mapping):
-        return {name: _pick(each, chosen, rows) for name, each in value.items()}
-    return tuple(_pick(each, chosen, rows) for each in value) if isinstance(value, tuple) else value

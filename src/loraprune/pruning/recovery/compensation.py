@@ -7,103 +7,22 @@ Knows nothing about scores.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.errors import ConfigError
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
-from loraprune.models.adapters import Projection, backbone, find_module, no_cache, projection
-from loraprune.models.modes import dropout_off
-from loraprune.pruning.recovery.spool import Spool
-from loraprune.runtime.progress import Advance, phase, shown
-
-ROWS_AT_A_TIME = 8
-"""rows that are traced in one pass"""
-RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-"""candidates of the ridge, as multiples of the second moments' diagonal; rows kept aside choose"""
-SHARED = "--compensate, --local: {!r} is used by several layers, which would need separate weights: leave them out"
-CHANGING = (
-    "--compensate, --local: the residual stream of this model changes its shape at {!r}, so that its tokens cannot be followed: leave "
-    "them out"
-)
-ASIDE = 8
-"""one calibration row in so many is kept aside"""
-
-
-Rows: TypeAlias = Mapping[str, Shaped[Tensor, "rows ..."]]
-"""inputs of a model, with labels or without; where there is a mask (rows, seq) of a stream's tokens, padding does not count"""
-
-LABELS = "labels"
-"""inputs with the targets, which the layers below the head do not take"""
-MASKS: Mapping[Stream, str] = {"input": "attention_mask", "decoder": "decoder_attention_mask"}
-"""stream -> the input that marks its positions with a token"""
-
-
-def present_tokens(rows: Rows) -> dict[Stream, Bool[Tensor, " places"] | slice]:
-    """Return which positions of every residual stream hold a token."""
-    return {stream: rows[name].flatten().bool() if name in rows else slice(None) for stream, name in MASKS.items()}
-
-
-def on_device(model: nn.Module, rows: Rows) -> dict[str, Shaped[Tensor, "rows ..."]]:
-    """Return rows on the model's device."""
-    device = next(model.parameters()).device
-    return {name: values.to(device) for name, values in rows.items()}
-
-
-class Trace:
-    """Outputs of every reading projection for some rows: as large as a model's activations, so in files if that is much."""
-
-    def __init__(self, model: nn.Module, groups: Sequence[Group], rows: Rows) -> None:
-        rows = on_device(model, rows)
-        self.present = present_tokens(rows)
-        streams = {span.module: group.stream for group in groups for span in consumers(group)}
-        count, spool = len(next(iter(rows.values()))), None
-        starts = range(0, count, ROWS_AT_A_TIME)
-        for start in shown(starts, "reading the dense model's outputs"):
-            some = {name: values[start : start + ROWS_AT_A_TIME] for name, values in rows.items()}
-            given = _outputs(model, streams, some)
-            if spool is None:
-                spool = Spool(sum(part.nbytes for part in given.values()) * math.ceil(count / ROWS_AT_A_TIME))
-            for path, part in given.items():
-                spool.add(path, part)
-        self.outputs: dict[str, Float[Tensor, "tokens hidden"]] = spool.tensors() if spool else {}
-        shapes: dict[Stream, torch.Size] = {}
-        for path, outputs in self.outputs.items():
-            if shapes.setdefault(streams[path], outputs.shape) != outputs.shape:
-                raise ConfigError(CHANGING.format(path))
-        self.tokens: dict[Stream, int] = {streams[path]: len(given) for path, given in self.outputs.items()}
-
-
-def _outputs(model: nn.Module, streams: Mapping[str, Stream], rows: Rows) -> dict[str, Float[Tensor, "tokens hidden"]]:
-    """Return the output of each projection for the tokens of its stream."""
-    present = present_tokens(rows)
-    given: dict[str, list[Tensor]] = {path: [] for path in streams}
-
-    def keeper(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _, __, output: given[path].append(output.flatten(0, -2)[present[streams[path]]].cpu())
-
-    run(model, rows, [find_module(model, path).register_forward_hook(keeper(path)) for path in streams])
-    if shared := [path for path, parts in given.items() if len(parts) > 1]:
-        raise ConfigError(SHARED.format(shared[0]))
-    return {path: parts[0] for path, parts in given.items()}
-
-
-def run(model: nn.Module, rows: Rows, handles: Sequence[Any]) -> None:
-    """Run rows through a model without dropout, and remove the hooks that traced it."""
-    try:
-        with dropout_off(model), torch.no_grad():
-            inputs = {name: values for name, values in rows.items() if name != LABELS}
-            backbone(model)(**inputs, **no_cache(model))  # without the head, whose logits would take the most memory
-    finally:
-        for handle in handles:
-            handle.remove()
+from loraprune.models.adapters import Projection, find_module, projection
+from loraprune.pruning.recovery.least_squares import Fit, refit
+from loraprune.pruning.recovery.rows import Rows, on_device, present_tokens, run
+from loraprune.pruning.recovery.stream import TokenStream
+from loraprune.pruning.recovery.trace import CHANGING, SHARED
+from loraprune.runtime.progress import Advance, phase
 
 
 def check_compensation(groups: Sequence[Group]) -> None:
@@ -191,76 +110,6 @@ def _stays(proj: Projection, group: Group, span: Span, kept: Sequence[int]) -> B
     return stays
 
 
-class TokenStream:
-    """The residual stream up to some layer: its difference from the one before the removal, and its size."""
-
-    def __init__(self, present: Bool[Tensor, " places"] | slice, rows: int, places: int) -> None:
-        """Take which of the rows * positions hold a token."""
-        self.present = present
-        self.missing: Tensor | float = 0.0
-        self.total: Tensor | float = 0.0
-        """(tokens, hidden) what the layers so far had added to the stream before the removal"""
-        every = torch.arange(rows * places)
-        self._counted = (
-            torch.where(present.cpu(), present.cpu().cumsum(0) - 1, -1) if isinstance(present, Tensor) else every
-        )
-        row_of_token = (every // places)[present.cpu() if isinstance(present, Tensor) else present]
-        self.aside: Bool[Tensor, " tokens"] = rows_aside(rows)[row_of_token]
-        """tokens kept aside: nothing is fitted to them, and fits are evaluated on them"""
-        self._shape = rows, places
-
-    @classmethod
-    def of(cls, present: Bool[Tensor, " places"] | slice, rows: int, tokens: int) -> TokenStream:
-        """Return the stream of so many rows and tokens at the bottom of a model."""
-        return cls(present, rows, (len(present) if isinstance(present, Tensor) else tokens) // rows)
-
-    def places(self) -> Int[Tensor, "rows seq"]:
-        """Return the index of each row's tokens among all present ones, -1 for padding."""
-        return self._counted.view(self._shape)
-
-    def at(self, tokens: Int[Tensor, " some"]) -> TokenStream:
-        """Return the stream at some tokens, to be passed on by itself."""
-        found = copy.copy(self)
-        found.missing, found.total = (
-            each[tokens] if isinstance(each, Tensor) else each for each in (self.missing, self.total)
-        )
-        return found
-
-    def pass_on(self, former: Float[Tensor, "tokens hidden"], mine: Float[Tensor, "tokens hidden"]) -> None:
-        """Note what a projection added to the stream before the removal, and what it adds now."""
-        self.missing = former + self.missing - mine
-        self.total = former + self.total
-
-    def weights(self, former: Float[Tensor, "tokens hidden"], *, residual: bool) -> Float[Tensor, "tokens 1"]:
-        """Return the weight of an error at each token."""
-        return token_weights(former + self.total if residual else former)
-
-
-def token_weights(stream: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens 1"]:
-    """Return the weight of an error at each token: it falls with the size of the stream that it is added to. Their mean is 1.
-
-    Large models have massive activations: of SmolLM2's stream one token in a hundred holds up to 98 % of the energy, and plain least
-    squares fits little else. The norm that reads the stream divides by its size, and so do the weights.
-    """
-    energy = stream.square().mean(1, keepdim=True)
-    weights = 1 / (energy + energy.median()).clamp_min(torch.finfo(energy.dtype).tiny)
-    return weights / weights.mean()
-
-
-def token_streams(trace: Trace, rows: Rows) -> dict[Stream, TokenStream]:
-    """Return every residual stream at the bottom of a model, for rows that a trace was taken of."""
-    count = len(next(iter(rows.values())))
-    return {name: TokenStream.of(trace.present[name], count, tokens) for name, tokens in trace.tokens.items()}
-
-
-def rows_aside(count: int) -> Bool[Tensor, " rows"]:
-    """Return which rows are kept aside for evaluation: one in `ASIDE`, at least one; a single row is used for both."""
-    aside = torch.zeros(count, dtype=torch.bool)
-    aside[ASIDE - 1 :: ASIDE] = True
-    aside[-1] |= not aside.any()
-    return aside
-
-
 class _Solver:
     """Solves the least-squares problems of projections, one after the other, while rows pass through the unpruned model."""
 
@@ -320,77 +169,3 @@ def _refit(proj: Projection, fit: Fit, former: Tensor) -> Refit:
     size = (fit.weights[fit.judging] * former[fit.judging].square()).sum().clamp_min(torch.finfo(fit.weight.dtype).tiny)
     gain = Gain(float(error / size), float(left / size))
     return Refit(change.cpu(), shift.cpu() if with_bias else None, gain)
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A weighted least-squares problem: bring z W^T near to a goal."""
-
-    z: Float[Tensor, "tokens kept"]
-    weight: Float[Tensor, "out kept"]
-    goal: Float[Tensor, "tokens out"]
-    weights: Float[Tensor, "tokens 1"]
-    """weight of each token"""
-    aside: Bool[Tensor, " tokens"]
-    """tokens for evaluation; the others are for the fit. If all or none are aside, all are used for both"""
-
-    @property
-    def learning(self) -> Bool[Tensor, " tokens"]:
-        """Return which tokens are for the fit."""
-        return ~self.aside if not self.aside.all() else self.aside
-
-    @property
-    def judging(self) -> Bool[Tensor, " tokens"]:
-        """Return which tokens are for evaluation."""
-        return self.aside if self.aside.any() else ~self.aside
-
-
-def refit(
-    fit: Fit, *, with_bias: bool, path: str
-) -> tuple[Float[Tensor, "out kept"], Float[Tensor, " out"], Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return the changes D, d of weight and bias that minimise the weighted |z (W + D)^T + d - goal|^2 + |[D d] R|^2.
-
-    R^2 is diagonal, a multiple of the diagonal of the second moments, so that it is alike for channels of any size. Which multiple is
-    decided by the tokens that are aside: from the largest of `RIDGES` down, as long as their error falls. Where none lowers it, D is 0.
-    Without a bias d is zero.
-
-    Returns:
-        D, d, and the weighted squared error of the tokens aside before and after.
-
-    Raises:
-        NumericsError: if an activation is NaN or infinite.
-    """
-    z = torch.cat((fit.z, fit.z.new_ones(len(fit.z), 1)), dim=1) if with_bias else fit.z
-    weight = torch.cat((fit.weight, fit.weight.new_zeros(len(fit.weight), 1)), dim=1) if with_bias else fit.weight
-    learned = fit.learning
-    weighted = z[learned] * fit.weights[learned]
-    moments = weighted.T @ z[learned]
-    cross = weighted.T @ fit.goal[learned] - moments @ weight.T  # of the error that is left, which is never formed
-    if not torch.isfinite(moments).all() or not torch.isfinite(cross).all():
-        raise NumericsError(f"{path!r}: an activation is NaN or infinite: lower --lr, or use --dtype float32")
-    judged = z[fit.judging], fit.goal[fit.judging], fit.weights[fit.judging]
-    change = torch.zeros_like(weight)
-    before = left = _error(weight, *judged)
-    diagonal = moments.diagonal().clone()
-    floor = diagonal.mean().clamp_min(torch.finfo(z.dtype).tiny) * torch.finfo(z.dtype).eps * len(diagonal)
-    for ridge in RIDGES:
-        damped = moments.clone()
-        damped.diagonal().add_(ridge * diagonal + floor)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
-            break
-        candidate = torch.cholesky_solve(cross, factor).T
-        error = _error(weight + candidate, *judged)
-        if not error < left:
-            break
-        change, left = candidate, error
-    return (
-        (change[:, :-1], change[:, -1], before, left)
-        if with_bias
-        else (change, change.new_zeros(len(change)), before, left)
-    )
-
-
-def _error(weight: Tensor, z: Tensor, goal: Tensor, weights: Tensor) -> Float[Tensor, ""]:
-    """Return the weighted squared error of z W^T."""
-    return (weights * (goal - z @ weight.T).square()).sum()

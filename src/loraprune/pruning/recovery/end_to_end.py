@@ -21,8 +21,8 @@ from loraprune.groups import Group
 from loraprune.models.adapters import base_model, no_cache, trained_factors
 from loraprune.models.modes import dropout_off
 from loraprune.models.teacher_logits import TeacherLogits, divergence, top_of
-from loraprune.pruning.recovery.compensation import LABELS, MASKS, Rows, on_device, rows_aside
 from loraprune.pruning.recovery.descent import Descent
+from loraprune.pruning.recovery.rows import LABELS, MASKS, Rows, on_device, rows_aside
 from loraprune.runtime.progress import phase, shown
 
 RATE = 8e-3

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraprune.pruning.recovery.compensation import Gain, Trace
+from loraprune.pruning.recovery.compensation import Gain
+from loraprune.pruning.recovery.trace import Trace
 from loraprune.runtime import launch
 
 

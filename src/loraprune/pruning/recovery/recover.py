@@ -18,16 +18,12 @@ from torch import nn
 from loraprune.groups import Group
 from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
-from loraprune.pruning.recovery.compensation import (
-    Gain,
-    Refit,
-    Rows,
-    Trace,
-    apply_refits_,
-)
+from loraprune.pruning.recovery.compensation import Gain, Refit, apply_refits_
 from loraprune.pruning.recovery.end_to_end import Distance, Outputs, learn_outputs_
 from loraprune.pruning.recovery.finished import Finished, digest
+from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.recovery.snapshot import Snapshot
+from loraprune.pruning.recovery.trace import Trace
 
 FAR = math.log(2)
 """rise of the loss, in nats, that is reported as damage: a perplexity twice as high"""
