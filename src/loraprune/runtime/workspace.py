@@ -6,6 +6,7 @@
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
     OUTPUT.partial/blocks/          blocks trained after a removal
     OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
+    OUTPUT.partial/vocabulary/      the model with fewer tokens, see `loraprune.training.vocabulary`
     OUTPUT.partial/teacher/         teacher logits, see `loraprune.training.teachers`
 
 Knows nothing about models.
@@ -38,6 +39,7 @@ RESULT = "result"
 UNVERIFIED = ".unverified"
 """suffix of the name of a result that failed its checks"""
 ROUNDS = "rounds"
+VOCABULARY = "vocabulary"
 BLOCKS = "blocks"
 """blocks that are trained after a removal, see `loraprune.pruning.recovery.finished`"""
 
