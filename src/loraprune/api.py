@@ -77,7 +77,8 @@ def save_pruned(
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
     dense = {"model": str(pruner.dense_config.name_or_path)}
-    place, problem = Path(at_home(str(output))), None
+    place = Path(at_home(str(output)))
+    problem: CheckpointError | None = None
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(new_folder(place, overwrite=overwrite, costly=True, inputs=dense))

@@ -65,12 +65,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -
         raise ConfigError(f"{name} of {module.partition('.')[0]}: its state cannot be cut with the model; {REMEDY}")
     if optimizer is None:
         return
-    place: str | None = copies_outside_state(optimizer)
-    trial = None if place else try_out(optimizer, next(model.parameters()).device)
-    for weight, state in trial.state.items() if trial else ():
-        if odd := odd_entry(state, weight.shape):
-            raise ConfigError(odd_state_problem(optimizer, odd))
-    if place := place or (copies_outside_state(trial) if trial else None):
+    place = copies_outside_state(optimizer)
+    if not place:
+        trial = try_out(optimizer, next(model.parameters()).device)
+        for weight, state in trial.state.items():
+            if odd := odd_entry(state, weight.shape):
+                raise ConfigError(odd_state_problem(optimizer, odd))
+        place = copies_outside_state(trial)
+    if place:
         raise ConfigError(
             f"{name}: {place!r} holds copies of weights or a state outside of `state`, which would not be cut with the weights; {REMEDY}"
         )
