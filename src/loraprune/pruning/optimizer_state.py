@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from loraprune.errors import ConfigError
@@ -18,7 +18,11 @@ REMEDY = "train with torch's AdamW, or with shrink=False"
 
 
 def cut_state_(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, before: torch.Size, dim: int, index: Int[Tensor, " left"]
+    optimizer: torch.optim.Optimizer,
+    parameter: Shaped[Tensor, "..."],
+    before: torch.Size,
+    dim: int,
+    index: Int[Tensor, " left"],
 ) -> None:
     """Keep some entries of what an optimiser holds for a parameter that was cut; `before` is the shape that it had.
 
@@ -64,7 +68,7 @@ def copies_outside_state(optimizer: torch.optim.Optimizer) -> str | None:
     return None
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Shaped[Tensor, "..."]]:
     """Yield the tensors that a value is, or holds in containers or as attributes."""
     if isinstance(value, Tensor):
         yield value
