@@ -33,6 +33,7 @@ def said(rows: object) -> str:
         ({"train__00000__of__00002": 20, "train__00001__of__00002": 20, "dev__0": 8}, "dev"),
         ({"train_sft": 40, "test_sft": 8, "test_gen": 8}, "test"),
         ({"alpaca_train": 40, "alpaca_dev": 8, "alpaca__test": 8}, "dev"),
+        ({"en.train": 40, "en.valid": 8}, "valid"),
     ],
 )
 def test_a_folder_is_trained_on_by_its_training_files_alone(files: dict[str, int], judged: str, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "t
 SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
 SHARD, VARIANT = r"([-_]?\d.*)?", r"([-_].*)?"
 """what may follow the name of a split in a file's name: a number, or a word if every file of a folder is named for a split"""
-LAST = rf".+[-_]{SPLIT_NAME}"
+LAST = rf".+[-_.]{SPLIT_NAME}"
 """a file's name with a split at its end"""
 SAVED = ("dataset_dict.json", "state.json")
 """one of these is in every folder of `save_to_disk`"""
@@ -202,10 +202,10 @@ def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[
     """
     found = _by_split(files, SPLIT_NAME + VARIANT)
     if "" in found:
-        at_the_end = _by_split(files, LAST)
+        at_the_end = _by_split(files, LAST, _without_suffixes)
         found = _by_split(files, SPLIT_NAME + SHARD) if "" in at_the_end else at_the_end
     if list(found) == [""]:
-        found = _by_split(files, SPLIT_NAME, folders=True)
+        found = _by_split(files, SPLIT_NAME, lambda file: file.parent.name)
     if len(found) == 1:
         return {"all": ("all", list(files))}
     if "" in found and len(found) > 1:
@@ -221,11 +221,23 @@ def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[
     return {"train": ("train", found["train"]), "held_out": (held_out, found[held_out])}
 
 
-def _by_split(files: Sequence[Path], pattern: str, *, folders: bool = False) -> dict[str, list[Path]]:
-    """Return split -> files whose names, or whose folders' names, match a pattern; files named for no split have the empty name."""
+def _first_part(file: Path) -> str:
+    return file.name.split(".")[0]
+
+
+def _without_suffixes(file: Path) -> str:
+    while file.suffix.lower() in (*SUFFIXES, *COMPRESSED):
+        file = file.with_suffix("")
+    return file.name
+
+
+def _by_split(
+    files: Sequence[Path], pattern: str, name_of: Callable[[Path], str] = _first_part
+) -> dict[str, list[Path]]:
+    """Return split -> files whose names match a pattern; files named for no split have the empty name."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        named = re.fullmatch(pattern, (file.parent.name if folders else file.name.split(".")[0]).lower())
+        named = re.fullmatch(pattern, name_of(file).lower())
         found.setdefault(named[1] if named else "", []).append(file)
     return found
 
