@@ -29,7 +29,7 @@ def test_parameters_is_a_ceiling_reached_to_one_step(inputs: Path, tmp_path: Pat
     step = STEP * 3 * 32 * 2
     assert abs(count(tmp_path / "out") - 27_000) <= step
     assert report["ratio_requested"] is None
-    others = dict.fromkeys(("size", "heads", "ffn", "heads_ratio", "ffn_ratio"))
+    others = dict.fromkeys(("size", "heads", "ffn", "heads_ratio", "ffn_ratio", "layers"))
     assert report["target"] == {"parameters": "27k", **others}
 
 

@@ -53,7 +53,7 @@ def test_weights_are_as_before_when_splits_were_tried() -> None:
         )
         pruner.score()
         if allocation == "measured":
-            pruner.measure_split(ROWS)
+            pruner.measure(ROWS)
         models.append(pruner.model.state_dict())
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 

@@ -22,7 +22,7 @@ CRITERIA = (
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
-TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
+TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "layers")
 """options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
     *TARGETS,
@@ -60,6 +60,9 @@ class LoRAPruneConfig(AdapterOptions):
     """fraction of the heads to remove from every layer, instead of --ratio; without --ffn-ratio all FFN channels are kept"""
     ffn_ratio: Fraction | None = None
     """fraction of the FFN channels to remove from every layer, instead of --ratio; without --heads-ratio all heads are kept"""
+    layers: int | None = None
+    """layers to keep, instead of --ratio; calibration rows decide which ones go; without --heads and --ffn the others keep all their
+    units; needs --schedule oneshot"""
     scores: str | None = None
     """scores.safetensors of an earlier run on the same model; units are ranked by these scores instead of being scored again"""
     sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
@@ -86,8 +89,9 @@ class LoRAPruneConfig(AdapterOptions):
     model loads anywhere. paper (the first tenth and the last layer are not pruned) and global (one ranking over the model) give every
     layer its own width. auto: measured with --schedule oneshot, else uniform"""
     depth: bool = False
-    """also remove whole layers with low scores where that costs less; needs --allocation balanced; the remaining layers are
-    renumbered"""
+    """also remove whole layers where that costs less; the remaining layers are renumbered. With --allocation measured, the layers
+    whose removal changes the outputs on calibration rows least, and as many as leave the outputs nearest; with balanced, those with low
+    scores"""
     compensate: bool | None = None
     """after each removal, least-squares reconstruction of the projections that read the removed units, on training rows; by default
     wherever possible (not with convolutions, --sparsity or FSDP)"""
@@ -126,9 +130,19 @@ class LoRAPruneConfig(AdapterOptions):
         return self.chosen_allocation == "measured" and not self.has_dimensions
 
     @property
+    def layers_option(self) -> str | None:
+        """Return the option with which whole layers may be removed, as typed; None without one."""
+        return "--depth true" if self.depth else None if self.layers is None else f"--layers {self.layers}"
+
+    @property
+    def measures(self) -> bool:
+        """Return whether calibration rows decide what is removed: how many heads, channels and layers, or which layers."""
+        return self.measures_split or self.layers is not None
+
+    @property
     def recovers(self) -> bool:
-        """Return whether a removal is followed by recovery on calibration rows."""
-        return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
+        """Return whether a removal needs calibration rows: to decide what goes, or to recover afterwards."""
+        return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures)
 
     @property
     def chosen_criterion(self) -> CriterionName:
@@ -173,8 +187,9 @@ class LoRAPruneConfig(AdapterOptions):
 
     @property
     def has_dimensions(self) -> bool:
-        """Return whether widths are given instead of a ratio."""
-        return any(value is not None for value in (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio))
+        """Return whether widths or a number of layers are given instead of a ratio."""
+        shape = (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio, self.layers)
+        return any(value is not None for value in shape)
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -201,6 +216,7 @@ class LoRAPruneConfig(AdapterOptions):
             ),
             (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
             (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
+            (self.layers is None or self.layers > 0, f"--layers {self.layers}: at least 1 is needed"),
             *(
                 (ratio is None or 0 <= ratio < 1, f"--{name} {ratio}: a fraction in [0, 1) is needed, such as 0.5")
                 for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
@@ -255,9 +271,13 @@ class LoRAPruneConfig(AdapterOptions):
                 f"--allocation measured --schedule {self.schedule}: the split is measured once; use --schedule oneshot",
             ),
             (
-                not self.depth or (self.chosen_allocation == "balanced" and not self.has_dimensions),
-                f"--depth true: layers are chosen by score; give --allocation balanced (now {self.chosen_allocation}) and no explicit "
-                "widths",
+                not self.depth or (self.chosen_allocation in ("measured", "balanced") and not self.has_dimensions),
+                f"--depth true: give --allocation measured or balanced (now {self.chosen_allocation}) and a ratio or size instead of "
+                "explicit widths; --layers sets a number of layers",
+            ),
+            (
+                self.layers is None or self.chosen_schedule == "oneshot",
+                f"--layers {self.layers} --schedule {self.schedule}: the layers are chosen once; use --schedule oneshot",
             ),
             (
                 self.ratio == LoRAPruneConfig.ratio or self.has_ratio,

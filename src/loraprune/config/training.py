@@ -193,6 +193,10 @@ class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
                 f"{given} and explicit widths: each round removes a part; give --ratio, --size or --parameters",
             ),
             (
+                not self.depth,
+                f"{given} --depth true: later rounds cannot tell renumbered layers apart; leave one of the two out",
+            ),
+            (
                 self.teacher == "none",
                 f"{given} --teacher {self.teacher}: later rounds do not start from the dense model; leave one of the two out",
             ),

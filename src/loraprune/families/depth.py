@@ -18,17 +18,15 @@ INDEX = re.compile(r"\d+$")
 Value = TypeVar("Value")
 
 
-def check_layers(config: Config, every: Sequence[Group], in_play: Sequence[Group]) -> None:
-    """Refuse --depth if a layer without units would not equal no layer; `in_play` may lose units.
+def check_layers(config: Config, every: Sequence[Group], in_play: Sequence[Group], option: str) -> None:
+    """Refuse an option that removes layers if a layer without units would not equal no layer; `in_play` may lose units.
 
     Raises:
         ConfigError: naming the reason.
     """
     kind = config.model_type
     if kind not in families.names() or families.get(kind).per_layer is None:
-        raise ConfigError(
-            f"--depth true: layers of a {kind!r} model are not known to be interchangeable; leave --depth out"
-        )
+        raise ConfigError(f"{option}: layers of a {kind!r} model are not known to be interchangeable; leave it out")
     layers = list(dict.fromkeys(layer_path(group.name) for group in in_play))
     numbers = [int(part[0]) for layer in layers if layer and (part := INDEX.search(layer))]
     still = [group for group in every if group not in in_play or group.kind not in KINDS or not group.residual]
@@ -38,7 +36,7 @@ def check_layers(config: Config, every: Sequence[Group], in_play: Sequence[Group
             if still
             else "layers are not one row"
         )
-        raise ConfigError(f"--depth true: {what}, so that no layer of this {kind!r} model can go; leave --depth out")
+        raise ConfigError(f"{option}: {what}, so that no layer of this {kind!r} model can go; leave it out")
 
 
 def gone_layers(counts: Mapping[str, int]) -> tuple[str, ...]:

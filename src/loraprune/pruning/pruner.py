@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
+from loraprune.families.depth import gone_layers
 from loraprune.groups import Group
 from loraprune.models.adapters import config_of, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, reach, towards
+from loraprune.pruning.influence import layer_order
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, solve_refits
@@ -34,7 +36,7 @@ from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.removed import Removed, units_removed
 from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
-from loraprune.pruning.target import Target, decide_recovery, find_target, report_kinds
+from loraprune.pruning.target import Target, decide_recovery, find_target, goal_counts, report_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, together
@@ -126,7 +128,7 @@ class Pruner:
         """
         self.scores.values = from_first(self.scores.values)
         is_first = self.plan == Plan.full(self.groups)
-        outputs = self.measure_split(rows) if rows and is_first and self.config.measures_split else None
+        outputs = self.measure(rows) if rows and is_first and self.config.measures else None
         counts = self._counts_at(progress)
         kept = {}
         for name, units in self.plan.kept.items():
@@ -143,21 +145,31 @@ class Pruner:
         """Return the model's present outputs for calibration rows: for all of them if the adapters are trained on them."""
         return Outputs(self.model, self.groups, rows, only_aside=self.config.end_to_end == 0)
 
-    def measure_split(self, rows: Rows) -> Outputs:
-        """Measure the split between heads and channels on calibration rows; return the model's outputs for them."""
-        ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
+    def measure(self, rows: Rows) -> Outputs:
+        """Decide on calibration rows how many heads, channels and layers go, or which layers; return the model's outputs for them."""
         with at_once():
             outputs = self.outputs(rows)
-            trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
-            try:
-                counts = measured_counts(trial, self.space, self.target.ratio, self.target.counts)
-            except ConfigError:  # layers share projections
-                if self.recovery_is_wanted:
-                    raise
-                trial = replace(trial, compensate=False)
-                counts = measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+            counts = self._split(outputs) if self.config.measures_split else self._fewer_layers(outputs)
         self.target = replace(self.target, counts=counts)
         return outputs
+
+    def _split(self, outputs: Outputs) -> Mapping[str, int]:
+        """Return the counts of the split that changes the outputs least."""
+        ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
+        trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
+        try:
+            return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+        except ConfigError:  # layers share projections
+            if self.recovery_is_wanted:
+                raise
+            trial = replace(trial, compensate=False)
+            return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+
+    def _fewer_layers(self, outputs: Outputs) -> Mapping[str, int]:
+        """Return the counts of --layers, with the layers that change the outputs least removed."""
+        order = layer_order(self.model, self.groups, outputs, len(gone_layers(self.target.counts)))
+        logger.info("layers that change the outputs least: %s", ", ".join(order))
+        return goal_counts(self.space, self.config, self.target.ratio, order)
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; final counts that depend on scores are computed again each time."""

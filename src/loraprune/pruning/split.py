@@ -1,4 +1,4 @@
-"""The measured split between heads and channels: each is tried with masks, and the one that changes the outputs least is used."""
+"""The measured split between heads, channels and layers: each is tried with masks, and the one that changes the outputs least is used."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from loraprune.groups import Group, consumers
+from loraprune.families.depth import gone_layers
+from loraprune.groups import Group, consumers, layer_of
 from loraprune.plan import Plan
-from loraprune.pruning.allocation import Counts, Scores, Space, splits
+from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, most_layers, reach, splits, without_layers
+from loraprune.pruning.influence import layer_order
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.recovery.compensation import apply_refits_, solve_refits
 from loraprune.pruning.recovery.end_to_end import Outputs
@@ -19,7 +21,7 @@ from loraprune.runtime.processes import from_first
 from loraprune.runtime.progress import shown
 
 MOST = 8
-"""splits that are tried; of more, ones spread over all"""
+"""splits that are tried, and numbers of layers; of more, ones spread over all"""
 SHARE = 4
 """one row in so many is used to reconstruct a split that is tried"""
 
@@ -63,18 +65,63 @@ class Trial:
 
 
 def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -> Counts:
-    """Return the counts of equal widths that change the outputs least; `uniform` where there is nothing to choose."""
-    scores: Scores = {name: [0.0] * len(units) for name, units in trial.ranked.items()}
-    found = [] if space.budget.shared else [space.spread(split) for split in splits(space, ratio, scores)]
-    if len(space.by_kind()) < 2 or len(found) < 2:
+    """Return the counts that change the outputs least: equal widths, with fewer layers where the space lets layers go.
+
+    First come all splits of the whole model, and every number of removed layers with equal ratios in the others; then, if layers go,
+    the splits of the layers left. `uniform` is returned where there is nothing to choose.
+    """
+    tried = _splits(trial, space, ratio, uniform)
+    if space.layers:
+        order = layer_order(trial.model, trial.groups, trial.outputs, most_layers(space, ratio))
+        tried += [_shallower(space, ratio, order[: place + 1]) for place in _spread(len(order))]
+    if len(tried) < 2:
         return uniform
-    places = sorted({round(place * (len(found) - 1) / (MOST - 1)) for place in range(MOST)})
-    tried = [dict(uniform), *(found[place] for place in places if found[place] != uniform)]
     errors = trial.errors(tried)
-    best = from_first(min(range(len(tried)), key=lambda place: errors[place]))
+    best = _least(errors)
+    if gone := gone_layers(tried[best]):
+        left, still = without_layers(space, gone, ratio)
+        narrower = _splits(trial, left, still, {group.name: tried[best][group.name] for group in left.groups})[1:]
+        more = [dict.fromkeys(uniform, 0) | counts for counts in narrower]
+        tried, errors = [*tried, *more], [*errors, *trial.errors(more)]
+        best = _least(errors)
     logger.info(
         "split: %s; of %d splits it changes the outputs least (by %.3f; equal ratios: %.3f)",
-        ", ".join(f"{kind} {tried[best][members[0].name]} of {members[0].units}" for kind, members in space.by_kind().items()),
-        len(tried), errors[best], errors[0],
+        _described(space, tried[best]), len(tried), errors[best], errors[0],
     )  # fmt: skip
     return tried[best]
+
+
+def _splits(trial: Trial, space: Space, ratio: float, uniform: Counts) -> list[dict[str, int]]:
+    """Return `uniform`, and up to `MOST` other splits between heads and channels that remove as much, spread over all."""
+    scores: Scores = {group.name: [0.0] * len(trial.ranked[group.name]) for group in space.groups}
+    found = [] if space.budget.shared else [space.spread(split) for split in splits(space, ratio, scores)]
+    if len(space.by_kind()) < 2 or len(found) < 2:
+        return [dict(uniform)]
+    return [dict(uniform), *(found[place] for place in _spread(len(found)) if found[place] != uniform)]
+
+
+def _shallower(space: Space, ratio: float, gone: Sequence[str]) -> dict[str, int]:
+    """Return the counts without some layers; what is still to be removed is by equal ratios in the others."""
+    left, still = without_layers(space, gone, ratio)
+    counts = reach(left, ALLOCATIONS["uniform"], max(0.0, still), {})
+    return {group.name: 0 for group in space.groups} | counts
+
+
+def _spread(count: int) -> list[int]:
+    """Return up to `MOST` places of a list of `count` entries, evenly spread, the first and the last among them."""
+    return sorted({round(place * (count - 1) / (MOST - 1)) for place in range(MOST)}) if count else []
+
+
+def _least(errors: Sequence[float]) -> int:
+    """Return the place of the least error; all processes take the first one's."""
+    return from_first(min(range(len(errors)), key=lambda place: errors[place]))
+
+
+def _described(space: Space, counts: Counts) -> str:
+    """Return the units of every kind in the layers left, and the layers if some go."""
+    layers, gone = {layer_of(group) for group in space.groups}, gone_layers(counts)
+    parts = [f"layers {len(layers) - len(gone)} of {len(layers)}"] if gone else []
+    for kind, members in space.by_kind().items():
+        shown_one = next(group for group in members if layer_of(group) not in gone)
+        parts.append(f"{kind} {counts[shown_one.name]} of {shown_one.units}")
+    return ", ".join(parts)

@@ -24,7 +24,17 @@ from loraprune.groups import EXPERTS, Group, consumers
 from loraprune.models.adapters import base_layer, config_of, count_parameters, cuts, find_module
 from loraprune.models.saving import storable_counts, storable_kinds
 from loraprune.plan import Budget
-from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, Storable, exact_counts, reach, widths_left
+from loraprune.pruning.allocation import (
+    ALLOCATIONS,
+    Counts,
+    Scores,
+    Space,
+    Storable,
+    exact_counts,
+    keep_layers,
+    reach,
+    widths_left,
+)
 from loraprune.pruning.recovery.blockwise import check_blocks
 from loraprune.pruning.recovery.compensation import check_compensation
 from loraprune.runtime import launch
@@ -179,6 +189,8 @@ def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
         raise ConfigError(
             f"--compensate, --local, --end-to-end: FSDP shards weights, which then cannot be reconstructed; {remedy}"
         )
+    if option := config.layers_option:
+        raise ConfigError(f"{option}: FSDP shards weights, so that the model cannot be tried without a layer; {remedy}")
     if any(group.kind in EXPERTS for group in groups):
         raise ConfigError(
             f"--kinds {config.kinds}: FSDP shards stacks of experts, which then cannot be masked; {remedy}"
@@ -193,14 +205,14 @@ def make_space(model: nn.Module, groups: tuple[Group, ...], config: LoRAPruneCon
     stock = {group.kind for group in groups} <= set(storable_kinds(config_of(model), groups))
     equal = ALLOCATIONS[config.chosen_allocation].equal and stock
     storable: Storable = storable_counts(config_of(model), groups) if equal else (lambda _: True)
-    if config.depth:
-        check_layers(config_of(model), find_groups(config_of(model)), groups)
-        check_biases(model, groups)
+    if option := config.layers_option:
+        check_layers(config_of(model), find_groups(config_of(model)), groups, option)
+        check_biases(model, groups, option)
     return Space(groups, measure_budget(model, groups), config.round, storable, layers=config.depth)
 
 
-def check_biases(model: nn.Module, groups: Sequence[Group]) -> None:
-    """Refuse --depth where a layer without units still adds something.
+def check_biases(model: nn.Module, groups: Sequence[Group], option: str) -> None:
+    """Refuse an option that removes layers where a layer without units still adds something.
 
     Raises:
         ConfigError: for a reading projection with a bias.
@@ -208,19 +220,24 @@ def check_biases(model: nn.Module, groups: Sequence[Group]) -> None:
     for path in (span.module for group in groups for span in consumers(group)):
         if getattr(base_layer(find_module(model, path)), "bias", None) is not None:
             raise ConfigError(
-                f"--depth true: {path!r} has a bias, which a layer without units would still add; leave --depth out"
+                f"{option}: {path!r} has a bias, which a layer without units would still add; leave it out"
             )
 
 
-def goal_counts(space: Space, config: LoRAPruneConfig, ratio: float) -> dict[str, int]:
+def goal_counts(
+    space: Space, config: LoRAPruneConfig, ratio: float, order: Sequence[str] | None = None
+) -> dict[str, int]:
     """Return the counts that the options ask for: exact dimensions, or a ratio of the prunable parameters.
+
+    With --layers the first layers of `order` go, or, before it is known, the last ones of the model.
 
     Raises:
         PlanError: if they cannot be had.
     """
     if config.has_dimensions:
         heads, ffn = widths_left(space, heads=config.heads_ratio, ffn=config.ffn_ratio)
-        return exact_counts(space, heads=config.heads or heads, ffn=config.ffn or ffn)
+        counts = exact_counts(space, heads=config.heads or heads, ffn=config.ffn or ffn)
+        return counts if config.layers is None else keep_layers(space, counts, config.layers, order)
     # Where scores decide there may be none yet: with equal ones the answer is a possible end, or why there is none.
     scores: Scores = {group.name: [1.0] * group.units for group in space.groups}
     if config.scores:

@@ -125,7 +125,8 @@ class LoRAPruneCallback(TrainerCallback):
         try:
             return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
         except ConfigError as error:
-            if self.config.compensate or self.config.local or self.config.end_to_end:
+            measures_layers = self.config.measures and self.config.layers_option
+            if self.config.compensate or self.config.local or self.config.end_to_end or measures_layers:
                 raise
             logger.info("no reconstruction after removals: %s", error)
             self.pruner.config = replace(self.pruner.config, compensate=False, local=0, end_to_end=0)
@@ -259,12 +260,13 @@ class CalibrationRows(Iterator[Rows]):
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate, local or end_to_end: {type(self._data).__name__} has no random access to rows; train on a map-style data set"
+                f"compensate, local, end_to_end, depth or layers: {type(self._data).__name__} has no random access to rows; train on a "
+                "map-style data set"
             )
         first = self._collate([self._data[0]])
         if not isinstance(first, Mapping):  # GRPO's Trainer makes model inputs of its prompts itself
             raise ConfigError(
-                "compensate or local: the collator of this Trainer returns no model inputs for calibration; leave both out"
+                "compensate, local, depth or layers: the collator of this Trainer returns no model inputs for calibration; leave them out"
             )
         longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
         self._count = min(len(self._data), max(1, tokens // longest))

@@ -83,7 +83,9 @@ def training_arguments(
         seed=config.order_seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
-        ddp_find_unused_parameters=config.pruning().depth,  # a layer that lost all its units gets no gradient
+        ddp_find_unused_parameters=bool(
+            config.pruning().layers_option
+        ),  # a layer that lost all its units gets no gradient
         logging_steps=max(1, steps // LOSSES_AT_LEAST),
         logging_nan_inf_filter=False,
         save_strategy="no",

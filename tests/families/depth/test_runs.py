@@ -26,11 +26,15 @@ from loraprune.models.opening import load_config
 from loraprune.plan import Plan
 from loraprune.pruning.verify import check_units, masked_logits, unit_sums
 from tests.pipeline.cases import check_loads_anywhere, count, one_step, prune_config, read_report
+from tests.pipeline.test_resume import results, resumed, stopped
 from tests.samples import byte_tokenizer, save_tiny, write_text
 from tests.tiny import COMMON, VARIANTS, model_type
 
 GONE = "model.layers.1"
 SHALLOW: dict[str, Any] = {"depth": True, "allocation": "balanced", "criterion": "gate", "ratio": 0.5, "steps": 8}
+MEASURED: dict[str, Any] = {"allocation": "measured", "schedule": "oneshot", "criterion": "wanda", "ratio": 0.3}
+BY_NUMBER: dict[str, Any] = {"depth": False, "layers": 3, "schedule": "oneshot", "allocation": "auto"}
+"""with the default ratio, as a second target is refused"""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def pruned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shallow(inputs, tmp_path_factory.mktemp("shallow") / "out")
 
 
-def check_shallow(folder: Path, dense: Path) -> None:
+def check_shallow(folder: Path, dense: Path, *, ratio: float = 0.5) -> None:
     """Check that layer 1 went, that the ratio is met, and that the formula counts what the file holds."""
     config, report = json.loads((folder / "config.json").read_text()), read_report(folder)
     assert config["num_hidden_layers"] == 3
@@ -72,7 +76,7 @@ def check_shallow(folder: Path, dense: Path) -> None:
     head, hidden = 8, 32
     layer = (2 * heads + 2 * config["num_key_value_heads"]) * head * hidden + 3 * hidden * width + 2 * hidden
     assert count(folder) == 3 * layer + 2 * config["vocab_size"] * hidden + hidden == report["parameters"]["pruned"]
-    assert abs(report["ratio_reached"] - 0.5) <= one_step(folder, dense)
+    assert abs(report["ratio_reached"] - ratio) <= one_step(folder, dense)
     assert max(report["verification"]["masked_vs_sliced"], report["verification"]["sliced_vs_reloaded"]) <= 1e-4
 
 
@@ -96,6 +100,29 @@ def test_a_worthless_layer_is_gone_and_the_rest_loads_without_this_package(input
 )
 def test_with_other_options_too(changes: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
     check_shallow(shallow(inputs, tmp_path / "out", **changes), inputs / "model")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        MEASURED,
+        MEASURED | {"shrink": False, "compensate": True, "end_to_end": 4},
+        BY_NUMBER | {"compensate": True, "local": 2},
+    ],
+    ids=["measured", "measured-masked", "by-number"],
+)
+def test_calibration_rows_choose_the_layer(changes: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
+    folder = shallow(inputs, tmp_path / "out", **changes)
+    check_shallow(folder, inputs / "model", ratio=0.25 if "layers" in changes else 0.3)
+    check_loads_anywhere(folder)
+
+
+def test_a_run_whose_layer_is_gone_is_resumed(inputs: Path, tmp_path: Path) -> None:
+    options = SHALLOW | BY_NUMBER | {"compensate": True}
+    whole = shallow(inputs, tmp_path / "whole", **options)
+    stopped(inputs, tmp_path / "out", 6, **options)
+    resumed(inputs, tmp_path / "out", **options)
+    assert results(tmp_path / "out") == results(whole)
 
 
 def test_a_plan_that_names_another_layer_and_layers_in_another_order_are_seen(inputs: Path, pruned: Path) -> None:
@@ -175,6 +202,11 @@ def test_a_dry_run_counts_what_goes_with_layers(inputs: Path) -> None:
     assert values["parameters"]["pruned"] == empty_model(stock).num_parameters()
 
 
+def test_a_dry_run_counts_a_number_of_layers(inputs: Path) -> None:
+    values = dry_run(PlanConfig(model=str(inputs / "model"), layers=3, ffn=32)).values
+    assert (values["shapes"]["num_hidden_layers"], values["shapes"]["intermediate_size"]) == (3, 32)
+
+
 def test_padding_says_that_a_layer_is_gone(pruned: Path, tmp_path: Path) -> None:
     model = load_model(str(pruned), device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(LoraPruneError, match=rf"cannot restore a removed layer such as .*{GONE}"):
@@ -202,7 +234,9 @@ def test_half_of_a_layer_cannot_stay(inputs: Path, tmp_path: Path) -> None:
         shallow(inputs, tmp_path / "out", kinds="ffn", ratio=0.3)
 
 
-@pytest.mark.parametrize("changes", [{"allocation": "uniform"}, {"heads": 2, "ffn": 32}, {"sparsity": "2:4"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"allocation": "uniform"}, {"heads": 2, "ffn": 32}, {"sparsity": "2:4"}, {"rounds": 2}], ids=str
+)
 def test_options_that_choose_no_layers_are_refused(changes: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="depth"):
         prune_config(inputs, tmp_path / "out", **(SHALLOW | changes))

@@ -240,3 +240,40 @@ def test_masked_inputs_count_as_nothing() -> None:
         assert isinstance(weight, torch.Tensor)
         weights[way] = weight[:, list(second["model.layers.1.mlp"])] if way == "masked" else weight[:, :30]
     torch.testing.assert_close(weights["masked"], weights["cut"], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def twins() -> PeftModel:
+    """Return a model whose layer 1 gives what layer 0 computes and does not use: layer 0 can replace it."""
+    model = with_lora(tiny_model("llama", layers=3))
+    tensors = dict(model.named_parameters())
+    unused = ("layers.0.self_attn.o_proj", "layers.0.mlp.down_proj", "layers.1.self_attn.o_proj")
+    for name, tensor in tensors.items():
+        if any(path in name for path in unused) and "lora_A" not in name:
+            tensor.zero_()
+        if "layers.1." in name and any(part in name for part in ("gate_proj", "up_proj", "post_attention")):
+            tensor.copy_(tensors[name.replace("layers.1.", "layers.0.")])
+    return model
+
+
+def test_the_projection_before_a_layer_that_goes_takes_over_what_the_layer_gave() -> None:
+    ids, dense, found = tokens(32, 48), logits(twins(), tokens(32, 48)), {}
+    for way in ("refitted", "plain"):
+        model = twins()
+        groups = find_groups(model.get_base_model().config)
+        kept = {g.name: () if "layers.1." in g.name else range(g.units) for g in groups}
+        if way == "refitted":
+            refits = solve_refits(model, groups, kept, rows(ids))
+            assert list(refits) == ["model.layers.0.mlp.down_proj"]
+            apply_refits_(model, groups, kept, refits)
+        slice_(model, groups, kept)
+        found[way] = relative(dense, logits(model, ids))
+    assert found["refitted"] < 0.2 * found["plain"]
+
+
+def test_nothing_takes_over_the_first_layer() -> None:
+    model = adapted()
+    groups = find_groups(model.get_base_model().config)
+    for layer, absorbing in ((0, []), (1, ["model.layers.0.mlp.down_proj"])):
+        kept = {g.name: () if f"layers.{layer}." in g.name else range(g.units) for g in groups}
+        assert list(solve_refits(model, groups, kept, rows(tokens(32, 48)))) == absorbing

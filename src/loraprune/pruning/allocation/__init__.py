@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loraprune.pruning.allocation.balanced import balanced_counts, splits
 from loraprune.pruning.allocation.coupled import reach_coupled
 from loraprune.pruning.allocation.exact import exact_counts, widths_left
+from loraprune.pruning.allocation.layers import keep_layers, most_layers, without_layers
 from loraprune.pruning.allocation.paper import paper_counts
 from loraprune.pruning.allocation.ranked import ranked_counts
 from loraprune.pruning.allocation.space import Counts, Scores, Space, Storable
@@ -24,10 +25,13 @@ __all__ = [
     "Space",
     "Storable",
     "exact_counts",
+    "keep_layers",
+    "most_layers",
     "reach",
     "splits",
     "towards",
     "widths_left",
+    "without_layers",
 ]
 
 

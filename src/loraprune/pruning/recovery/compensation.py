@@ -7,8 +7,10 @@ Knows nothing about scores.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,17 +73,20 @@ def solve_refits(
     Call it before the cut, and `apply_refits_` after it. Inputs and targets are those of the unpruned model: fitted on the
     pruned model's own activations instead, weights shrink from layer to layer, as always with least squares and inputs
     that hold errors (docs/log.md has the figures). A change that does not lower the error on rows kept aside is dropped.
+    Where whole layers go, the last projection before them is fitted to what they add to the residual stream too.
     Source: least squares on calibration activations, as in SlimGPT (arXiv 2412.18110) and OSSCAR (arXiv 2403.12983); the weights of
     tokens and the choice of the ridge are ours.
 
     Returns:
-        Path of every projection that loses columns -> its change.
+        Path of every projection that loses columns, or is before a layer that goes -> its change.
     """
     rows = on_device(model, rows)
     reading = [(group, span) for group in groups for span in consumers(group)]
+    absorbing = _absorbing(reading, kept)
     with phase("refitting", len(reading)) as advance:
         solver = _Solver(model, kept, rows, advance)
-        run(model, rows, [solver.watch(group, span) for group, span in reading])
+        run(model, rows, [solver.watch(*each, absorbs=each[1].module in absorbing) for each in reading])
+        solver.settle()
     return solver.found
 
 
@@ -102,6 +107,12 @@ def apply_refits_(
                 bias += refit_one.shift.to(bias)
 
 
+def _absorbing(reading: Sequence[tuple[Group, Span]], kept: Mapping[str, Sequence[int]]) -> set[str]:
+    """Return the paths of the projections right before a layer that goes; `reading` are all that read units, in the order they run."""
+    pairs = ((span.module, kept[group.name], other) for (group, span), (other, _) in pairwise(reading))
+    return {path for path, stay, other in pairs if stay and other.units and not kept[other.name]}
+
+
 def _stays(proj: Projection, group: Group, span: Span, kept: Sequence[int]) -> Bool[Tensor, " in_"]:
     """Return which columns of a projection stay."""
     size = proj.shape[1]
@@ -116,11 +127,13 @@ class _Solver:
     def __init__(self, model: nn.Module, kept: Mapping[str, Sequence[int]], rows: Rows, advance: Advance) -> None:
         self.model, self.kept, self.rows, self.advance = model, kept, rows, advance
         self.found: dict[str, Refit] = {}
-        """path of a projection that loses columns -> its change"""
+        """path of a projection -> its change"""
         self._streams: dict[Stream, TokenStream] = {}
+        self._open: _Problem | None = None
+        """the problem of a projection right before a layer that goes"""
 
-    def watch(self, group: Group, span: Span) -> Any:
-        """Solve the least-squares problem of a projection that reads units as soon as it has run."""
+    def watch(self, group: Group, span: Span, *, absorbs: bool) -> Any:
+        """Solve the problem of a projection that reads units as soon as it has run, or, if it `absorbs` layers that go, once they have."""
         proj = projection(self.model, span.module)
         stays = _stays(proj, group, span, self.kept[group.name])
         is_done = False
@@ -135,14 +148,27 @@ class _Solver:
             stream = self._stream(group.stream, len(former))
             if isinstance(stream.total, Tensor) and stream.total.shape != former.shape:
                 raise ConfigError(CHANGING.format(proj.path))
-            if not stays.all():
-                fit = _problem(proj, stays, args[0].flatten(0, -2)[present], former, stream, residual=group.residual)
-                self.found[proj.path] = _refit(proj, fit, former)
+            if not self.kept[group.name]:
+                if self._open:
+                    self._open.goal = self._open.goal + former
+            else:
+                self.settle()
+                if absorbs or not stays.all():
+                    z = args[0].flatten(0, -2)[present]
+                    self._open = _Problem(proj, stays, z, former, copy.copy(stream), residual=group.residual)
+                if not absorbs:
+                    self.settle()
             if group.residual:
                 stream.pass_on(former, former)
             self.advance(1)
 
         return find_module(self.model, span.module).register_forward_hook(after)
+
+    def settle(self) -> None:
+        """Solve the problem that is open."""
+        if self._open:
+            self.found[self._open.proj.path] = self._open.solve()
+            self._open = None
 
     def _stream(self, name: Stream, tokens: int) -> TokenStream:
         if name not in self._streams:
@@ -151,23 +177,31 @@ class _Solver:
         return self._streams[name]
 
 
-def _problem(
-    proj: Projection, stays: Bool[Tensor, " in_"], z: Tensor, former: Tensor, stream: TokenStream, *, residual: bool
-) -> Fit:
-    """Return the target of the remaining columns: `former`, the projection's output for its inputs `z`."""
-    weight, bias = proj.merged_rows(0, proj.shape[0]), getattr(proj.layer, "bias", None)
-    return Fit(
-        z[:, stays].to(weight.dtype), weight[:, stays], former - (0 if bias is None else bias),
-        stream.weights(former, residual=residual), stream.aside.to(z.device),
-    )  # fmt: skip
+@dataclass(slots=True)
+class _Problem:
+    """The least-squares problem of a projection."""
 
+    proj: Projection
+    stays: Bool[Tensor, " in_"]
+    z: Float[Tensor, "tokens in_"]
+    """its inputs"""
+    goal: Float[Tensor, "tokens out"]
+    """what it gives for them in the unpruned model, and what layers right behind it give that go"""
+    stream: TokenStream
+    """the residual stream before the projection"""
+    residual: bool
 
-def _refit(proj: Projection, fit: Fit, former: Tensor) -> Refit:
-    """Solve a problem; errors count relative to what the projection gave."""
-    with_bias = getattr(proj.layer, "bias", None) is not None
-    change, shift, error, left = refit(fit, with_bias=with_bias, path=proj.path)
-    held_out = fit.evaluating
-    energy = (fit.weights[held_out] * former[held_out].square()).sum()
-    size = energy.clamp_min(torch.finfo(fit.weight.dtype).tiny)
-    gain = Gain(float(error / size), float(left / size))
-    return Refit(change.cpu(), shift.cpu() if with_bias else None, gain)
+    def solve(self) -> Refit:
+        """Return the change of the columns that stay; errors count relative to the goal."""
+        weight, bias = self.proj.merged_rows(0, self.proj.shape[0]), getattr(self.proj.layer, "bias", None)
+        fit = Fit(
+            self.z[:, self.stays].to(weight.dtype), weight[:, self.stays], self.goal - (0 if bias is None else bias),
+            self.stream.weights(self.goal, residual=self.residual), self.stream.aside.to(self.z.device),
+        )  # fmt: skip
+        change, shift, error, left = refit(fit, with_bias=bias is not None, path=self.proj.path)
+        held_out = fit.evaluating
+        energy = (fit.weights[held_out] * self.goal[held_out].square()).sum()
+        size = energy.clamp_min(torch.finfo(fit.weight.dtype).tiny)
+        return Refit(
+            change.cpu(), shift.cpu() if bias is not None else None, Gain(float(error / size), float(left / size))
+        )
