@@ -80,11 +80,11 @@ def test_a_layer_that_does_nothing_goes_first_and_any_other_one_would_change_mor
 
 def test_the_outputs_decide_within_the_short_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1 moves the hidden states less than layer 2, but along the one channel that the final norm enlarges."""
-    model = scaled({})
+    model = scaled({1: 2.0})
     norm = find_module(model, "model.norm").weight
     assert isinstance(norm, torch.Tensor)
     norm.data[0] = 40.0
-    for place, channels in ((1, slice(1, None)), (2, slice(0, 1))):
+    for place, channels in ((1, slice(1, None)), (2, slice(0, 1)), (3, slice(0, 1))):
         for tensor in readers(model, place):
             tensor.data[channels] = 0.0  # B and the weight have the channels that they write as rows
     found = block_influence(model, find_groups(model.get_base_model().config), ROWS)
