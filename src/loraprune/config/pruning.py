@@ -97,7 +97,7 @@ class LoRAPruneConfig(AdapterOptions):
     local_all: bool = False
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
-    """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
+    """steps of end-to-end reconstruction after each removal: all projections are trained to reproduce the outputs of the model before the
     removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
     --sparsity or FSDP)"""
     calibration: int = 32768
@@ -118,7 +118,9 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
         """Return the sides of projections whose frozen weights recovery changes: those that read units, or both."""
-        return ("in", "out") if self.local else ("in",) if self.compensate else ()
+        if self.sparsity:
+            return ()
+        return ("in", "out") if self.local or self.end_to_end != 0 else ("in",) if self.compensate else ()
 
     @property
     def measures_split(self) -> bool:

@@ -113,8 +113,8 @@ def recover_(
             options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
             recovery.blocks = fit_blocks_(model, groups, steps.changed, steps.trace, rows, options)
     if steps.end_to_end:
-        with _undone_if_worse(model, (), steps.outputs, recovery, "end_to_end"):
-            learn_outputs_(model, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
+        with _undone_if_worse(model, linear_paths(groups), steps.outputs, recovery, "end_to_end"):
+            learn_outputs_(model, groups, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
     _report(recovery)
 
 
