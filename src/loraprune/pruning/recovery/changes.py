@@ -24,8 +24,8 @@ from loraprune.models.quantised import kind_of
 
 RANK = 64
 """largest rank of a change"""
-RATE = 8e-3
-"""peak learning rate of the factors of a change, times the square root of its rank; docs/log.md compares values"""
+RATE = 0.1
+"""peak learning rate of a change's factors, times the square root of rank and width; docs/log.md compares values"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,8 @@ class Change:
     """(rank, in)"""
     b: nn.Parameter
     """(out, rank)"""
-
-    @property
-    def rate(self) -> float:
-        """Return the peak learning rate of both factors."""
-        return RATE / math.sqrt(len(self.a))
+    rate: float
+    """peak learning rate of both factors"""
 
     def add(self, _: nn.Module, args: tuple[Tensor, ...], output: Float[Tensor, "*places out"]) -> Tensor:
         """Add the change's part to the output of its layer; a forward hook."""
@@ -65,6 +62,9 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
     """Return path -> change, zero at first, of every projection that can be changed.
 
     The factor on the side that loses no units is random and the other one is zero, so that masked and cut models start and learn alike.
+    A step of Adam changes all entries of a factor by about one rate, so its spectral norm by rate * sqrt(entries); that of the random
+    factor is about 1. So the weight's own step is alike at every width and rank.
+    Source: Yang et al., A Spectral Condition for Feature Learning (arXiv 2310.17813).
     """
     losing = {span.module for group in groups for span in group.spans if span.side == "out"}
     found = {}
@@ -78,7 +78,8 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
         generator = torch.Generator().manual_seed(seed + place)
         drawn = torch.randn(rank, size, generator=generator) / math.sqrt(size)
         a, b = (drawn, torch.zeros(out, rank)) if path in losing else (torch.zeros(rank, in_), drawn.T.contiguous())
-        found[path] = Change(layer, *(nn.Parameter(factor.to(layer.weight.device)) for factor in (a, b)))
+        a, b = (nn.Parameter(factor.to(layer.weight.device)) for factor in (a, b))
+        found[path] = Change(layer, a, b, RATE / math.sqrt(rank * size))
     return found
 
 
