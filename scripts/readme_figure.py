@@ -33,12 +33,11 @@ NAMES = {
     "recommended": "loraprune",
     "optipfair": "OptiPFair",
     "torch-pruning": "Torch-Pruning",
-    "paper": "LoRAPrune as published",
 }
 """method in the results -> its name in the figure, from top to bottom"""
 UNTRAINED = ("dense", "recommended", "optipfair", "torch-pruning")
-"""methods of the panel without training, in which the published method has no steps to score in"""
-TRAINED = ("dense", "recommended", "optipfair", "paper")
+"""methods of the panel without training"""
+TRAINED = ("dense", "recommended", "optipfair")
 """methods of the panels with training"""
 COLOURS = {"dense": PALE, "recommended": PALETTE[0]}
 """colour of a method's bar; the others share one"""

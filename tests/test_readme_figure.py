@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from scripts import docs_figures, readme_figure
 
-FACTORS = {"recommended": 1.2, "torch-pruning": 1.4, "paper": 4.0, "optipfair": 1.6}
+FACTORS = {"recommended": 1.2, "torch-pruning": 1.4, "optipfair": 1.6}
 
 
 def cell(method: str, ratio: float, steps: int, seed: int, perplexity: float) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def shown(figure: Any) -> list[dict[str, float]]:
 def test_every_method_is_a_bar_of_the_mean_of_its_seeds(result: dict[str, Any]) -> None:
     untrained, trained, _ = shown(readme_figure.picture(result, 0.5, SPEED))
     assert list(untrained) == ["dense", "loraprune", "OptiPFair", "Torch-Pruning"]
-    assert list(trained) == ["dense", "loraprune", "OptiPFair", "LoRAPrune as published"]
+    assert list(trained) == ["dense", "loraprune", "OptiPFair"]
     assert trained["OptiPFair"] == pytest.approx(64 + 50 + 0.5)
     assert trained["dense"] == 40
     assert shown(readme_figure.picture(result, 0.2, SPEED))[1]["OptiPFair"] == pytest.approx(64 + 20 + 0.5)

@@ -7,6 +7,7 @@ trainer.train(); save_pruned(callback, "small/", tokenizer=tokenizer)
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from peft import PeftModel
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.errors import ConfigError
+from loraprune.errors import CheckpointError, ConfigError
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
@@ -28,7 +29,7 @@ from loraprune.models.saving import save_model
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.verify import check_difference
 from loraprune.runtime.hub import at_home
-from loraprune.runtime.workspace import new_folder
+from loraprune.runtime.workspace import free_name, new_folder
 from loraprune.training.callback import LoRAPruneCallback
 
 
@@ -41,10 +42,11 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
         UnsupportedModelError: if no family supports the model, or no Auto class could load it again with its head.
         ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU.
     """
-    groups = find_groups(adapters.config_of(model))
-    check_groups(model, groups)
+    described = adapters.config_of(model)
     assert isinstance(model, PreTrainedModel)  # else it had no configuration
-    name_class_(model)
+    name_class_(model)  # the paths of the layers depend on it
+    groups = find_groups(described)
+    check_groups(model, groups)
     prepare_(model)
     return adapters.attach_lora(
         model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed,
@@ -65,7 +67,8 @@ def save_pruned(
 
     Raises:
         ConfigError: if the callback has not seen a training run.
-        CheckpointError: if `output` exists and `overwrite` is false.
+        CheckpointError: if `output` may not be replaced, as `overwrite` is false or something else than loraprune wrote it; the model is
+            then saved as OUTPUT-2.
         VerificationError: if the folder loads as a different model; it is kept as OUTPUT.unverified.
     """
     pruner = callback.pruner
@@ -74,7 +77,14 @@ def save_pruned(
     if not isinstance(pruner.model, PeftModel):
         raise ConfigError(f"{type(pruner.model).__name__} carries no adapter: attach one with loraprune.attach_lora")
     dense = {"model": str(pruner.dense_config.name_or_path)}
-    with new_folder(Path(at_home(str(output))), overwrite=overwrite, costly=True, inputs=dense) as folder:
+    place = Path(at_home(str(output)))
+    problem: CheckpointError | None = None
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(new_folder(place, overwrite=overwrite, costly=True, inputs=dense))
+        except CheckpointError as error:
+            place, problem = free_name(place), error
+            folder = stack.enter_context(new_folder(place, overwrite=False, costly=True))
         merged = merge_lora(pruner.model)
         probe = probe_of(merged)
         expected = logits_of(merged, probe)
@@ -87,3 +97,5 @@ def save_pruned(
         pruner.check_saved(folder, reloaded)
         if scores := pruner.unit_scores():
             save_file(dict(scores), folder / "scores.safetensors")
+    if problem:
+        raise CheckpointError(f"{problem}; so that the training is not lost, the model was saved as {place}")

@@ -136,7 +136,7 @@ def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: S
         masked = masked_logits(full, stored.named(before), merged.groups, plan, probe)
     as_computed: Any = full
     as_computed = as_computed.to(run.dense.dtype)
-    show.time("dense", as_computed, Path(resolve(setup.config.model)))
+    show.time("dense", as_computed, Path(resolve(setup.place)))
     del full, as_merged, as_computed
     gc.collect()
     checks.masked_vs_sliced = checks.compare("masked and sliced model", masked, merged.logits)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from loraprune.config.training import FinetuneConfig, PruneConfig
+from loraprune.evaluation.per_byte import with_bits_per_byte
 from loraprune.evaluation.samples import Showcase
 from loraprune.merge import checked, merge, save, verify
+from loraprune.models.opening import resolve
 from loraprune.reporting.html.page import write_page
 from loraprune.reporting.make import Quality, make_report
 from loraprune.reporting.report import Report, Shown
@@ -27,6 +30,7 @@ from loraprune.training.fit import fit
 from loraprune.training.record import Training
 from loraprune.training.resume.run import newest_checkpoint
 from loraprune.training.setup import RunModel, RunSetup, check_run, load_run
+from loraprune.training.vocabulary import cut_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +69,12 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
                 "%s: %s parameters; evaluated first on %d held-out rows, then trained with %d",
                 config.model, f"{held.dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
             )  # fmt: skip
-            show = Showcase(setup.task, setup.data, config.batch, wanted=config.html and launch.is_first())
+            task = with_bits_per_byte(setup.task, setup.data) if setup.tokens else setup.task
+            show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())
             show.evaluate("dense", held.model)
         show.write("dense", held.model)
+        if setup.tokens:
+            setup, held = _with_fewer_tokens(setup, held, show, workspace)
         callback = None
         if setup.goal:
             callback = LoRAPruneCallback(
@@ -76,6 +83,19 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
         # At every step the callback scores and averages before the update, and removes after it where the schedule says so.
         training = fit(setup, held, callback, workspace, checkpoint)
         return first_alone(lambda: _finish(setup, held, training, show, folder, began))
+
+
+def _with_fewer_tokens(setup: RunSetup, held: RunModel, show: Showcase, workspace: Path) -> tuple[RunSetup, RunModel]:
+    """Replace the dense model by the one with fewer tokens, which the run then trains; figures of the dense model stay the whole one's."""
+    show.time("dense", held.model, Path(resolve(setup.place)))
+    parameters = held.dense.parameters
+    held.free()
+    setup, found = cut_vocabulary(setup, workspace)
+    with together():
+        held = load_run(setup)
+    held.dense = replace(held.dense, parameters=parameters, vocabulary=found.to_json())
+    show.follow(setup.task, setup.data)
+    return setup, held
 
 
 def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase, folder: Path, began: float) -> Report:
@@ -100,6 +120,7 @@ def _finish(setup: RunSetup, held: RunModel, training: Training, show: Showcase,
             parameters=(held.dense.parameters, held.model.num_parameters()), plan=merged.plan,
             seconds=time.perf_counter() - began,
         )  # fmt: skip
+        report = replace(report, vocabulary=held.dense.vocabulary)
         write_folder(folder, report, config, scores=scores, history=history)
         if config.html:
             write_page(folder)

@@ -213,8 +213,8 @@ def test_labelled_texts_and_what_reads_them(case: Case, capfd: pytest.CaptureFix
     model = save_bert(case.root / "bert")
     (model / "model.safetensors").unlink()
     (model / "tokenizer.json").write_text("{")
-    (case.root / "torn.csv").write_text("text,label\ngood,1\nbad\n")
-    words = ("no model.safetensors", "a file of its tokenizer", "torn.csv, row 2")
+    (case.root / "torn.csv").write_text("text,label\ngood,1\nbad,\n")
+    words = ("no model.safetensors", "a file of its tokenizer", "torn.csv, line 3")
     for command in ("prune", "compare"):
         options = flags({"model": str(model), "data": str(case.root / "torn.csv"), "output": str(case.root / "new")})
         refused([command, *options], capfd, *words, root=case.root, lines=3)

@@ -71,7 +71,7 @@ def test_finetuning_keeps_the_widths_and_says_how_to_load_the_result(
 def uneven_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every run aim at other widths in each layer."""
 
-    def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
+    def goal_counts(space: Space, config: LoRAPruneConfig, ratio: float) -> dict[str, int]:
         return {group.name: max(1, group.units // (2 + place)) for place, group in enumerate(space.groups)}
 
     monkeypatch.setattr(target, "goal_counts", goal_counts)

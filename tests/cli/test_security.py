@@ -121,7 +121,7 @@ def test_neither_can_a_configuration_a_tokenizer_or_an_adapter(case: Case, capfd
     edit(case.model / "config.json", transformers_weights="../text.safetensors")
     refused(evaluate(case), capfd, "names a file of weights itself", root=case.root)
     (case.model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somewhere/else"}))
-    refused(evaluate(case), capfd, "adapter", "merge", root=case.root)
+    refused(evaluate(case), capfd, "a model and an adapter", root=case.root)
 
 
 def test_a_run_file_is_plain_values(case: Case, capfd: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,44 @@ def test_labels_that_are_no_classes_are_refused(labels: list[object], words: str
     assert class_names(examples(*labels, *["a", "b"] * 60)) != ()  # the control
 
 
+def read_labels(tmp_path: Path, *labels: object, name: str = "a.jsonl") -> list[object]:
+    rows = [{"text": "words", "label": label} for label in labels]
+    (tmp_path / name).write_text(
+        jsonl(*rows) if name == "a.jsonl" else "text,label\n" + "".join(f'x,"{label}"\n' for label in labels)
+    )
+    return [example.label for example in make_labelled(open_source(str(tmp_path / name)).read("train")).examples]
+
+
+@pytest.mark.parametrize("labels", [(-1, 0, 1), (-1.0, 0.0, 1.0), ("-1", "0", "1"), (0, -1, -1), (-1, -1)])
+def test_rows_marked_as_unlabelled_are_refused(labels: tuple[object, ...], tmp_path: Path) -> None:
+    marked = sum(float(str(label)) == -1 for label in labels)
+    with pytest.raises(DataError, match=rf"line \d: label is -1, .* in {marked} of {len(labels)} rows: remove them"):
+        read_labels(tmp_path, *labels)
+
+
+@pytest.mark.parametrize("labels", [(-1, 1), (-2, -1, 0, 1), (-1.0, 0.5, 0.0), ("-1", "up"), (0, 1)])
+def test_a_minus_one_that_is_a_value_is_kept(labels: tuple[object, ...], tmp_path: Path) -> None:
+    assert len(read_labels(tmp_path, *labels)) == len(labels)
+
+
+@pytest.mark.parametrize("label", ["[0, 1]", "['a', 'b']", "[0 1]", "[]"])
+def test_a_list_written_as_text_is_refused(label: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2: label is .*only one label a text"):
+        read_labels(tmp_path, label, "0", name="a.csv")
+    assert read_labels(tmp_path, "[neutral]", "0", name="a.csv") == ["[neutral]", "0"]  # the control
+
+
+def test_one_class_has_one_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = read_labels(tmp_path, "pos", " pos", "neg ", "neg", name="a.csv")
+    assert found == ["pos", "pos", "neg", "neg"]
+    assert read_labels(tmp_path, "1", "1.0", "0.0", name="a.csv") == ["1", "1", "0"]
+    assert read_labels(tmp_path, 1, 1.0, 0.5) == [1, 1, 0.5]
+    assert class_names(examples(*found)) == ("neg", "pos")
+    assert not caplog.records
+    assert class_names(examples("pos", "Pos")) == ("Pos", "pos")
+    assert "'Pos' and 'pos' differ in upper and lower case only" in caplog.text
+
+
 def line(task: GlueTask, label: str) -> str:
     if isinstance(task.columns[0], int):
         return f"gj04\t{label}\t\tone"
@@ -106,7 +144,7 @@ def test_every_task_of_glue_is_read_from_the_archives_own_files(task: GlueTask, 
     folder = tmp_path / task.folder
     folder.mkdir()
     labels = (
-        ["2.5", "1.0"]
+        ["2.5", "1.5"]
         if not task.labels
         else ["1", "0"]
         if task.labels[0] not in ("entailment",)

@@ -76,6 +76,8 @@ def test_the_last_tenth_is_held_out(write, tokenizer):
             "line 1: the target is empty, so there is nothing to train on: remove the row",
         ),
         ({"instruction": "a", "response": ""}, "line 1: the target is empty"),
+        ({"instruction": "a", "response": "b", "system": "c"}, "line 1: it has 3 turns, one question and one answer"),
+        ({"instruction": "a", "response": "b", "tools": [{"name": "f"}]}, "line 1: it has tools, which a model"),
         ({"text": "a"}, "it holds text; a model that encodes one text .* `source` and `target`"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "it holds messages; a model that encodes"),
     ],

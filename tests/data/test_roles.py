@@ -55,7 +55,7 @@ def test_columns_of_any_names_give_the_rows_of_ours(name: str, tmp_path: Path) -
 
 
 def test_the_held_out_file_has_the_same_columns(tmp_path: Path) -> None:
-    data, judged = (str(write(tmp_path / name, ASKED)) for name in ("a.jsonl", "b.jsonl"))
+    data, judged = (str(write(tmp_path / name, rows)) for name, rows in (("a.jsonl", ASKED), ("b.jsonl", ASKED[:6])))
     assert load_data(data, byte_tokenizer(), length=80, held_out=judged, columns=COLUMNS).held_out
     write(tmp_path / "b.jsonl", PLAIN)
     with pytest.raises(DataError, match=r"--eval .*no column 'question'"):

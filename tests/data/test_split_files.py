@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def said(rows: object) -> str:
         ({"train__00000__of__00002": 20, "train__00001__of__00002": 20, "dev__0": 8}, "dev"),
         ({"train_sft": 40, "test_sft": 8, "test_gen": 8}, "test"),
         ({"alpaca_train": 40, "alpaca_dev": 8, "alpaca__test": 8}, "dev"),
+        ({"en.train": 40, "en.valid": 8}, "valid"),
     ],
 )
 def test_a_folder_is_trained_on_by_its_training_files_alone(files: dict[str, int], judged: str, tmp_path: Path) -> None:
@@ -73,3 +75,58 @@ def test_a_split_of_the_folder_may_be_named_to_judge_by_but_not_the_one_that_is_
     assert "test" in said(data.held_out)
     with pytest.raises(DataError, match="trained on as part of --data"):
         load_data(str(place), byte_tokenizer(), length=32, held_out=str(place / "train.jsonl"))
+
+
+def test_a_pattern_is_split_as_a_folder_is(tmp_path: Path) -> None:
+    place = folder(tmp_path, train=40, validation=8, test=8)
+    data = load_data(str(place / "*.jsonl"), byte_tokenizer(), length=32)
+    assert data.train.rows == load_data(str(place), byte_tokenizer(), length=32).train.rows
+    only = load_data(str(place / "t*n.jsonl"), byte_tokenizer(), length=32)  # the control: one file, named for training
+    assert "train" in said(only.held_out)
+
+
+def test_a_pattern_may_match_folders_named_for_splits(tmp_path: Path) -> None:
+    for split, count in (("train", 40), ("test", 8)):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "part.jsonl").write_text(
+            jsonl(*({"text": f"{split}: {text}"} for text in documents(count)))
+        )
+    data = load_data(str(tmp_path / "*" / "*.jsonl"), byte_tokenizer(), length=32)
+    assert "test" not in said(data.train)
+    assert "train" not in said(data.held_out)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "part.jsonl").write_text(jsonl({"text": "a"}))
+    with pytest.raises(DataError, match=r"test/part.jsonl is named for a split and \S*more/part.jsonl is not"):
+        load_data(str(tmp_path / "*" / "*.jsonl"), byte_tokenizer(), length=32)
+
+
+def test_a_pattern_of_several_types_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text(jsonl({"text": "a"}))
+    with pytest.raises(DataError, match=r"it holds \.jsonl and \.txt files"):
+        load_rows(str(tmp_path / "*"), byte_tokenizer(), length=4)
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl*"])
+def test_a_file_beside_its_compressed_form_is_refused(pattern: str, tmp_path: Path) -> None:
+    place = folder(tmp_path, train=40)
+    assert load_rows(str(place / pattern), byte_tokenizer(), length=32)  # the control
+    (place / "train.jsonl.gz").write_bytes(gzip.compress((place / "train.jsonl").read_bytes()))
+    with pytest.raises(DataError, match=r"train\.jsonl and train\.jsonl\.gz are the same file by their names"):
+        load_rows(str(place / pattern), byte_tokenizer(), length=32)
+
+
+@pytest.mark.parametrize("form", ["link", "copy"])
+def test_evaluation_files_that_are_the_training_files_are_refused(form: str, tmp_path: Path) -> None:
+    place = folder(tmp_path, train=40)
+    if form == "link":
+        (place / "validation.jsonl").symlink_to(place / "train.jsonl")
+    else:
+        (place / "validation.jsonl").write_bytes((place / "train.jsonl").read_bytes())
+    with pytest.raises(DataError, match="is in it twice, to train on and to evaluate on"):
+        load_data(str(place), byte_tokenizer(), length=32)
+    with pytest.raises(DataError, match=r"--eval .*trained on as part of --data"):
+        load_data(str(place / "train.jsonl"), byte_tokenizer(), length=32, held_out=str(place / "validation.jsonl"))
+    (place / "validation.jsonl").unlink()
+    (place / "validation.jsonl").write_text(jsonl({"text": "other " * 20}))
+    assert load_data(str(place), byte_tokenizer(), length=32).held_out  # the control

@@ -35,6 +35,14 @@ def with_scales(tensors: Tensors) -> None:
         tensors[f"{name}_scale_inv"] = torch.tensor([0.25])
 
 
+def as_whole_numbers(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight"] = (tensors[f"{LAYER}.weight"] * 100).to(torch.int8)
+
+
+def packed(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.weight"] = torch.zeros(512, 1, dtype=torch.uint8)
+
+
 def with_norms(tensors: Tensors) -> None:
     tensors["model.layers.0.self_attn.q_norm.weight"] = torch.ones(8)
 
@@ -45,6 +53,7 @@ def with_value_head(tensors: Tensors) -> None:
 
 def with_buffers(tensors: Tensors) -> None:
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    tensors["model.layers.0.self_attn.masked_bias"] = torch.ones(4, 4, dtype=torch.uint8)
 
 
 def changed(root: Path, change: Callable[[Tensors], None] | None = None, **config: object) -> Path:

@@ -53,6 +53,35 @@ def test_files_of_the_user_survive_the_folder_that_is_replaced_and_those_of_the_
     }  # fmt: skip
 
 
+def test_files_that_loaders_would_read_as_a_part_of_the_new_model_are_moved_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    write(output, "old")
+    parts = [
+        "adapter_config.json",
+        "added_tokens.json",
+        "additional_chat_templates/rag.jinja",
+        "chat_template.jinja",
+        "mine.safetensors",
+    ]
+    notes = ["notes.json", "dense/adapter_config.json", "readme.kept"]
+    for name in (*parts, *notes):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("mine")
+    with caplog.at_level(logging.WARNING):
+        write(output, "new")
+    aside = {f"{name.replace('/', '_')}.kept": "mine" for name in parts}
+    assert tree(output) == {"report.json": "new", **aside, **dict.fromkeys(notes, "mine")}
+    assert "adapter_config.json (as adapter_config.json.kept)" in caplog.text
+    (output / "adapter_config.json").write_text("another")
+    write(output, "third")
+    assert tree(output) == {
+        "report.json": "third", **aside, **dict.fromkeys(notes, "mine"), "adapter_config.json.kept": "another",
+        "adapter_config.json.kept.kept": "mine",
+    }  # fmt: skip
+
+
 def test_a_link_in_the_folder_is_kept_and_what_it_leads_to_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_text("mine")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer
 
 from loraprune import LoRAPruneCallback, LoRAPruneConfig, attach_lora, from_pretrained, save_pruned
 from loraprune.errors import UnsupportedModelError
+from loraprune.families import find_groups
 from tests.evaluation.tasks.cases import save_bert, word_tokenizer
 from tests.fitting import arguments
 from tests.samples import save_tiny
@@ -86,6 +87,35 @@ def test_a_reward_model_of_a_decoder_learns_its_score(tmp_path: Path) -> None:
     save_pruned(train(model, batch({"labels": torch.rand(32)}, 200), tmp_path), tmp_path / "out")
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert not torch.equal(before["score.weight"], heads(loaded, "score")["score.weight"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "smollm3", "mistral"])
+def test_a_decoder_that_answers_with_spans_names_its_layers_as_it_does(kind: str, tmp_path: Path) -> None:
+    """transformers calls the layers of some of them `transformer` and of others `model`."""
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    described = transformers.AutoConfig.for_model(
+        kind, vocab_size=WORDS, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes
+    )
+    model = transformers.AutoModelForQuestionAnswering.from_config(described)
+    callback = train(model, batch(SPANS), tmp_path)
+    ids = torch.arange(5, 13)[None]
+    expected = callback.pruner.model.eval()(input_ids=ids).start_logits  # type: ignore[union-attr]
+    save_pruned(callback, tmp_path / "out")
+    loaded, info = transformers.AutoModelForQuestionAnswering.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert torch.allclose(loaded(input_ids=ids).start_logits, expected, atol=1e-5)
+    again = from_pretrained(tmp_path / "out")
+    assert find_groups(again.config)[0].name.partition(".")[0] == again.base_model_prefix
+    causal = transformers.AutoModelForCausalLM.from_config(described)  # the control: another head, another name
+    assert find_groups(attach_lora(causal, LoRAPruneConfig(ratio=0.3)).config)[0].name.startswith("model.")
 
 
 @pytest.mark.parametrize("kind", ["CausalLM", "MaskedLM"])

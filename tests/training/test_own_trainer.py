@@ -8,16 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from transformers import M2M100Config, M2M100ForConditionalGeneration, Trainer, TrainerCallback
-from transformers.optimization import Adafactor
 
 from loraprune import LoRAPruneCallback, LoRAPruneConfig, attach_lora, from_pretrained, save_pruned
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.models.adapters import linear_paths
 from loraprune.training.callback import EveryLayer
-from loraprune.training.starts import odd_state
 from tests.fitting import Rows, adapted, arguments, config, fit
 from tests.samples import tiny_llama
 
@@ -47,28 +44,6 @@ def test_a_state_of_one_number_for_each_weight_is_cut_with_it(optim: str, tmp_pa
     fit(adapted(settings), arguments(tmp_path, steps=4, optim=optim), [callback])
     assert callback.pruner is not None
     assert callback.pruner.is_done
-
-
-def test_a_factored_state_is_refused_before_any_step_unless_the_model_keeps_its_shapes(tmp_path: Path) -> None:
-    settings = config(interval=1)
-    with pytest.raises(ConfigError, match=r"Adafactor: its state 'exp_avg_sq_row'.*shrink=False"):
-        fit(adapted(settings), arguments(tmp_path, steps=4, optim="adafactor"), [LoRAPruneCallback(settings)])
-    masked = config(interval=1, shrink=False)
-    fit(adapted(masked), arguments(tmp_path, steps=4, optim="adafactor"), [LoRAPruneCallback(masked)])
-
-
-def test_looking_at_an_optimiser_moves_no_weight() -> None:
-    layer = nn.Linear(4, 3)
-    before = layer.weight.detach().clone()
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0)
-    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    assert odd_state(optimizer, torch.device("cpu")) is None
-    assert (
-        odd_state(Adafactor(layer.parameters(), lr=1e-3, relative_step=False), torch.device("cpu")) == "exp_avg_sq_row"
-    )
-    assert torch.equal(layer.weight, before)
-    assert not optimizer.state
-    assert optimizer.param_groups[0]["params"][0] is layer.weight
 
 
 class Reporter(TrainerCallback):

@@ -16,7 +16,8 @@ from loraprune.config.commands import EvaluateConfig
 from loraprune.data import check_vocabulary
 from loraprune.errors import ConfigError
 from loraprune.evaluation.harness import Answers, answer, open_tasks, protocol, side_by_side
-from loraprune.evaluation.measurement import Measured, paired_difference
+from loraprune.evaluation.measurement import DENSITY, Measured, paired_difference
+from loraprune.evaluation.per_byte import with_bits_per_byte
 from loraprune.evaluation.precision import settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, same_task
 from loraprune.families import fitting_lengths
@@ -66,7 +67,8 @@ def evaluate(options: EvaluateConfig) -> Evaluation:
             settle_precision_(model, task, next(iter(windows.values())), options.batch)
         for window, prepared in windows.items():
             logger.info("%s: evaluating on %d rows of %s", name, len(prepared.held_out), window[0])
-            measured.setdefault(window, {})[name] = task.evaluate(model, prepared, options.batch)
+            in_bits = with_bits_per_byte(task, prepared)
+            measured.setdefault(window, {})[name] = in_bits.evaluate(model, prepared, options.batch)
         if asked:
             tokenizer = load_tokenizer(name, trust_remote_code=trust)
             check_vocabulary(tokenizer, config.get_text_config().vocab_size)
@@ -139,7 +141,7 @@ def _figures(
         {
             "data": text, "length": length, "metric": next(iter(models.values())).metric,
             "models": {name: one.to_json() | {"metric": one.metric} for name, one in models.items()},
-            "difference": paired_difference(*models.values()) if len(models) == 2 else None,
+            "difference": _difference(text, *models.values()) if len(models) == 2 else None,
         }
         for (text, length), models in measured.items()
     ]  # fmt: skip
@@ -149,3 +151,14 @@ def _figures(
         how = protocol(folder=options.task_data, limit=options.limit, shots=options.shots)
         values["tasks"] = {"rows": side_by_side(answers), "protocol": how}
     return values
+
+
+def _difference(text: str, first: Measured, second: Measured) -> dict[str, float | None] | None:
+    """Return the paired difference of two measurements; None where the models' rows are not the same text."""
+    if first.others.get(DENSITY) == second.others.get(DENSITY):
+        return paired_difference(first, second)
+    logger.warning(
+        "%s: the tokenizers split it into different tokens, so that the perplexities cannot be compared; compare bits per byte",
+        text,
+    )
+    return None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.commands import InspectConfig
 from loraprune.config.pruning import LoRAPruneConfig
@@ -62,8 +63,24 @@ def inspect(options: InspectConfig) -> Description:
         "model": options.model, "family": config.model_type, "layers": count_layers(config, groups), "parameters": total,
         "prunable": space.budget.prunable, "prunable_fraction": space.budget.prunable / total, "kinds": kinds,
         "formats": {"stock": _stock_words(config, groups), "layerwise": LAYERWISE_WORDS},
+        "vocabulary": describe_vocabulary(model),
         "never_pruned": ["output head"] if "channel" in storable else NEVER_PRUNED,
     })  # fmt: skip
+
+
+def describe_vocabulary(model: PreTrainedModel) -> dict[str, int] | None:
+    """Return the tokens of a model and the parameters of its embedding and output layer; None for a model without text."""
+    if not getattr(model.config.get_text_config(), "vocab_size", None):
+        return None
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(read, nn.Embedding):  # the image model of a pair
+        return None
+    weights = {
+        id(layer.weight): layer.weight.numel()
+        for layer in (read, written)
+        if isinstance(layer, nn.Embedding | nn.Linear)
+    }
+    return {"tokens": read.num_embeddings, "parameters": sum(weights.values())}
 
 
 NUMBER = re.compile(r"\b\d+(?=\.|$)")

@@ -39,8 +39,13 @@ def dry_run(options: PlanConfig) -> Description:
 def predict(options: PlanConfig) -> dict[str, Any]:
     """Return the predictions for one model."""
     aim = preview(options)
-    config, space, counts, dense = aim.config, aim.target.space, aim.target.counts, aim.model.num_parameters()
-    pruned = dense - space.budget.prunable + space.budget.kept(counts) - _beside_units(aim.model, space, counts)
+    config, space, counts, dense = aim.config, aim.target.space, aim.target.counts, aim.dense_parameters
+    pruned = (
+        aim.model.num_parameters()
+        - space.budget.prunable
+        + space.budget.kept(counts)
+        - _beside_units(aim.model, space, counts)
+    )
     sizes = config_sizes(space.groups, counts)
     stock = stock_config(shallower(config, counts), sizes) if sizes is not None else None
     if sizes and (gone := gone_layers(counts)):
@@ -52,6 +57,7 @@ def predict(options: PlanConfig) -> dict[str, Any]:
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
+        "vocabulary": config.get_text_config().vocab_size if options.most_tokens else None,
         "kinds": list(space.by_kind()),
         "shapes": sizes or layer_sizes(space.groups, counts),
         "saved_as": stock.model_type if stock else TYPE_PREFIX + stock_of(config).model_type,

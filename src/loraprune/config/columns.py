@@ -11,7 +11,8 @@ from loraprune.config.base import Options
 from loraprune.errors import ConfigError, nearest
 
 ROLES = (
-    "text", "text_pair", "label", "prompt", "response", "instruction", "input", "messages", "tools", "source", "target", "image",
+    "text", "text_pair", "label", "prompt", "response", "instruction", "input", "messages", "system", "history", "tools", "source",
+    "target", "image",
 )  # fmt: skip
 """roles of columns; a column with the name of its role needs no option"""
 

@@ -26,6 +26,7 @@ from loraprune.config.export import quantization_problem
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.training import PruneConfig
 from loraprune.config.values import Fraction
+from loraprune.config.vocabulary import DATA, VocabularyOptions
 from loraprune.errors import ConfigError, nearest
 from loraprune.runtime.hub import DEMO, STDLIB
 from loraprune.runtime.output import PARTIAL, unwritable
@@ -47,7 +48,7 @@ class InspectConfig(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(LoRAPruneConfig, QuantizeOptions, BatchOptions, ModelOptions):
+class PlanConfig(LoRAPruneConfig, VocabularyOptions, QuantizeOptions, BatchOptions, ModelOptions):
     """Predict size, memory and FLOPs of a run without loading weights."""
 
     model: str = KNOWN
@@ -70,8 +71,10 @@ class PlanConfig(LoRAPruneConfig, QuantizeOptions, BatchOptions, ModelOptions):
         shapes = (
             f"--sparsity {self.sparsity}: shapes and sizes do not change, so there is nothing to plan; leave it out"
         )
+        unread = f"--vocabulary {self.vocabulary}: `plan` reads no data; give a number of tokens, such as 16000"
         sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
-        return [*super().problems(), *sizes, *failed((self.sparsity is None, shapes))]
+        checks = failed((self.sparsity is None, shapes), (self.vocabulary != DATA, unread))
+        return [*super().problems(), *sizes, *checks]
 
     def idle(self) -> list[str]:
         """Return one sentence for every option that is given and changes nothing beside the others."""

@@ -49,7 +49,7 @@ class LoRAPruneConfig(AdapterOptions):
     ratio: Fraction = 0.5
     """fraction of the prunable parameters to remove, from 0 to below 1; embeddings and output head are not prunable"""
     size: Fraction | None = None
-    """fraction of all parameters to keep, instead of --ratio, such as 80%; embeddings and output head count too"""
+    """fraction of all parameters of the dense model to keep, instead of --ratio, such as 80%; embeddings and output head count too"""
     parameters: str | None = None
     """target size of the whole model instead of --ratio, such as 600M or 1.2B"""
     heads: int | None = None

@@ -24,6 +24,7 @@ from loraprune.config.base import (
 )
 from loraprune.config.columns import ColumnOptions
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.vocabulary import VocabularyOptions
 from loraprune.runtime.output import output_problem
 
 WITHOUT_EFFECT = ("output", "overwrite", "resume", "save", "html", "log", "max_shard_size")
@@ -124,7 +125,7 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(LoRAPruneConfig, TrainConfig):
+class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
     """Prune a model while fine-tuning it with LoRA; merge, verify and save it."""
 
     job: ClassVar[str] = "prune"
@@ -169,6 +170,11 @@ class PruneConfig(LoRAPruneConfig, TrainConfig):
             (
                 self.sparsity is None,
                 f"{given} --sparsity {self.sparsity}: merging LoRA would overwrite the zeros; leave one of the two out",
+            ),
+            (
+                self.vocabulary is None,
+                f"{given} --vocabulary {self.vocabulary}: rounds share one vocabulary; cut it first by --vocabulary {self.vocabulary} "
+                "--ratio 0 --steps 0, and name that folder as --model",
             ),
             (
                 self.scores is None,

@@ -31,7 +31,9 @@ def encode_chats(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, leng
     dropped = 0
     for chat, row in zip(examples.chats, _tokenise(examples.chats, tokenizer), strict=True):
         if row.labels.count(NO_TARGET) == len(row.labels):
-            raise DataError(f"{chat.place}: the assistant's turns are empty, so there are no targets: remove the row")
+            raise DataError(
+                f"{chat.place}: the assistant's turns are empty or of weight 0, so there are no targets: remove the row"
+            )
         short = shorten(row, length, bos=tokenizer.bos_token_id)
         dropped += len(row.input_ids) - len(short.input_ids)
         kept.append(short)

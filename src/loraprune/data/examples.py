@@ -5,27 +5,26 @@ Knows nothing about where a table came from.
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from loraprune.data.files import PAIRS, Table
+from loraprune.data.turns import Message, named, read_chat, read_tools, read_turns
 from loraprune.errors import DataError
 
 Format = Literal["messages", "instruction", "pair", "text"]
-Message = Mapping[str, Any]
 
 EXCHANGES = (("instruction", "response"), ("instruction", "output"), ("prompt", "completion"), ("prompt", "response"))
 """columns of a request and its answer: ours, those of Alpaca, of TRL, and of other tools"""
 CHATS = ("messages", "conversations")
 """columns of whole chats; the second is ShareGPT's, whose turns are {from, value}"""
-SPEAKERS = {
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool",
-    "function": "tool",
-}  # fmt: skip
-"""speaker in ShareGPT's chats -> role; other names are roles already"""
+LEFT_OUT = {
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text is trained"),
+    **dict.fromkeys(("chosen", "rejected", "kto_tag"), "preferences are not trained, only answers"),
+    "chat_template_kwargs": "it is not passed to the chat template",
+}
+"""column beside chats or instructions -> why rows cannot be read without it"""
 
 COLUMNS: tuple[tuple[Format, tuple[str, ...]], ...] = (
     *(("messages", (column,)) for column in CHATS),
@@ -93,12 +92,7 @@ def make_examples(source: str, tables: Sequence[Table], *, split: str) -> Exampl
         pairs = [pair for table in tables for pair in _pairs(table)]
         examples = Examples(source, split, form, pairs=pairs)
     else:
-        chat = _messages if form == "messages" else _exchange
-        chats = [
-            Chat(f"{table.name}, {place}", chat(table, place, row), _tools(table, place, row))
-            for table in tables
-            for place, row in zip(table.places, table.rows, strict=True)
-        ]
+        chats = [chat for table in tables for chat in _chats(table, form)]
         examples = Examples(source, split, form, chats=chats)
     if not len(examples):
         raise DataError(f"{source}: it holds no text: give a file or folder with text")
@@ -132,10 +126,37 @@ def _texts(table: Table) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
+def _chats(table: Table, form: Format) -> Iterator[Chat]:
+    _check_left_out(table)
+    read = _messages if form == "messages" else _exchange
+    for place, row in zip(table.places, table.rows, strict=True):
+        where = f"{table.name}, {place}"
+        if form == "instruction" and str(row.get("label")).lower() in ("true", "false"):
+            raise DataError(_left_out(where, "label", LEFT_OUT["kto_tag"]))
+        yield Chat(where, read_chat(where, row, read(table, place, row)), read_tools(where, row))
+
+
+def _check_left_out(table: Table) -> None:
+    """Check that no column is given without which the rows would be other ones."""
+    for column in [each for each in LEFT_OUT if each in table.columns]:
+        read = [(place, row[column]) for place, row in zip(table.places, table.rows, strict=True) if column in row]
+        given = [place for place, value in read if value not in (None, "", [], {})]
+        if given or not read:  # what is not loaded may hold anything
+            raise DataError(_left_out(", ".join([table.name, *given[:1]]), column, LEFT_OUT[column]))
+
+
+def _left_out(where: str, column: str, why: str) -> str:
+    return (
+        f"{where}: the column {column!r} would be left out, as {why}: remove such rows or the column, or name the columns to read, "
+        "as in --columns messages=messages"
+    )
+
+
 def _exchange(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Message]:
     asked, answered = next(columns for columns in EXCHANGES if set(columns) <= set(table.columns))
     if isinstance(row.get(asked), list) and isinstance(row.get(answered), list):
-        return _spoken(table, place, [*_unlearnt(row[asked]), *row[answered]], column=answered)
+        turns = [*_unlearnt(row[asked]), *row[answered]]
+        return read_turns(f"{table.name}, {place}", turns, column=answered)
     prompt = _string(table, place, row, asked)
     if asked == "instruction" and row.get("input") not in (None, ""):
         prompt = f"{prompt}\n{_string(table, place, row, 'input')}"
@@ -150,73 +171,13 @@ def _unlearnt(messages: Sequence[Any]) -> list[Any]:
 
 def _messages(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Message]:
     column = next(column for column in CHATS if column in table.columns)
-    return _spoken(table, place, row.get(column), column=column)
-
-
-def _spoken(table: Table, place: str, messages: object, *, column: str) -> Sequence[Message]:
-    """Return the turns of a chat with their roles, contents and weights checked."""
-    where = f"{table.name}, {place}"
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise DataError(
-            f"{where}: {column} is {_name(messages)}, a list of {{role, content}} is needed: correct the row"
-        )
-    turns = [_turn(where, number, message) for number, message in enumerate(messages, start=1)]
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise DataError(f"{where}: no message has the role assistant, so there are no targets: remove the row")
-    return turns
-
-
-def _turn(where: str, number: int, message: Message) -> Message:
-    # `datasets` gives every message the keys of all others, with None where a message lacks them.
-    turn = {key: value for key, value in message.items() if value is not None}
-    if "role" not in turn and "from" in turn:
-        speaker = turn.pop("from")
-        turn["role"] = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
-        turn["content"] = turn.pop("value", None)
-    if turn.get("tool_calls") and turn.get("content") is None:
-        turn["content"] = ""  # OpenAI's API writes null beside a call
-    if isinstance(parts := turn.get("content"), list) and parts and all(_is_text(part) for part in parts):
-        turn["content"] = "".join(part["text"] for part in parts)
-    for key in ("role", "content"):
-        if not isinstance(turn.get(key), str):
-            found = _name(turn.get(key))
-            raise DataError(f"{where}: {key} of message {number} is {found}, a string is needed: correct the row")
-    if turn.get("weight", 1) not in (0, 1):
-        raise DataError(
-            f"{where}: weight of message {number} is {_name(turn['weight'])}: 0 or 1 is needed: correct the row"
-        )
-    return turn
-
-
-def _is_text(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
-def _tools(table: Table, place: str, row: Mapping[str, Any]) -> Sequence[Any] | None:
-    """Return the functions that a chat may call: a list, or the text of one in JSON, as tables of strings hold it."""
-    tools = row.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        with contextlib.suppress(ValueError):
-            tools = json.loads(tools)
-    if tools in (None, "", []):
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(
-            f"{table.name}, {place}: tools is {_name(tools)}, a list of functions is needed: correct the row"
-        )
-    return tools
+    return read_turns(f"{table.name}, {place}", row.get(column), column=column)
 
 
 def _string(table: Table, place: str, row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise DataError(
-            f"{table.name}, {place}: {column} is {_name(value)}, a string is needed: correct or remove the row"
+            f"{table.name}, {place}: {column} is {named(value)}, a string is needed: correct or remove the row"
         )
     return value
-
-
-def _name(value: object) -> str:
-    if value is None:
-        return "missing or null"
-    return "empty" if value in ([], {}) else f"{type(value).__name__} {str(value)[:40]!r}"

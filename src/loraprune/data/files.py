@@ -6,13 +6,12 @@ an error then has its line, and `datasets` 5.2 fails on sound JSON lines where a
 
 from __future__ import annotations
 
-import csv
 import glob
 import gzip
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import datasets
 from datasets.utils import logging as datasets_logging
 
+from loraprune.data.cells import TAB, read_cells
 from loraprune.errors import DataError, nearest
 from loraprune.runtime.hub import COMPRESSED, data_suffix
 
@@ -33,7 +33,8 @@ LABELLED = (
 )  # fmt: skip
 """columns of labelled texts, see `loraprune.data.labelled`"""
 USED_COLUMNS = (
-    *("messages", "conversations", "tools", "instruction", "input", "response", "output", "prompt", "completion", "text"),
+    *("messages", "conversations", "system", "system_prompt", "history", "tools", "functions"),
+    *("instruction", "input", "response", "output", "prompt", "completion", "text"),
     *(column for pair in PAIRS for column in pair), *LABELLED,
 )  # fmt: skip
 """the others are not loaded: they may be large, or of types that change from row to row"""
@@ -64,7 +65,7 @@ def read_table(path: Path, columns: Columns = OWN_NAMES) -> Table:
     """
     readers: dict[str, Callable[[Path], Table]] = {
         ".jsonl": _read_jsonl, ".json": _read_json, ".csv": partial(_read_csv, columns=columns),
-        ".tsv": partial(_read_csv, columns=columns, delimiter="\t"), ".parquet": partial(_read_parquet, columns=columns),
+        ".tsv": partial(_read_csv, columns=columns, delimiter=TAB), ".parquet": partial(_read_parquet, columns=columns),
     }  # fmt: skip
     return readers[data_suffix(path.name)](path)
 
@@ -147,15 +148,24 @@ def _read_jsonl(path: Path) -> Table:
 
 def _parse_line(path: Path, number: int, line: str) -> object:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{path}, line {number}: malformed JSON ({what}): correct or remove the line") from None
 
 
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; one with two values for a key is malformed, of which Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"two values for {next(key for key in keys if keys.count(key) > 1)!r}")
+    return found
+
+
 def _read_json(path: Path) -> Table:
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one object a line under the wrong suffix
             return _read_jsonl(path)
@@ -197,33 +207,14 @@ def _half_character(value: object) -> str | None:
 
 
 def _read_csv(path: Path, *, columns: Columns, delimiter: str = ",") -> Table:
-    text = read_text(path)
-    lines = text.split("\n")
-    rows = csv.reader(lines, delimiter=delimiter)
-    try:
-        header = next(rows, [])
-    except csv.Error as error:
-        raise DataError(f"{path}, line 1: not a header of columns ({error}): write the file again") from None
-    with suppress(csv.Error):  # such as a text of more than 131,072 characters, which pandas reads
-        first = next((row for row in rows if row), [])
-        # pandas would take the first field of every row for an index, and shift the others.
-        if len(first) > len(header):
-            raise DataError(
-                f"{path}, line {rows.line_num}: {len(first)} fields, and the header has {len(header)}: quote texts that contain "
-                f"{delimiter!r}"
-            )
+    rows = read_cells(str(path), read_text(path), delimiter)
+    header = [name.strip() for name in rows[0].values] if rows else []
     used = _used(header, columns)
-    if not used or not any(line.strip() for line in lines[1:]):
-        return Table(str(path), tuple(header), [], [])
-    # Without declared types a file whose responses are all numbers would come back as numbers.
-    strings = datasets.Features({column: datasets.Value("string") for column in used})
-    with tempfile.TemporaryDirectory() as spare:
-        plain = path
-        if path.suffix.lower() in COMPRESSED:
-            plain = Path(spare) / path.stem
-            plain.write_text(text, encoding="utf-8")
-        with loaded(plain, "csv", features=strings, na_filter=False, sep=delimiter) as table:
-            return as_table(str(path), table, columns)._replace(columns=tuple(header))
+    if twice := next((column for column in used if header.count(column) > 1), None):
+        raise DataError(f"{path}, line {rows[0].line}: two columns are called {twice!r}: rename or remove one")
+    places = [(column, header.index(column)) for column in used]
+    values = [{column: row.values[place] for column, place in places} for row in rows[1:]]
+    return Table(str(path), tuple(header), values, [f"line {row.line}" for row in rows[1:]])
 
 
 def _read_parquet(path: Path, *, columns: Columns) -> Table:
@@ -240,10 +231,21 @@ def _used(found: Sequence[str], columns: Columns) -> list[str]:
 def as_table(name: str, table: datasets.Dataset, columns: Columns) -> Table:
     """Return the used columns of a `datasets` table as Python objects."""
     used = _used(table.column_names, columns)
-    rows = table.select_columns(used).to_list() if used else []
+    # Arrow gives every object the keys of all others, with None where it lacks them.
+    rows = [
+        {column: _without_none(value) for column, value in row.items()}
+        for row in (table.select_columns(used).to_list() if used else [])
+    ]
     names = getattr(table.features.get(columns.get("label", "label")), "names", None) or ()
     places = [f"row {number}" for number in range(1, len(rows) + 1)]
     return Table(name, tuple(table.column_names), rows, places, tuple(names))
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value of a table without the keys that have none, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -5,8 +5,10 @@ Knows nothing about tokens.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -26,10 +28,18 @@ TEXTS: tuple[tuple[str, ...], ...] = (
 )
 """columns that hold a text, or a text and its pair, in the order of preference where a table has several"""
 LABEL = "label"
+UNLABELLED = "-1"
+WHOLE = re.compile(r"^(-?\d+)\.0+$")
+"""a whole number, as tables write it that had a gap in the column"""
+LIST = re.compile(r"\[\s*(?:['\"\d].*)?\]")
+"""the text of a list of numbers or words"""
 GAPS = 32
 """a number below this, or below twice the number of classes, numbers a class; larger ones, such as zip codes, are only names"""
 MANY_CLASSES = 50
 """more classes than this, and more than half as many as rows, are not classes"""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
@@ -71,6 +81,7 @@ def make_labelled(part: Part) -> Labelled:
     ]
     if not examples:
         raise DataError(f"{part.source}: it holds no rows: give a file with rows")
+    _check_unlabelled(examples, part.tables[0].names)
     return Labelled(part.source, part.split, examples, part.tables[0].names, part.metrics)
 
 
@@ -96,7 +107,11 @@ def _texts(table: Table, place: str, row: Mapping[str, Any], columns: Sequence[s
 
 def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
     label = row.get(LABEL)
-    if isinstance(label, list):
+    if isinstance(label, str):
+        label = WHOLE.sub(r"\1", label.strip())
+    elif isinstance(label, float) and label.is_integer():
+        label = int(label)
+    if isinstance(label, list) or (isinstance(label, str) and LIST.fullmatch(label)):
         raise DataError(
             f"{table.name}, {place}: label is {label!r}: only one label a text is trained; give a name or a number"
         )
@@ -108,6 +123,19 @@ def _label(table: Table, place: str, row: Mapping[str, Any]) -> object:
     if table.names and isinstance(label, int) and 0 <= label < len(table.names):
         return table.names[label]  # numbers may be names too, those of other classes
     return label
+
+
+def _check_unlabelled(examples: Sequence[Example], names: Sequence[str]) -> None:
+    """Check that no label is -1 beside numbers of classes: the test sets of GLUE and others mark rows without a label so."""
+    labels = {str(example.label) for example in examples}
+    marked = [example for example in examples if str(example.label) == UNLABELLED]
+    others = labels - {UNLABELLED}
+    # Without a class 0, as in -1 and 1, the sign is the class.
+    if marked and (names or not others or ("0" in others and all(label.isdecimal() for label in others))):
+        raise DataError(
+            f"{marked[0].place}: label is -1, as rows without a label have, in {len(marked)} of {len(examples)} rows: remove them, or, if "
+            "it is a class, name the classes in words"
+        )
 
 
 def hold_out(data: Labelled, share: int) -> tuple[Labelled, Labelled]:
@@ -169,6 +197,10 @@ def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
             f"{examples[0].place}: `label` has {len(names)} different values in {len(examples)} rows, as an id has: rename the column "
             "that holds classes to `label`"
         )
+    spellings: dict[str, str] = {}
+    for name in sorted(names):
+        if (other := spellings.setdefault(name.casefold(), name)) != name:
+            logger.warning("labels %r and %r differ in upper and lower case only, and are two classes", other, name)
     if not all(name.isdecimal() and str(int(name)) == name for name in names):
         return tuple(sorted(names))
     numbers = sorted(map(int, names))

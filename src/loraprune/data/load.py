@@ -5,8 +5,10 @@ Knows nothing about file formats or templates.
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
@@ -146,15 +148,24 @@ def _share(count: int) -> int:
 
 
 def check_apart(name: str, data: Source, held_out: str, *, other: Source) -> None:
-    """Check that no data is used for both training and evaluation; a source's own splits are separate."""
-    if other is data and "held_out" in data.splits:
-        return
-    shared = sorted(data.files_of("train") & other.files_of("held_out"))
-    if shared or (name == held_out and "held_out" not in data.splits):
+    """Check that no file, nor a copy of it, is used for both training and evaluation; splits of the hub are separate."""
+    trained, evaluated = sorted(data.files_of("train")), sorted(other.files_of("held_out"))
+    same = next((file for file in evaluated for each in trained if _is_same(file, each)), None)
+    if same is not None and other is data:
         raise DataError(
-            f"{held_out}: {str(shared[0]) if shared else 'all of it'} is trained on as part of --data: "
+            f"{held_out}: {same} is in it twice, to train on and to evaluate on: give other rows for evaluation, or name "
+            "the training file alone to hold a tenth out"
+        )
+    if same is not None or (name == held_out and "held_out" not in data.splits):
+        raise DataError(
+            f"{held_out}: {same or 'all of it'} is trained on as part of --data: "
             "name another text, or leave --eval out to hold a tenth out"
         )
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    """Return whether two files have the same content; links are resolved already."""
+    return file == other or (file.stat().st_size == other.stat().st_size and filecmp.cmp(file, other, shallow=False))
 
 
 def _enough(source: str, train: TokenRows, held_out: TokenRows, *, length: int) -> Data:

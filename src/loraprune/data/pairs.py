@@ -51,6 +51,10 @@ def find_pairs(examples: Examples) -> Sequence[Pair]:
         raise DataError(
             f"{long.place}: it has {len(long.messages)} turns, one question and one answer are needed: split the row"
         )
+    if odd := next((chat for chat in examples.chats if chat.tools), None):
+        raise DataError(
+            f"{odd.place}: it has tools, which a model that encodes one text and decodes another is not given: remove the column"
+        )
     return [Pair(chat.place, *(str(message["content"]) for message in chat.messages)) for chat in examples.chats]
 
 

@@ -6,7 +6,7 @@ Knows nothing about where tokens come from.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -41,6 +41,17 @@ class Rows(Protocol):
         """Return some of the rows."""
 
 
+@runtime_checkable
+class TextRows(Protocol):
+    """Rows of tokens."""
+
+    def tokens(self) -> Iterator[Sequence[int]]:
+        """Yield the tokens of every row before any are hidden; the source and the target of a pair separately."""
+
+    def targets(self) -> Iterator[Sequence[int]]:
+        """Yield the tokens of every row whose loss is measured; all of them where some are hidden."""
+
+
 class Row(NamedTuple):
     """One row of a batch, before padding."""
 
@@ -66,10 +77,26 @@ class TokenRows(Dataset[dict[str, list[int]]]):
         row = self.rows[index]
         return {"input_ids": row.input_ids, "labels": row.labels}
 
+    def tokens(self) -> Iterator[Sequence[int]]:
+        """Yield the tokens of every row; the source and the target of a pair separately."""
+        for row in self.rows:
+            yield row.input_ids
+            if not self.shifted:
+                yield _wanted(row.labels)
+
+    def targets(self) -> Iterator[Sequence[int]]:
+        """Yield the targets of every row."""
+        # The first token of running text is never predicted.
+        return (_wanted(row.labels[self.shifted :]) for row in self.rows)
+
     def take(self, places: Sequence[int]) -> TokenRows:
         """Return some of the rows."""
         taken = tuple(self.rows[place] for place in places)
         return replace(self, rows=taken, protocol={**self.protocol, **_counts(taken, shifted=self.shifted)})
+
+
+def _wanted(labels: Sequence[int]) -> list[int]:
+    return [label for label in labels if label != NO_TARGET]
 
 
 def pad(lists: Sequence[list[int]], fill: int) -> Int[Tensor, "batch longest"]:

@@ -23,13 +23,13 @@ from loraprune.data.held import splits_of, table_of
 from loraprune.data.stdlib import stdlib_texts
 from loraprune.errors import DataError, nearest
 from loraprune.runtime.held import held
-from loraprune.runtime.hub import STDLIB, SUFFIXES, data_problem, data_suffix, matching
+from loraprune.runtime.hub import COMPRESSED, STDLIB, SUFFIXES, data_problem, data_suffix, matching
 
 HELD_OUT_SPLITS = ("validation", "validation_matched", "valid", "val", "dev", "test")
 SPLIT_NAME = rf"(train|{'|'.join(HELD_OUT_SPLITS)})"
 SHARD, VARIANT = r"([-_]?\d.*)?", r"([-_].*)?"
 """what may follow the name of a split in a file's name: a number, or a word if every file of a folder is named for a split"""
-LAST = rf".+[-_]{SPLIT_NAME}"
+LAST = rf".+[-_.]{SPLIT_NAME}"
 """a file's name with a split at its end"""
 SAVED = ("dataset_dict.json", "state.json")
 """one of these is in every folder of `save_to_disk`"""
@@ -91,16 +91,18 @@ def _find(name: str, columns: Columns) -> Source:
             return Source(splits, {split: frozenset({file.resolve()}) for split, file in glue.items()})
         if is_saved(path):
             return _saved(name, path, columns)
-        parts = split_files(data_files(path), path)
-        splits = {part: partial(_read_files, name, split, files, columns) for part, (split, files) in parts.items()}
-        return Source(splits, {part: frozenset(map(Path.resolve, files)) for part, (_, files) in parts.items()})
+        return _from_files(name, data_files(path), path, columns)
     if problem := data_problem(name):
         raise DataError(problem)
     if found := [data_file(Path(file)) for file in matching(str(path))]:
-        return Source(
-            {"all": partial(_read_files, name, "all", found, columns)}, {"all": frozenset(map(Path.resolve, found))}
-        )
+        return _from_files(name, one_type(found, path), path, columns)
     return _open_hub(name, columns)
+
+
+def _from_files(name: str, files: Sequence[Path], path: Path, columns: Columns) -> Source:
+    parts = split_files(files, path)
+    splits = {part: partial(_read_files, name, split, some, columns) for part, (split, some) in parts.items()}
+    return Source(splits, {part: frozenset(map(Path.resolve, some)) for part, (_, some) in parts.items()})
 
 
 def _held(name: str, rows: Any, columns: Columns) -> Source:
@@ -144,10 +146,26 @@ def data_files(path: Path) -> list[Path]:
         raise DataError(
             f"{path}: the folder holds {other[0]!r}, but only {known} files are read: move it out, or name a file"
         )
-    types = sorted({data_suffix(entry.name) for entry in entries})
+    return one_type(entries, path)
+
+
+def one_type(files: Sequence[Path], path: Path) -> list[Path]:
+    """Return the files of a folder or a pattern, all of one type, and none of them twice.
+
+    Raises:
+        DataError: if they are of several types, or one is there both compressed and not.
+    """
+    types = sorted({data_suffix(file.name) for file in files})
     if len(types) > 1:
-        raise DataError(f"{path}: the folder holds {' and '.join(types)} files: keep those of one type, or name a file")
-    return entries
+        raise DataError(f"{path}: it holds {' and '.join(types)} files: keep those of one type, or name a file")
+    plain: dict[Path, Path] = {}
+    for file in files:
+        other = plain.setdefault(file.with_suffix("") if file.suffix.lower() in COMPRESSED else file, file)
+        if other is not file:
+            raise DataError(
+                f"{path}: {other.name} and {file.name} are the same file by their names: remove one, or name a file"
+            )
+    return list(files)
 
 
 def is_saved(path: Path) -> bool:
@@ -174,27 +192,26 @@ def _saved(name: str, path: Path, columns: Columns) -> Source:
 
 
 def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[Path]]]:
-    """Return files of a folder (or one file) as `all`, or as `train` and `held_out` if their names say so, each with the split's name.
+    """Return files of a folder or a pattern as `all`, or as `train` and `held_out` if their names say so, each with the split's name.
 
     Names are those of the hub's data sets: train.jsonl, validation.jsonl, test-00000-of-00002.parquet; or all of them end with a
-    split, as in reviews_train.csv and reviews_test.csv.
+    split, as in reviews_train.csv and reviews_test.csv; or their folders are called train and test.
 
     Raises:
         DataError: if only some files are named for splits, or none is named for training.
     """
-    if not path.is_dir():
-        return {"all": ("all", list(files))}
     found = _by_split(files, SPLIT_NAME + VARIANT)
     if "" in found:
-        at_the_end = _by_split(files, LAST)
+        at_the_end = _by_split(files, LAST, _without_suffixes)
         found = _by_split(files, SPLIT_NAME + SHARD) if "" in at_the_end else at_the_end
+    if list(found) == [""]:
+        found = _by_split(files, SPLIT_NAME, lambda file: file.parent.name)
     if len(found) == 1:
         return {"all": ("all", list(files))}
     if "" in found and len(found) > 1:
         named_one = next(split for split in found if split)
         raise DataError(
-            f"{path}: {found[named_one][0].name} is named for a split and {found[''][0].name} is not: name one file, or keep the files "
-            "of one purpose in the folder"
+            f"{path}: {found[named_one][0]} is named for a split and {found[''][0]} is not: name one file, or only the files of one purpose"
         )
     held_out = next((split for split in HELD_OUT_SPLITS if split in found), "train")
     if "train" not in found:
@@ -204,11 +221,23 @@ def split_files(files: Sequence[Path], path: Path) -> dict[str, tuple[str, list[
     return {"train": ("train", found["train"]), "held_out": (held_out, found[held_out])}
 
 
-def _by_split(files: Sequence[Path], pattern: str) -> dict[str, list[Path]]:
-    """Return split -> files whose names match a pattern with its name in it; files named for no split have the empty name."""
+def _first_part(file: Path) -> str:
+    return file.name.split(".")[0]
+
+
+def _without_suffixes(file: Path) -> str:
+    while file.suffix.lower() in (*SUFFIXES, *COMPRESSED):
+        file = file.with_suffix("")
+    return file.name
+
+
+def _by_split(
+    files: Sequence[Path], pattern: str, name_of: Callable[[Path], str] = _first_part
+) -> dict[str, list[Path]]:
+    """Return split -> files whose names match a pattern; files named for no split have the empty name."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        named = re.fullmatch(pattern, file.name.split(".")[0].lower())
+        named = re.fullmatch(pattern, name_of(file).lower())
         found.setdefault(named[1] if named else "", []).append(file)
     return found
 

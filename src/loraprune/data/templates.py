@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from loraprune.data.examples import Chat, Message
+from loraprune.data.examples import Chat
 from loraprune.data.texts import first_tokens
+from loraprune.data.turns import Message
 from loraprune.errors import DataError
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")

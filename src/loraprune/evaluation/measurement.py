@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 PERPLEXITY = "perplexity"
+BITS, DENSITY = "bits_per_byte", "tokens_per_byte"
+"""figures beside a perplexity, see `loraprune.evaluation.per_byte`"""
 
 
 @dataclass(frozen=True, slots=True)

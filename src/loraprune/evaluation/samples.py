@@ -45,6 +45,15 @@ class Showcase:
         self._texts: dict[str, list[str]] = {}
         self._speed: Comparison | None = None
 
+    def follow(self, task: Task, data: Prepared) -> None:
+        """Evaluate the following models by another task on the same held-out text in other tokens, with the same prompts."""
+        self._task, self._data = task, data
+        before, processor = self.tokenizer, data.processor
+        if before is not None and isinstance(processor, PreTrainedTokenizerBase):
+            texts = [str(before.decode(prompt)) for prompt in self.prompts]  # with the special tokens
+            self.prompts = [processor(text, add_special_tokens=False)["input_ids"] for text in texts]
+            self.tokenizer = processor
+
     def evaluate(self, name: str, model: PreTrainedModel) -> None:
         """Evaluate a model on the held-out rows."""
         self.measured[name] = self._task.evaluate(model, self._data, self._batch)
@@ -55,8 +64,8 @@ class Showcase:
             self._texts[name] = [complete(model, self.tokenizer, prompt) for prompt in self.prompts]
 
     def time(self, name: str, model: PreTrainedModel, folder: Path) -> None:
-        """Measure size and speed of a model; what cannot be measured is logged and left out, as the run is finished by then."""
-        if not self.wanted:
+        """Measure size and speed of a model, once; what cannot be measured is logged and left out, as the run is finished by then."""
+        if not self.wanted or (self._speed and name in self._speed.rows):
             return
         most = positions(model.config) or LENGTH
         try:

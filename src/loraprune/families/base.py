@@ -37,6 +37,8 @@ families: Registry[Family] = Registry(
 )
 
 SHIFTED_POSITIONS = ("roberta", "xlm-roberta")
+OLDER_NAME = ("llama", "qwen2", "qwen3", "qwen3_moe", "smollm3")
+"""model types with another name for the layers of a model that answers with spans, see `trunk`"""
 
 GroupFunction: TypeAlias = Callable[[Config], Iterator[Group]]
 
@@ -98,6 +100,15 @@ def fitting_lengths(lengths: Iterable[int], configs: Iterable[Config]) -> list[i
 
 def _left(group: Group, units: int) -> Group:
     return replace(group.resize(units), whole=units == group.units)
+
+
+def trunk(config: Config) -> str:
+    """Return the path of a decoder's layers below its head.
+
+    Source: `base_model_prefix` in transformers' modeling_llama.py and those like it, which kept an older name where spans are answered.
+    """
+    spans = any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
+    return "transformer" if spans and config.model_type.removeprefix("loraprune_") in OLDER_NAME else "model"
 
 
 def head_size(config: Config) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from loraprune.families.base import Config, attention, gated_mlp, register_family
+from loraprune.families.base import Config, attention, gated_mlp, register_family, trunk
 from loraprune.groups import Group
 
 # Fields of a Llama configuration that a Mistral one lacks; the biases must be off.
@@ -19,7 +19,7 @@ def llama_as_mistral(config: Config) -> Mapping[str, object] | None:
 
     Source: transformers' configuration_llama.py and modeling_mistral.py: same names of weights, same computation without a sliding window.
     """
-    if config.attention_bias or config.mlp_bias:
+    if config.attention_bias or config.mlp_bias or trunk(config) != "model":
         return None
     values = {key: value for key, value in config.to_dict().items() if key not in LLAMA_ONLY}
     return values | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
@@ -28,7 +28,7 @@ def llama_as_mistral(config: Config) -> Mapping[str, object] | None:
 def decoder(config: Config) -> Iterator[Group]:
     """Yield the attention and the FFN group of every layer."""
     for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
+        layer = f"{trunk(config)}.layers.{index}"
         yield attention(f"{layer}.self_attn", config)
         yield gated_mlp(f"{layer}.mlp", config)
 

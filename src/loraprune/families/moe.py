@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loraprune.families.base import Config, attention, gated_mlp, register_family
+from loraprune.families.base import Config, attention, gated_mlp, register_family, trunk
 from loraprune.groups import Group, Span
 
 
@@ -39,7 +39,7 @@ def mixtral(config: Config) -> Iterator[Group]:
 def qwen_moe(config: Config) -> Iterator[Group]:
     """Yield the groups of every layer: some have a plain FFN, and Qwen 2's others an expert that every token is sent to."""
     for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
+        layer = f"{trunk(config)}.layers.{index}"
         yield attention(f"{layer}.self_attn", config)
         if index in config.mlp_only_layers or (index + 1) % config.decoder_sparse_step:
             yield gated_mlp(f"{layer}.mlp", config)

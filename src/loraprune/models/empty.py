@@ -5,6 +5,7 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from loraprune.errors import CheckpointError, LoraPruneError
 from loraprune.models.auto_classes import auto_class, find_head, forget_code_
 from loraprune.models.opening import quiet
+
+logger = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "5GB"
 """most that a file of weights holds"""
@@ -77,7 +80,22 @@ def save_tensors(
     if type(empty).__module__.partition(".")[0] == "transformers":
         forget_code_(empty.config)
     fill_empty_(empty, {name: tensor.to(dtype) for name, tensor in tensors.items()})
-    if generation is not None:
-        empty.generation_config = generation
     with quiet():
         empty.save_pretrained(folder, max_shard_size=max_shard_size)
+        if generation is not None and empty.can_generate():
+            save_generation(generation, folder)
+
+
+def save_generation(settings: GenerationConfig, folder: Path) -> None:
+    """Write a model's settings of generation, as they are; those with which nothing can generate are left out with a warning.
+
+    `save_pretrained` of transformers refuses settings that have no effect, such as a temperature without `do_sample`, once anything in
+    them changed, as a Trainer's special tokens do. That would be at the end of all work.
+    """
+    try:
+        settings.validate()
+    except ValueError as error:
+        why = " ".join(str(error).split())
+        logger.warning("generation_config: %s The model is saved without these settings; correct and save them", why)
+        return
+    settings.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -30,6 +30,10 @@ HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """task_type of adapters whose model has its own head"""
 LARGEST_JSON = 1 << 24
 """bytes; a configuration has some thousands, the index of a large model some hundred thousands"""
+WHOLE = ("I", "U", "BOOL")
+"""what safetensors' names of types without fractions begin with"""
+TRAINED = ("weight", "_proj")
+"""what the names of parameters end with that have fractions in every model; buffers may hold whole numbers"""
 LAYERS = 10_000
 """more than any model has: only a damaged configuration has so many"""
 
@@ -44,6 +48,11 @@ def check_folder(folder: Path, *, option: str = "--model") -> None:
         if not any(folder.iterdir()):
             raise CheckpointError("the folder is empty; name one with config.json and model.safetensors")
         if (folder / ADAPTER).is_file():  # transformers would load whatever base model it names
+            if (folder / CONFIG).is_file():
+                raise CheckpointError(
+                    f"it holds a model and an adapter ({ADAPTER}), and transformers would load the adapter's base model instead; move "
+                    "the adapter_* files to a separate folder"
+                )
             base = read_json(folder / ADAPTER).get("base_model_name_or_path") or "BASE"
             raise CheckpointError(
                 f"it holds only an adapter; give --model {shlex.quote(f'{base}+{folder}')}, and it is merged into its base model first"
@@ -127,10 +136,14 @@ def check_weights(folder: Path, *, option: str = "--model") -> int:
         How many numbers they hold.
 
     Raises:
-        CheckpointError: for weights that are missing, pickled, torn, or outside the folder.
+        CheckpointError: for weights that are missing, pickled, torn, outside the folder, or whole numbers that stand for others.
     """
     with _named(option, folder):
-        return sum(_numbers(file) for file in weight_files(folder))
+        files = weight_files(folder)
+        count = sum(_numbers(file) for file in files)
+        if not read_json(folder / CONFIG).get("quantization_config"):
+            _check_types(files)
+        return count
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -204,6 +217,20 @@ def _shapes(file: Path) -> dict[str, list[int]]:
             return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file.name} is torn or malformed ({error}); download it again") from None
+
+
+def _check_types(files: Iterable[Path]) -> None:
+    """Refuse weights that are stored as whole numbers: nothing says what they stand for, and each would be taken as it is."""
+    for file in files:
+        with safe_open(file, framework="numpy") as opened:
+            types = {name: str(opened.get_slice(name).get_dtype()) for name in opened.keys()}  # noqa: SIM118  it is not a mapping
+        whole = [name for name, kind in types.items() if name.endswith(TRAINED) and kind.startswith(WHOLE)]
+        if whole:
+            raise CheckpointError(
+                f"{whole[0]} is stored as {types[whole[0]]}, whole numbers that a quantiser made of the weights, and config.json does not "
+                f"say how ({len(whole)} such tensors in {file.name}); name the 16- or 32-bit checkpoint, and give --quantize to hold it in "
+                "8 or 4 bits"
+            )
 
 
 @contextmanager

@@ -94,8 +94,8 @@ class PruningMethod(Protocol):
         """Return the scores that `note` kept."""
 
 
-def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
-    """Return the target of the options for a model, with weights or without.
+def find_goal(model: nn.Module, config: LoRAPruneConfig, *, dense: int | None = None) -> Goal:
+    """Return the target of the options for a model, with weights or without; `dense` is as of `find_target`.
 
     Raises:
         ConfigError: if this model does not support it.
@@ -103,7 +103,7 @@ def find_goal(model: nn.Module, config: LoRAPruneConfig) -> Goal:
     """
     if config.sparsity:
         return check_sparsity(model, find_groups(config_of(model)), config)
-    return find_target(model, config)
+    return find_target(model, config, dense=dense)
 
 
 def make_method(

@@ -14,29 +14,39 @@ from loraprune.groups import Group
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.opening import load_config
+from loraprune.models.vocabulary import planned, reads_no_text
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A model without weights and the units it is to keep."""
+    """A model without weights, its vocabulary cut if that is asked for, and the units it is to keep."""
 
     config: PreTrainedConfig
     task: Task
     model: PreTrainedModel
     every: tuple[Group, ...]
     target: Target
+    dense_parameters: int
+    """of the whole dense model, before its vocabulary is cut"""
 
 
 def preview(options: PlanConfig | PruneConfig) -> Preview:
     """Return the model of a run without weights, and the units that the run would keep.
 
     Raises:
+        ConfigError: if the vocabulary cannot have as many tokens as are asked for.
         PlanError: if the target cannot be reached.
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     task, groups = find_task(config, options.task), find_groups(config)
     model = empty_model(config, head=task.head)
+    dense, cut = model.num_parameters(), options.most_tokens is not None
+    if options.most_tokens:
+        if task.unit != "tokens":
+            raise reads_no_text(options.most_tokens)
+        config = planned(config, options.most_tokens)
+        model = empty_model(config, head=task.head)
     check_groups(model, groups)
-    return Preview(config, task, model, groups, find_target(model, options))
+    return Preview(config, task, model, groups, find_target(model, options, dense=dense if cut else None), dense)

@@ -28,6 +28,7 @@ from loraprune.models.adapters import (
 )
 from loraprune.models.layerwise.modeling_loraprune import LayerConfig
 from loraprune.models.quantised import restore_, stored_parameters
+from loraprune.pruning.optimizer_state import cut_state_
 from loraprune.runtime.processes import take_from_first_
 
 
@@ -77,12 +78,8 @@ def _cut(cut: Cut, index: Tensor, optimizer: torch.optim.Optimizer | None) -> No
     old_shape = tensor.shape
     tensor.grad = None
     cut.keep_(index)
-    if optimizer is None or tensor not in optimizer.state:
-        return
-    state = optimizer.state[tensor]
-    for name, value in state.items():
-        if isinstance(value, Tensor) and value.shape == old_shape:
-            state[name] = value.index_select(cut.dim, index.to(value.device)).contiguous()
+    if optimizer is not None:
+        cut_state_(optimizer, tensor, old_shape, cut.dim, index)
 
 
 def renew_trained_(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

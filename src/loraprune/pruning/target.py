@@ -48,8 +48,8 @@ class Target:
     """units that every group keeps in the end, where scores do not decide that"""
 
 
-def find_target(model: nn.Module, config: LoRAPruneConfig) -> Target:
-    """Return the target of the options for a model, with weights or without.
+def find_target(model: nn.Module, config: LoRAPruneConfig, *, dense: int | None = None) -> Target:
+    """Return the target of the options for a model, with weights or without; --size is of `dense` parameters where they are given.
 
     Raises:
         ConfigError: if the model has no such units, or cannot recover in the ways that the options ask for.
@@ -58,8 +58,8 @@ def find_target(model: nn.Module, config: LoRAPruneConfig) -> Target:
     groups = groups_in_play(config_of(model), find_groups(config_of(model)), config)
     check_recovery(groups, config)
     space, parameters = make_space(model, groups, config), count_parameters(model)
-    counts = goal_counts(space, config, model_parameters=parameters)
-    return Target(groups, space, target_ratio(space, config, model_parameters=parameters), counts)
+    ratio = target_ratio(space, config, model_parameters=parameters, dense=dense)
+    return Target(groups, space, ratio, goal_counts(space, config, ratio))
 
 
 def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
@@ -212,8 +212,8 @@ def check_biases(model: nn.Module, groups: Sequence[Group]) -> None:
             )
 
 
-def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> dict[str, int]:
-    """Return the counts that the options ask for: exact dimensions, a number of parameters, or a ratio.
+def goal_counts(space: Space, config: LoRAPruneConfig, ratio: float) -> dict[str, int]:
+    """Return the counts that the options ask for: exact dimensions, or a ratio of the prunable parameters.
 
     Raises:
         PlanError: if they cannot be had.
@@ -221,7 +221,6 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     if config.has_dimensions:
         heads, ffn = widths_left(space, heads=config.heads_ratio, ffn=config.ffn_ratio)
         return exact_counts(space, heads=config.heads or heads, ffn=config.ffn or ffn)
-    ratio = target_ratio(space, config, model_parameters=model_parameters)
     # Where scores decide there may be none yet: with equal ones the answer is a possible end, or why there is none.
     scores: Scores = {group.name: [1.0] * group.units for group in space.groups}
     if config.scores:
@@ -230,8 +229,10 @@ def goal_counts(space: Space, config: LoRAPruneConfig, *, model_parameters: int)
     return reach(space, ALLOCATIONS[config.chosen_allocation], ratio, scores)
 
 
-def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int) -> float:
+def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int, dense: int | None = None) -> float:
     """Return the ratio of prunable parameters that --ratio, --size or --parameters asks for.
+
+    `dense` counts the parameters of which --size is a fraction, where the model has lost some already, as by a smaller vocabulary.
 
     Raises:
         PlanError: if the model is larger without all its units than what is asked for, or smaller with them.
@@ -239,13 +240,14 @@ def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int
     if config.size is None and config.parameters is None:
         return config.ratio
     if config.size is not None:
-        asked, wanted = f"--size {100 * config.size:g}%", round(config.size * model_parameters)
+        asked, wanted = f"--size {100 * config.size:g}%", round(config.size * (dense or model_parameters))
     else:
         asked, wanted = f"--parameters {config.parameters}", parse_count(str(config.parameters))
     fixed = model_parameters - space.budget.prunable
     if not fixed < wanted <= model_parameters:
+        cut = " with fewer tokens" if dense else ""
         raise PlanError(
-            f"{asked}: this model has {model_parameters:,} parameters, of which {fixed:,} ({100 * fixed / model_parameters:.0f} %) are "
-            "never pruned; choose a size between the two"
+            f"{asked}: this model has {model_parameters:,} parameters{cut}, of which {fixed:,} ({100 * fixed / model_parameters:.0f} %) "
+            "are never pruned; choose a size between the two"
         )
     return (model_parameters - wanted) / space.budget.prunable

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import try_to_load_from_cache
 
+from loraprune.evaluation.measurement import BITS
 from loraprune.evaluation.tasks import tasks
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED
 from loraprune.reporting.report import Report
@@ -98,6 +99,10 @@ def model_card(report: Report, *, output: str) -> str:
             else "fraction of prunable parameters removed"
         )
         rows.insert(1, (what, "0", f"{removed.ratio_reached:.4f}"))
+    if cut := report.vocabulary:
+        rows.append(("tokens in the vocabulary", f"{cut['dense']:,}", f"{cut['kept']:,}"))
+    if bits := report.quality.others.get(BITS):
+        rows.append(("bits per byte", f"{bits['dense']:.3f}", f"{bits['pruned']:.3f}"))
     flag = ", trust_remote_code=True" if report.needs_code else ""
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return join_card(

@@ -64,6 +64,8 @@ class Report:
     shown: Shown = field(default_factory=Shown)
     plan: Plan | None = None
     """the units that are kept, as in plan.json"""
+    vocabulary: Mapping[str, Any] | None = None
+    """what a cut of the vocabulary kept, see `loraprune.training.vocabulary.VocabularyCut`; None without one"""
     finished: str | None = None
     """when, as ISO 8601 in UTC; None in a report of the first versions"""
     folder: str | None = None
@@ -101,6 +103,7 @@ class Report:
                     "units": removed.units,
                     "recovery": list(removed.recovery),
                 }
+        found |= {"vocabulary": dict(self.vocabulary)} if self.vocabulary else {}
         return found | {
             "metric": self.metric,
             self.metric: self.quality.to_json(),
@@ -138,6 +141,7 @@ class Report:
             verification=_make(Verification, checks | {"failed": tuple(checks["failed"])}),
             training=_make(Training, training), total_seconds=values["total_seconds"], seed=values["seed"],
             versions=values["versions"], shown=_make(Shown, values), finished=values.get("finished"),
+            vocabulary=values.get("vocabulary"),
         )  # fmt: skip
 
     @property

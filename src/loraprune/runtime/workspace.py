@@ -6,6 +6,7 @@
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
     OUTPUT.partial/blocks/          blocks trained after a removal
     OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
+    OUTPUT.partial/vocabulary/      the model with fewer tokens, see `loraprune.training.vocabulary`
     OUTPUT.partial/teacher/         teacher logits, see `loraprune.training.teachers`
 
 Knows nothing about models.
@@ -38,6 +39,7 @@ RESULT = "result"
 UNVERIFIED = ".unverified"
 """suffix of the name of a result that failed its checks"""
 ROUNDS = "rounds"
+VOCABULARY = "vocabulary"
 BLOCKS = "blocks"
 """blocks that are trained after a removal, see `loraprune.pruning.recovery.finished`"""
 
@@ -134,14 +136,20 @@ def _new_folder(
 
 def _keep_unverified(folder: Path, output: Path) -> str:
     """Move a result that failed its checks to a separate name, and return where it is and what to do."""
-    names = (output.with_name(f"{output.name}{UNVERIFIED}{'' if number == 1 else f'-{number}'}") for number in count(1))
-    place = next(name for name in names if not name.exists())
+    place = output.with_name(output.name + UNVERIFIED)
+    place = free_name(place) if os.path.lexists(place) else place
     replace_folder(folder, place)
     compare = shlex.join(["loraprune", "evaluate", "--model", str(place)])
     return (
         f"{output.name} was not written; the model is in {place}: it may differ from the trained model. Compare it with `{compare}`, "
         "and report this with the command and what is in that folder beside the weights"
     )
+
+
+def free_name(output: Path) -> Path:
+    """Return OUTPUT-2, or the next name of the kind that is not taken, neither by a folder nor by a run that is not finished."""
+    names = (output.with_name(f"{output.name}-{number}") for number in count(2))
+    return next(name for name in names if not os.path.lexists(name) and not workspace_of(name).exists())
 
 
 def has_checkpoints(workspace: Path) -> bool:

@@ -26,7 +26,7 @@ from loraprune.pruning.schedule import Schedule
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
 from loraprune.training.guard import StepGuard, take_scale_out
-from loraprune.training.starts import check_arguments, check_optimizer
+from loraprune.training.starts import check_arguments, check_optimizer, check_outputs
 from loraprune.training.teachers import ROW
 
 IMAGE_TOKENS = 64
@@ -81,6 +81,7 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Find the groups, check everything that could fail later, and take over gradient clipping."""
         check_arguments(args, guarded=self.guarded)
+        check_outputs(kwargs["model"])
         if self.config.shrink and not self.config.sparsity:
             check_optimizer(getattr(kwargs.get("optimizer"), "optimizer", None), kwargs["model"])
         if state.global_step and not self._restored:

@@ -21,7 +21,7 @@ from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import first_alone, from_first
 from loraprune.runtime.run_file import write_run
 from loraprune.runtime.sharding import callable_inside, gather_tensor, is_sharded
-from loraprune.runtime.workspace import BLOCKS, forget_checkpoints
+from loraprune.runtime.workspace import BLOCKS, VOCABULARY, forget_checkpoints
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.guard import StepGuard
 from loraprune.training.record import Training
@@ -83,7 +83,7 @@ def fit(
 
 def _begin(setup: RunSetup, workspace: Path) -> None:
     """Delete the files of a former run in the workspace, and store the options of this one."""
-    forget_checkpoints(workspace, but=(BLOCKS,) if setup.config.resume else ())
+    forget_checkpoints(workspace, but=(VOCABULARY, *((BLOCKS,) if setup.config.resume else ())))
     write_run(workspace, setup.config.job, as_dict(setup.config))
 
 

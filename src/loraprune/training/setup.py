@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -31,6 +32,7 @@ from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
 from loraprune.runtime.device import check_compile, check_training, choose_device, choose_dtype
 from loraprune.scoring.criteria import Saliency, criteria
+from loraprune.training.tokens import Tokens, choose_vocabulary
 
 LEAVES_WHOLE = "1.11"
 """the first accelerate that respects `ignored_modules` with FSDP2"""
@@ -58,6 +60,10 @@ class RunSetup:
     """how the frozen weights are held while training"""
     quantisable: frozenset[str]
     """paths of the layers that a teacher may hold in 8 bits; none without the library, or kernels for this device and model"""
+    place: str
+    """where the dense model is: --model, or with --vocabulary the one with fewer tokens"""
+    tokens: Tokens | None
+    """the tokens to keep, where the vocabulary is to be cut"""
 
     def load_dense(
         self, dtype: torch.dtype | None, *, quantisation: Quantisation | None = None
@@ -65,7 +71,7 @@ class RunSetup:
         """Return the dense model, and the modules that the checkpoint lacks: they are drawn by the seed, alike at every call."""
         config = self.config
         return load_with_head(
-            config.model, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
+            self.place, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
             original=self.original, values=self.data.values, new=self.task.new, seed=config.seed, quantisation=quantisation,
         )  # fmt: skip
 
@@ -84,6 +90,8 @@ class DenseFacts:
     """modules that the checkpoint lacks: randomly initialised, and trained without LoRA"""
     noise: float | None
     """rounding noise in the precision of computation; None if the model is quantised or memory is too short"""
+    vocabulary: Mapping[str, Any] | None = None
+    """what a cut of its vocabulary kept, as the report has it; None without one"""
 
 
 @dataclass(slots=True)
@@ -138,25 +146,27 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
         )
         found.raise_all()
     assert original is not None
-    task = data = None
+    request = Request(
+        config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
+    )
+    task = data = tokens = None
     with found.check():
         task = choose_task(original, config.task, data=config.data, columns=config.roles())
-        request = Request(
-            config.model, original, config.data, config.eval, config.length, config.seed, trust, config.roles()
-        )
         data = task.prepare(request)
+        tokens = choose_vocabulary(config, request, data)
         data = replace(data, train=draw_rows(data.training, config.rows, seed=config.seed))
     groups: tuple[Group, ...] = ()
     goal: Goal | None = None
     with found.check():
-        groups, goal = check_goal(config, original, task, data, device=device)
+        groups, goal = check_goal(config, original, task, data, device=device, tokens=tokens)
     found.raise_all()
     assert task is not None
     assert data is not None
-    quantisation = None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups)))
-    dtype = choose_dtype(config.dtype, device, original.dtype)
-    quantisable = find_quantisable(config, groups, device)
-    return RunSetup(config, device, dtype, task, data, original, groups, goal, quantisation, quantisable)
+    return RunSetup(
+        config, device, choose_dtype(config.dtype, device, original.dtype), task, data, original, groups, goal,
+        quantisation=None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups))),
+        quantisable=find_quantisable(config, groups, device), place=config.model, tokens=tokens,
+    )  # fmt: skip
 
 
 def check_goal(
@@ -166,8 +176,9 @@ def check_goal(
     data: Prepared | None,
     *,
     device: torch.device,
+    tokens: Tokens | None = None,
 ) -> tuple[tuple[Group, ...], Goal | None]:
-    """Return the groups of a model without weights and what is to be removed of it, if it can be reached."""
+    """Return the groups of a model without weights and what is to be removed of it beside tokens, if it can be reached."""
     described = copy.deepcopy(original)
     described.update(dict(data.values) if data else {})
     groups = find_groups(described)
@@ -177,7 +188,10 @@ def check_goal(
     if not isinstance(config, PruneConfig):
         return groups, None
     check_quantize("--teacher", config.teacher, groups, device)
-    return groups, find_goal(empty, config.pruning())
+    if tokens is None:
+        return groups, find_goal(empty, config.pruning())
+    smaller = empty_model(tokens.choice.config(described), head=task.head if task else None)
+    return groups, find_goal(smaller, config.pruning(), dense=empty.num_parameters())
 
 
 def check_graph(criterion: str) -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainingArguments
 
 from loraprune.errors import ConfigError
+from loraprune.models.adapters import config_of
+from loraprune.pruning.optimizer_state import REMEDY, copies_outside_state, odd_entry, odd_state_problem
 from loraprune.runtime import launch
 
 FOREIGN = ("bitsandbytes.", "torchao.")
 """optimisers whose moments are stored in blocks or in separate pages"""
-REMEDY = "train with torch's AdamW, or with shrink=False"
 
 
 def check_arguments(args: TrainingArguments, *, guarded: bool) -> None:
@@ -39,34 +41,57 @@ def check_arguments(args: TrainingArguments, *, guarded: bool) -> None:
         )
 
 
+def check_outputs(model: nn.Module) -> None:
+    """Refuse a model that returns tuples, of which most of transformers' models cannot compute a loss.
+
+    Raises:
+        ConfigError: for `return_dict` False.
+    """
+    if not getattr(config_of(model), "return_dict", True):
+        raise ConfigError(
+            "model.config.return_dict=False: the model would return tuples, and what is compared before and after a removal is read by "
+            "name; set it to True: the result can be indexed like a tuple all the same"
+        )
+
+
 def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
     """Refuse an optimiser whose state does not follow the shapes of the parameters, so that it cannot be cut with them.
 
     Raises:
-        ConfigError: for quantised states, and for those that are kept for rows and columns.
+        ConfigError: for quantised states, for those that are kept for rows and columns, and for copies of weights outside the state.
     """
     name, module = type(optimizer).__name__, type(optimizer).__module__
     if module.startswith(FOREIGN):
         raise ConfigError(f"{name} of {module.partition('.')[0]}: its state cannot be cut with the model; {REMEDY}")
-    if optimizer is not None and (odd := odd_state(optimizer, next(model.parameters()).device)):
+    if optimizer is None:
+        return
+    place = copies_outside_state(optimizer)
+    if not place:
+        trial = try_out(optimizer, next(model.parameters()).device)
+        for weight, state in trial.state.items():
+            if odd := odd_entry(state, weight.shape):
+                raise ConfigError(odd_state_problem(optimizer, odd))
+        place = copies_outside_state(trial)
+    if place:
         raise ConfigError(
-            f"{name}: its state {odd!r} does not have one number per weight, so it cannot be cut with the weight; {REMEDY}"
+            f"{name}: {place!r} holds copies of weights or a state outside of `state`, which would not be cut with the weights; {REMEDY}"
         )
 
 
-def odd_state(optimizer: torch.optim.Optimizer, device: torch.device) -> str | None:
-    """Return the name of a state of an optimiser that has another shape than its parameter; None where there is none.
+def try_out(optimizer: torch.optim.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    """Return a copy of an optimiser that took a step with separate parameters, as its states are not known before.
 
-    A copy of the optimiser takes a step with a separate parameter: its states are not known before.
+    An optimiser that needs more than parameters and gradients has no state then; `cut_state_` looks at it again.
     """
-    trial = copy.copy(optimizer)
-    trial.state = defaultdict(dict)
-    weight = nn.Parameter(torch.ones(6, 4, device=device))
-    weight.grad = torch.ones_like(weight)
-    trial.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
-    try:
+    trial = copy.copy(optimizer)  # without hooks, and without what a class adds to torch's own
+    for name in vars(optimizer).keys() - vars(trial).keys():
+        value = getattr(optimizer, name)
+        setattr(trial, name, copy.copy(value) if isinstance(value, dict | list | torch.Tensor) else value)
+    trial.state, trial.param_groups = defaultdict(dict), []
+    for group in optimizer.param_groups:
+        weight = nn.Parameter(torch.ones(6, 4, device=device))
+        weight.grad = torch.ones_like(weight)
+        trial.param_groups.append({**group, "params": [weight]})
+    with suppress(Exception):
         type(optimizer).step(trial)  # not the one of the object, which a scheduler may have replaced
-    except Exception:  # an optimiser that needs more than parameters and gradients
-        return None
-    tensors = ((name, value) for name, value in trial.state[weight].items() if isinstance(value, Tensor))
-    return next((str(name) for name, value in tensors if value.numel() > 1 and value.shape != weight.shape), None)
+    return trial

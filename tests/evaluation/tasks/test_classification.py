@@ -166,7 +166,7 @@ def test_labels_that_the_model_does_not_know_are_refused(
 ) -> None:
     path = write_csv(tmp_path / "other.csv", [{"text": "a cat", "label": "fine"}, {"text": "a dog", "label": "bad"}])
     arguments = ["evaluate", "--model", str(tuned), "--data", str(path), "--device", "cpu"]
-    refused(arguments, capfd, "row 1", "'fine'", "bad, good")
+    refused(arguments, capfd, "line 2", "'fine'", "bad, good")
 
 
 def test_a_task_that_the_model_cannot_have_is_refused(inputs: Path, capfd: pytest.CaptureFixture[str]) -> None:

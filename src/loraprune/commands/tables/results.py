@@ -17,7 +17,7 @@ from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
 from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
-from loraprune.evaluation.measurement import PERPLEXITY
+from loraprune.evaluation.measurement import BITS, DENSITY, PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
 from loraprune.reporting import amounts
@@ -46,6 +46,13 @@ def figures(result: Report) -> None:
         metric, f"{quality.dense:.3f}" + (f" ({UNTRAINED})" if new else ""), f"{quality.pruned:.3f}",
         "-" if new else change(quality.dense, quality.pruned),
     ))  # fmt: skip
+    for name, words in ((BITS, "bits per byte"), (DENSITY, "tokens per byte")):
+        if pair := quality.others.get(name):
+            rows.append((words, f"{pair['dense']:.4f}", f"{pair['pruned']:.4f}", change(pair["dense"], pair["pruned"])))
+    if cut := result.vocabulary:
+        rows.append(
+            ("tokens in the vocabulary", f"{cut['dense']:,}", f"{cut['kept']:,}", change(cut["dense"], cut["kept"]))
+        )
     what = "pruned" if result.job == "prune" else "tuned"
     show(f"{result.model} on {result.data}", ("", "dense", what, "change"), rows)
     trained, checks = training.trainable, result.verification
@@ -54,6 +61,8 @@ def figures(result: Report) -> None:
              ("total", f"{result.total_seconds:.1f} s"), ("peak memory", size(training.peak_memory_bytes)),
              ("masked against sliced", f"{checks.masked_vs_sliced:.1e}"),
              ("sliced against reloaded", f"{checks.sliced_vs_reloaded:.1e}"), ("loads with", result.load)]  # fmt: skip
+    if cut := result.vocabulary:
+        facts.insert(0, ("held-out tokens that are kept", f"{100 * cut['held_out_coverage']:.2f} %"))
     if new:
         facts.append(("dense model to compare with", NEW_HEAD))
     if removed:
@@ -69,10 +78,13 @@ def evaluation(result: Evaluation) -> None:
         title = f"{metric.replace('_', ' ')} on {entry['data']}"
         if metric == PERPLEXITY:
             rows = [
-                (name, f"{m[metric]:.3f}", f"{m['nll']:.4f}" + _plus_minus(m), f"{m['tokens']:,}", str(entry["length"]))
+                (
+                    name, f"{m[metric]:.3f}", f"{m['nll']:.4f}" + _plus_minus(m), f"{m[BITS]:.4f}" if BITS in m else "-",
+                    f"{m['tokens']:,}", str(entry["length"]),
+                )
                 for name, m in entry["models"].items()
-            ]
-            show(title, ("model", "perplexity", "nats a token", "tokens", "window"), rows)
+            ]  # fmt: skip
+            show(title, ("model", "perplexity", "nats a token", "bits a byte", "tokens", "window"), rows)
         else:
             figures = [(n, f"{m[metric]:.4f}" + _plus_minus(m), f"{m['rows']:,}") for n, m in entry["models"].items()]
             show(title, ("model", metric, "rows"), figures)

@@ -32,10 +32,18 @@ def inspection(result: Description) -> None:
         ("", ""),
         [
             ("never pruned", ", ".join(values["never_pruned"])),
+            *([("vocabulary", _vocabulary(values))] if values["vocabulary"] else []),
             ("loads with no flag", values["formats"]["stock"]),
             ("loads with modelling code", values["formats"]["layerwise"]),
         ],
     )
+
+
+def _vocabulary(values: dict[str, Any]) -> str:
+    """Describe how much a vocabulary takes, and the option that cuts it."""
+    tokens, parameters = values["vocabulary"]["tokens"], values["vocabulary"]["parameters"]
+    share = 100 * parameters / values["parameters"]
+    return f"{tokens:,} tokens in {parameters:,} parameters ({share:.1f} %); --vocabulary removes tokens"
 
 
 def dry_run(result: Description) -> None:
@@ -61,6 +69,7 @@ def dry_run(result: Description) -> None:
     ]  # fmt: skip
     show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
     facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
+             *([("vocabulary", f"{values['vocabulary']:,} tokens")] if values["vocabulary"] else []),
              ("shapes", ", ".join(f"{key} {value}" for key, value in values["shapes"].items())),
              ("saved as", str(values["saved_as"]))]  # fmt: skip
     for place, available in values["machine_memory_bytes"].items():

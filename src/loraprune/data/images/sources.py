@@ -95,14 +95,16 @@ def load_images(
     with naming("--eval"):
         others = _open(held_out, columns)
         evaluated = others.get("held_out") or others["all"]
-        shared = {str(each) for each in train.images if isinstance(each, Path)} & {
-            str(each) for each in evaluated.images
-        }
+        shared = _files(train) & _files(evaluated)
         if shared or (held_out == data and "held_out" not in splits):
             raise DataError(
                 f"{held_out}: {min(shared, default='all of it')} is trained on as part of --data: name other images"
             )
         return train, evaluated.with_classes(train.classes)
+
+
+def _files(images: LabelledImages) -> set[str]:
+    return {str(each.resolve()) for each in images.images if isinstance(each, Path)}
 
 
 def open_images(name: str, part: str, columns: Columns = OWN_NAMES) -> LabelledImages:
@@ -185,6 +187,8 @@ def _folder(path: Path) -> Splits:
         held_out = next((split for split in HELD_OUT_SPLITS if split in entries), None)
         if held_out is None:
             return {"all": _classes(entries["train"], "all")}
+        if entries["train"].samefile(entries[held_out]):
+            raise DataError(f"{path}: {held_out} is a link to train, which is trained on: give other images")
         train = _classes(entries["train"], "train")
         return {"train": train, "held_out": _classes(entries[held_out], held_out, classes=train.classes)}
     return {"all": _classes(path, "all")}
@@ -267,6 +271,11 @@ def _table(name: str, split: str, table: datasets.Dataset, columns: Columns) -> 
         )
     named = getattr(table.features[label], "names", None)
     numbers = {value: number for number, value in enumerate(range(len(named)) if named else sorted(set(values)))}
+    if not named and {-1, 0} <= numbers.keys():
+        raise DataError(
+            f"{name}, row {values.index(-1) + 1}: the label is -1, as images without a label have, in {values.count(-1)} of {len(values)} "
+            "rows: remove them, or, if it is a class, name the classes in words"
+        )
     if odd := [place for place, each in enumerate(values) if each not in numbers]:
         raise DataError(f"{name}, row {odd[0] + 1}: the label {values[odd[0]]} is none of the {len(numbers)} classes")
     stored = [_stored(f"{name}, row {place}", row) for place, row in enumerate(table[image], start=1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,14 @@ class LabelledRows:
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.rows[index]
+
+    def tokens(self) -> Iterator[Sequence[int]]:
+        """Yield the tokens of every row."""
+        return (row["input_ids"] for row in self.rows)
+
+    def targets(self) -> Iterator[Sequence[int]]:
+        """Yield nothing: a row has a label instead of targets."""
+        return iter(())
 
     def take(self, places: Sequence[int]) -> LabelledRows:
         """Return some of the rows."""

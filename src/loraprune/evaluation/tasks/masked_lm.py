@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -58,6 +58,14 @@ class MaskedRows:
         ids = torch.where(hidden & (ways > 1 - REPLACED), others, ids)
         ids = ids.masked_fill(hidden & (ways < MASKED), self.mask_token)
         return {"input_ids": ids.tolist(), "labels": labels.tolist()}
+
+    def tokens(self) -> Iterator[Sequence[int]]:
+        """Yield the tokens of every row before any are hidden."""
+        return self.rows.tokens()
+
+    def targets(self) -> Iterator[Sequence[int]]:
+        """Yield the tokens of every row, some of which are hidden."""
+        return self.rows.tokens()
 
     def take(self, places: Sequence[int]) -> Rows:
         """Return some of the rows."""

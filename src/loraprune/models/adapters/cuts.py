@@ -91,7 +91,7 @@ def forget_shape(parameter: Shaped[Tensor, "..."]) -> None:
     """Take the values from a parameter, so that autograd forgets its shape; give it new ones afterwards.
 
     The node that adds up its gradient lives as long as a graph that something holds, as reference cycles of custom kernels do, and
-    checks gradients against the shape it was made with. It is made anew after a change of type, which `Tensor.data` documents, but not
+    checks gradients against the shape it was made with. It is made again after a change of type, which `Tensor.data` documents, but not
     after one of shape alone: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/csrc/autograd/variable.cpp (`set_data`).
     """
     other = torch.float32 if parameter.dtype == torch.float64 else torch.float64

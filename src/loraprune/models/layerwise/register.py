@@ -11,7 +11,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from loraprune.errors import UnsupportedModelError, nearest
-from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX, layerwise_class, stock_models
+from loraprune.models.layerwise.modeling_loraprune import PREFIX, TYPE_PREFIX, layerwise_class, stock_models
 
 
 def register_type(model_type: str) -> None:
@@ -48,8 +48,9 @@ def stock_of(config: PreTrainedConfig) -> PreTrainedConfig:
     if not config.model_type.startswith(TYPE_PREFIX):
         return config
     values = config.to_dict()
-    for name in ("loraprune", "auto_map", "architectures"):
+    for name in ("loraprune", "auto_map"):
         values.pop(name, None)
+    values["architectures"] = [name.removeprefix(PREFIX) for name in config.architectures or ()] or None
     values["model_type"] = config.model_type.removeprefix(TYPE_PREFIX)
     stock: PreTrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     return stock

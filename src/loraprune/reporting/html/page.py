@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from loraprune.evaluation.measurement import BITS, DENSITY
 from loraprune.reporting.html import figures
 from loraprune.reporting.html.folder import Run, read_run
 from loraprune.reporting.html.labels import Plot, metric_of
@@ -116,8 +117,15 @@ def ending(name: str, words: int) -> str:
 def windows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yield data, window, metric and the figure of every model for each measurement that `evaluate` recorded."""
     for entry in evaluation.get("measurements", []):
-        metric = entry["metric"]
-        cells = [f"{measured[metric]:.3f}" for measured in entry["models"].values()]
+        metric, models = entry["metric"], entry["models"].values()
+        cells = [f"{measured[metric]:.3f}" for measured in models]
+        if (
+            len({measured.get(DENSITY) for measured in models}) > 1
+        ):  # other tokens, so that perplexities cannot be compared
+            cells = [
+                f"{cell}, {measured[BITS]:.4f} bits a byte" if BITS in measured else cell
+                for cell, measured in zip(cells, models, strict=True)
+            ]
         yield [ending(entry["data"], 2), f"{entry['length']:,}", metric.replace("_", " "), *cells]
 
 

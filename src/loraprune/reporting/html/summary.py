@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from loraprune.evaluation.measurement import PERPLEXITY, Compared
+from loraprune.evaluation.measurement import BITS, PERPLEXITY, Compared
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, call_time, change, duration, short, size
 from loraprune.reporting.html.labels import metric_of, pass_of
 from loraprune.reporting.report import Report
@@ -117,6 +117,13 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         words = f" (requested: {wanted:g})" if wanted is not None else ""
         yield "ratio reached", f"{removed.ratio_reached:.4f}{words}"
         yield "prunable parameters", f"{removed.prunable_dense:,} → {removed.prunable_pruned:,}"
+    if cut := report.vocabulary:
+        yield (
+            "vocabulary",
+            f"{cut['dense']:,} → {cut['kept']:,} tokens, {100 * cut['held_out_coverage']:.2f} % of the held-out ones",
+        )
+    if bits := report.quality.others.get(BITS):
+        yield "bits per byte", f"{bits['dense']:.4f} → {bits['pruned']:.4f}"
     training, check = report.training, report.verification
     kept = training.kept_step
     yield "optimiser steps", f"{training.steps:,}" + (f", weights of step {kept} kept" if kept is not None else "")
