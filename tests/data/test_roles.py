@@ -55,11 +55,11 @@ def test_columns_of_any_names_give_the_rows_of_ours(name: str, tmp_path: Path) -
 
 
 def test_the_held_out_file_has_the_same_columns(tmp_path: Path) -> None:
-    data, judged = (str(write(tmp_path / name, rows)) for name, rows in (("a.jsonl", ASKED), ("b.jsonl", ASKED[:6])))
-    assert load_data(data, byte_tokenizer(), length=80, held_out=judged, columns=COLUMNS).held_out
+    data, held_out = (str(write(tmp_path / name, rows)) for name, rows in (("a.jsonl", ASKED), ("b.jsonl", ASKED[:6])))
+    assert load_data(data, byte_tokenizer(), length=80, held_out=held_out, columns=COLUMNS).held_out
     write(tmp_path / "b.jsonl", PLAIN)
     with pytest.raises(DataError, match=r"--eval .*no column 'question'"):
-        load_data(data, byte_tokenizer(), length=80, held_out=judged, columns=COLUMNS)
+        load_data(data, byte_tokenizer(), length=80, held_out=held_out, columns=COLUMNS)
 
 
 def test_labels_and_their_names_are_found(tmp_path: Path) -> None:

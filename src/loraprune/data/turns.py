@@ -63,7 +63,7 @@ def read_turns(where: str, messages: object, *, column: str) -> list[Message]:
     """Return the turns in a column with their roles, contents, calls and weights checked.
 
     Raises:
-        DataError: if it is no list of turns, or the assistant has none.
+        DataError: if it is not a list of turns, or the assistant has none.
     """
     messages = parsed(messages)
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -87,7 +87,7 @@ def check_adapter(folder: Path, base: Path) -> None:
             )
         if not (folder / ADAPTER_WEIGHTS).is_file():
             raise CheckpointError(f"no {ADAPTER_WEIGHTS} in the folder; only safetensors are loaded: save it again")
-        _numbers(folder / ADAPTER_WEIGHTS)
+        _stored(folder / ADAPTER_WEIGHTS)
         new = _new_parameters(folder, base) if values.get("task_type") in HEADED else []
         if new:
             raise CheckpointError(
@@ -99,10 +99,10 @@ def check_adapter(folder: Path, base: Path) -> None:
 def _new_parameters(folder: Path, base: Path) -> list[str]:
     """Return the parameters that an adapter brings whole and its base lacks; none where the base cannot be looked into."""
     try:
-        stored = {name for file in weight_files(base) for name in _shapes(file)}
+        stored = {name for file in weight_files(base) for name in _stored(file)}
     except CheckpointError:  # no folder, or one that other checks refuse
         return []
-    names = _shapes(folder / ADAPTER_WEIGHTS)
+    names = _stored(folder / ADAPTER_WEIGHTS)
     return sorted({name.removeprefix("base_model.model.") for name in names if ".lora_" not in name} - stored)
 
 
@@ -140,10 +140,10 @@ def check_weights(folder: Path, *, option: str = "--model") -> int:
     """
     with _named(option, folder):
         files = weight_files(folder)
-        count = sum(_numbers(file) for file in files)
+        stored = {file: _stored(file) for file in files}
         if not read_json(folder / CONFIG).get("quantization_config"):
-            _check_types(files)
-        return count
+            _check_types(stored)
+        return sum(math.prod(shape) for tensors in stored.values() for shape, _ in tensors.values())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -206,24 +206,20 @@ def _inside(source: str, name: str | None) -> str:
     return name
 
 
-def _numbers(file: Path) -> int:
-    return sum(math.prod(shape) for shape in _shapes(file).values())
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Return the name and the shape of every tensor in a file."""
+def _stored(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Return the name, the shape and the type of every tensor in a file."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is not a mapping
+            tensors = ((name, opened.get_slice(name)) for name in opened.keys())  # noqa: SIM118  it is not a mapping
+            return {name: (tensor.get_shape(), str(tensor.get_dtype())) for name, tensor in tensors}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file.name} is torn or malformed ({error}); download it again") from None
 
 
-def _check_types(files: Iterable[Path]) -> None:
+def _check_types(stored: Mapping[Path, Mapping[str, tuple[list[int], str]]]) -> None:
     """Refuse weights that are stored as whole numbers: nothing says what they stand for, and each would be taken as it is."""
-    for file in files:
-        with safe_open(file, framework="numpy") as opened:
-            types = {name: str(opened.get_slice(name).get_dtype()) for name in opened.keys()}  # noqa: SIM118  it is not a mapping
+    for file, tensors in stored.items():
+        types = {name: kind for name, (_, kind) in tensors.items()}
         whole = [name for name, kind in types.items() if name.endswith(TRAINED) and kind.startswith(WHOLE)]
         if whole:
             raise CheckpointError(

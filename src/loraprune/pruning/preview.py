@@ -42,11 +42,12 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     task, groups = find_task(config, options.task), find_groups(config)
     model = empty_model(config, head=task.head)
-    dense, cut = model.num_parameters(), options.most_tokens is not None
+    dense = model.num_parameters()
     if options.most_tokens:
         if task.unit != "tokens":
             raise reads_no_text(options.most_tokens)
         config = planned(config, options.most_tokens)
         model = empty_model(config, head=task.head)
     check_groups(model, groups)
-    return Preview(config, task, model, groups, find_target(model, options, dense=dense if cut else None), dense)
+    target = find_target(model, options, dense=dense if options.most_tokens else None)
+    return Preview(config, task, model, groups, target, dense)

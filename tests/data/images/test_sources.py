@@ -66,6 +66,19 @@ def test_folders_called_train_and_test_are_the_splits(tmp_path: Path) -> None:
     assert set(judged.labels) == {0, 1}
 
 
+def test_held_out_images_that_are_the_training_images_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "train", each=3)
+    (tmp_path / "data" / "test").symlink_to(tmp_path / "data" / "train")
+    with pytest.raises(DataError, match="test is a link to train, which is trained on"):
+        load(tmp_path / "data")
+    (tmp_path / "data" / "test").unlink()
+    (tmp_path / "copy").symlink_to(tmp_path / "data" / "train")
+    with pytest.raises(DataError, match="trained on as part of --data: name other images"):
+        load(tmp_path / "data" / "train", tmp_path / "copy")
+    write_images(tmp_path / "others", each=2, seed=1)
+    assert len(load(tmp_path / "data" / "train", tmp_path / "others")[1].images) == 6
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_a_table_file_gives_the_same_pixels_and_the_names_of_its_classes(tmp_path: Path, suffix: str) -> None:
     table = of_bytes(40)
@@ -90,6 +103,15 @@ def test_labels_may_be_words_or_numbers_without_names(tmp_path: Path) -> None:
         train, judged = load(path)
         assert train.classes == classes
         assert {*train.labels, *judged.labels} == {0, 1}
+
+
+def test_the_label_of_images_without_one_is_no_class(tmp_path: Path) -> None:
+    images = [{"bytes": png(), "path": None} for _ in range(4)]
+    datasets.Dataset.from_dict({"image": images, "label": [0, -1, 1, -1]}).to_parquet(tmp_path / "some.parquet")
+    with pytest.raises(DataError, match="row 2: the label is -1, as images without a label have, in 2 of 4 rows"):
+        load(tmp_path / "some.parquet")
+    datasets.Dataset.from_dict({"image": images, "label": [1, -1, 1, -1]}).to_parquet(tmp_path / "signs.parquet")
+    assert load(tmp_path / "signs.parquet")[0].classes == ("-1", "1")
 
 
 def test_all_nineteen_tasks_and_the_birds_have_a_name() -> None:

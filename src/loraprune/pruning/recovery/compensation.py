@@ -166,6 +166,8 @@ def _refit(proj: Projection, fit: Fit, former: Tensor) -> Refit:
     """Solve a problem; errors count relative to what the projection gave."""
     with_bias = getattr(proj.layer, "bias", None) is not None
     change, shift, error, left = refit(fit, with_bias=with_bias, path=proj.path)
-    size = (fit.weights[fit.judging] * former[fit.judging].square()).sum().clamp_min(torch.finfo(fit.weight.dtype).tiny)
+    held_out = fit.evaluating
+    energy = (fit.weights[held_out] * former[held_out].square()).sum()
+    size = energy.clamp_min(torch.finfo(fit.weight.dtype).tiny)
     gain = Gain(float(error / size), float(left / size))
     return Refit(change.cpu(), shift.cpu() if with_bias else None, gain)

@@ -32,7 +32,7 @@ class Fit:
         return ~self.aside if not self.aside.all() else self.aside
 
     @property
-    def judging(self) -> Bool[Tensor, " tokens"]:
+    def evaluating(self) -> Bool[Tensor, " tokens"]:
         """Return which tokens are for evaluation."""
         return self.aside if self.aside.any() else ~self.aside
 
@@ -60,9 +60,9 @@ def refit(
     cross = weighted.T @ fit.goal[learned] - moments @ weight.T  # of the error that is left, which is never formed
     if not torch.isfinite(moments).all() or not torch.isfinite(cross).all():
         raise NumericsError(f"{path!r}: an activation is NaN or infinite: lower --lr, or use --dtype float32")
-    judged = z[fit.judging], fit.goal[fit.judging], fit.weights[fit.judging]
+    evaluated = z[fit.evaluating], fit.goal[fit.evaluating], fit.weights[fit.evaluating]
     change = torch.zeros_like(weight)
-    before = left = _error(weight, *judged)
+    before = left = _error(weight, *evaluated)
     diagonal = moments.diagonal().clone()
     floor = diagonal.mean().clamp_min(torch.finfo(z.dtype).tiny) * torch.finfo(z.dtype).eps * len(diagonal)
     for ridge in RIDGES:
@@ -72,7 +72,7 @@ def refit(
         if failed:
             break
         candidate = torch.cholesky_solve(cross, factor).T
-        error = _error(weight + candidate, *judged)
+        error = _error(weight + candidate, *evaluated)
         if not error < left:
             break
         change, left = candidate, error
