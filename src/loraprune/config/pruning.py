@@ -111,7 +111,8 @@ class LoRAPruneConfig(AdapterOptions):
     warmup: Fraction | None = None
     """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
     cooldown: Fraction | None = None
-    """fraction of the steps after the last removal; by default 0.975 minus the warm-up for oneshot and 0.1 for other schedules"""
+    """fraction of the steps after the last removal; by default half of those after the warm-up for oneshot, and 0.1 for
+    other schedules"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
@@ -158,8 +159,8 @@ class LoRAPruneConfig(AdapterOptions):
         """Return the fractions of the steps before the first removal and after the last one."""
         once = self.chosen_schedule == "oneshot"
         warmup = self.warmup if self.warmup is not None else 0.0 if once else 0.1
-        # A single removal comes soon after the warm-up.
-        cooldown = max(0.0, 0.975 - warmup) if once else 0.1
+        # A single removal: before it the dense model adapts to the data, which it does better than a pruned one (docs/log.md).
+        cooldown = 0.5 * (1 - warmup) if once else 0.1
         return warmup, cooldown if self.cooldown is None else self.cooldown
 
     @property

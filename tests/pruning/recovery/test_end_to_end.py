@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from loraprune.errors import NumericsError
-from loraprune.families import find_groups
 from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
@@ -111,4 +110,4 @@ def test_outputs_that_are_not_finite_end_the_run() -> None:
     with torch.no_grad():
         next(iter(trained_factors(model))).fill_(math.nan)
     with pytest.raises(NumericsError, match="NaN or infinite"):
-        learn_outputs_(model, find_groups(tiny_model("llama").config), outputs, steps=2, seed=0)
+        learn_outputs_(model, {}, outputs, steps=2, seed=0)

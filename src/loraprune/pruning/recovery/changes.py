@@ -7,7 +7,7 @@ about targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,13 +84,13 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
 
 
 @contextmanager
-def learning(changes: Sequence[Change]) -> Iterator[None]:
-    """Let layers compute with their changes inside of the block, and add these to the weights at its end."""
-    handles = [change.layer.register_forward_hook(change.add) for change in changes]
+def learning(changes: Mapping[str, Change]) -> Iterator[None]:
+    """Let layers compute with their changes inside of the block; those that `changes` still holds at its end are added to the weights."""
+    handles = [change.layer.register_forward_hook(change.add) for change in changes.values()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-    for change in changes:
+    for change in changes.values():
         change.merge_()

@@ -21,7 +21,7 @@ from loraprune.groups import Group
 from loraprune.models.adapters import base_model, no_cache, trained_factors
 from loraprune.models.modes import dropout_off
 from loraprune.models.teacher_logits import TeacherLogits, divergence, top_of
-from loraprune.pruning.recovery.changes import learning, start_changes
+from loraprune.pruning.recovery.changes import Change
 from loraprune.pruning.recovery.descent import Descent
 from loraprune.pruning.recovery.rows import LABELS, MASKS, Rows, on_device, rows_aside
 from loraprune.runtime.progress import phase, shown
@@ -131,10 +131,10 @@ def default_steps(outputs: Outputs) -> int:
     return PASSES * math.ceil(len(outputs.learned) / outputs.together)
 
 
-def learn_outputs_(model: nn.Module, groups: Sequence[Group], outputs: Outputs, *, steps: int, seed: int) -> None:
-    """Change the projections of `groups` so that they reproduce `outputs`; call it after the cut.
+def learn_outputs_(model: nn.Module, changes: Mapping[str, Change], outputs: Outputs, *, steps: int, seed: int) -> None:
+    """Train the changes of projections so that a model reproduces `outputs`; call it after the cut, while it computes with them.
 
-    A frozen weight gets a low-rank change; a quantised one and convolutions keep theirs, and their LoRA factors are trained.
+    Of projections without a change, which are quantised ones and convolutions, the LoRA factors are trained.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531); that few calibration rows are enough to
     recover from a cut is measured in docs/log.md.
@@ -142,15 +142,8 @@ def learn_outputs_(model: nn.Module, groups: Sequence[Group], outputs: Outputs, 
     Raises:
         NumericsError: if an output is NaN or infinite.
     """
-    changes = start_changes(model, groups, seed=seed)
     rates = {factor: change.rate for change in changes.values() for factor in (change.a, change.b)}
     rates |= {factor: RATE / scale for factor, scale in trained_factors(model, without=changes).items()}
-    with learning(list(changes.values())):
-        _descend(model, outputs, rates, steps=steps, seed=seed)
-
-
-def _descend(model: nn.Module, outputs: Outputs, rates: Mapping[nn.Parameter, float], *, steps: int, seed: int) -> None:
-    """Take steps of Adam on the rows to learn from, in random order."""
     descent = Descent(rates, steps, warm_up=max(1, min(WARM_UP, steps // 2)), betas=BETAS, largest=LARGEST_GRADIENT)
     generator = torch.Generator().manual_seed(seed)
     order = outputs.learned[:0]
