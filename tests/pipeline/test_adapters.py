@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from loraprune import pipeline
 from loraprune.config.training import FinetuneConfig
-from tests.cli.cases import Case, refused
+from tests.cli.cases import Case, refused, run
 from tests.pipeline.cases import SHORT, check_loads_anywhere, prune_config
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
@@ -57,3 +57,15 @@ def test_a_combination_that_cannot_be_done_is_refused_in_one_line(
     case = Case(inputs)
     arguments = [*case.arguments(output=str(tmp_path / "out")), *options]
     refused(arguments, capfd, *words, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--quantize", "8bit"], "--adapter dora --quantize 8bit"), (["--gpus", "2", "--sharding", "fsdp"], "fsdp")],
+)
+def test_plan_refuses_what_prune_does(
+    options: list[str], words: str, inputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "--model", str(inputs / "model"), "--ratio", "0.5", "--adapter", "dora"]
+    refused([*plan, *options], capfd, words)
+    assert run(capfd, *plan)["training_memory_bytes"]["adapters_and_optimiser"] > 0  # the control

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_accelerate_available
 
-from loraprune.config.base import QUANTISERS, SPLITTING, missing_quantiser, rounding_problem
+from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_problem
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
@@ -23,11 +22,12 @@ from loraprune.evaluation.precision import rounding_noise, settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
 from loraprune.groups import EXPERTS, Group
-from loraprune.models.adapters import check_kind, find_module, linear_paths
+from loraprune.models.adapters import linear_paths
 from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
+from loraprune.pruning.adapters import check_adapter
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
@@ -186,7 +186,7 @@ def check_goal(
     empty = empty_model(described, head=task.head if task else None)
     check_groups(empty, groups)
     check_base(config.quantize, groups, device)
-    check_adapter(config, empty, groups)
+    check_adapter(config.adapter, empty, groups, quantize=config.quantize)
     if not isinstance(config, PruneConfig):
         return groups, None
     check_quantize("--teacher", config.teacher, groups, device)
@@ -221,29 +221,6 @@ def check_base(kind: str, groups: Sequence[Group], device: torch.device) -> None
             f"install accelerate {LEAVES_WHOLE} or newer, or launch without --use_fsdp"
         )
     check_quantize("--quantize", kind, groups, device)
-
-
-def check_adapter(config: PruneConfig | FinetuneConfig, empty: nn.Module, groups: Sequence[Group]) -> None:
-    """Refuse a kind of adapter where it cannot be used; `empty` is the model without weights.
-
-    Raises:
-        ConfigError: for quantised or sharded weights, and as `loraprune.models.adapters.check_kind`.
-    """
-    kind, remedy = config.adapter, "use --adapter lora or rslora"
-    if kind in ("lora", "rslora"):
-        return
-    what = (
-        "a part of the frozen weights moves to the adapters"
-        if kind in SPLITTING
-        else "the norms of all rows are read in every step"
-    )
-    if config.quantize != "none":
-        raise ConfigError(
-            f"--adapter {kind} --quantize {config.quantize}: {what}, which must not be quantised; {remedy}"
-        )
-    if launch.is_sharded():
-        raise ConfigError(f"--adapter {kind}: {what}, which FSDP shards; {remedy}, or launch without --use_fsdp")
-    check_kind(kind, [(path, find_module(empty, path)) for path in linear_paths(groups)])
 
 
 def check_quantize(option: str, kind: str, groups: Sequence[Group], device: torch.device) -> None:

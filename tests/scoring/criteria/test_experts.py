@@ -14,7 +14,7 @@ from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.target import groups_in_play
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria
-from tests.tiny import tiny_config, tiny_model, tokens, with_lora
+from tests.tiny import output, relative, tiny_config, tiny_model, tokens, with_lora
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 EXPERT_KINDS = ("expert", "expert_ffn")
@@ -147,26 +147,29 @@ def test_reap_is_the_mean_of_gate_value_and_size_of_the_output(variant: str) -> 
         assert not torch.allclose(found[group.name], plain, rtol=1e-2)  # the control: a mean over all tokens
 
 
-def test_reap_prunes_whole_experts_and_nothing_else() -> None:
-    model = with_lora(tiny_model("qwen3_moe")).train()
-    pruner = Pruner(model, LoRAPruneConfig(criterion="reap", ratio=0.4))
-    assert {group.kind for group in pruner.groups} == {"expert"}
-    with torch.no_grad():
-        model(input_ids=tokens(rows=4))
-    pruner.score()
-    pruner.remove(0.5)
-    assert max(pruner.counts().values()) < 6
-    for name, kept in pruner.plan.kept.items():
-        scores = pruner.scores.values[name]
-        gone = [unit for unit in range(6) if unit not in kept]
-        assert scores[gone].max() <= scores[list(kept)].min()
-    with torch.no_grad():
-        model(input_ids=tokens(rows=4))  # with fewer experts
-    pruner.score()
-    pruner.remove(1.0)
-    assert pruner.ratio() == pytest.approx(0.4, abs=0.1)
-    for kinds, variant in (("auto", "llama"), ("attention", "mixtral")):
-        with pytest.raises(
-            ConfigError, match="--criterion reap: it scores whole experts, and no units of kind attention"
-        ):
-            Pruner(with_lora(tiny_model(variant)), LoRAPruneConfig(criterion="reap", kinds=kinds))
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_reap_prunes_whole_experts_masked_and_cut_alike(variant: str) -> None:
+    plans, outputs = [], []
+    for shrink in (True, False):
+        model = with_lora(tiny_model(variant)).train()
+        pruner = Pruner(model, LoRAPruneConfig(criterion="reap", ratio=0.4, shrink=shrink))
+        assert {group.kind for group in pruner.groups} == {"expert"}
+        for progress in (0.5, 1.0):
+            with torch.no_grad():
+                model(input_ids=tokens(rows=4))  # the second time with fewer experts
+            pruner.score()
+            pruner.remove(progress)
+        pruner.finish()
+        assert pruner.ratio() == pytest.approx(0.4, abs=0.15)
+        plans.append(pruner.plan)
+        outputs.append(output(model, variant))
+    assert plans[0] == plans[1]
+    assert relative(outputs[0], outputs[1]) < 2e-5
+    assert relative(output(with_lora(tiny_model(variant)), variant), outputs[0]) > 1e-3  # the control: the dense model
+
+
+@pytest.mark.parametrize(("kinds", "variant"), [("auto", "llama"), ("attention", "mixtral")])
+def test_reap_refuses_what_is_no_expert(kinds: str, variant: str) -> None:
+    model = with_lora(tiny_model(variant))
+    with pytest.raises(ConfigError, match="--criterion reap: it scores whole experts, and no units of kind attention"):
+        Pruner(model, LoRAPruneConfig(criterion="reap", kinds=kinds))
