@@ -148,11 +148,11 @@ def projection_of(module: nn.Module, path: str) -> Projection:
     assert isinstance(a, nn.Parameter)
     assert isinstance(b, nn.Parameter)
     layer = module.get_base_layer()
-    magnitude = counted = None
+    magnitude: nn.Parameter | None = None
+    counted: Tensor | None = None
     if ADAPTER in module.lora_magnitude_vector:
         holder = module.lora_magnitude_vector[ADAPTER]
-        magnitude, counted = holder.weight, holder._buffers.get(COUNTED)
-        assert isinstance(magnitude, nn.Parameter)
+        magnitude, counted = holder.get_parameter("weight"), holder._buffers.get(COUNTED)
     return Projection(path, layer, a, b, module.scaling[ADAPTER], kernel_size(layer), magnitude, counted)
 
 
@@ -244,9 +244,9 @@ def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
 
 
 def lora_plus_optimizer(
-    model: nn.Module, kind: type[torch.optim.Optimizer], options: Mapping[str, Any], *, ratio: float
+    model: Any, kind: type[torch.optim.Optimizer], options: Mapping[str, Any], *, ratio: float
 ) -> torch.optim.Optimizer:
-    """Return an optimiser of a kind, whose `options` hold the learning rate `lr` of A; that of B is `ratio` times as high.
+    """Return an optimiser of a kind for an adapted model; `options` hold the learning rate `lr` of A, and B's is `ratio` times as high.
 
     Source: Hayou et al., LoRA+ (arXiv 2402.12354).
     """
