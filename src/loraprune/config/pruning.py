@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
+from loraprune.config.base import SPLITTING, AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.values import Fraction, parse_count
 from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
 CRITERIA = (
-    "auto", "flap", "gate", "gradient", "lora", "magnitude", "movement", "random", "sketch", "taylor", "wanda",
+    "auto", "flap", "gate", "gradient", "lora", "magnitude", "movement", "random", "reap", "sketch", "taylor", "wanda",
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
@@ -72,8 +72,8 @@ class LoRAPruneConfig(AdapterOptions):
     in all layers only those that a stock checkpoint can store (GPT-2's stores fewer channels, but not fewer heads)"""
     criterion: CriterionName = "auto"
     """how units are scored: wanda or flap (activations), lora (the paper's Eq 10), sketch (an improved lora), gradient (true gradient of
-    the weights), gate (Fisher information of a gate per unit), taylor or movement (first-order gate), magnitude, random. auto: wanda,
-    or lora with --sparsity"""
+    the weights), gate (Fisher information of a gate per unit), taylor or movement (first-order gate), reap (whole experts: router's gate
+    times size of the output), magnitude, random. auto: wanda, or lora with --sparsity"""
     power: Literal[1, 2] = 2
     """exponent of the saliencies: 2 squares them (the paper), 1 takes absolute values (the authors' code)"""
     normalize: bool = False
@@ -118,10 +118,11 @@ class LoRAPruneConfig(AdapterOptions):
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
-        """Return the sides of projections whose frozen weights recovery changes: those that read units, or both."""
+        """Return the sides of projections whose frozen weights are not the dense model's: those that recovery or the adapter changes."""
         if self.sparsity:
             return ()
-        return ("in", "out") if self.local or self.end_to_end != 0 else ("in",) if self.compensate else ()
+        both = self.local or self.end_to_end != 0 or self.adapter in SPLITTING
+        return ("in", "out") if both else ("in",) if self.compensate else ()
 
     @property
     def measures_split(self) -> bool:
@@ -131,7 +132,9 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def recovers(self) -> bool:
         """Return whether a removal is followed by recovery on calibration rows."""
-        return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
+        return not self.sparsity and (
+            bool(self.local or self.compensate) or self.end_to_end != 0 or self.measures_split
+        )
 
     @property
     def chosen_criterion(self) -> CriterionName:
@@ -263,6 +266,10 @@ class LoRAPruneConfig(AdapterOptions):
                 "widths",
             ),
             (
+                not self.depth or self.adapter != "dora",
+                "--depth true --adapter dora: a layer without units leaves DoRA no norms to divide by; use --adapter lora or rslora",
+            ),
+            (
                 self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
                 second_target(self.ratio, self.other_targets or {}),
             ),
@@ -297,6 +304,11 @@ class LoRAPruneConfig(AdapterOptions):
             "none; leave one of the two out"
             for name in odd
         ]
+        if self.adapter not in ("lora", "rslora"):
+            found.append(
+                f"--sparsity {self.sparsity} --adapter {self.adapter}: zeros would change the weights that {self.adapter} starts from or "
+                "their norms; use --adapter lora or rslora"
+            )
         return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
 
 

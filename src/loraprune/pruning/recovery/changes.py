@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.groups import Group
-from loraprune.models.adapters import base_layer, find_module, linear_paths
+from loraprune.models.adapters import base_layer, find_module, has_magnitudes, linear_paths
 from loraprune.models.quantised import kind_of
 
 RANK = 64
@@ -69,8 +69,10 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
     losing = {span.module for group in groups for span in group.spans if span.side == "out"}
     found = {}
     for place, path in enumerate(linear_paths(groups)):
-        layer: Any = base_layer(find_module(model, path))
-        if not can_change(layer):
+        module = find_module(model, path)
+        layer: Any = base_layer(module)
+        # DoRA divides by the norms of the frozen weight's rows, which adding a change to it would move.
+        if not can_change(layer) or has_magnitudes(module):
             continue
         out, in_ = layer.weight.shape[::-1] if isinstance(layer, Conv1D) else layer.weight.shape
         size = in_ if path in losing else out
