@@ -56,7 +56,9 @@ def two_key_values(variant: str, *, layers: int = 2) -> PreTrainedModel:
     config = tiny_config(variant, layers=layers)
     config.num_key_value_heads = 2
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-any-return]
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    model.config.architectures = [type(model).__name__]
+    return model
 
 
 def cut(model: PreTrainedModel, folder: Path, plan: Plan, groups: tuple[Group, ...]) -> None:

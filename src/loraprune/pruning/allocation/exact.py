@@ -8,10 +8,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 from loraprune.errors import PlanError
+from loraprune.families.query_heads import query_heads
 from loraprune.groups import HEADS, Group
 from loraprune.pruning.allocation.space import Space
 
 TOGETHER = "query heads leave together with the key-value head they share"
+ALONE = "; --kinds query,ffn removes single ones"
 SAME_NUMBER = "every key-value head keeps the same number of query heads"
 
 
@@ -36,7 +38,7 @@ def exact_counts(space: Space, *, heads: int | None, ffn: int | None) -> dict[st
         each = _heads_each(group)
         step = int(each * group.parts)
         if wanted % step or not 0 < wanted <= group.units * each:
-            why = SAME_NUMBER if group.kind == "query" else TOGETHER
+            why = SAME_NUMBER if group.kind == "query" else TOGETHER + (ALONE if query_heads(group) > 1 else "")
             raise PlanError(
                 f"{option} {wanted}: {group.name} can keep multiples of {step} up to {group.units * each} ({why})"
             )
