@@ -105,7 +105,7 @@ def test_exact_counts_are_query_heads_of_every_key_value_head(tmp_path: Path) ->
     assert values["kinds"] == ["query", "ffn"]
     with pytest.raises(PlanError, match=r"--heads 5: .* multiples of 2 up to 8 \(every key-value head keeps the same"):
         dry_run(PlanConfig(model=model, heads=5, kinds="query"))
-    with pytest.raises(PlanError, match="multiples of 4 up to 8.*--kinds query,ffn removes single ones"):
+    with pytest.raises(PlanError, match=r"multiples of 4 up to 8.*--kinds query,ffn removes single ones"):
         dry_run(PlanConfig(model=model, heads=6))
 
 
