@@ -20,7 +20,7 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
-KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
+KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
 TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
 """options that say how much to remove, instead of --ratio"""
@@ -68,8 +68,10 @@ class LoRAPruneConfig(AdapterOptions):
     round: int = 8
     """make FFN widths multiples of N; 1 gives the exact ratio, 32 or more suits quantised GGUF files"""
     kinds: str = "auto"
-    """kinds of units to prune, which --ratio refers to: `attention`, `ffn`, attention,ffn or `all`. auto: all kinds, or with equal widths
-    in all layers only those that a stock checkpoint can store (GPT-2's stores fewer channels, but not fewer heads)"""
+    """kinds of units to prune, which --ratio refers to: `attention`, `ffn`, attention,ffn or `all`. query,ffn removes single query heads,
+    the same number of every key-value head, instead of key-value heads with their query heads. auto: all kinds, or with equal widths in
+    all layers only those that a stock checkpoint can store (GPT-2's stores fewer channels, but not fewer heads); query heads only where
+    all share one key-value head"""
     criterion: CriterionName = "auto"
     """how units are scored: wanda or flap (activations), lora (the paper's Eq 10), sketch (an improved lora), gradient (true gradient of
     the weights), gate (Fisher information of a gate per unit), taylor or movement (first-order gate), reap (whole experts: router's gate
@@ -192,10 +194,13 @@ class LoRAPruneConfig(AdapterOptions):
                 found.append(str(error))
         return [*found, *self._sparsity_problems()]
 
+    def _named_kinds(self) -> list[str]:
+        """Return the kinds that --kinds names."""
+        return [] if self.kinds in ("auto", "all") else [kind.strip() for kind in self.kinds.split(",")]
+
     def _unknown_kinds(self) -> list[str]:
         """Return what --kinds names and no model has."""
-        named = () if self.kinds in ("auto", "all") else map(str.strip, self.kinds.split(","))
-        return [kind for kind in named if kind not in KINDS]
+        return [kind for kind in self._named_kinds() if kind not in KINDS]
 
     def _wrong_numbers(self) -> list[str]:
         """Return one sentence for every option whose own value is wrong."""
@@ -247,6 +252,15 @@ class LoRAPruneConfig(AdapterOptions):
             (
                 self.ffn is None or self.ffn_ratio is None,
                 f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
+            ),
+            (
+                not {"attention", "query"} <= set(self._named_kinds()),
+                f"--kinds {self.kinds}: one run removes key-value heads (attention) or query heads; name one of the two, and prune the "
+                "folder once more for the other",
+            ),
+            (
+                self.depth is False or "query" not in self._named_kinds(),
+                f"--kinds {self.kinds} --depth true: a layer goes with its key-value heads; use attention instead of query",
             ),
             (
                 self.local > 0 or not self.local_all,
