@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
-    return Plan({group.name: group.units for group in groups}, {name: tuple(units) for name, units in kept.items()})
+    return Plan.full(groups).keeping(kept)
 
 
 class Pruner:
@@ -135,11 +135,14 @@ class Pruner:
             wanted = min(counts[name], len(units))
             if 0 < wanted < len(units):
                 self.scores.check(name, units)
-            kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
-        self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows, outputs=outputs)
+            kept[name] = tuple(sorted(self._ranked(name, units)[:wanted]))
+        self.apply(self.plan.keeping(kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
         if self.is_done:
             self.scorer.close()
+
+    def _ranked(self, name: str, units: Sequence[int]) -> list[int]:
+        return self.scores.ranked(name, units, parts=self.plan.parts.get(name, 1))
 
     def outputs(self, rows: Rows) -> Outputs:
         """Return the model's present outputs for calibration rows: for all of them if the adapters are trained on them."""
@@ -155,7 +158,7 @@ class Pruner:
 
     def _split(self, outputs: Outputs) -> Mapping[str, int]:
         """Return the counts of the split that changes the outputs least."""
-        ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
+        ranked = {name: self._ranked(name, units) for name, units in self.plan.kept.items()}
         trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
         try:
             return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
@@ -277,8 +280,7 @@ class Pruner:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `state_dict()`: cuts or masks a dense model."""
-        plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
-        self.apply(plan)
+        self.apply(self.plan.keeping(state["kept"]))
         for path, layer in self._changed_layers().items():
             restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])

@@ -105,7 +105,7 @@ def test_with_other_options_too(changes: dict[str, Any], inputs: Path, tmp_path:
 @pytest.mark.parametrize(
     "changes",
     [
-        MEASURED,
+        MEASURED | {"end_to_end": 4},
         MEASURED | {"shrink": False, "compensate": True, "end_to_end": 4},
         BY_NUMBER | {"compensate": True, "local": 2},
     ],

@@ -101,7 +101,10 @@ def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Genera
 
     def rows(start: int, stop: int) -> Tensor:
         base = weight_rows(whole.base, start, stop).to(whole.a.dtype)
-        return criterion.function(replace(whole, base=base, b=whole.b[start:stop], grad_b=whole.grad_b[start:stop]))
+        factor = None if proj.magnitude is None else proj.row_factors(start, stop)
+        return criterion.function(
+            replace(whole, base=base, b=whole.b[start:stop], grad_b=whole.grad_b[start:stop], factor=factor)
+        )
 
     return rows
 
