@@ -108,7 +108,7 @@ def test_other_numbers_of_them_in_every_layer_need_modelling_code_and_are_cut_ag
     variant: str, tmp_path: Path
 ) -> None:
     model = two_key_values(variant, layers=3)
-    config, groups = copy.deepcopy(model.config), single_heads(model.config)
+    groups = single_heads(model.config)
     plan = plan_of(groups, each=[1, 3, 4])
     reference = masked(variant, model, groups, plan)
     cut(model, tmp_path / "once", plan, groups)
