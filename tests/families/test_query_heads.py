@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def single_heads(config: PreTrainedConfig) -> tuple[Group, ...]:
 
 def plan_of(groups: tuple[Group, ...], *, each: int | list[int] = 1, seed: int = 0) -> Plan:
     """Return a plan that keeps `each` query heads of every key-value head, drawn at random, in all layers or layer by layer."""
-    draw, kept, layers = random.Random(seed), {}, 0
+    draw, layers = random.Random(seed), 0
+    kept: dict[str, Sequence[int]] = {}
     for group in groups:
         if group.kind != "query":
             kept[group.name] = range(group.units)

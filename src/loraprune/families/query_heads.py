@@ -1,4 +1,4 @@
-"""Query heads as units of their own: every key-value head keeps the same number of them, so a stock checkpoint holds the result.
+"""Single query heads as units: every key-value head keeps the same number of them, so that a stock checkpoint holds the result.
 
 Knows nothing about torch or weights.
 """
