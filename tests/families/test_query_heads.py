@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -134,9 +134,9 @@ def test_other_numbers_of_them_in_every_layer_need_modelling_code_and_are_cut_ag
     assert [query_heads(group) for group in find_groups(twice.config) if group.kind == "attention"] == [1, 3, 4]
 
 
-def unchecked(groups: tuple[Group, ...], kept: dict[str, object]) -> Plan:
+def unchecked(groups: tuple[Group, ...], kept: Mapping[str, Sequence[int]]) -> Plan:
     """Return a plan that may keep all query heads of one key-value head, and none of another."""
-    return Plan({group.name: group.units for group in groups}, {n: tuple(k) for n, k in kept.items()})  # type: ignore[arg-type]
+    return Plan({group.name: group.units for group in groups}, {n: tuple(k) for n, k in kept.items()})
 
 
 def test_unequal_numbers_of_one_total_compute_something_else() -> None:
