@@ -68,7 +68,7 @@ def row(name: str) -> str:
 
 def main() -> None:
     """Print the table."""
-    print("| model | query and key-value heads | key-value heads | query heads (`--kinds query`) |")
+    print("| model | query and key-value heads | key-value heads | query heads (`--kinds query,ffn`) |")
     print("|---|---|---|---|")
     for name in SHAPES:
         print(row(name))

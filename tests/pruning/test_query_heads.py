@@ -124,6 +124,7 @@ def test_inspect_shows_them_beside_key_value_heads(tmp_path: Path) -> None:
     assert (kinds["attention"]["units"], kinds["query"]["units"]) == (2, 8)
     assert kinds["query"]["parameters_a_unit"] == 2 * 64 * 8
     assert kinds["query"]["stock"]
+    assert (kinds["query"]["instead_of"], "instead_of" in kinds["attention"]) == ("attention", False)
     assert kinds["query"]["spans"] == ["q_proj out x8", "o_proj in x8"]
     assert "[4, 8] query heads (with all key-value heads [2, 4, 6, 8])" in values["formats"]["stock"]
     assert values["prunable"] == kinds["attention"]["parameters"] + kinds["ffn"]["parameters"]

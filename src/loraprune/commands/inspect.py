@@ -54,7 +54,8 @@ def inspect(options: InspectConfig) -> Description:
     total = model.num_parameters()
     kinds, single = describe_kinds(config, groups, space.budget), single_heads(groups)
     if single:
-        kinds += describe_kinds(config, single, measure_budget(model, single))
+        found = describe_kinds(config, single, measure_budget(model, single))
+        kinds += [entry | {"instead_of": "attention"} for entry in found]
     return Description({
         "model": options.model, "family": config.model_type, "layers": count_layers(config, groups), "parameters": total,
         "prunable": space.budget.prunable, "prunable_fraction": space.budget.prunable / total, "kinds": kinds,

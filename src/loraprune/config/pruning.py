@@ -85,6 +85,8 @@ class LoRAPruneConfig(AdapterOptions):
     """divide the unit scores of each projection by their L2 norm before adding them (as the authors' code does, and the paper does not)"""
     decay: float = 0.9
     """decay of the moving average of scores (lambda in the paper), from 0 to below 1"""
+    score_steps: Literal["remembered", "all"] = "remembered"
+    """steps that are scored: all (the paper), or only those whose scores still have 1 % of their weight at the next removal, by --decay"""
     allocation: Literal["auto", "measured", "uniform", "balanced", "paper", "global"] = "auto"
     """how removal is distributed over the layers. uniform (same ratio of heads and channels), balanced (split by score) and measured
     (the split that changes the outputs on calibration rows least; needs --schedule oneshot) give all layers equal widths, so that the
@@ -317,7 +319,7 @@ class LoRAPruneConfig(AdapterOptions):
         if self.chosen_schedule == "oneshot":
             found += idle_options(self, "--schedule oneshot removes all units at once", "interval")
         if self.scores:
-            ranking = ("criterion", "power", "normalize", "decay", "history")
+            ranking = ("criterion", "power", "normalize", "decay", "score_steps", "history")
             found += idle_options(self, f"units are ranked by --scores {self.scores}", *ranking)
         if self.has_dimensions:
             found += idle_options(self, "explicit widths are given", *(("round",) if self.ffn_ratio is None else ()))

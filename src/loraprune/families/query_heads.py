@@ -1,4 +1,4 @@
-"""Query heads as separate units: every key-value head keeps the same number of them, so a stock checkpoint holds the result.
+"""Single query heads as units: every key-value head keeps the same number of them, so that a stock checkpoint holds the result.
 
 Knows nothing about torch or weights.
 """
@@ -60,16 +60,14 @@ def query_heads_left(group: Group, units: int) -> int | None:
 
 
 def as_asked(groups: Sequence[Group], kinds: str, *, depth: bool) -> tuple[Group, ...]:
-    """Return the groups with query heads as units where `kinds` (as in --kinds) names them, or where one key-value head is all there is.
+    """Return the groups with query heads as units where `kinds` (as in --kinds) names them, or where all layers have one key-value head.
 
     Whole layers go with their key-value heads, so `depth` keeps those as units.
     """
-    named = "query" in map(str.strip, kinds.split(","))
-
-    def is_asked(group: Group) -> bool:
-        return named or (kinds in ("auto", "all") and group.units == 1 and not depth)
-
-    return tuple(by_query_heads(group) if query_heads(group) > 1 and is_asked(group) else group for group in groups)
+    single = all(group.units == 1 for group in groups if query_heads(group) > 1)
+    if "query" not in map(str.strip, kinds.split(",")) and (depth or not single or kinds not in ("auto", "all")):
+        return tuple(groups)
+    return tuple(by_query_heads(group) if query_heads(group) > 1 else group for group in groups)
 
 
 def as_planned(groups: Sequence[Group], parts: Mapping[str, int]) -> tuple[Group, ...]:

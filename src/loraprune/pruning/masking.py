@@ -16,7 +16,15 @@ from torch.nn.functional import layer_norm
 from torch.utils.hooks import RemovableHandle
 
 from loraprune.groups import Group, Side, Span
-from loraprune.models.adapters import channels_first, channels_last, count_columns_, cuts, find_module, norm_counted
+from loraprune.models.adapters import (
+    channels_first,
+    channels_last,
+    count_columns_,
+    cuts,
+    find_module,
+    magnitudes,
+    norm_counted,
+)
 
 
 class Masks:
@@ -61,7 +69,8 @@ class Masks:
             self._handles.append(choose_among(module, masks[key]))
         elif span.side in ("in", "head"):
             self._handles.append(module.register_forward_pre_hook(mask_input, prepend=True))
-            self._handles.append(module.register_forward_hook(norm_counted, prepend=True))
+            if magnitudes(module):
+                self._handles.append(module.register_forward_hook(norm_counted, prepend=True))
         elif span.side == "layer_norm":
             self._handles.append(module.register_forward_hook(norm_channels_left))
         else:

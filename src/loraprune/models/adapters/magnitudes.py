@@ -71,7 +71,10 @@ def count_columns_(module: nn.Module, counted: Bool[Tensor, " channels"]) -> Non
 
 
 def norm_counted(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
-    """Forward hook of a projection: divide its output by the norms of the counted columns, where PEFT divides by those of all."""
+    """Forward hook of a projection: divide its output by the norms of the counted columns, where PEFT divides by those of all.
+
+    With dropout, the noise that it puts into the frozen weight's part is scaled too; it is zero on average.
+    """
     holder = _holder(module)
     if holder is None or COUNTED not in holder._buffers:
         return None
