@@ -62,6 +62,16 @@ def shallow(inputs: Path, output: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
+def strong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the same with larger weights: without any other layer the outputs change a lot."""
+    root = tmp_path_factory.mktemp("strong")
+    save_tiny(root / "model", num_hidden_layers=4, initializer_range=0.3)
+    weaken(root / "model")
+    write_text(root / "text.txt", 200)
+    return root
+
+
+@pytest.fixture(scope="module")
 def pruned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shallow(inputs, tmp_path_factory.mktemp("shallow") / "out")
 
@@ -111,17 +121,17 @@ def test_with_other_options_too(changes: dict[str, Any], inputs: Path, tmp_path:
     ],
     ids=["measured", "measured-masked", "by-number"],
 )
-def test_calibration_rows_choose_the_layer(changes: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
-    folder = shallow(inputs, tmp_path / "out", **changes)
-    check_shallow(folder, inputs / "model", ratio=0.25 if "layers" in changes else 0.3)
+def test_calibration_rows_choose_the_layer(changes: dict[str, Any], strong: Path, tmp_path: Path) -> None:
+    folder = shallow(strong, tmp_path / "out", **changes)
+    check_shallow(folder, strong / "model", ratio=0.25 if "layers" in changes else 0.3)
     check_loads_anywhere(folder)
 
 
-def test_a_run_whose_layer_is_gone_is_resumed(inputs: Path, tmp_path: Path) -> None:
-    options = SHALLOW | BY_NUMBER | {"compensate": True}
-    whole = shallow(inputs, tmp_path / "whole", **options)
-    stopped(inputs, tmp_path / "out", 6, **options)
-    resumed(inputs, tmp_path / "out", **options)
+def test_a_run_whose_layer_is_gone_is_resumed(strong: Path, tmp_path: Path) -> None:
+    options = SHALLOW | BY_NUMBER | {"compensate": True, "cooldown": 0.6}
+    whole = shallow(strong, tmp_path / "whole", **options)
+    stopped(strong, tmp_path / "out", 6, **options)
+    resumed(strong, tmp_path / "out", **options)
     assert results(tmp_path / "out") == results(whole)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,7 +229,9 @@ def carries_adapter(model: nn.Module) -> bool:
 
 def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     """Return the adapter's weights, gathered, under the names of an adapter_model.safetensors."""
-    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adapter .* have invalid shape")  # factors of a layer that is gone are empty
+        found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: gather_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
