@@ -26,6 +26,7 @@ OTHERS: list[dict[str, Any]] = [
     {"heads": 4},
     {"ffn": 32},
     {"heads_ratio": 0.5, "ffn_ratio": 0.2},
+    {"layers": 3},
 ]
 
 

@@ -200,7 +200,7 @@ class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
             ),
             (
                 not self.depth,
-                f"{given} --depth true: later rounds cannot tell renumbered layers apart; leave one of the two out",
+                f"{given} --depth true: layers would be renumbered between rounds; leave one of the two out",
             ),
             (
                 self.teacher == "none",
