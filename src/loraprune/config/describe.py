@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "how much to remove": (
         "ratio", "size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round", "vocabulary",
     ),
-    "what to remove": ("criterion", "power", "normalize", "decay", "scores", "allocation", "depth", "history"),
+    "what to remove": ("criterion", "power", "normalize", "decay", "score_steps", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),
     "repair after a removal": ("compensate", "local", "local_all", "end_to_end", "calibration", "teacher", "distill"),
     "training": (

@@ -23,7 +23,7 @@ from loraprune.models.adapters.lora import (
     trained_factors,
     zero_weights_,
 )
-from loraprune.models.adapters.magnitudes import count_columns_, factors_kept, magnitudes, norm_counted
+from loraprune.models.adapters.magnitudes import count_columns_, factors_kept, has_magnitudes, magnitudes, norm_counted
 from loraprune.models.adapters.merging import dequantise_adapted_, merge_lora, merging_error
 from loraprune.models.adapters.modules import (
     backbone,
@@ -64,6 +64,7 @@ __all__ = [
     "factors_kept",
     "features",
     "find_module",
+    "has_magnitudes",
     "head_paths",
     "is_channels_first",
     "is_transposed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -232,9 +232,17 @@ def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     return {name: gather_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
-def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
-    """Return the factors A and B that training changes, and the scale, alpha over rank or its like, of the adapter of each."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and ADAPTER in module.lora_A]
+def trained_factors(model: nn.Module, *, without: Collection[str] = ()) -> dict[nn.Parameter, float]:
+    """Return the factors A and B that training changes, and the scale, alpha over rank or its like, of the adapter of each.
+
+    Those of the projections at the paths `without` are left out.
+    """
+    left_out = {find_module(model, path) for path in without}
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A and module not in left_out
+    ]
     return {
         weight: float(layer.scaling[ADAPTER])
         for layer in layers

@@ -30,6 +30,11 @@ def magnitudes(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
+def has_magnitudes(module: nn.Module) -> bool:
+    """Return whether a projection carries DoRA."""
+    return _holder(module) is not None
+
+
 def _holder(module: nn.Module) -> nn.Module | None:
     """Return PEFT's layer that holds the magnitudes of a projection; None with plain LoRA, and for other layers."""
     if not isinstance(module, LoraLayer) or ADAPTER not in module.lora_magnitude_vector:

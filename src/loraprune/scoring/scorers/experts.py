@@ -206,6 +206,11 @@ class Scorers:
         for member, _ in self.members:
             member.forget()
 
+    def listen(self, on: bool) -> None:
+        """Gather what scores need, or not."""
+        for member, _ in self.members:
+            member.listen(on)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs between two steps."""
         return {"members": [member.state_dict() for member, _ in self.members]}

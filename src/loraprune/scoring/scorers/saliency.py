@@ -59,6 +59,9 @@ class SaliencyScorer:
     def forget(self) -> None:
         """Do nothing: gradients are read in place."""
 
+    def listen(self, on: bool) -> None:
+        """Do nothing: nothing is gathered before `collect`."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random criterion's generator."""
         return {"generator": self.generator.get_state()}

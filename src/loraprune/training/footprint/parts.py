@@ -75,9 +75,11 @@ class Setting:
 
 def footprints(
     model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int], inputs: Inputs, *, options: LoRAPruneConfig,
-    setting: Setting,
+    setting: Setting, in_play: Sequence[Group] | None = None,
 ) -> Footprints:  # fmt: skip
     """Predict a step of a model on the meta device, whole and with so many units of its groups (by name; others stay as they are).
+
+    `in_play` are the groups that `counts` names, where it counts other units than those of `groups`: query heads.
 
     Modifies `model`: it has adapters and is cut afterwards.
 
@@ -98,7 +100,7 @@ def footprints(
         setattr(layer, "layerdrop", 0.0)  # noqa: B010  # one that is skipped at random is counted as there
     if setting.checkpointing:
         enable_checkpointing(adapted)
-    in_play = [group for group in groups if group.name in counts]
+    in_play = in_play or [group for group in groups if group.name in counts]
     labels = labels_for(adapted, inputs)
     dense = _footprint(adapted, in_play, inputs, labels, options, setting, teacher=setting.teacher)
     with torch.device("meta"):
