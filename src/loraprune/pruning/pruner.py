@@ -103,6 +103,10 @@ class Pruner:
             return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
+    def listen(self, on: bool) -> None:
+        """Gather in the next step what scores need, or not: then it must not be scored."""
+        self.scorer.listen(on)
+
     def note(self, step: int) -> None:
         """Keep a copy of the scores as they are at a step, NaN for units that are gone, if the options ask for it."""
         for name, kept in self.plan.kept.items() if self.config.history else ():

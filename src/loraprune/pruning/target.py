@@ -29,7 +29,7 @@ from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, Sto
 from loraprune.pruning.recovery.blockwise import check_blocks
 from loraprune.pruning.recovery.compensation import check_compensation
 from loraprune.runtime import launch
-from loraprune.scoring import can_score
+from loraprune.scoring import can_score, check_scorable
 from loraprune.scoring.average import read_scores
 from loraprune.scoring.criteria import criteria
 
@@ -100,7 +100,10 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
         chosen: set[str] = set(present if free else storable)
         if options.kinds == "auto" and not options.scores:
             criterion = criteria.get(options.chosen_criterion)
-            chosen -= {group.kind for group in groups if not can_score(criterion, group)}
+            able = {group.kind for group in groups if can_score(criterion, group)}
+            if not able:
+                check_scorable(criterion, groups)
+            chosen &= able
     else:
         chosen = {kind.strip() for kind in options.kinds.split(",")}
     if odd := sorted(chosen - set(present)):

@@ -93,8 +93,9 @@ def footprints(
         parameter.data = parameter.data.to(setting.dtype)
     with torch.device("meta"), quiet():
         adapted = attach_lora(
-            model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
-        )
+            model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed,
+            kind="dora" if options.adapter == "dora" else "lora",  # others have LoRA's shapes
+        )  # fmt: skip
     for layer in (each for each in adapted.modules() if hasattr(each, "layerdrop")):
         setattr(layer, "layerdrop", 0.0)  # noqa: B010  # one that is skipped at random is counted as there
     if setting.checkpointing:
