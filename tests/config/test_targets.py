@@ -23,6 +23,9 @@ from tests.samples import tiny_llama
 OTHERS: list[dict[str, Any]] = [
     {"parameters": "3M"},
     {"size": 0.8},
+    {"file_size": "40kB"},
+    {"memory": "40kB"},
+    {"speedup": 1.5},
     {"heads": 4},
     {"ffn": 32},
     {"heads_ratio": 0.5, "ffn_ratio": 0.2},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.commands import PlanConfig
@@ -15,6 +16,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.opening import load_config
 from loraprune.models.vocabulary import planned, reads_no_text
+from loraprune.pruning.currencies import Deployment
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 
@@ -41,13 +43,15 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     task, groups = find_task(config, options.task), find_groups(config)
-    model = empty_model(config, head=task.head)
-    dense = model.num_parameters()
+    model = dense = empty_model(config, head=task.head)
     if options.most_tokens:
         if task.unit != "tokens":
             raise reads_no_text(options.most_tokens)
         config = planned(config, options.most_tokens)
         model = empty_model(config, head=task.head)
     check_groups(model, groups)
-    target = find_target(model, options, dense=dense if options.most_tokens else None)
-    return Preview(config, task, model, groups, target, dense)
+    # `plan` has a --dtype of its own; a run keeps its checkpoint's precision. Nothing is timed here.
+    known = config.dtype if isinstance(options, PruneConfig) else None
+    deployment = Deployment.of_options(options.dtype, torch.device("cpu"), known=known, timed=False)
+    target = find_target(model, options, dense=dense if options.most_tokens else None, deployment=deployment)
+    return Preview(config, task, model, groups, target, dense.num_parameters())
