@@ -47,9 +47,12 @@ CASES: dict[str, tuple[Report, list[str]]] = {
     "parameters": (finished(16, **TARGET), ["--parameters 850", "--steps 200"]),
     "file": (
         finished(
-            16, ratio_requested=None, target={"file_size": "2kB"}, reached={"file_bytes": 1400, "dtype": "float16"}
+            16,
+            ratio_requested=None,
+            target={"file_size": "1.5MB"},
+            reached={"file_bytes": 1_400_000, "dtype": "float16"},
         ),
-        ["--file-size 0.0017MB", "--steps 200"],
+        ["--file-size 1700kB", "--steps 200"],
     ),
     "speed": (
         finished(16, ratio_requested=None, target={"speedup": 2.0}, reached=SPEED),

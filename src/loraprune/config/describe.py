@@ -41,8 +41,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 NAMES = {
     "model": "MODEL", "models": "MODEL", "against": "MODEL", "data": "DATA", "eval": "DATA", "output": "FOLDER", "plots": "FOLDER",
-    "task_data": "FOLDER", "scores": "FILE", "repo": "ORG/NAME", "parameters": "COUNT", "file_size": "SIZE", "memory": "SIZE", "sparsity": "N:M",
-    "max_shard_size": "SIZE",
+    "task_data": "FOLDER", "scores": "FILE", "repo": "ORG/NAME", "parameters": "COUNT", "file_size": "SIZE", "memory": "SIZE",
+    "sparsity": "N:M", "max_shard_size": "SIZE",
     "task": "TASK", "tasks": "TASKS", "kinds": "KINDS", "criterion": "NAME", "reference": "NAME", "baselines": "NAME", "format": "FORMAT",
     "formats": "FORMATS", "quantization": "TYPE", "log": "LOGGERS", "vocabulary": "TOKENS", "columns": "ROLE=COLUMN",
 }  # fmt: skip

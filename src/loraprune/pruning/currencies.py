@@ -232,8 +232,8 @@ def by_speed(
         PlanError: if the target is out of reach.
     """
     asked, phase = f"--speedup {config.speedup}", config.timed
-    tokens = _tokens(config, empty.config, PREFILLED)
     check_timed(asked, empty, phase)
+    tokens = _tokens(config, empty.config, PREFILLED)
     what = f"decoding of {NEW_TOKENS} tokens" if phase == "decoding" else f"prefill of {tokens} tokens"
     if use.device is None:
         measure = expected_pace(dense or empty, empty, space.groups, phase=phase, tokens=tokens)

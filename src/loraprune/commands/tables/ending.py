@@ -99,8 +99,9 @@ def _cut_less(result: Report) -> list[tuple[str, str]]:
     reached = removed.reached or {}
     for option, entry in (("file_size", "file_bytes"), ("memory", "memory_bytes")):
         if target.get(option) is not None:
-            share = sum(result.parameters) / (2 * result.parameters[1])
-            return [("remove less", _again(result, f"--{dashed(option)}", f"{share * reached[entry] / 1e6:.4g}MB"))]
+            dense, pruned = result.parameters
+            more = (dense - pruned) / 2 * reached.get("weight_bytes", reached[entry]) / pruned
+            return [("remove less", _again(result, f"--{dashed(option)}", f"{(reached[entry] + more) / 1000:.0f}kB"))]
     return []  # widths of every layer are a choice of the user
 
 
