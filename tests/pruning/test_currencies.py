@@ -18,7 +18,8 @@ from loraprune.models.cache import cache_name, cached_numbers
 from loraprune.models.empty import empty_model, random_model
 from loraprune.pruning import currencies
 from loraprune.pruning.allocation import splits
-from loraprune.pruning.currencies import Deployment, bisect
+from loraprune.pruning.currencies import bisect
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.pace import Pace, expected_pace, shaped, timed_pace
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.target import Target, find_target

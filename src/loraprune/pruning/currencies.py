@@ -5,7 +5,6 @@ Knows nothing about scores, nor how an allocation distributes a ratio.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -21,13 +20,13 @@ from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.values import parse_bytes, parse_count
 from loraprune.errors import ConfigError, PlanError
 from loraprune.families import find_groups, positions
-from loraprune.models.adapters import base_model, count_parameters
+from loraprune.models.adapters import count_parameters
 from loraprune.models.cache import cached_numbers
 from loraprune.models.empty import empty_model, random_model
 from loraprune.pruning.allocation import ALLOCATIONS, Counts, Space
+from loraprune.pruning.deployment import Deployment, own_config
 from loraprune.pruning.pace import NEW_TOKENS, Pace, expected_pace, timed_pace
 from loraprune.runtime import launch
-from loraprune.runtime.device import choose_dtype
 
 CACHED, PREFILLED = 4096, 256
 """tokens in the cache and in a timed prefill, if --context does not say"""
@@ -40,32 +39,6 @@ Shape: TypeAlias = Callable[[float], Counts]
 """ratio -> units that every group keeps; raises a PlanError if it cannot be reached"""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """How a pruned model is stored and run."""
-
-    stored: torch.dtype
-    """precision that is saved"""
-    computed: torch.dtype
-    device: torch.device | None
-    """where it is timed; None to expect its speed of its multiplications"""
-
-    @classmethod
-    def of_options(cls, dtype: str, device: torch.device, *, known: object, timed: bool = True) -> Deployment:
-        """Return that of a run with --dtype on a device; `known` is the precision of its checkpoint, if it is known."""
-        checkpoint = known if isinstance(known, torch.dtype) else None
-        computed = choose_dtype(dtype, device, checkpoint) or checkpoint or torch.float32
-        stored = checkpoint if dtype == "auto" and checkpoint else computed
-        return cls(stored, computed, device if timed else None)
-
-    @classmethod
-    def of_model(cls, model: nn.Module) -> Deployment:
-        """Return that of a model in memory, or of one without weights."""
-        base = base_model(model)
-        assert isinstance(base, PreTrainedModel)
-        return cls(base.dtype, base.dtype, None if base.device.type == "meta" else base.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +92,6 @@ def find_aim(
     if config.memory is not None:
         return by_memory(config, space, empty, parameters, shape, use)
     return by_speed(config, space, empty, shape, dense, use)
-
-
-def own_config(model: nn.Module) -> PreTrainedConfig:
-    """Return the configuration of a model with the name of its own class, which its checkpoint may not have."""
-    base = base_model(model)
-    assert isinstance(base, PreTrainedModel)
-    config = copy.deepcopy(base.config)
-    config.architectures = [each.__name__ for each in type(base).__mro__]
-    return config
 
 
 def linear_ratio(asked: str, wanted: int, whole: int, prunable: int, *, unit: str) -> float:

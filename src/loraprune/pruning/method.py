@@ -20,7 +20,7 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.models.adapters import config_of
 from loraprune.plan import Plan
-from loraprune.pruning.currencies import Deployment
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.removed import Removed

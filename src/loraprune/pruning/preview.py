@@ -16,7 +16,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.opening import load_config
 from loraprune.models.vocabulary import planned, reads_no_text
-from loraprune.pruning.currencies import Deployment
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 

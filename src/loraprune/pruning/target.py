@@ -25,7 +25,8 @@ from loraprune.models.adapters import base_layer, config_of, cuts, find_module
 from loraprune.models.saving import storable_counts, storable_kinds
 from loraprune.plan import Budget
 from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, Storable, exact_counts, reach, widths_left
-from loraprune.pruning.currencies import Deployment, find_aim
+from loraprune.pruning.currencies import find_aim
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.recovery.blockwise import check_blocks
 from loraprune.pruning.recovery.compensation import check_compensation
 from loraprune.runtime import launch

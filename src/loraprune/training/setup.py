@@ -27,7 +27,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
-from loraprune.pruning.currencies import Deployment
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
