@@ -40,7 +40,7 @@ class Deployment:
 
 
 def own_config(model: nn.Module) -> PreTrainedConfig:
-    """Return the configuration of a model with the name of its own class, which its checkpoint may not have."""
+    """Return the configuration of a model with the name of its class, which may differ from the checkpoint's."""
     base = base_model(model)
     assert isinstance(base, PreTrainedModel)
     config = copy.deepcopy(base.config)

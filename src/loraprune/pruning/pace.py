@@ -54,7 +54,7 @@ def shaped(model: PreTrainedModel, groups: Sequence[Group], counts: Counts) -> P
 def timed_pace(
     dense: PreTrainedModel, start: PreTrainedModel, groups: Sequence[Group], *, phase: str, tokens: int
 ) -> Measure:
-    """Return what times shapes of `start` in turns with `dense`, on their device and in their precision, one sequence at a time.
+    """Return a function that times shapes of `start` in turns with `dense`, on their device and in their precision, one sequence at a time.
 
     Args:
         dense: The model before anything is removed.
@@ -80,7 +80,7 @@ def timed_pace(
 def expected_pace(
     dense: PreTrainedModel, start: PreTrainedModel, groups: Sequence[Group], *, phase: str, tokens: int
 ) -> Measure:
-    """Return what counts the multiplications of shapes on the meta device, as `timed_pace` times them.
+    """Return a function that counts the multiplications of shapes on the meta device; arguments are those of `timed_pace`.
 
     Decoding reads every weight for every token, and a weight is multiplied once: its expected time is that of the multiplications of a
     single token.

@@ -50,7 +50,7 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
         config = planned(config, options.most_tokens)
         model = empty_model(config, head=task.head)
     check_groups(model, groups)
-    # `plan` has a --dtype of its own; a run keeps its checkpoint's precision. Nothing is timed here.
+    # `plan` saves in its --dtype, a run in the checkpoint's precision. Nothing is timed here.
     known = config.dtype if isinstance(options, PruneConfig) else None
     deployment = Deployment.of_options(options.dtype, torch.device("cpu"), known=known, timed=False)
     target = find_target(model, options, dense=dense if options.most_tokens else None, deployment=deployment)
