@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from loraprune.models.modes import evaluation_mode
+from loraprune.models.modes import evaluation_mode, padding_unchecked
 
 
 def cache_name(model: PreTrainedModel) -> str:
@@ -27,6 +27,6 @@ def cached_numbers(model: PreTrainedModel, tokens: int) -> list[int] | None:
     if model.config.is_encoder_decoder:
         return None
     cache: Any = DynamicCache(config=model.config)
-    with model.device, evaluation_mode(model):
+    with model.device, evaluation_mode(model), padding_unchecked(model):
         model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True, **{cache_name(model): cache})
     return [each.keys.numel() + each.values.numel() for each in cache.layers if each.keys is not None]
