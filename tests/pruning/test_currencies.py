@@ -76,7 +76,7 @@ def test_every_split_that_may_be_measured_fits_the_memory() -> None:
     scores = {group.name: [1.0] * group.units for group in target.groups}
 
     def most(of: Any) -> int:
-        return max(target.reached(of.spread(split))["memory_bytes"] for split in splits(of, target.ratio, scores))
+        return max(int(target.reached(of.spread(split))["memory_bytes"]) for split in splits(of, target.ratio, scores))
 
     assert most(target.space) <= 400_000
     free = find_target(model, LoRAPruneConfig(ratio=target.ratio, round=1)).space
