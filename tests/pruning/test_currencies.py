@@ -67,6 +67,11 @@ def test_memory_is_weights_and_cache_as_counted_in_a_run() -> None:
     assert 110_000 < found["memory_bytes"] == weights + cache <= 120_000 < sum(bytes_of(model, 60))
     shorter, _ = chosen(model, memory="120kB", context=8, round=1)
     assert shorter.ratio < target.ratio  # the control: a short cache leaves more for weights
+    target, smaller = chosen(model, memory="120kB", context=60, kinds="query,ffn", round=1)
+    found, (weights, cache) = target.reached(target.counts), bytes_of(smaller, 60)
+    assert (found["weight_bytes"], found["cache_bytes"]) == (weights, cache)
+    assert cache == bytes_of(model, 60)[1]  # query heads keep all keys and values
+    assert weights + cache <= 120_000
 
 
 def test_every_split_that_may_be_measured_fits_the_memory() -> None:

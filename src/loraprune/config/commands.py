@@ -73,7 +73,12 @@ class PlanConfig(LoRAPruneConfig, VocabularyOptions, QuantizeOptions, BatchOptio
         )
         unread = f"--vocabulary {self.vocabulary}: `plan` reads no data; give a number of tokens, such as 16000"
         sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
-        checks = failed((self.sparsity is None, shapes), (self.vocabulary != DATA, unread))
+        shards = f"--adapter {self.adapter} --sharding fsdp: FSDP shards weights that it needs whole; use --adapter lora or rslora"
+        checks = failed(
+            (self.sparsity is None, shapes),
+            (self.vocabulary != DATA, unread),
+            (self.sharding != "fsdp" or self.adapter in ("lora", "rslora"), shards),
+        )
         return [*super().problems(), *sizes, *checks]
 
     def idle(self) -> list[str]:

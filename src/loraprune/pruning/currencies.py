@@ -157,13 +157,14 @@ def by_memory(
         )
     layers = dict(zip((group.name for group in heads), cached, strict=False))
     each, fixed = use.stored.itemsize, parameters - space.budget.prunable
+    smaller = {group.name for group in space.groups if group.kind == "attention"}  # single query heads have no cache
 
     def reached(counts: Counts) -> dict[str, Any]:
         # A layer that is removed as a whole has no counts.
         kept = dict.fromkeys(space.budget.units, 0) | dict(counts)
         weights = each * (fixed + space.budget.kept(kept))
         cache = each * sum(
-            numbers * kept[name] // space.budget.units[name] if name in kept else numbers
+            numbers * kept[name] // space.budget.units[name] if name in smaller else numbers
             for name, numbers in layers.items()
         )
         return {
