@@ -61,6 +61,7 @@ WITHOUT_TORCH = (
     "commands.config_file",
     "commands.names",
     "config.columns",
+    "config.deployment",
     "models.known_shapes",
     "runtime.launch",
     "config.pruning",

@@ -55,7 +55,7 @@ class PlanConfig(LoRAPruneConfig, VocabularyOptions, QuantizeOptions, BatchOptio
     """folder, hub id, `demo`, or a known model that needs no download: llama-7b, llama-13b, llama-30b, llama-65b, llama-3-8b,
     llama-3-70b; `known` shows all of these in one table"""
     dtype: Dtype = "bfloat16"
-    """precision of the weights during training"""
+    """precision of the weights during training and in the file; `prune` keeps the checkpoint's by default"""
     accumulate: int = 1
     """forward passes per optimiser step"""
     teacher: Literal["none", "copy", "cache"] = "none"

@@ -199,6 +199,11 @@ class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
                 f"{given} and explicit widths: each round removes a part; give --ratio, --size or --parameters",
             ),
             (
+                self.memory is None and self.speedup is None,
+                f"{given}: --memory and --speedup fix the shape at once, and each round removes a part; give --ratio, --size, --parameters "
+                "or --file-size",
+            ),
+            (
                 self.teacher == "none",
                 f"{given} --teacher {self.teacher}: later rounds do not start from the dense model; leave one of the two out",
             ),

@@ -95,6 +95,7 @@ class Report:
             parameters |= {"prunable_dense": removed.prunable_dense, "prunable_pruned": removed.prunable_pruned}
             found |= {"ratio_requested": removed.ratio_requested, "ratio_reached": removed.ratio_reached}
             found |= {"target": dict(removed.target)} if removed.target else {}
+            found |= {"reached": dict(removed.reached)} if removed.reached else {}
             if removed.sparsity:
                 found["sparsity"] = asdict(removed.sparsity)
             else:

@@ -28,6 +28,7 @@ from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.adapters import check_adapter
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
@@ -190,10 +191,12 @@ def check_goal(
     if not isinstance(config, PruneConfig):
         return groups, None
     check_quantize("--teacher", config.teacher, groups, device)
+    # Where the data are wrong, the error comes before anything is timed.
+    deployment = Deployment.of_options(config.dtype, device, known=original.dtype, timed=data is not None)
     if tokens is None:
-        return groups, find_goal(empty, config.pruning())
+        return groups, find_goal(empty, config.pruning(), deployment=deployment)
     smaller = empty_model(tokens.choice.config(described), head=task.head if task else None)
-    return groups, find_goal(smaller, config.pruning(), dense=empty.num_parameters())
+    return groups, find_goal(smaller, config.pruning(), dense=empty, deployment=deployment)
 
 
 def check_graph(criterion: str) -> None:

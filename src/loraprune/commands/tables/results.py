@@ -22,6 +22,7 @@ from loraprune.export.push import Pushed
 from loraprune.export.run import Export
 from loraprune.reporting import amounts
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
+from loraprune.reporting.asked import asked_and_reached
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
@@ -67,7 +68,8 @@ def figures(result: Report) -> None:
         facts.append(("dense model to compare with", NEW_HEAD))
     if removed:
         asked = f" (asked {removed.ratio_requested:g})" if removed.ratio_requested is not None else ""
-        facts.insert(0, ("ratio reached", f"{removed.ratio_reached:.4f}{asked}"))
+        targets = asked_and_reached(removed.target, removed.reached, result.parameters)
+        facts = [("ratio reached", f"{removed.ratio_reached:.4f}{asked}"), *targets, *facts]
     show("", ("", "run"), facts)
 
 
