@@ -21,7 +21,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rows", "batch", "trust_remote_code",
     ),
     "how much to remove": (
-        "ratio", "size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round", "vocabulary",
+        "ratio", "size", "parameters", "max_drop", "tries", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round",
+        "vocabulary",
     ),
     "what to remove": ("criterion", "power", "normalize", "decay", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),
