@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from loraprune.reporting.card import model_card
 from loraprune.reporting.report import Report
 from loraprune.reporting.search import Try, why
 from tests.pipeline.cases import check_loads_anywhere, prune_config, read_report
-from tests.pipeline.test_resume import Stopped, results
+from tests.pipeline.test_resume import Stopped, results, stop_after
 from tests.samples import byte_tokenizer, sentences, tiny_llama, write_text
 
 LIMIT, TRIES = 0.25, 4
@@ -153,6 +154,20 @@ def test_a_search_that_was_stopped_is_resumed_by_name(
     assert results(tmp_path / "out") == results(output)
     assert read_report(tmp_path / "out")["search"] == read_report(output)["search"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_try_that_was_stopped_continues_from_its_checkpoint(
+    found: tuple[Path, list[str]], inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stopped):
+            pipeline.prune(search_config(inputs, tmp_path / "out", save=1))
+    with watched() as begun, caplog.at_level(logging.INFO):
+        resume(ResumeConfig(output=str(tmp_path / "out")))
+    assert begun == found[1]
+    assert caplog.text.count("continuing from") == 1
+    assert results(tmp_path / "out") == results(found[0])
 
 
 def test_where_even_the_smallest_cut_loses_too_much_the_tries_are_kept_for_a_larger_limit(

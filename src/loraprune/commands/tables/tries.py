@@ -20,5 +20,5 @@ def tries(metric: str, found: Search) -> None:
     columns = ("ratio", "parameters", name, "loss", f"at most {limit}")
     show(f"tries, on the held-out rows that choose; reference: {found.reference_name}", columns, rows)
     console = Console()
-    for word, text in (("kept", found.reason), ("result", found.outcome)):
+    for word, text in (("kept", found.reason), ("loss", found.outcome)):
         console.print(Text(f"{word:8} {text}"), soft_wrap=True)
