@@ -27,10 +27,11 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("preflight", "pruning"),
     ("training",),
     ("reporting",),
-    ("export", "rounds", "search", "api", "merge"),
+    ("export", "rounds", "search", "merge"),
     ("pipeline",),
     ("commands",),
     ("functions", "cli"),
+    ("api",),
     ("axolotl", "__main__"),
 )
 FREE = ("",)  # the package itself, which imports on demand

@@ -16,10 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.training import PruneConfig
 from loraprune.errors import CheckpointError, ConfigError
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
+from loraprune.functions.arguments import spoken_in_python
 from loraprune.models import adapters
 from loraprune.models.adapters import merge_lora
 from loraprune.models.auto_classes import name_class_
@@ -71,6 +73,13 @@ def save_pruned(
             then saved as OUTPUT-2.
         VerificationError: if the folder loads as a different model; it is kept as OUTPUT.unverified.
     """
+    with spoken_in_python({"output": str(output), "overwrite": overwrite}, PruneConfig):
+        _save(callback, output, tokenizer=tokenizer, overwrite=overwrite)
+
+
+def _save(
+    callback: LoRAPruneCallback, output: str | Path, *, tokenizer: PreTrainedTokenizerBase | None, overwrite: bool
+) -> None:
     pruner = callback.pruner
     if pruner is None:
         raise ConfigError("this callback has not seen a training run: call trainer.train() first")

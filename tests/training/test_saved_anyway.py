@@ -54,8 +54,9 @@ def test_a_folder_that_may_not_be_replaced_is_left_alone_and_the_model_lies_besi
     (tmp_path / "out-2").mkdir()  # taken
     ids = torch.arange(8)[None]
     expected = trainer.model.eval()(input_ids=ids).logits
-    with pytest.raises(CheckpointError, match=r"the model was saved as .*out-3"):
+    with pytest.raises(CheckpointError, match=r"the model was saved as .*out-3") as caught:
         save_pruned(callback, tmp_path / "out", overwrite=overwrite)
+    assert "--" not in str(caught.value)  # arguments, not options
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
     assert torch.allclose(from_pretrained(tmp_path / "out-3")(input_ids=ids).logits, expected, atol=1e-4)
     save_pruned(callback, tmp_path / "out-3", overwrite=True)  # the control: a result of loraprune is replaced
