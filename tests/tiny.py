@@ -139,14 +139,19 @@ def tiny_model(variant: str, *, layers: int = 2, seed: int = 0) -> PreTrainedMod
     return model.eval()
 
 
-def with_lora(model: PreTrainedModel, *, rank: int = 4, dropout: float = 0.0, seed: int = 0) -> PeftModel:
-    """Return the model with LoRA whose B is random instead of zero, so that the factors matter."""
-    adapted = attach_lora(model, find_groups(model.config), rank=rank, alpha=2.0 * rank, dropout=dropout, seed=seed)
+def with_lora(
+    model: PreTrainedModel, *, rank: int = 4, dropout: float = 0.0, seed: int = 0, kind: str = "lora"
+) -> PeftModel:
+    """Return the model with LoRA whose B is random instead of zero, so that the factors matter; DoRA's magnitudes are changed too."""
+    groups = find_groups(model.config)
+    adapted = attach_lora(model, groups, rank=rank, alpha=2.0 * rank, dropout=dropout, seed=seed, kind=kind)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            elif "lora_magnitude_vector" in name:
+                parameter *= 0.7 + 0.6 * torch.rand(parameter.shape, generator=generator)
     return adapted.eval()
 
 

@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from loraprune.groups import Group, Span
     from loraprune.models.loading import from_pretrained
     from loraprune.plan import Plan
-    from loraprune.scoring.criteria import register_activation, register_gate, register_gradient, register_saliency
+    from loraprune.scoring.criteria import (
+        register_activation,
+        register_gate,
+        register_gradient,
+        register_routing,
+        register_saliency,
+    )
     from loraprune.training.callback import LoRAPruneCallback
 
     __version__: str
@@ -59,6 +65,7 @@ _HOMES = {
     "register_family": "families",
     "register_gate": "scoring.criteria",
     "register_gradient": "scoring.criteria",
+    "register_routing": "scoring.criteria",
     "register_saliency": "scoring.criteria",
     "save_pruned": "api",
 }
@@ -86,6 +93,7 @@ __all__ = [
     "register_family",
     "register_gate",
     "register_gradient",
+    "register_routing",
     "register_saliency",
     "save_pruned",
 ]

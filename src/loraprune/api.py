@@ -42,7 +42,8 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
 
     Raises:
         UnsupportedModelError: if no family supports the model, or no Auto class could load it again with its head.
-        ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU.
+        ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU, or if the kind
+            of adapter cannot be used on them.
     """
     described = adapters.config_of(model)
     assert isinstance(model, PreTrainedModel)  # else it had no configuration
@@ -52,7 +53,7 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
     prepare_(model)
     return adapters.attach_lora(
         model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed,
-        whole=adapters.head_paths(model, groups),
+        whole=adapters.head_paths(model, groups), kind=config.adapter,
     )  # fmt: skip
 
 

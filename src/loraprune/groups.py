@@ -17,7 +17,9 @@ from jaxtyping import Int
 Side = Literal[
     "out", "in", "norm", "scale", "table", "layer_norm", "head", "router", "stack", "expert_out", "expert_in"
 ]
-Kind = Literal["attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert"]
+Kind = Literal["attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert"]
+HEADS: tuple[Kind, ...] = ("attention", "query")
+"""kinds whose units are heads: key-value heads with their query heads, or single query heads"""
 EXPERTS: tuple[Kind, ...] = ("expert_ffn", "expert")
 """kinds whose weights are stacks, which carry no LoRA"""
 Stream = Literal["input", "decoder"]
@@ -43,6 +45,8 @@ class Span:
     """entries a unit"""
     offset: int = 0
     """first entry, for fused projections"""
+    heads: int = 0
+    """query heads among the entries of a unit; 0 for entries that these share, such as rows of keys"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Group:
     sizes: Mapping[str, int | Fraction] = field(default_factory=dict)
     """config key -> value that one kept unit contributes; dots lead into nested keys and lists, as in hidden_sizes.0.
     Without a key no stock checkpoint holds fewer units."""
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, int | Fraction] = field(default_factory=dict)
     """dotted path of a module attribute -> value that one kept unit contributes"""
     fixed: Mapping[str, int] = field(default_factory=dict)
     """dotted path of a module attribute -> value that it takes, however many units are kept, once some are gone"""
@@ -66,7 +70,9 @@ class Group:
     whole: bool = True
     """whether the units are all that the stock model has: false in a model that was pruned before"""
     least: int = 1
-    """units that must stay: experts that a token is sent to"""
+    """units that must stay: experts that a token is sent to, a query head for each key-value head"""
+    parts: int = 1
+    """equal parts of the units, each of which keeps the same number: the key-value heads that query heads share"""
     stream: Stream = "input"
     """which tokens the residual stream carries: the model's input, or what the decoder of an encoder-decoder has said"""
 
@@ -104,7 +110,7 @@ def sides(group: Group) -> dict[tuple[str, Side], tuple[Span, ...]]:
 
 def attribute_values(group: Group, units: int) -> dict[str, int]:
     """Return the values of module attributes, by dotted path, when `units` units of a group are kept."""
-    return {path: each * units for path, each in group.attributes.items()} | dict(group.fixed)
+    return {path: int(each * units) for path, each in group.attributes.items()} | dict(group.fixed)
 
 
 def layer_of(group: Group) -> str | None:

@@ -61,7 +61,7 @@ def merge(setup: RunSetup, run: RunModel) -> Merged:
     assert adapted is not None
     groups = pruner.groups if pruner else setup.groups
     probe = probe_of(run.model)
-    changed: Collection[Side] = pruner.config.changed if pruner else ()
+    changed: Collection[Side] = pruner.config.changed if pruner else setup.config.pruning().changed
     sums = unit_sums(adapted, pruner.present if pruner else groups, changed=changed)
     dequantised = compute_in_float32_(adapted)
     before = logits_of(adapted, probe)

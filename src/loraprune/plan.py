@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ class Plan:
     units: Mapping[str, int]
     """units that each group has in the dense model"""
     kept: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """groups whose units are query heads -> key-value heads, each of which keeps the same number of them"""
 
     def __post_init__(self) -> None:
         if self.units.keys() != self.kept.keys():
@@ -38,6 +40,19 @@ class Plan:
                 raise PlanError(f"group {name!r} keeps no unit: keep at least one")
             if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < units):
                 raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
+        for name, parts in self.parts.items():
+            self._check_parts(name, parts)
+
+    def _check_parts(self, name: str, parts: int) -> None:
+        """Refuse other numbers of query heads for one key-value head than for another: no forward pass can share them out."""
+        units = self.units.get(name, 0)
+        if not 0 < parts <= units or units % parts:
+            raise PlanError(f"group {name!r}: {units} units are not equally many in {parts} parts")
+        each = np.bincount(np.asarray(self.kept[name], dtype=np.int64) // (units // parts), minlength=parts)
+        if each.min() != each.max():
+            raise PlanError(
+                f"group {name!r} keeps {each.tolist()} query heads of its key-value heads: the same number of each is needed"
+            )
 
     def _is_layer_gone(self, name: str) -> bool:
         """Return whether the layer of a group keeps nothing at all: then it is as if it were not there."""
@@ -47,7 +62,15 @@ class Plan:
     @classmethod
     def full(cls, groups: Sequence[Group]) -> Plan:
         """Return the plan that keeps everything."""
-        return cls({g.name: g.units for g in groups}, {g.name: tuple(range(g.units)) for g in groups})
+        return cls(
+            {g.name: g.units for g in groups},
+            {g.name: tuple(range(g.units)) for g in groups},
+            {g.name: g.parts for g in groups if g.kind == "query"},
+        )
+
+    def keeping(self, kept: Mapping[str, Sequence[int]]) -> Plan:
+        """Return the plan that keeps other units of the same groups."""
+        return replace(self, kept={name: tuple(units) for name, units in kept.items()})
 
     def positions(self, smaller: Plan) -> dict[str, list[int]]:
         """Return the positions, among the units kept here, of the units that `smaller` keeps."""
@@ -73,7 +96,7 @@ class Plan:
             if units != len(kept):
                 raise PlanError(f"group {name!r}: {len(kept)} units are kept, the later plan is about {units}")
             found[name] = tuple(kept[place] for place in later.kept[name])
-        return Plan(self.units, found)
+        return Plan(self.units, found, self.parts)
 
     def counts(self) -> dict[str, int]:
         """Return group -> how many units are kept."""
@@ -81,7 +104,11 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the text of a plan.json."""
-        groups = {name: {"units": self.units[name], "kept": list(kept)} for name, kept in self.kept.items()}
+        parts = {name: {"parts": parts} for name, parts in self.parts.items()}
+        groups = {
+            name: {"units": self.units[name], **parts.get(name, {}), "kept": list(kept)}
+            for name, kept in self.kept.items()
+        }
         return json.dumps({"format": FORMAT, "groups": groups}, indent=1)
 
     @classmethod
@@ -95,11 +122,12 @@ class Plan:
             groups = json.loads(text)["groups"]
             units = {str(name): _whole(entry["units"]) for name, entry in groups.items()}
             kept = {str(name): tuple(_whole(unit) for unit in entry["kept"]) for name, entry in groups.items()}
+            parts = {str(name): _whole(entry["parts"]) for name, entry in groups.items() if "parts" in entry}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"plan.json is malformed ({error}): the file written by `loraprune prune` is needed"
             ) from None
-        return cls(units, kept)
+        return cls(units, kept, parts)
 
     @classmethod
     def read(cls, folder: Path) -> Plan:

@@ -24,6 +24,7 @@ from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of, tasks
 from loraprune.families import find_groups
+from loraprune.families.query_heads import as_planned
 from loraprune.models.loading import load_with_head
 from loraprune.models.opening import load_config
 from loraprune.models.stored_tensors import stored_tensors
@@ -107,8 +108,7 @@ def round_config(
     due, kinds = aim.target.ratio * (turn + 1) / config.rounds, config.kinds
     if before:
         due = max(0.0, 1 - before[0].prunable_dense * (1 - due) / before[-1].prunable_pruned)
-        named = set(before[0].units or {})
-        kinds = ",".join(dict.fromkeys(group.kind for group in aim.every if group.name in named))
+        kinds = ",".join(dict.fromkeys(group.kind for group in aim.target.groups))
     rank = max(1, int(config.rank * RANK_FACTOR**turn))
     steps = config.steps
     if steps is not None:
@@ -174,6 +174,6 @@ def _masked_vs_sliced(config: PruneConfig, folder: Path, plan: Plan, last: Path,
             config.model, task.head, device=device, dtype=dtype, trust_remote_code=config.trust_remote_code, values=decided,
             new=task.new, seed=config.seed,
         )  # fmt: skip
-        groups = [group for group in find_groups(dense.config) if group.name in plan.kept]
+        groups = as_planned([group for group in find_groups(dense.config) if group.name in plan.kept], plan.parts)
         masked = masked_logits(dense, stored, groups, plan, probe)
     return check_difference("masked and sliced model", difference(masked, sliced), dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,15 @@ def test_weights_damaged_on_the_way_to_disk_are_noticed(
     assert [path.name for path in tmp_path.iterdir()] == ["out.unverified"]
 
 
-def test_dora_is_refused_before_training() -> None:
-    model = tiny_llama()
-    paths = linear_paths(find_groups(model.config))
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=paths, use_dora=True))
-    with pytest.raises(ConfigError, match="DoRA") as error:
+def test_a_variant_that_is_not_cut_exactly_is_refused_before_training() -> None:
+    paths = linear_paths(find_groups(tiny_llama().config))
+    for options, words in (
+        ({"init_lora_weights": "mica"}, "MiCA.*not cut exactly: use one of lora, rslora, dora"),
+        ({"use_dora": True}, ""),  # the control
+    ):
+        adapted = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=paths, **options))  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=words) if words else nullcontext():
+            Pruner(adapted, LoRAPruneConfig())
+    adapted.add_adapter("reference", LoraConfig(r=2, target_modules=paths, use_dora=True))
+    with pytest.raises(ConfigError, match="two adapters with DoRA"):
         Pruner(adapted, LoRAPruneConfig())
-    assert "use_dora" in str(error.value)
-    assert "plain LoRA" in str(error.value)

@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "compensate": {"compensate": True, "teacher": "cache"},
     "accumulate": {"accumulate": 3, "rows": 14, "teacher": "copy"},  # epochs end within the run
     "random": {"criterion": "random", "allocation": "balanced", "history": True},
+    "dora": {"adapter": "dora", "compensate": True, "calibration": 512},
+    "olora": {"adapter": "olora", "lora_plus": 4.0},
     "no training": {"steps": 0, "rows": 40},
     "4-bit": {"quantize": "4bit"},
     "4-bit, compensate": {"quantize": "4bit", "compensate": True},

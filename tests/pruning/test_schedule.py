@@ -38,6 +38,20 @@ def test_the_last_event_of_every_run_is_the_step_that_reaches_the_target(schedul
     assert schedule.name != "oneshot" or len(events) == 1
 
 
+@given(schedules(), st.integers(1, 400))
+def test_the_next_event_is_the_first_one_from_a_step_on(schedule: Schedule, step: int) -> None:
+    events = [later for later in range(step, schedule.steps + 1) if schedule.is_event(later)]
+    assert schedule.next_event(step) == min(events, default=schedule.last)
+
+
+def test_a_step_is_remembered_as_long_as_its_scores_have_some_weight_left() -> None:
+    schedule = Schedule("oneshot", 200, None, 0.0, 0.5)
+    assert [step for step in range(1, 101) if schedule.is_remembered(step, 0.9)] == list(range(57, 101))
+    assert [step for step in range(1, 101) if schedule.is_remembered(step, 0.0)] == [100]
+    often = Schedule("cubic", 200, 10, 0.1, 0.1)
+    assert all(often.is_remembered(step, 0.9) for step in range(21, 181))
+
+
 @given(schedules())
 def test_a_run_with_enough_steps_prunes_often_enough(schedule: Schedule) -> None:
     events = [step for step in range(1, schedule.steps + 1) if schedule.is_event(step)]

@@ -15,28 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from loraprune import LoRAPruneCallback
 from loraprune.errors import ConfigError, GroupMismatchError, NumericsError
 from loraprune.families import find_groups
-from loraprune.models.adapters import merge_lora
 from loraprune.models.compat import enable_checkpointing
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.surgery import check_groups, renew_trained_, slice_
-from tests.fitting import adapted, arguments, config, fit, prune
+from tests.fitting import SAME_RUN, adapted, arguments, config, distance, fit, prune, weights
 from tests.tiny import tiny_model, tokens, uneven_plan, uniform_plan, with_lora
-
-SAME_RUN = 2e-4
-"""largest relative difference of merged weights after 30 steps of AdamW: sums over fewer terms round differently, and
-AdamW divides small gradients by their own size; another seed or schedule gives more than 1e-2"""
-
-
-def weights(model: Any) -> dict[str, Tensor]:
-    """Return the merged weights; the model must not be used afterwards."""
-    return {name: tensor.detach().float() for name, tensor in merge_lora(model).state_dict().items()}
-
-
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Return the largest difference of two sets of weights of equal shapes, relative to each tensor's largest."""
-    assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in other.items()}
-    return max(((one[n] - other[n]).abs().max() / one[n].abs().max()).item() for n in one)
 
 
 def plan_of(callback: LoRAPruneCallback) -> Plan:

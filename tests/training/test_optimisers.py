@@ -15,6 +15,8 @@ from transformers.optimization import Adafactor
 from loraprune import LoRAPruneCallback
 from loraprune.errors import ConfigError
 from loraprune.pruning.optimizer_state import cut_state_
+from loraprune.training.guard import StepGuard
+from loraprune.training.guarded_trainer import GuardedTrainer
 from loraprune.training.starts import check_optimizer, try_out
 from tests.fitting import Rows, adapted, arguments, config, fit
 
@@ -120,3 +122,15 @@ def test_a_model_that_returns_tuples_is_refused_before_any_step(tmp_path: Path) 
     model.get_base_model().config.return_dict = True
     trainer.train()  # the control
     assert callback.pruner is not None
+
+
+@pytest.mark.parametrize("ratio", [4.0, 1.0])
+def test_lora_plus_gives_b_a_higher_rate(ratio: float, tmp_path: Path) -> None:
+    model = adapted(config(adapter="dora"))
+    trainer = GuardedTrainer(model=model, args=arguments(tmp_path), guard=StepGuard(), lora_plus=ratio)
+    names = {id(parameter): name.split(".")[-3] for name, parameter in model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    rates = {(names[id(each)], group["lr"]) for group in groups for each in group["params"]}
+    high = 1e-3 * ratio
+    assert rates == {("lora_A", 1e-3), ("lora_B", high), ("lora_magnitude_vector", high)}
+    assert sum(len(group["params"]) for group in groups) == sum(each.requires_grad for each in model.parameters())

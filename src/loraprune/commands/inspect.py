@@ -14,6 +14,7 @@ from loraprune.config.commands import InspectConfig
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.evaluation.tasks import find_task
 from loraprune.families import find_groups
+from loraprune.families.query_heads import by_query_heads, query_heads
 from loraprune.groups import Group, layer_of
 from loraprune.models.auto_classes import find_head
 from loraprune.models.empty import empty_model
@@ -21,8 +22,9 @@ from loraprune.models.known_shapes import published_config
 from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.models.opening import load_config
 from loraprune.models.saving import config_sizes, stock_config, storable_kinds
+from loraprune.plan import Budget
 from loraprune.pruning.surgery import check_groups
-from loraprune.pruning.target import make_space
+from loraprune.pruning.target import make_space, measure_budget
 
 LAYERWISE_WORDS = (
     "any widths, also of single layers: loraprune.from_pretrained, or plain transformers with trust_remote_code=True"
@@ -50,22 +52,36 @@ def inspect(options: InspectConfig) -> Description:
     check_groups(model, groups)
     space = make_space(model, groups, LoRAPruneConfig())
     total = model.num_parameters()
-    kinds, storable = [], storable_kinds(config, groups)
-    for where, members in _alike(groups).items():
-        first = members[0]
-        kinds.append({
-            "kind": first.kind, "where": where, "groups": len(members), "units": _units(members), "stock": first.kind in storable,
-            "parameters_a_unit": space.budget.unit_parameters[first.name],
-            "parameters": space.budget.prunable - space.budget.kept({**space.budget.units, **{g.name: 0 for g in members}}),
-            "spans": list(dict.fromkeys(f"{_inside(s.module, first)} {s.side} x{s.width}" for s in first.spans)),
-        })  # fmt: skip
+    kinds, single = describe_kinds(config, groups, space.budget), single_heads(groups)
+    if single:
+        found = describe_kinds(config, single, measure_budget(model, single))
+        kinds += [entry | {"instead_of": "attention"} for entry in found]
     return Description({
         "model": options.model, "family": config.model_type, "layers": count_layers(config, groups), "parameters": total,
         "prunable": space.budget.prunable, "prunable_fraction": space.budget.prunable / total, "kinds": kinds,
         "formats": {"stock": _stock_words(config, groups), "layerwise": LAYERWISE_WORDS},
         "vocabulary": describe_vocabulary(model),
-        "never_pruned": ["output head"] if "channel" in storable else NEVER_PRUNED,
+        "never_pruned": ["output head"] if any(kind["kind"] == "channel" and kind["stock"] for kind in kinds) else NEVER_PRUNED,
     })  # fmt: skip
+
+
+def describe_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], budget: Budget) -> list[dict[str, Any]]:
+    """Return an entry for every kind of groups, and for groups of one kind in different places."""
+    found, storable = [], storable_kinds(config, groups)
+    for where, members in _alike(groups).items():
+        first = members[0]
+        found.append({
+            "kind": first.kind, "where": where, "groups": len(members), "units": _units(members), "stock": first.kind in storable,
+            "parameters_a_unit": budget.unit_parameters[first.name],
+            "parameters": budget.prunable - budget.kept({**budget.units, **{g.name: 0 for g in members}}),
+            "spans": list(dict.fromkeys(f"{_inside(s.module, first)} {s.side} x{s.width}" for s in first.spans)),
+        })  # fmt: skip
+    return found
+
+
+def single_heads(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Return the groups whose units are key-value heads with several query heads, with these as units: what --kinds query removes."""
+    return tuple(by_query_heads(group) for group in groups if query_heads(group) > 1)
 
 
 def describe_vocabulary(model: PreTrainedModel) -> dict[str, int] | None:
@@ -133,12 +149,22 @@ def _stock_words(config: PreTrainedConfig, groups: tuple[Group, ...]) -> str:
         elif kind not in storable:
             words.append(f"all {members[0].units} units of kind {kind}")
         else:
-            good = []
-            for units in range(1, members[0].units + 1):
-                stock = stock_config(config, config_sizes(members, {group.name: units for group in members}) or {})
-                if stock is not None:
-                    good.append(units * members[0].sizes.get("num_attention_heads", 1))
-                    other |= {stock.model_type} - {config.model_type}
-            words.append(f"{good} " + ("query heads" if kind == "attention" else f"units of kind {kind}"))
+            good, types = _stock_units(config, members)
+            single, more = _stock_units(config, single_heads(tuple(members)))
+            other |= types | more
+            beside = f" (with all key-value heads {single})" if single else ""
+            words.append(f"{good} " + (f"query heads{beside}" if kind == "attention" else f"units of kind {kind}"))
     refused = f"; saved as {', '.join(sorted(other))} where {config.model_type} refuses the head count" if other else ""
     return f"{' and '.join(reversed(words))}, the same in all layers{refused}"
+
+
+def _stock_units(config: PreTrainedConfig, members: Sequence[Group]) -> tuple[list[int], set[str]]:
+    """Return how many query heads, or other units, a stock checkpoint can hold, and other model types that it then is of."""
+    good, other = [], set()
+    for units in range(1, members[0].units + 1) if members else ():
+        sizes = config_sizes(members, {group.name: units for group in members})
+        stock = stock_config(config, sizes) if sizes is not None else None
+        if stock is not None:
+            good.append(int(units * members[0].sizes.get("num_attention_heads", 1)))
+            other |= {stock.model_type} - {config.model_type}
+    return good, other

@@ -80,7 +80,8 @@ def _footprint(aim: Preview, options: PlanConfig) -> dict[str, Any]:
     )
     length = min(options.length, positions(aim.config) or options.length)
     both = footprints(
-        aim.model, aim.every, aim.target.counts, aim.task.probe(aim.config, options.batch, length), options=options, setting=setting
+        aim.model, aim.every, aim.target.counts, aim.task.probe(aim.config, options.batch, length), options=options, setting=setting,
+        in_play=aim.target.groups,
     )  # fmt: skip
     dense, pruned = (
         on_each_gpu(one.parts, one.blocks, trained=one.trained, gpus=options.gpus, sharding=options.sharding)

@@ -17,6 +17,9 @@ from loraprune.runtime.hub import at_home, is_gguf, parts
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Quantize = Literal["none", "8bit", "4bit", "int8"]
+Adapter = Literal["lora", "rslora", "dora", "pissa", "olora"]
+SPLITTING = ("pissa", "olora")
+"""kinds of adapters that move a part of the frozen weights into the factors when they are attached"""
 QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}
 """the library behind each"""
 LOGGERS = ("tensorboard", "trackio", "wandb")
@@ -156,6 +159,9 @@ def _logger_problem(name: str) -> str | None:
 class AdapterOptions(Options):
     """LoRA, and the seed of a run."""
 
+    adapter: Adapter = "lora"
+    """kind of LoRA. rslora: scaled by alpha / sqrt(rank). dora: with a trained norm for every row of a weight. pissa and olora start from
+    the main singular vectors, or from Q and R, of the weights. All are merged and saved alike"""
     rank: int = 8
     """LoRA rank"""
     alpha: float = 32.0

@@ -78,8 +78,12 @@ class PlanConfig(LoRAPruneConfig, DropOptions, VocabularyOptions, QuantizeOption
             "or --ratio here"
         )
         sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
+        shards = f"--adapter {self.adapter} --sharding fsdp: FSDP shards weights that it needs whole; use --adapter lora or rslora"
         checks = failed(
-            (self.sparsity is None, shapes), (self.vocabulary != DATA, unread), (self.max_drop is None, unknown)
+            (self.sparsity is None, shapes),
+            (self.vocabulary != DATA, unread),
+            (self.sharding != "fsdp" or self.adapter in ("lora", "rslora"), shards),
+            (self.max_drop is None, unknown),
         )
         return [*super().problems(), *sizes, *checks]
 

@@ -24,11 +24,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ratio", "size", "parameters", "max_drop", "tries", "heads", "ffn", "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round",
         "vocabulary",
     ),
-    "what to remove": ("criterion", "power", "normalize", "decay", "scores", "allocation", "depth", "history"),
+    "what to remove": ("criterion", "power", "normalize", "decay", "score_steps", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),
     "repair after a removal": ("compensate", "local", "local_all", "end_to_end", "calibration", "teacher", "distill"),
     "training": (
-        "steps", "epochs", "accumulate", "lr", "clip", "optimizer", "rank", "alpha", "dropout", "seed",
+        "steps", "epochs", "accumulate", "lr", "lora_plus", "clip", "optimizer", "adapter", "rank", "alpha", "dropout", "seed",
     ),
     "evaluation and logs": ("eval_every", "patience", "log", "html", "tasks", "task_data", "limit", "shots", "record"),
     "speed": ("batches", "tokens", "repeats", "unmerged", "formats"),

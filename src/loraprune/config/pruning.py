@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loraprune.config.base import AdapterOptions, dashed, failed, idle_options
+from loraprune.config.base import SPLITTING, AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.values import Fraction, parse_count
 from loraprune.errors import ConfigError, nearest
 
 CriterionName = str
 CRITERIA = (
-    "auto", "flap", "gate", "gradient", "lora", "magnitude", "movement", "random", "sketch", "taylor", "wanda",
+    "auto", "flap", "gate", "gradient", "lora", "magnitude", "movement", "random", "reap", "sketch", "taylor", "wanda",
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
-KINDS = ("attention", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
+KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
 TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
 """options that say how much to remove, instead of --ratio"""
@@ -68,18 +68,22 @@ class LoRAPruneConfig(AdapterOptions):
     round: int = 8
     """make FFN widths multiples of N; 1 gives the exact ratio, 32 or more suits quantised GGUF files"""
     kinds: str = "auto"
-    """kinds of units to prune, which --ratio refers to: `attention`, `ffn`, attention,ffn or `all`. auto: all kinds, or with equal widths
-    in all layers only those that a stock checkpoint can store (GPT-2's stores fewer channels, but not fewer heads)"""
+    """kinds of units to prune, which --ratio refers to: `attention`, `ffn`, attention,ffn or `all`. query,ffn removes single query heads,
+    the same number of every key-value head, instead of key-value heads with their query heads. auto: all kinds, or with equal widths in
+    all layers only those that a stock checkpoint can store (GPT-2's stores fewer channels, but not fewer heads); query heads only where
+    all share one key-value head"""
     criterion: CriterionName = "auto"
     """how units are scored: wanda or flap (activations), lora (the paper's Eq 10), sketch (an improved lora), gradient (true gradient of
-    the weights), gate (Fisher information of a gate per unit), taylor or movement (first-order gate), magnitude, random. auto: wanda,
-    or lora with --sparsity"""
+    the weights), gate (Fisher information of a gate per unit), taylor or movement (first-order gate), reap (whole experts: router's gate
+    times size of the output), magnitude, random. auto: wanda, or lora with --sparsity"""
     power: Literal[1, 2] = 2
     """exponent of the saliencies: 2 squares them (the paper), 1 takes absolute values (the authors' code)"""
     normalize: bool = False
     """divide the unit scores of each projection by their L2 norm before adding them (as the authors' code does, and the paper does not)"""
     decay: float = 0.9
     """decay of the moving average of scores (lambda in the paper), from 0 to below 1"""
+    score_steps: Literal["remembered", "all"] = "remembered"
+    """steps that are scored: all (the paper), or only those whose scores still have 1 % of their weight at the next removal, by --decay"""
     allocation: Literal["auto", "measured", "uniform", "balanced", "paper", "global"] = "auto"
     """how removal is distributed over the layers. uniform (same ratio of heads and channels), balanced (split by score) and measured
     (the split that changes the outputs on calibration rows least; needs --schedule oneshot) give all layers equal widths, so that the
@@ -97,7 +101,7 @@ class LoRAPruneConfig(AdapterOptions):
     local_all: bool = False
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
-    """steps of end-to-end reconstruction after each removal: the adapters are trained to reproduce the outputs of the model before the
+    """steps of end-to-end reconstruction after each removal: all projections are trained to reproduce the outputs of the model before the
     removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
     --sparsity or FSDP)"""
     calibration: int = 32768
@@ -111,14 +115,18 @@ class LoRAPruneConfig(AdapterOptions):
     warmup: Fraction | None = None
     """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
     cooldown: Fraction | None = None
-    """fraction of the steps after the last removal; by default 0.975 minus the warm-up for oneshot and 0.1 for other schedules"""
+    """fraction of the steps after the last removal; by default half of those after the warm-up for oneshot, and 0.1 for
+    other schedules"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
-        """Return the sides of projections whose frozen weights recovery changes: those that read units, or both."""
-        return ("in", "out") if self.local else ("in",) if self.compensate else ()
+        """Return the sides of projections whose frozen weights are not the dense model's: those that recovery or the adapter changes."""
+        if self.sparsity:
+            return ()
+        both = self.local or self.end_to_end != 0 or self.adapter in SPLITTING
+        return ("in", "out") if both else ("in",) if self.compensate else ()
 
     @property
     def measures_split(self) -> bool:
@@ -128,7 +136,9 @@ class LoRAPruneConfig(AdapterOptions):
     @property
     def recovers(self) -> bool:
         """Return whether a removal is followed by recovery on calibration rows."""
-        return not self.sparsity and (bool(self.changed) or self.end_to_end != 0 or self.measures_split)
+        return not self.sparsity and (
+            bool(self.local or self.compensate) or self.end_to_end != 0 or self.measures_split
+        )
 
     @property
     def chosen_criterion(self) -> CriterionName:
@@ -156,8 +166,8 @@ class LoRAPruneConfig(AdapterOptions):
         """Return the fractions of the steps before the first removal and after the last one."""
         once = self.chosen_schedule == "oneshot"
         warmup = self.warmup if self.warmup is not None else 0.0 if once else 0.1
-        # A single removal comes soon after the warm-up.
-        cooldown = max(0.0, 0.975 - warmup) if once else 0.1
+        # A single removal: before it the dense model adapts to the data, which it does better than a pruned one (docs/log.md).
+        cooldown = 0.5 * (1 - warmup) if once else 0.1
         return warmup, cooldown if self.cooldown is None else self.cooldown
 
     @property
@@ -186,10 +196,13 @@ class LoRAPruneConfig(AdapterOptions):
                 found.append(str(error))
         return [*found, *self._sparsity_problems()]
 
+    def _named_kinds(self) -> list[str]:
+        """Return the kinds that --kinds names."""
+        return [] if self.kinds in ("auto", "all") else [kind.strip() for kind in self.kinds.split(",")]
+
     def _unknown_kinds(self) -> list[str]:
         """Return what --kinds names and no model has."""
-        named = () if self.kinds in ("auto", "all") else map(str.strip, self.kinds.split(","))
-        return [kind for kind in named if kind not in KINDS]
+        return [kind for kind in self._named_kinds() if kind not in KINDS]
 
     def _wrong_numbers(self) -> list[str]:
         """Return one sentence for every option whose own value is wrong."""
@@ -243,6 +256,15 @@ class LoRAPruneConfig(AdapterOptions):
                 f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
             ),
             (
+                not {"attention", "query"} <= set(self._named_kinds()),
+                f"--kinds {self.kinds}: one run removes key-value heads (attention) or query heads; name one of the two, and prune the "
+                "folder once more for the other",
+            ),
+            (
+                self.depth is False or "query" not in self._named_kinds(),
+                f"--kinds {self.kinds} --depth true: a layer goes with its key-value heads; use attention instead of query",
+            ),
+            (
                 self.local > 0 or not self.local_all,
                 f"--local-all true --local {self.local}: no block is trained without steps; give --local 200",
             ),
@@ -260,6 +282,10 @@ class LoRAPruneConfig(AdapterOptions):
                 "widths",
             ),
             (
+                not self.depth or self.adapter != "dora",
+                "--depth true --adapter dora: a layer without units leaves DoRA no norms to divide by; use --adapter lora or rslora",
+            ),
+            (
                 self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
                 second_target(self.ratio, self.other_targets or {}),
             ),
@@ -275,7 +301,7 @@ class LoRAPruneConfig(AdapterOptions):
         if self.chosen_schedule == "oneshot":
             found += idle_options(self, "--schedule oneshot removes all units at once", "interval")
         if self.scores:
-            ranking = ("criterion", "power", "normalize", "decay", "history")
+            ranking = ("criterion", "power", "normalize", "decay", "score_steps", "history")
             found += idle_options(self, f"units are ranked by --scores {self.scores}", *ranking)
         if self.has_dimensions:
             found += idle_options(self, "explicit widths are given", *(("round",) if self.ffn_ratio is None else ()))
@@ -294,6 +320,11 @@ class LoRAPruneConfig(AdapterOptions):
             "none; leave one of the two out"
             for name in odd
         ]
+        if self.adapter not in ("lora", "rslora"):
+            found.append(
+                f"--sparsity {self.sparsity} --adapter {self.adapter}: zeros would change the weights that {self.adapter} starts from or "
+                "their norms; use --adapter lora or rslora"
+            )
         return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
 
 

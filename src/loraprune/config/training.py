@@ -53,6 +53,8 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     """forward passes per optimiser step; the paper's batch of 128 is --batch 8 --accumulate 16"""
     lr: float = 1e-4
     """peak learning rate, with cosine decay"""
+    lora_plus: float = 1.0
+    """learning rate of LoRA's B divided by that of A, as in LoRA+, which proposes 16; --lr is that of A"""
     clip: float = 1.0
     """maximum gradient norm, applied after scoring; 0 for none"""
     optimizer: Literal["adamw", "adamw-8bit", "paged", "paged-8bit"] = "adamw"
@@ -88,6 +90,10 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
             (self.epochs > 0 and math.isfinite(self.epochs), f"--epochs {self.epochs}: a positive number is needed"),
             (self.accumulate > 0, f"--accumulate {self.accumulate}: at least 1 is needed"),
             (self.lr > 0 and math.isfinite(self.lr), f"--lr {self.lr}: a positive number is needed, such as 1e-4"),
+            (
+                self.lora_plus >= 1 and math.isfinite(self.lora_plus),
+                f"--lora-plus {self.lora_plus}: a number of at least 1 is needed, such as 4",
+            ),
             (self.save is None or self.save >= 0, f"--save {self.save}: 0 or a number of steps is needed"),
             (self.clip >= 0, f"--clip {self.clip}: 0 or a positive number is needed"),
             (
@@ -112,7 +118,7 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
         if self.steps is not None:
             found += idle_options(self, f"--steps {self.steps} sets the length of the run", "epochs")
         if self.steps == 0:
-            found += idle_options(self, "--steps 0 trains nothing", "lr", "clip", "optimizer")
+            found += idle_options(self, "--steps 0 trains nothing", "lr", "lora_plus", "clip", "optimizer")
         return found
 
 

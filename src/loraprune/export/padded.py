@@ -20,6 +20,7 @@ from loraprune.evaluation.tasks import probe_of
 from loraprune.export.base import Format, Source, formats, tokenizer_of
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers
+from loraprune.families.query_heads import as_planned
 from loraprune.groups import Group
 from loraprune.models.auto_classes import find_head
 from loraprune.models.empty import empty_model, fill_empty_, save_tensors
@@ -63,7 +64,7 @@ def write_padded(model: PreTrainedModel, plan: Plan, folder: Path, *, dtype: tor
     if gone := gone_layers({name: len(kept) for name, kept in plan.kept.items()}):
         raise PlanError(f"padding cannot restore a removed layer such as {gone[0]!r}; use the folder as it is")
     config = dense_config(model.config, plan)
-    groups = tuple(group for group in find_groups(config) if group.name in plan.kept)
+    groups = as_planned([group for group in find_groups(config) if group.name in plan.kept], plan.parts)
     head = find_head(model.config)
     if any(group.kind == "expert" and len(plan.kept[group.name]) < group.units for group in groups):
         raise PlanError("padding cannot silence an expert: a router would still choose it; use the folder as it is")
@@ -89,7 +90,7 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
         CheckpointError: if the plan is another model's.
         PlanError: if the plan was made for a model whose layers differed already.
     """
-    every = find_groups(config)
+    every = as_planned(find_groups(config), plan.parts)
     unknown = next((group.name for group in every if group.name not in plan.kept and not group.whole), None)
     if unknown:
         raise CheckpointError(
@@ -106,7 +107,8 @@ def dense_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     once = [replace(group, units=plan.units[group.name], whole=True) for group in groups]
     sizes = config_sizes(once, plan.units)
     dense = stock_config(config, sizes) if sizes is not None else None
-    if dense is None or any(group.units != plan.units.get(group.name, group.units) for group in find_groups(dense)):
+    whole = as_planned(find_groups(dense), plan.parts) if dense is not None else ()
+    if dense is None or any(group.units != plan.units.get(group.name, group.units) for group in whole):
         raise PlanError(
             "plan.json was made for a model whose layers differed in width already, so it does not say where units were in "
             "a stock model: export the folder of the first pruning"

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from loraprune.errors import UnsupportedModelError
+from loraprune.families.query_heads import with_query_heads
 from loraprune.groups import Group, Span
 from loraprune.registry import Registry
 
@@ -80,7 +81,7 @@ def find_groups(config: Config) -> tuple[Group, ...]:
         return tuple(families.get(config.model_type).groups(config))
     groups = families.get(config.model_type.removeprefix("loraprune_")).groups(config)
     try:
-        return tuple(_left(group, record["units"][group.name]) for group in groups)
+        return tuple(_left(group, record) for group in groups)
     except (KeyError, TypeError) as error:
         raise UnsupportedModelError(f"`loraprune` in config.json has no `units` of all groups: {error}") from None
 
@@ -98,8 +99,12 @@ def fitting_lengths(lengths: Iterable[int], configs: Iterable[Config]) -> list[i
     return list(dict.fromkeys(min([length, *most]) for length in lengths))
 
 
-def _left(group: Group, units: int) -> Group:
-    return replace(group.resize(units), whole=units == group.units)
+def _left(group: Group, record: Mapping[str, Any]) -> Group:
+    """Return what a layer-wise model has left of a group of the dense model."""
+    units = record["units"][group.name]
+    smaller = replace(group.resize(units), whole=units == group.units)
+    heads = record.get("query_heads", {}).get(group.name)
+    return smaller if heads is None else with_query_heads(smaller, heads)
 
 
 def trunk(config: Config) -> str:
@@ -138,13 +143,13 @@ def attention(
     units = key_value_heads or config.num_key_value_heads
     shared = config.num_attention_heads // units
     spans = [
-        Span(f"{path}.q_proj", "out", shared * head),
+        Span(f"{path}.q_proj", "out", shared * head, heads=shared),
         Span(f"{path}.k_proj", "out", head),
         Span(f"{path}.v_proj", "out", head),
-        Span(f"{path}.{out}", "in", shared * head),
+        Span(f"{path}.{out}", "in", shared * head, heads=shared),
     ]
     if norms:
-        spans += [Span(norms[0], "norm", shared * head), Span(norms[1], "norm", head)]
+        spans += [Span(norms[0], "norm", shared * head, heads=shared), Span(norms[1], "norm", head)]
     sizes = {"num_attention_heads": shared, "num_key_value_heads": 1} if stock else {}
     return Group(path, "attention", units, tuple(spans), sizes, attributes or {}, residual=residual)
 

@@ -17,7 +17,10 @@ def cohere(config: Config) -> Iterator[Group]:
         layer = f"model.layers.{index}"
         group = attention(f"{layer}.self_attn", config)
         if config.use_qk_norm:
-            weights = (Span(f"{group.name}.q_norm", "scale", shared), Span(f"{group.name}.k_norm", "scale", 1))
+            weights = (
+                Span(f"{group.name}.q_norm", "scale", shared, heads=shared),
+                Span(f"{group.name}.k_norm", "scale", 1),
+            )
             group = replace(group, spans=(*group.spans, *weights))
         yield group
         yield gated_mlp(f"{layer}.mlp", config)

@@ -17,10 +17,10 @@ def phi3(config: Config) -> Iterator[Group]:
     for index in range(config.num_hidden_layers):
         path = f"model.layers.{index}.self_attn"
         spans = (
-            Span(f"{path}.qkv_proj", "out", shared * head),
+            Span(f"{path}.qkv_proj", "out", shared * head, heads=shared),
             Span(f"{path}.qkv_proj", "out", head, queries),
             Span(f"{path}.qkv_proj", "out", head, queries + keys),
-            Span(f"{path}.o_proj", "in", shared * head),
+            Span(f"{path}.o_proj", "in", shared * head, heads=shared),
         )
         sizes = {"num_attention_heads": shared, "num_key_value_heads": 1}
         # The forward pass splits q|k|v by these two, see transformers' modeling_phi3.py.

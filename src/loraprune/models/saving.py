@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from loraprune.families.base import families, find_groups, head_size
 from loraprune.families.depth import gone_layers, renumbered, shallower
-from loraprune.groups import Group, Kind, layer_of
+from loraprune.groups import HEADS, Group, Kind, layer_of
 from loraprune.models.auto_classes import find_head
 from loraprune.models.embeddings import config_as_tied
 from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
@@ -29,7 +29,7 @@ from loraprune.models.opening import quiet
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
     """Return the config keys that the counts change, or None if no stock keys can hold them.
 
-    Layers may not differ, and a group without keys must be whole; layers that keep nothing do not count.
+    Layers may not differ, parts of a group neither, and a group without keys must be whole; layers that keep nothing do not count.
     """
     sizes: dict[str, int | Fraction] = {}
     gone = gone_layers(counts)
@@ -37,6 +37,8 @@ def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str
         if layer_of(group) in gone:
             continue
         if not group.sizes and not (group.whole and counts[group.name] == group.units):
+            return None
+        if counts[group.name] % group.parts:
             return None
         for key, each in group.sizes.items():
             if sizes.setdefault(key, each * counts[group.name]) != each * counts[group.name]:
@@ -117,7 +119,7 @@ def storable_counts(config: PreTrainedConfig, groups: Sequence[Group]) -> Callab
     """Return a function that answers whether a stock checkpoint of this model can hold some counts."""
     known: dict[tuple[tuple[str, int | float], ...], bool] = {}
     # Widths of FFNs and convolutions are free numbers in every configuration: only heads decide.
-    free = {key for group in groups if group.kind != "attention" for key in group.sizes}
+    free = {key for group in groups if group.kind not in HEADS for key in group.sizes}
 
     def storable(counts: Mapping[str, int]) -> bool:
         sizes = config_sizes(groups, counts)
@@ -163,7 +165,7 @@ def save_model(
     if own is not None:
         tensors = renumbered(tensors, counts)
     save_tensors(
-        own or layerwise_for(model, config, counts), tensors, folder, dtype=dtype or model.dtype,
+        own or layerwise_for(model, config, groups, counts), tensors, folder, dtype=dtype or model.dtype,
         generation=getattr(model, "generation_config", None), head=find_head(model.config), max_shard_size=max_shard_size,
     )  # fmt: skip
 

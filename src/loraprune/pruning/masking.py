@@ -9,14 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import layer_norm
 from torch.utils.hooks import RemovableHandle
 
 from loraprune.groups import Group, Side, Span
-from loraprune.models.adapters import channels_first, channels_last, cuts, find_module
+from loraprune.models.adapters import (
+    channels_first,
+    channels_last,
+    count_columns_,
+    cuts,
+    find_module,
+    magnitudes,
+    norm_counted,
+)
 
 
 class Masks:
@@ -28,7 +36,7 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
-        self._groups = {group.name: group for group in groups}
+        self._model, self._groups = model, {group.name: group for group in groups}
         self._masks: dict[tuple[str, str, Side], Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._stacks: dict[tuple[str, str, Side], tuple[Tensor, Tensor]] = {}
@@ -61,6 +69,8 @@ class Masks:
             self._handles.append(choose_among(module, masks[key]))
         elif span.side in ("in", "head"):
             self._handles.append(module.register_forward_pre_hook(mask_input, prepend=True))
+            if magnitudes(module):
+                self._handles.append(module.register_forward_hook(norm_counted, prepend=True))
         elif span.side == "layer_norm":
             self._handles.append(module.register_forward_hook(norm_channels_left))
         else:
@@ -79,9 +89,20 @@ class Masks:
                 if span.side == "expert_in":
                     parameter, values = self._stacks[name, span.module, span.side]
                     parameter.data = values * mask.to(values.dtype)
+                if span.side == "in":
+                    count_columns_(find_module(self._model, span.module), self._unmasked(span.module))
+
+    def _unmasked(self, path: str) -> Bool[Tensor, " in_"]:
+        """Return the input channels of a projection that no group masks."""
+        masks = [mask for (_, module, side), mask in self._masks.items() if (module, side) == (path, "in")]
+        return torch.stack(masks).all(0)
 
     def remove(self) -> None:
         """Take all masks off."""
+        for _, path, side in self._masks:
+            if side == "in":
+                module = find_module(self._model, path)
+                count_columns_(module, torch.ones_like(self._unmasked(path)))
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -58,6 +58,9 @@ class PruningMethod(Protocol):
     def forget(self) -> None:
         """Discard the scores of this step."""
 
+    def listen(self, on: bool) -> None:
+        """Gather in the next step what scores need, or not: then it must not be scored."""
+
     def note(self, step: int) -> None:
         """Keep the scores as they are at a step, if the options ask for it."""
 

@@ -15,6 +15,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published_config
 from loraprune.models.opening import load_config
 from loraprune.models.vocabulary import planned, reads_no_text
+from loraprune.pruning.adapters import check_adapter
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 
@@ -36,7 +37,7 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     """Return the model of a run without weights, and the units that the run would keep.
 
     Raises:
-        ConfigError: if the vocabulary cannot have as many tokens as are asked for.
+        ConfigError: if the vocabulary cannot have as many tokens as are asked for, or the kind of adapter cannot be used.
         PlanError: if the target cannot be reached.
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
@@ -49,5 +50,6 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
         config = planned(config, options.most_tokens)
         model = empty_model(config, head=task.head)
     check_groups(model, groups)
+    check_adapter(options.adapter, model, groups, quantize=options.quantize)
     target = find_target(model, options, dense=dense if options.most_tokens else None)
     return Preview(config, task, model, groups, target, dense)

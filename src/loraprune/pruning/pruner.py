@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
-    return Plan({group.name: group.units for group in groups}, {name: tuple(units) for name, units in kept.items()})
+    return Plan.full(groups).keeping(kept)
 
 
 class Pruner:
@@ -103,6 +103,10 @@ class Pruner:
             return
         self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
 
+    def listen(self, on: bool) -> None:
+        """Gather in the next step what scores need, or not: then it must not be scored."""
+        self.scorer.listen(on)
+
     def note(self, step: int) -> None:
         """Keep a copy of the scores as they are at a step, NaN for units that are gone, if the options ask for it."""
         for name, kept in self.plan.kept.items() if self.config.history else ():
@@ -133,11 +137,14 @@ class Pruner:
             wanted = min(counts[name], len(units))
             if 0 < wanted < len(units):
                 self.scores.check(name, units)
-            kept[name] = tuple(sorted(self.scores.ranked(name, units)[:wanted]))
-        self.apply(Plan(self.plan.units, kept), optimizer=optimizer, rows=rows, outputs=outputs)
+            kept[name] = tuple(sorted(self._ranked(name, units)[:wanted]))
+        self.apply(self.plan.keeping(kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
         if self.is_done:
             self.scorer.close()
+
+    def _ranked(self, name: str, units: Sequence[int]) -> list[int]:
+        return self.scores.ranked(name, units, parts=self.plan.parts.get(name, 1))
 
     def outputs(self, rows: Rows) -> Outputs:
         """Return the model's present outputs for calibration rows: for all of them if the adapters are trained on them."""
@@ -145,7 +152,7 @@ class Pruner:
 
     def measure_split(self, rows: Rows) -> Outputs:
         """Measure the split between heads and channels on calibration rows; return the model's outputs for them."""
-        ranked = {name: self.scores.ranked(name, units) for name, units in self.plan.kept.items()}
+        ranked = {name: self._ranked(name, units) for name, units in self.plan.kept.items()}
         with at_once():
             outputs = self.outputs(rows)
             trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
@@ -265,8 +272,7 @@ class Pruner:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `state_dict()`: cuts or masks a dense model."""
-        plan = Plan(self.plan.units, {name: tuple(units) for name, units in state["kept"].items()})
-        self.apply(plan)
+        self.apply(self.plan.keeping(state["kept"]))
         for path, layer in self._changed_layers().items():
             restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])

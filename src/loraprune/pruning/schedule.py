@@ -11,6 +11,8 @@ from loraprune.config.pruning import ScheduleName
 
 INTERVAL = 10
 """steps between two removals, unless another number is asked for; source: the authors' code"""
+REMEMBERED = 0.01
+"""share of its first weight with which the scores of a step still count for something"""
 EVENTS_AT_LEAST = 16
 """a short run prunes at least this often if its steps allow, unless an interval is asked for"""
 
@@ -51,6 +53,17 @@ class Schedule:
             return 0.0
         left = 1 - (step - self.first) / (self.last - self.first)
         return 1 - left ** (3 if self.name == "cubic" else 1)
+
+    def is_remembered(self, step: int, decay: float) -> bool:
+        """Return whether a moving average that forgets by `decay` still knows the scores of a step at the next removal."""
+        return decay ** max(0, self.next_event(step) - step) >= REMEMBERED
+
+    def next_event(self, step: int) -> int:
+        """Return the first step from `step` on after which units are removed; the last such step if there is none."""
+        if self.name == "oneshot":
+            return self.last
+        strides = max(1, -(-(step - self.first) // self.stride))
+        return min(self.last, self.first + strides * self.stride)
 
     def is_event(self, step: int) -> bool:
         """Return whether units are removed after `step` steps; the last event is exactly at `last`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,9 @@ from loraprune.models.adapters import (
     base_layer,
     config_of,
     cuts,
+    factors_kept,
     find_module,
+    magnitudes,
     set_features,
     trained_factors,
 )
@@ -57,15 +60,16 @@ def slice_(
 def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer: torch.optim.Optimizer | None) -> Group:
     for (path, side), spans in sides(group).items():
         module = find_module(model, path)
-        for cut in cuts(module, side):
-            size = cut.size
-            entries = kept_entries(size, spans, group.units, kept)
-            index = torch.from_numpy(entries).to(cut.tensor.device)
-            _cut(cut, index, optimizer)
-            if side == "norm":
-                rescale_norm_(cut.tensor, before=size, after=len(entries))
-            else:
-                set_features(module, side, len(entries))
+        with factors_kept(module) if side == "in" else nullcontext():
+            for cut in cuts(module, side):
+                size = cut.size
+                entries = kept_entries(size, spans, group.units, kept)
+                index = torch.from_numpy(entries).to(cut.tensor.device)
+                _cut(cut, index, optimizer)
+                if side == "norm":
+                    rescale_norm_(cut.tensor, before=size, after=len(entries))
+                else:
+                    set_features(module, side, len(entries))
     smaller = group.resize(len(kept))
     for name, value in attribute_values(group, len(kept)).items():
         set_attribute(model, name, value)
@@ -108,12 +112,12 @@ def changed_layers(model: nn.Module, groups: Sequence[Group], changed: Collectio
 
 @torch.no_grad()
 def share_(model: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Give every process the weights of layers, and the factors of LoRA, of the first one."""
+    """Give every process the weights of layers, and LoRA's factors and DoRA's magnitudes, of the first one."""
     for layer in layers:
         held = {name: tensor.contiguous() for name, tensor in stored_parameters(layer)}
         take_from_first_(held.values())
         restore_(layer, held)
-    take_from_first_(factor.data for factor in trained_factors(model))
+    take_from_first_(each.data for each in (*trained_factors(model), *magnitudes(model)))
 
 
 @torch.no_grad()

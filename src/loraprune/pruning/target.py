@@ -20,6 +20,7 @@ from loraprune.config.values import parse_count
 from loraprune.errors import ConfigError, PlanError, nearest
 from loraprune.families import find_groups
 from loraprune.families.depth import check_layers
+from loraprune.families.query_heads import as_asked
 from loraprune.groups import EXPERTS, Group, consumers
 from loraprune.models.adapters import base_layer, config_of, count_parameters, cuts, find_module
 from loraprune.models.saving import storable_counts, storable_kinds
@@ -28,7 +29,7 @@ from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, Sto
 from loraprune.pruning.recovery.blockwise import check_blocks
 from loraprune.pruning.recovery.compensation import check_compensation
 from loraprune.runtime import launch
-from loraprune.scoring import can_score
+from loraprune.scoring import can_score, check_scorable
 from loraprune.scoring.average import read_scores
 from loraprune.scoring.criteria import criteria
 
@@ -86,11 +87,12 @@ def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
 
 
 def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> tuple[Group, ...]:
-    """Return the groups that may lose units: those of the kinds that --kinds names.
+    """Return the groups that may lose units: those of the kinds that --kinds names, with query heads as units where it asks for them.
 
     Raises:
         ConfigError: if the model has none of a kind.
     """
+    groups = as_asked(groups, options.kinds, depth=options.depth)
     present = tuple(dict.fromkeys(group.kind for group in groups))
     if options.kinds in ("auto", "all"):
         storable = storable_kinds(config, groups)
@@ -98,7 +100,10 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
         chosen: set[str] = set(present if free else storable)
         if options.kinds == "auto" and not options.scores:
             criterion = criteria.get(options.chosen_criterion)
-            chosen -= {group.kind for group in groups if not can_score(criterion, group)}
+            able = {group.kind for group in groups if can_score(criterion, group)}
+            if not able:
+                check_scorable(criterion, groups)
+            chosen &= able
     else:
         chosen = {kind.strip() for kind in options.kinds.split(",")}
     if odd := sorted(chosen - set(present)):
@@ -110,6 +115,7 @@ def groups_in_play(config: PreTrainedConfig, groups: tuple[Group, ...], options:
 
 def report_kinds(config: PreTrainedConfig, groups: tuple[Group, ...], options: LoRAPruneConfig) -> None:
     """Log which kinds are not pruned although this was not requested, or need modelling code in the folder."""
+    groups = as_asked(groups, options.kinds, depth=options.depth)
     left = {group.kind for group in groups} - {group.kind for group in groups_in_play(config, groups, options)}
     coded = {group.kind for group in groups} - left - set(storable_kinds(config, groups))
     unscored = left & {group.kind for group in groups if not can_score(criteria.get(options.chosen_criterion), group)}

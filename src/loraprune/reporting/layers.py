@@ -12,6 +12,7 @@ from loraprune.pruning.removed import Units
 
 NAMES: Mapping[str, str] = {
     "attention": "heads",
+    "query": "query heads",
     "ffn": "FFN channels",
     "channel": "channels",
     "shared_ffn": "channels of the shared expert",

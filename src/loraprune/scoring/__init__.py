@@ -8,14 +8,14 @@ from torch import nn
 
 from loraprune.groups import EXPERTS, Group
 from loraprune.scoring.base import Kept, Scorer
-from loraprune.scoring.criteria import Activation, Criterion, Gate, Gradient
+from loraprune.scoring.criteria import Activation, Criterion, Gate, Gradient, Routing
 from loraprune.scoring.scorers.activation import ActivationScorer
-from loraprune.scoring.scorers.experts import ExpertScorer, Scorers, can_score
+from loraprune.scoring.scorers.experts import ExpertScorer, Scorers, can_score, check_scorable
 from loraprune.scoring.scorers.gate import GateScorer
 from loraprune.scoring.scorers.gradient import GradientScorer
 from loraprune.scoring.scorers.saliency import SaliencyScorer
 
-__all__ = ["Kept", "Scorer", "can_score", "make_scorer"]
+__all__ = ["Kept", "Scorer", "can_score", "check_scorable", "make_scorer"]
 
 
 def make_scorer(
@@ -40,4 +40,6 @@ def make_scorer(
         return ActivationScorer(criterion, model, groups)
     if isinstance(criterion, Gradient):
         return GradientScorer(criterion, model, groups, power=power, normalize=normalize)
+    check_scorable(criterion, groups)
+    assert not isinstance(criterion, Routing)
     return SaliencyScorer(criterion, model, groups, power=power, normalize=normalize, seed=seed)

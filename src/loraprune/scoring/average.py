@@ -62,10 +62,16 @@ class RunningScores:
                 "train at least one step first and check that gradients reach the adapters"
             )
 
-    def ranked(self, name: str, units: Sequence[int]) -> list[int]:
-        """Return the units from best to worst; ties keep the lower index first."""
-        values = self.values[name][torch.tensor(units, dtype=torch.long)]
-        return [units[place] for place in torch.argsort(values, descending=True, stable=True).tolist()]
+    def ranked(self, name: str, units: Sequence[int], *, parts: int = 1) -> list[int]:
+        """Return the units from best to worst; ties keep the lower index first.
+
+        Of several equal parts, such as the query heads of each key-value head, the best of each come first, then the second best of
+        each: as many units of one part as of another are then kept. `units` has equally many of each.
+        """
+        values = self.values[name][torch.tensor(units, dtype=torch.long)].view(parts, -1)
+        places = torch.argsort(values, dim=1, descending=True, stable=True)
+        places += torch.arange(parts).unsqueeze(1) * values.shape[1]
+        return [units[place] for place in places.T.flatten().tolist()]
 
 
 def _first_bad(values: Tensor) -> float:

@@ -27,6 +27,9 @@ class Scorer(Protocol):
     def forget(self) -> None:
         """Discard the sums of this step without scoring it."""
 
+    def listen(self, on: bool) -> None:
+        """Gather in the next forward and backward passes what scores need, or not: then `collect` must not be called."""
+
     def resize(self, groups: Sequence[Group]) -> None:
         """Use the groups of the smaller model from now on."""
 

@@ -159,18 +159,25 @@ class LoRAPruneCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End the run if too many steps were skipped."""
+        """End the run if too many steps were skipped; gather what scores need if they will be read."""
         self.guard.on_step_begin(args, state, control)
+        assert self.pruner is not None
+        self.pruner.listen(self._is_scored(state.global_step + 1))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Score with gathered, unscaled, unclipped gradients; then clip them as the user asked. Skip a non-finite step."""
         model: nn.Module = kwargs["model"]
-        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), score=self._score):
+        score = {"score": self._score} if self._is_scored(state.global_step + 1) else {}
+        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), **score):
             self._forget()
         elif self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
+
+    def _is_scored(self, step: int) -> bool:
+        assert self.schedule is not None
+        return self.config.score_steps == "all" or self.schedule.is_remembered(step, self.config.decay)
 
     def _score(self) -> str | None:
         """Score this step, or return why its scores cannot be used."""

@@ -103,7 +103,7 @@ def _attach(setup: RunSetup, run: RunModel) -> PeftModel:
     pruning = setup.config.pruning()
     return attach_lora(
         run.model, setup.groups, rank=pruning.rank, alpha=pruning.alpha, dropout=pruning.dropout, seed=pruning.seed,
-        whole=run.dense.new,
+        whole=run.dense.new, kind=pruning.adapter,
     )  # fmt: skip
 
 

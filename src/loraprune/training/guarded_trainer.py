@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
+from loraprune.models.adapters import lora_plus_optimizer
 from loraprune.models.foreign_state import shard_on_cpus
 from loraprune.runtime import launch
 from loraprune.training.guard import StepGuard
@@ -21,7 +22,8 @@ class GuardedTrainer(Trainer):
 
     FSDP2 does not shard the modules in `undivided`. `counts_targets` says whether the model divides its loss by the
     targets of the whole optimiser step; None leaves that to the Trainer, which assumes it of every model whose forward has **kwargs.
-    `forward_only` skips the backward pass: for steps that only score activations.
+    `forward_only` skips the backward pass: for steps that only score activations. `lora_plus` is the ratio of the learning rates of
+    LoRA's B and A.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class GuardedTrainer(Trainer):
         counts_targets: bool | None = None,
         undivided: Sequence[nn.Module] = (),
         forward_only: bool = False,
+        lora_plus: float = 1.0,
         **options: Any,
     ) -> None:
-        self._undivided, self._forward_only = list(undivided), forward_only
+        self._undivided, self._forward_only, self._lora_plus = list(undivided), forward_only, lora_plus
         super().__init__(*arguments, **options)
         if counts_targets is not None:
             self.model_accepts_loss_kwargs = counts_targets
@@ -49,6 +52,16 @@ class GuardedTrainer(Trainer):
             self.is_fsdp_enabled = True
         if self._undivided and self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.ignored_modules = self._undivided
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the Trainer's optimiser, with a higher learning rate for LoRA's B if one is asked for."""
+        if self._lora_plus == 1 or self.optimizer is not None:
+            made: torch.optim.Optimizer = super().create_optimizer(model)
+            return made
+        trained = self.model if model is None else model
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        self.optimizer = lora_plus_optimizer(trained, kind, options, ratio=self._lora_plus)
+        return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Float[Tensor, ""]:
         """Return the loss of a micro-batch, or the previous one if it is not finite: the Trainer's sum would never recover."""

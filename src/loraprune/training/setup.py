@@ -28,6 +28,7 @@ from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
+from loraprune.pruning.adapters import check_adapter
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
@@ -187,6 +188,7 @@ def check_goal(
     empty = empty_model(described, head=task.head if task else None)
     check_groups(empty, groups)
     check_base(config.quantize, groups, device)
+    check_adapter(config.adapter, empty, groups, quantize=config.quantize)
     if not isinstance(config, PruneConfig):
         return groups, None
     check_quantize("--teacher", config.teacher, groups, device)

@@ -150,6 +150,7 @@ def train(
             guard=keeper.guard,
             counts_targets=task.counts_targets,
             forward_only=scores_forward(config),
+            lora_plus=config.lora_plus,
             undivided=[base_layer(layer) for layer in quantised_layers(model).values()],
         )
         trainer.remove_callback(PrinterCallback)

@@ -1,4 +1,4 @@
-"""The adapters learn the outputs of the model before a removal, on rows of which some are kept aside."""
+"""The projections learn the outputs of the model before a removal, on rows of which some are kept aside."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from loraprune.errors import NumericsError
-from loraprune.models.adapters import trained_factors
+from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.recovery import end_to_end
+from loraprune.pruning.recovery import changes
 from loraprune.pruning.recovery.end_to_end import PASSES, Outputs, default_steps, learn_outputs_
 from tests.fitting import config
 from tests.tiny import EVERY, tiny_model, tokens, with_lora
@@ -29,7 +29,7 @@ def halved(pruner: Pruner) -> Plan:
 
 def removed(name: str, steps: int | None = 60, **options: Any) -> Pruner:
     pruner = Pruner(with_lora(tiny_model(name)), config(end_to_end=steps, kinds="all", round=1, **options))
-    inputs = EVERY[name].inputs() if name != "llama" else ROWS
+    inputs = ROWS if name in ("llama", "mixtral") else EVERY[name].inputs()
     rows = {name: values for name, values in inputs.items() if isinstance(values, torch.Tensor)}
     pruner.apply(halved(pruner), rows=rows)
     return pruner
@@ -41,28 +41,48 @@ def test_outputs_on_rows_aside_come_nearer(name: str) -> None:
     assert list(found.errors) == ["before", "removed", "end_to_end"]
     assert found.errors["before"] == pytest.approx(0, abs=1e-3)
     assert found.undone == []
-    assert found.errors["end_to_end"] < 0.95 * found.errors["removed"]
+    # Of Mixtral only attention learns: its experts are no projections of their own.
+    assert found.errors["end_to_end"] < (0.98 if name == "mixtral" else 0.95) * found.errors["removed"]
 
 
-def test_only_adapters_change_and_masks_learn_what_cuts_learn() -> None:
+def state(pruner: Pruner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in pruner.model.state_dict().items()}
+
+
+def test_projections_change_and_masks_learn_what_cuts_learn() -> None:
     cut, masked, without = removed("llama"), removed("llama", shrink=False), removed("llama", steps=0)
     masked.finish()
-    states = [{name: t for name, t in one.model.state_dict().items()} for one in (cut, masked, without)]
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(tensor, states[1][name], rtol=1e-3, atol=1e-5)
-        assert "lora_" in name or torch.equal(tensor, states[2][name])
-    assert any(not torch.equal(tensor, states[2][name]) for name, tensor in states[0].items())
+    found, expected, former = state(cut), state(masked), state(without)
+    projections = {f"base_model.model.{path}.base_layer.weight" for path in linear_paths(cut.groups)}
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
+        assert torch.equal(tensor, former[name]) == (name not in projections), name
+
+
+def test_factors_of_lora_learn_where_the_weights_are_no_matrices() -> None:
+    found, former = state(removed("resnet")), state(removed("resnet", steps=0))
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, former[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+
+def test_a_change_has_a_low_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "RANK", 2)
+    found, former = state(removed("llama")), state(removed("llama", steps=0))
+    name = "base_model.model.model.layers.0.mlp.down_proj.base_layer.weight"
+    sizes = torch.linalg.svdvals(found[name] - former[name])
+    assert sizes[1] > 0
+    assert sizes[2] < 1e-3 * sizes[0]  # the weights are in float32
 
 
 def test_a_step_too_large_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(end_to_end, "RATE", 1e4)
+    monkeypatch.setattr(changes, "RATE", 1e4)
     pruner = removed("llama")
     (found,) = pruner.recoveries
     assert found.undone == ["end_to_end"]
     assert found.errors["end_to_end"] == found.errors["removed"]
-    without = removed("llama", steps=0)
-    for factor, former in zip(trained_factors(pruner.model), trained_factors(without.model), strict=True):
-        assert torch.equal(factor, former)
+    restored, former = state(pruner), state(removed("llama", steps=0))
+    assert all(torch.equal(tensor, former[name]) for name, tensor in restored.items())
 
 
 def test_a_pass_over_the_rows_is_the_default() -> None:
@@ -90,4 +110,4 @@ def test_outputs_that_are_not_finite_end_the_run() -> None:
     with torch.no_grad():
         next(iter(trained_factors(model))).fill_(math.nan)
     with pytest.raises(NumericsError, match="NaN or infinite"):
-        learn_outputs_(model, outputs, steps=2, seed=0)
+        learn_outputs_(model, {}, outputs, steps=2, seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from loraprune import LoRAPruneConfig
 from loraprune.errors import ConfigError
@@ -13,7 +14,7 @@ from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.target import groups_in_play
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria
-from tests.tiny import tiny_config, tiny_model, tokens, with_lora
+from tests.tiny import output, relative, tiny_config, tiny_model, tokens, with_lora
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 EXPERT_KINDS = ("expert", "expert_ffn")
@@ -114,3 +115,61 @@ def test_masks_give_experts_their_weights_back() -> None:
     )
     masks.remove()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_reap_is_the_mean_of_gate_value_and_size_of_the_output(variant: str) -> None:
+    model = tiny_model(variant).double().train()
+    groups = [group for group in find_groups(model.config) if group.kind == "expert"]
+    stacks = [model.get_submodule(f"{group.name.rpartition('.')[0]}.experts") for group in groups]
+    calls: list[list[tuple[Tensor, ...]]] = [[] for _ in stacks]
+    for stack, seen in zip(stacks, calls, strict=True):
+        stack.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args))
+    scorer = make_scorer(criteria.get("reap"), model, groups, power=2, normalize=False, seed=0)
+    for seed in (0, 1):  # two micro-batches
+        model(input_ids=tokens(rows=3, seed=seed))
+    found = scorer.collect()
+    scorer.close()
+    for group, stack, seen in zip(groups, stacks, calls, strict=True):
+        routed: list[list[float]] = [[] for _ in range(group.units)]
+        sizes: list[float] = []
+        for x, chosen, gates in seen[::2]:  # the scorer's own calls are between
+            for token in range(len(x)):
+                for expert, gate in zip(chosen[token].tolist(), gates[token].tolist(), strict=True):
+                    up = stack.gate_up_proj[expert] @ x[token]
+                    left, right = up.chunk(2)
+                    size = (stack.down_proj[expert] @ (stack.act_fn(left) * right)).norm().item()
+                    routed[expert].append(gate * size)
+                    sizes.append(size)
+        expected = torch.tensor([sum(each) / max(1, len(each)) for each in routed], dtype=torch.float64)
+        torch.testing.assert_close(found[group.name], expected, rtol=1e-5, atol=0)
+        plain = torch.tensor([sum(each) / len(sizes) for each in routed], dtype=torch.float64)
+        assert not torch.allclose(found[group.name], plain, rtol=1e-2)  # the control: a mean over all tokens
+
+
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_reap_prunes_whole_experts_masked_and_cut_alike(variant: str) -> None:
+    plans, outputs = [], []
+    for shrink in (True, False):
+        model = with_lora(tiny_model(variant)).train()
+        pruner = Pruner(model, LoRAPruneConfig(criterion="reap", ratio=0.4, shrink=shrink))
+        assert {group.kind for group in pruner.groups} == {"expert"}
+        for progress in (0.5, 1.0):
+            with torch.no_grad():
+                model(input_ids=tokens(rows=4))  # the second time with fewer experts
+            pruner.score()
+            pruner.remove(progress)
+        pruner.finish()
+        assert pruner.ratio() == pytest.approx(0.4, abs=0.15)
+        plans.append(pruner.plan)
+        outputs.append(output(model, variant))
+    assert plans[0] == plans[1]
+    assert relative(outputs[0], outputs[1]) < 2e-5
+    assert relative(output(with_lora(tiny_model(variant)), variant), outputs[0]) > 1e-3  # the control: the dense model
+
+
+@pytest.mark.parametrize(("kinds", "variant"), [("auto", "llama"), ("attention", "mixtral")])
+def test_reap_refuses_what_is_no_expert(kinds: str, variant: str) -> None:
+    model = with_lora(tiny_model(variant))
+    with pytest.raises(ConfigError, match="--criterion reap: it scores whole experts, and no units of kind attention"):
+        Pruner(model, LoRAPruneConfig(criterion="reap", kinds=kinds))

@@ -9,13 +9,15 @@ from loraprune.commands.inspect import Description
 from loraprune.commands.tables.frame import show
 from loraprune.reporting.amounts import change, size
 
+INSTEAD = " (--kinds query,ffn)"
+
 
 def inspection(result: Description) -> None:
     """Print the groups of a model."""
     values = result.values
     rows = [
         (
-            f"{k['kind']}\n{k['where']}",
+            f"{k['kind']}{INSTEAD if 'instead_of' in k else ''}\n{k['where']}",
             str(k["groups"]),
             str(k["units"]),
             f"{k['parameters_a_unit']:,}",

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from loraprune.errors import UnsupportedModelError
 from loraprune.families import find_groups
 from loraprune.families.base import head_size
+from loraprune.families.query_heads import query_heads
 from loraprune.groups import layer_of
 from loraprune.models.layerwise.register import stock_of
 
@@ -67,14 +68,16 @@ class Shape:
 def shape_of(config: PreTrainedConfig) -> Shape:
     """Return the widths of a model, layer-wise or not."""
     stock, kept = stock_of(config), {group.name: group for group in find_groups(config)}
-    shared = stock.num_attention_heads // stock.num_key_value_heads
     units: dict[str, dict[int, int]] = {"attention": {}, "ffn": {}}
+    heads: dict[int, int] = {}
     for group in kept.values():
-        layer = str(layer_of(group)).rpartition(".")[2]
-        units[group.kind][int(layer)] = group.units
+        layer = int(str(layer_of(group)).rpartition(".")[2])
+        units[group.kind][layer] = group.units
+        if group.kind == "attention":
+            heads[layer] = group.units * query_heads(group)
     layers = range(stock.num_hidden_layers)
     attention, ffn = ([units[kind][layer] for layer in layers] for kind in ("attention", "ffn"))
-    return Shape([shared * each for each in attention], attention, ffn, head_size(stock))
+    return Shape([heads[layer] for layer in layers], attention, ffn, head_size(stock))
 
 
 def find_architecture(config: PreTrainedConfig) -> Architecture:

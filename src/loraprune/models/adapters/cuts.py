@@ -18,7 +18,7 @@ from loraprune.models.quantised import cut_, kind_of, size, stored
 from loraprune.models.quantised.forms import weight_rows
 
 ADAPTER = "default"
-ADDED = frozenset({"lora_A", "lora_B", "modules_to_save", "token_adapter"})
+ADDED = frozenset({"lora_A", "lora_B", "lora_magnitude_vector", "modules_to_save", "token_adapter"})
 """parts of the names of parameters that PEFT adds"""
 
 FEATURES: Mapping[Side, tuple[str, ...]] = {
@@ -118,6 +118,9 @@ def cuts(module: nn.Module, side: Side) -> Iterator[Cut]:
         yield Cut(factor, "weight", 1 if side == "in" else 0)
         if side == "out" and getattr(factor, "bias", None) is not None:
             yield Cut(factor, "bias", 0)
+    if side == "out" and isinstance(module, LoraLayer):
+        for magnitudes in module.lora_magnitude_vector.values():  # of DoRA; a convolution's are shaped (1, out, 1, 1)
+            yield Cut(magnitudes, "weight", 0 if magnitudes.weight.ndim == 1 else 1)
 
 
 def _factors(module: nn.Module, side: Side) -> list[nn.Module]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from transformers import PreTrainedModel
 from loraprune.errors import ConfigError
 from loraprune.groups import Group
 from loraprune.models.adapters.cuts import ADAPTER
+from loraprune.models.adapters.kinds import PEFT_OPTIONS, check_kind
 from loraprune.models.adapters.modules import base_layer, base_model, find_module, is_transposed, kernel_size
 from loraprune.models.quantised import dense_layer, kind_of, stored, write_, zero_
 from loraprune.models.quantised.forms import Weight, weight_rows
@@ -24,11 +27,13 @@ from loraprune.runtime.sharding import gather_tensor
 
 KEPT_WEIGHTS = "kept_weights"
 """name of the buffer of a base layer that marks the non-zero weights of the merged projection, if some are zero"""
+COUNTED = "counted_columns"
+"""name of the buffer beside DoRA's magnitudes that marks the input channels in its norms, if some are masked"""
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One adapted layer as criteria see it, W = W0 + scaling * B A (out x in).
+    """One adapted layer as criteria see it, W = W0 + scaling * B A (out x in); with DoRA, W = c (W0 + scaling * B A).
 
     A convolution is the matrix that multiplies its patches: `kernel` columns for every input channel.
     """
@@ -40,6 +45,10 @@ class Projection:
     scaling: float
     kernel: int = 1
     """columns that belong to one input channel"""
+    magnitude: nn.Parameter | None = None
+    """DoRA's m, of which c is m over the norms of the rows; None with plain LoRA"""
+    counted: Bool[Tensor, " channels"] | None = None
+    """input channels that count in these norms; None for all"""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,7 +77,9 @@ class Projection:
 
     @torch.no_grad()
     def add_columns_(self, columns: Bool[Tensor, " in_"], change: Float[Tensor, "out chosen"]) -> None:
-        """Add to some columns of the frozen weight, which is quantised again if it was."""
+        """Add to some columns of W what the frozen weight takes up, which is quantised again if it was; DoRA's c must be kept."""
+        if self.magnitude is not None:
+            change = change / self.row_factors()[:, None]
         if kind_of(self.layer):
             weight = self.base_rows(0, self.shape[0])
             weight[:, columns] += change
@@ -79,7 +90,25 @@ class Projection:
             base[:, columns] += change.to(base.dtype)
 
     def merged_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
-        """Return rows of W = W0 + scaling * B A in float32 or wider, a new tensor."""
+        """Return rows of W in float32 or wider, a new tensor."""
+        merged = self._sum_rows(start, stop)
+        return merged if self.magnitude is None else merged.mul_(self.row_factors(start, stop)[:, None])
+
+    def row_factors(self, start: int = 0, stop: int | None = None) -> Float[Tensor, " rows"]:
+        """Return DoRA's c of some rows."""
+        assert self.magnitude is not None
+        norms = self.row_norms(start, stop)
+        return self.magnitude.detach().flatten()[start:stop].to(norms) / norms
+
+    def row_norms(self, start: int = 0, stop: int | None = None, *, every: bool = False) -> Float[Tensor, " rows"]:
+        """Return the norms of some rows of W0 + scaling * B A over the columns that count, or over `every` one."""
+        rows = self._sum_rows(start, self.shape[0] if stop is None else stop)
+        if self.counted is not None and not every:
+            rows = rows[:, self.counted.repeat_interleave(self.kernel)]
+        return rows.norm(dim=1)
+
+    def _sum_rows(self, start: int, stop: int) -> Float[Tensor, "rows in_"]:
+        """Return rows of W0 + scaling * B A."""
         dtype = torch.promote_types(torch.float32, self.lora_a.dtype)
         a, b = self.factors
         base, a, b = (tensor.to(dtype) for tensor in (self.base_rows(start, stop), a, b[start:stop]))
@@ -99,10 +128,15 @@ def projection_of(module: nn.Module, path: str) -> Projection:
     """Return the adapted projection that a module is; `path` names it in errors, which are those of `projection`."""
     if not isinstance(module, LoraLayer) or ADAPTER not in module.lora_A:
         raise ConfigError(f"no LoRA on {path!r}: attach it with loraprune.attach_lora(model, config)")
-    if module.use_dora.get(ADAPTER):
+    variant = module.lora_variant.get(ADAPTER)
+    if variant is not None and ADAPTER not in module.lora_magnitude_vector:
+        name = getattr(variant, "__name__", type(variant).__name__)
         raise ConfigError(
-            "use_dora=True: DoRA's weight norms change when columns of o_proj or down_proj go (masked and sliced model "
-            "would differ); train with plain LoRA or rsLoRA"
+            f"{path!r} has an adapter of PEFT's {name}, which is not cut exactly: use one of {', '.join(PEFT_OPTIONS)}"
+        )
+    if len(module.lora_magnitude_vector) > 1:
+        raise ConfigError(
+            f"{path!r} has two adapters with DoRA, of which only one would follow a removal: use plain LoRA for both"
         )
     weight = module.get_base_layer().weight
     if not (isinstance(weight, Tensor) and (weight.dtype.is_floating_point or kind_of(module.get_base_layer()))):
@@ -114,7 +148,12 @@ def projection_of(module: nn.Module, path: str) -> Projection:
     assert isinstance(a, nn.Parameter)
     assert isinstance(b, nn.Parameter)
     layer = module.get_base_layer()
-    return Projection(path, layer, a, b, module.scaling[ADAPTER], kernel_size(layer))
+    magnitude: nn.Parameter | None = None
+    counted: Tensor | None = None
+    if ADAPTER in module.lora_magnitude_vector:
+        holder = module.lora_magnitude_vector[ADAPTER]
+        magnitude, counted = holder.get_parameter("weight"), holder._buffers.get(COUNTED)
+    return Projection(path, layer, a, b, module.scaling[ADAPTER], kernel_size(layer), magnitude, counted)
 
 
 def linear_paths(groups: Iterable[Group]) -> list[str]:
@@ -154,9 +193,15 @@ def attach_lora(
     dropout: float,
     seed: int,
     whole: Sequence[str] = (),
+    kind: str = "lora",
 ) -> PeftModel:
-    """Put LoRA on every projection of the groups; modules in `whole` are trained as they are, everything else is frozen."""
+    """Put LoRA on every projection of the groups; modules in `whole` are trained as they are, everything else is frozen.
+
+    Raises:
+        ConfigError: for layers on which this kind of adapter cannot be used.
+    """
     names = linear_paths(groups)
+    check_kind(kind, [(name, find_module(model, name)) for name in names])
     transposed = any(is_transposed(base_layer(find_module(model, name))) for name in names)
     # PEFT declares lora_alpha as an int, and divides it by the rank all the same.
     config = LoraConfig(
@@ -167,6 +212,7 @@ def attach_lora(
         fan_in_fan_out=transposed,
         bias="none",
         modules_to_save=list(whole) or None,
+        **PEFT_OPTIONS[kind],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -186,15 +232,37 @@ def lora_weights(model: PeftModel) -> dict[str, Float[Tensor, "..."]]:
     return {name: gather_tensor(value.detach()).cpu().clone().contiguous() for name, value in found.items()}
 
 
-def trained_factors(model: nn.Module) -> dict[nn.Parameter, float]:
-    """Return the factors that training changes, and the scale, alpha over rank or its like, of the adapter that each belongs to."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and ADAPTER in module.lora_A]
+def trained_factors(model: nn.Module, *, without: Collection[str] = ()) -> dict[nn.Parameter, float]:
+    """Return the factors A and B that training changes, and the scale, alpha over rank or its like, of the adapter of each.
+
+    Those of the projections at the paths `without` are left out.
+    """
+    left_out = {find_module(model, path) for path in without}
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A and module not in left_out
+    ]
     return {
         weight: float(layer.scaling[ADAPTER])
         for layer in layers
         for factor in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
         if isinstance(weight := factor.weight, nn.Parameter) and weight.requires_grad
     }
+
+
+def lora_plus_optimizer(
+    model: Any, kind: type[torch.optim.Optimizer], options: Mapping[str, Any], *, ratio: float
+) -> torch.optim.Optimizer:
+    """Return an optimiser of a kind for an adapted model; `options` hold the learning rate `lr` of A, and B's is `ratio` times as high.
+
+    Source: Hayou et al., LoRA+ (arXiv 2402.12354).
+    """
+    rest = {name: value for name, value in options.items() if name != "lr"}
+    made: torch.optim.Optimizer = create_loraplus_optimizer(
+        model, kind, lr=options["lr"], loraplus_lr_ratio=ratio, **rest
+    )
+    return made
 
 
 def factors(module: nn.Module) -> tuple[nn.Linear, nn.Linear]:

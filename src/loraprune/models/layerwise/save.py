@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.families import find_groups
+from loraprune.families.query_heads import query_heads_left
 from loraprune.groups import Group, attribute_values, sides
 from loraprune.models.adapters import cuts, features, find_module
 from loraprune.models.layerwise.modeling_loraprune import FORMAT, TYPE_PREFIX, auto_map, layerwise_class
@@ -20,7 +21,8 @@ from loraprune.models.layerwise.register import register_type, stock_config_clas
 def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, Any]:
     """Return the `loraprune` entry of config.json for a sliced model.
 
-    `units` is for pruning it once more; the rest is what the modelling code reads, with paths below the model without its head.
+    `units` and `query_heads` are for pruning it once more; the rest is what the modelling code reads, with paths below the model
+    without its head.
     """
     shapes: dict[str, list[int]] = {}
     attributes: dict[str, int] = {}
@@ -34,13 +36,15 @@ def make_record(model: PreTrainedModel, groups: Sequence[Group], counts: Mapping
             shapes |= {f"{path}.{cut.name}": list(cut.tensor.shape) for cut in cuts(module, side)}
             attributes |= {f"{path}.{name}": getattr(module, name) for name in features(module, side)}
         attributes |= attribute_values(group, counts[group.name])
+    left = {group.name: query_heads_left(group, counts[group.name]) for group in groups}
+    heads = {name: count for name, count in left.items() if count is not None}
     head = "" if model.base_model is model else f"{model.base_model_prefix}."
     return {
         "format": FORMAT,
-        "units": {group.name: counts[group.name] for group in groups},
+        "units": {group.name: group.parts if group.kind == "query" else counts[group.name] for group in groups},
         "shapes": {path.removeprefix(head): shape for path, shape in shapes.items()},
         "attributes": {path.removeprefix(head): value for path, value in attributes.items()},
-    } | ({"head": columns} if columns else {})
+    } | {name: entry for name, entry in (("head", columns), ("query_heads", heads)) if entry}
 
 
 def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> PreTrainedConfig:
@@ -59,14 +63,17 @@ def layerwise_config(config: PreTrainedConfig, record: Mapping[str, Any]) -> Pre
     return result
 
 
-def layerwise_for(model: PreTrainedModel, config: PreTrainedConfig, counts: Mapping[str, int]) -> PreTrainedConfig:
+def layerwise_for(
+    model: PreTrainedModel, config: PreTrainedConfig, groups: Sequence[Group], counts: Mapping[str, int]
+) -> PreTrainedConfig:
     """Return the layer-wise configuration of a sliced, merged `model`.
 
-    `config` is the configuration of the model before it was cut; groups that `counts` does not name are whole.
+    `config` is the configuration of the model before it was cut, `groups` its groups that `counts` names; the others are whole.
 
     Raises:
         UnsupportedModelError: if the dense model is no model of transformers.
     """
-    every = find_groups(config)
+    counted = {group.name: group for group in groups}
+    every = [counted.get(group.name, group) for group in find_groups(config)]
     whole = {group.name: group.units for group in every}
     return layerwise_config(config, make_record(model, every, whole | dict(counts)))

@@ -11,7 +11,7 @@ from itertools import accumulate, product
 from loraprune.errors import PlanError
 from loraprune.groups import Kind
 from loraprune.pruning.allocation.layers import fewer_layers
-from loraprune.pruning.allocation.space import Scores, Space
+from loraprune.pruning.allocation.space import Scores, Space, lowest_first
 
 
 def balanced_counts(space: Space, ratio: float, scores: Scores) -> dict[str, int]:
@@ -75,7 +75,7 @@ def _near(
 def _lost_by_width(space: Space, scores: Scores, kind: Kind) -> Mapping[int, float]:
     """Return for every width of a kind what all its groups lose in score when they shrink to it."""
     multiples = space.multiples()
-    sums = [(multiples[g.name], [0.0, *accumulate(sorted(scores[g.name]))]) for g in space.by_kind()[kind]]
+    sums = [(multiples[g.name], [0.0, *accumulate(lowest_first(g, scores[g.name]))]) for g in space.by_kind()[kind]]
     return {
         width: sum(s[max(0, len(s) - 1 - width * each)] for each, s in sums)
         for width in space.widths(space.narrowest()[kind])

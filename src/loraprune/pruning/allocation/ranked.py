@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from loraprune.errors import PlanError
 from loraprune.groups import Group
-from loraprune.pruning.allocation.space import Scores, Space
+from loraprune.pruning.allocation.space import Scores, Space, lowest_first
 
 FLOOR = 0.1
 """fraction of its units that every group keeps, at least one"""
@@ -75,7 +75,7 @@ def _cheapest(pieces: Sequence[_Piece], left: float) -> list[_Piece]:
 
 def _pieces(space: Space, group: Group, scores: Scores) -> Iterator[_Piece]:
     """Yield what a group can lose, lowest first, down to its floor."""
-    values = sorted(scores[group.name])
+    values = lowest_first(group, scores[group.name])
     step = space.step(group)
     floor = max(group.least, min(step, group.units), round(FLOOR * group.units))
     each, present, start = space.budget.unit_parameters[group.name], len(values), 0

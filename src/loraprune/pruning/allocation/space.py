@@ -27,6 +27,13 @@ EXPERT_STEP = 8
 """widths of experts are multiples of this: grouped products of matrices need rows of 16 bytes, eight numbers in 16 bits"""
 
 
+def lowest_first(group: Group, scores: Sequence[float]) -> list[float]:
+    """Return the scores of the present units of a group in the order in which these go: of several parts the lowest of each, and so on."""
+    each = len(scores) // group.parts
+    ordered = [sorted(scores[start : start + each]) for start in range(0, len(scores), max(1, each))]
+    return [score for together in zip(*ordered, strict=True) for score in together]
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """Everything that an allocation may choose from."""
@@ -46,7 +53,9 @@ class Space:
         return sorted({*(width for width in range(step, group.units + 1, step) if width >= group.least), group.units})
 
     def step(self, group: Group) -> int:
-        """Return what the widths of a group are multiples of: heads and experts go one by one."""
+        """Return what the widths of a group are multiples of: heads and experts go one by one, query heads one for each key-value head."""
+        if group.kind == "query":
+            return group.parts
         if group.kind == "expert_ffn":
             return -(-self.round // EXPERT_STEP) * EXPERT_STEP
         return 1 if group.kind in ("attention", "expert") else self.round

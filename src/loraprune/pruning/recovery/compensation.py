@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
-from loraprune.models.adapters import Projection, find_module, projection
+from loraprune.models.adapters import Projection, factors_kept, find_module, projection
 from loraprune.pruning.recovery.least_squares import Fit, refit
 from loraprune.pruning.recovery.rows import Rows, on_device, present_tokens, run
 from loraprune.pruning.recovery.stream import TokenStream
@@ -95,7 +95,8 @@ def apply_refits_(
             if span.module not in refits:
                 continue
             refit_one, proj = refits[span.module], projection(model, span.module)
-            proj.add_columns_(_stays(proj, group, span, kept[group.name]), refit_one.change.to(proj.lora_a.device))
+            with factors_kept(find_module(model, span.module)):
+                proj.add_columns_(_stays(proj, group, span, kept[group.name]), refit_one.change.to(proj.lora_a.device))
             if refit_one.shift is not None:
                 bias = proj.layer.bias
                 assert isinstance(bias, Tensor)

@@ -1,13 +1,13 @@
-"""End-to-end reconstruction: after a removal the adapters are trained to reproduce the former outputs, on calibration rows.
+"""End-to-end reconstruction: after a removal the projections are trained to reproduce the former outputs, on calibration rows.
 
-The errors of all blocks are corrected together, by their effect on the output. Only LoRA's factors are trained, so it takes no more
-memory than training does. Knows nothing about scores.
+The errors of all blocks are corrected together, by their effect on the output. Low-rank changes are trained, so that it takes no more
+memory than training does: of the frozen weights where they are numbers, else of LoRA's factors. Knows nothing about scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from loraprune.groups import Group
 from loraprune.models.adapters import base_model, no_cache, trained_factors
 from loraprune.models.modes import dropout_off
 from loraprune.models.teacher_logits import TeacherLogits, divergence, top_of
+from loraprune.pruning.recovery.changes import Change
 from loraprune.pruning.recovery.descent import Descent
 from loraprune.pruning.recovery.rows import LABELS, MASKS, Rows, on_device, rows_aside
 from loraprune.runtime.progress import phase, shown
@@ -130,8 +131,10 @@ def default_steps(outputs: Outputs) -> int:
     return PASSES * math.ceil(len(outputs.learned) / outputs.together)
 
 
-def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int) -> None:
-    """Train LoRA's factors to reproduce `outputs`; call it after the cut. The frozen weights stay.
+def learn_outputs_(model: nn.Module, changes: Mapping[str, Change], outputs: Outputs, *, steps: int, seed: int) -> None:
+    """Train the changes of projections so that a model reproduces `outputs`; call it after the cut, while it computes with them.
+
+    Of projections without a change, which are quantised ones and convolutions, the LoRA factors are trained.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531); that few calibration rows are enough to
     recover from a cut is measured in docs/log.md.
@@ -139,8 +142,8 @@ def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int)
     Raises:
         NumericsError: if an output is NaN or infinite.
     """
-    factors = trained_factors(model)
-    rates = {factor: RATE / scale for factor, scale in factors.items()}
+    rates = {factor: change.rate for change in changes.values() for factor in (change.a, change.b)}
+    rates |= {factor: RATE / scale for factor, scale in trained_factors(model, without=changes).items()}
     descent = Descent(rates, steps, warm_up=max(1, min(WARM_UP, steps // 2)), betas=BETAS, largest=LARGEST_GRADIENT)
     generator = torch.Generator().manual_seed(seed)
     order = outputs.learned[:0]
@@ -157,6 +160,6 @@ def learn_outputs_(model: nn.Module, outputs: Outputs, *, steps: int, seed: int)
                         return
                     raise NumericsError("end-to-end reconstruction: an output is NaN or infinite: use --dtype float32")
                 # Not backward(): hooks that gather gradients across processes would wait for a step of training.
-                gradients = torch.autograd.grad(error, list(factors), allow_unused=True)
+                gradients = torch.autograd.grad(error, list(rates), allow_unused=True)
             descent.step(gradients)
             advance(1)

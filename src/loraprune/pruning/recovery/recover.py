@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 from loraprune.groups import Group
 from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
+from loraprune.pruning.recovery.changes import learning, start_changes
 from loraprune.pruning.recovery.compensation import Gain, Refit, apply_refits_
 from loraprune.pruning.recovery.end_to_end import Distance, Outputs, learn_outputs_
 from loraprune.pruning.recovery.finished import Finished, digest
@@ -98,10 +99,11 @@ def recover_(
     recovery.note("removed", steps.outputs.distance(model))
     if steps.refits:
         recovery.refits = {path: one.gain for path, one in steps.refits.items()}
-        with _undone_if_worse(model, steps.refits, steps.outputs, recovery, "refitted"):
+        with _undone_if_worse(Snapshot(model, steps.refits).restore_, model, steps.outputs, recovery, "refitted"):
             apply_refits_(model, groups, kept, steps.refits)
     if steps.blocks and steps.trace:
-        with _undone_if_worse(model, linear_paths(groups), steps.outputs, recovery, "blocks"):
+        undo = Snapshot(model, linear_paths(groups)).restore_
+        with _undone_if_worse(undo, model, steps.outputs, recovery, "blocks"):
             about = {
                 "kept": dict(kept),
                 "steps": steps.blocks,
@@ -113,25 +115,34 @@ def recover_(
             options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
             recovery.blocks = fit_blocks_(model, groups, steps.changed, steps.trace, rows, options)
     if steps.end_to_end:
-        with _undone_if_worse(model, (), steps.outputs, recovery, "end_to_end"):
-            learn_outputs_(model, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
+        _reproduce_outputs(model, groups, steps, recovery)
     _report(recovery)
+
+
+def _reproduce_outputs(model: nn.Module, groups: Sequence[Group], steps: Steps, recovery: Recovery) -> None:
+    """Train low-rank changes end to end, and add them to the weights if they help."""
+    changes = start_changes(model, groups, seed=steps.seed)
+    factors = {factor: factor.detach().clone() for factor in trained_factors(model, without=changes)}
+
+    def undo() -> None:
+        changes.clear()
+        for factor, former in factors.items():
+            factor.data.copy_(former)
+
+    with learning(changes), _undone_if_worse(undo, model, steps.outputs, recovery, "end_to_end"):
+        learn_outputs_(model, changes, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
 
 
 @contextmanager
 def _undone_if_worse(
-    model: nn.Module, paths: Iterable[str], outputs: Outputs, recovery: Recovery, step: str
+    undo: Callable[[], None], model: nn.Module, outputs: Outputs, recovery: Recovery, step: str
 ) -> Iterator[None]:
-    """Undo a step of recovery, which changes the projections at `paths` and the adapters, if the outputs are further away afterwards."""
-    frozen = Snapshot(model, paths)
-    factors = {factor: factor.detach().clone() for factor in trained_factors(model)}
+    """Undo a step of recovery if the outputs are further away afterwards."""
     earlier = list(recovery.errors)[-1]
     yield
     recovery.note(step, outputs.distance(model))
     if not recovery.errors[step] < recovery.errors[earlier]:  # NaN is not less either
-        frozen.restore_()
-        for factor, weights in factors.items():
-            factor.data.copy_(weights)
+        undo()
         recovery.undone.append(step)
         recovery.errors[step], recovery.losses[step] = recovery.errors[earlier], recovery.losses[earlier]
 

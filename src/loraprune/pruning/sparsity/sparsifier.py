@@ -140,6 +140,9 @@ class Sparsifier:
     def forget(self) -> None:
         """Do nothing: steps that are not scored change nothing."""
 
+    def listen(self, on: bool) -> None:
+        """Do nothing: nothing is gathered before a step is scored."""
+
     def note(self, step: int) -> None:
         """Do nothing: the scores of single weights would be as large as the model at every step."""
 

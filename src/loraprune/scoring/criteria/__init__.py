@@ -1,18 +1,32 @@
 """Criteria, one file each; docs/add-a-criterion.md shows how to add one."""
 
-from loraprune.scoring.criteria import flap, gate, gradient, lora, magnitude, movement, random, sketch, taylor, wanda  # noqa: F401
+from loraprune.scoring.criteria import (  # noqa: F401
+    flap,
+    gate,
+    gradient,
+    lora,
+    magnitude,
+    movement,
+    random,
+    reap,
+    sketch,
+    taylor,
+    wanda,
+)
 from loraprune.scoring.criteria.base import (
     Activation,
     Channels,
     Criterion,
     Gate,
     Gradient,
+    Routing,
     Saliency,
     Tile,
     criteria,
     register_activation,
     register_gate,
     register_gradient,
+    register_routing,
     register_saliency,
 )
 
@@ -22,11 +36,13 @@ __all__ = [
     "Criterion",
     "Gate",
     "Gradient",
+    "Routing",
     "Saliency",
     "Tile",
     "criteria",
     "register_activation",
     "register_gate",
     "register_gradient",
+    "register_routing",
     "register_saliency",
 ]

@@ -1,8 +1,9 @@
 """The registry of criteria and their inputs.
 
-A criterion is one function, of one of four kinds. A *saliency* reads a tile of one projection and its LoRA factors and
+A criterion is one function, of one of five kinds. A *saliency* reads a tile of one projection and its LoRA factors and
 returns one number per weight; a *gradient* does so with the tile's true gradient. A *gate* reads the effect of each unit's
-gate on the loss, an *activation* the inputs of a group's consuming projection; both return one number per unit or channel.
+gate on the loss, an *activation* the inputs of a group's consuming projection; both return one number per unit or channel. A *routing*
+reads what a router sends to an expert and what the expert returns.
 Knows nothing about averaging, schedules or plans.
 """
 
@@ -23,7 +24,11 @@ from loraprune.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Some rows of one projection, W = W0 + scaling * B A, in float32 or wider."""
+    """Some rows of one projection, W = W0 + scaling * B A, in float32 or wider.
+
+    With DoRA it is the sum before its rows are multiplied by `factor`: that is what the gradients of A and B are about, and weight times
+    gradient is the same before and after.
+    """
 
     base: Weight
     """W0; of a whole projection as it is stored, of some rows of it always numbers"""
@@ -36,6 +41,8 @@ class Tile:
     scaling: float
     generator: torch.Generator
     """the run's own source of randomness"""
+    factor: Float[Tensor, " rows"] | None = None
+    """what DoRA multiplies the rows of the sum by; None with plain LoRA, and where a whole projection is one tile"""
 
     def merged(self) -> Float[Tensor, "rows in_"]:
         """Return W, a new tensor."""
@@ -58,6 +65,7 @@ TileFunction: TypeAlias = Callable[[Tile], Float[Tensor, "rows in_"]]
 PairFunction: TypeAlias = Callable[[Float[Tensor, "rows in_"], Float[Tensor, "rows in_"]], Float[Tensor, "rows in_"]]
 GateFunction: TypeAlias = Callable[[Float[Tensor, "samples units"]], Float[Tensor, " units"]]
 UnitFunction: TypeAlias = Callable[[Float[Tensor, " units"]], Float[Tensor, " units"]]
+RoutingFunction: TypeAlias = Callable[[Float[Tensor, " routed"], Float[Tensor, " routed"]], Float[Tensor, " routed"]]
 ChannelFunction: TypeAlias = Callable[[Channels], Float[Tensor, " channels"]]
 Function = TypeVar("Function")
 Sums: TypeAlias = tuple[Float[Tensor, " rows"] | None, Float[Tensor, " in_"] | None]
@@ -115,7 +123,18 @@ class Activation:
     needs_gradient: bool = False
 
 
-Criterion: TypeAlias = Saliency | Gradient | Gate | Activation
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """A criterion on whole experts; no gradient is needed."""
+
+    name: str
+    function: RoutingFunction
+    """router's gate value and L2 norm of the expert's output, of every token and expert that it is routed to -> numbers, of which an
+    expert scores the mean over its tokens"""
+    needs_gradient: bool = False
+
+
+Criterion: TypeAlias = Saliency | Gradient | Gate | Activation | Routing
 
 criteria: Registry[Criterion] = Registry("criterion", ConfigError)
 
@@ -145,6 +164,11 @@ def register_gate(name: str, *, finish: UnitFunction = unchanged) -> Callable[[G
 def register_activation(name: str) -> Callable[[ChannelFunction], ChannelFunction]:
     """Register a criterion on activations alone."""
     return _registering(name, lambda function: Activation(name, function))
+
+
+def register_routing(name: str) -> Callable[[RoutingFunction], RoutingFunction]:
+    """Register a criterion on whole experts, from the gate values and the sizes of their outputs."""
+    return _registering(name, lambda function: Routing(name, function))
 
 
 def _registering(name: str, describe: Callable[[Function], Criterion]) -> Callable[[Function], Function]:

@@ -11,4 +11,5 @@ from loraprune.scoring.criteria.base import Tile, register_saliency
 @register_saliency("magnitude", needs_gradient=False)
 def magnitude(tile: Tile) -> Float[Tensor, "rows in_"]:
     """Return W: with power 2 a unit scores its squared L2 norm, with power 1 its L1 norm."""
-    return tile.merged()
+    weight = tile.merged()
+    return weight if tile.factor is None else weight.mul_(tile.factor[:, None])

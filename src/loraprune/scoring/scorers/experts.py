@@ -1,6 +1,7 @@
 """Scores of experts and of their channels, whose stacked weights carry no LoRA and whose channels no hook can reach.
 
-Weights are read one expert at a time; a gate on a whole expert is a factor on its router weight.
+Weights are read one expert at a time; a gate on a whole expert is a factor on its router weight; for a criterion on routing the experts
+run once more without those weights.
 Knows nothing about averaging or plans.
 """
 
@@ -19,44 +20,91 @@ from loraprune.groups import EXPERTS, Group
 from loraprune.models.adapters import STACKS, cuts, find_module
 from loraprune.runtime.processes import add_up, count
 from loraprune.scoring.base import Kept, Scorer
-from loraprune.scoring.criteria import Criterion, Gate, Saliency, Tile
+from loraprune.scoring.criteria import Criterion, Gate, Routing, Saliency, Tile
 from loraprune.scoring.scorers.elementwise import span_units, to_cpu
 from loraprune.scoring.scorers.hooks import Hooks
 
 
 def can_score(criterion: Criterion, group: Group) -> bool:
-    """Return whether a criterion can score the units of a group: any where there is LoRA, few where experts are stacked."""
+    """Return whether a criterion can score the units of a group: nearly any where there is LoRA, few where experts are stacked."""
     if group.kind not in EXPERTS:
-        return True
-    if isinstance(criterion, Gate):
+        return not isinstance(criterion, Routing)
+    if isinstance(criterion, Gate | Routing):
         return group.kind == "expert"
     return isinstance(criterion, Saliency) and not criterion.needs_gradient
 
 
+def check_scorable(criterion: Criterion, groups: Sequence[Group]) -> None:
+    """Refuse groups whose units a criterion cannot score.
+
+    Raises:
+        ConfigError: for a criterion on experts and other units, or the other way round.
+    """
+    odd = [group for group in groups if not can_score(criterion, group)]
+    if odd and odd[0].kind in EXPERTS:
+        raise ConfigError(
+            f"--criterion {criterion.name}: it cannot score units of kind {odd[0].kind}, whose stacked weights carry no LoRA; "
+            "choose --criterion magnitude, for whole experts also gate or reap, or leave the kind out of --kinds"
+        )
+    if odd:
+        raise ConfigError(
+            f"--criterion {criterion.name}: it scores whole experts, and no units of kind {odd[0].kind}; give --kinds expert for a mixture "
+            "of experts, or another criterion"
+        )
+
+
 class ExpertScorer(Hooks):
-    """Scores experts by a gate criterion, and experts and channels by a criterion on the size of weights."""
+    """Scores experts by a gate or routing criterion, and experts and channels by a criterion on the size of weights."""
 
     def __init__(
         self, criterion: Criterion, model: nn.Module, groups: Sequence[Group], *, power: int, seed: int
     ) -> None:
         super().__init__(groups)
-        odd = [group for group in groups if not can_score(criterion, group)]
-        if odd:
-            raise ConfigError(
-                f"--criterion {criterion.name}: it cannot score units of kind {odd[0].kind}, whose stacked weights carry no LoRA; "
-                "choose --criterion magnitude, for whole experts also gate, or leave the kind out of --kinds"
-            )
+        check_scorable(criterion, groups)
         self.criterion, self.model, self.power = criterion, model, power
         self.generator = torch.Generator().manual_seed(seed)
         self.sums: dict[str, Tensor] = {}
         self.samples: dict[str, int] = defaultdict(int)
+        self.routed: dict[str, Tensor] = {}
+        """group -> tokens of this step that were routed to each expert"""
         self._rows: dict[str, int] = {}
         if isinstance(criterion, Gate):
             for group in groups:
                 self._watch(model, group)
+        if isinstance(criterion, Routing):
+            for group in groups:
+                self._watch_outputs(find_module(model, _stack_of(group)), group.name)
+
+    def _watch_outputs(self, stack: nn.Module, name: str) -> None:
+        called: list[bool] = []
+
+        @torch.no_grad()
+        def on_experts(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if called or not stack.training:  # by the call below, which runs this hook too
+                return
+            x, chosen, weights = (each.detach() for each in args)
+            called.append(True)
+            try:
+                outputs = stack(
+                    x.repeat_interleave(chosen.shape[1], 0), chosen.reshape(-1, 1), torch.ones_like(weights).view(-1, 1)
+                )
+            finally:
+                called.clear()
+            dtype = torch.promote_types(torch.float32, outputs.dtype)
+            self._add_routed(name, chosen.flatten(), weights.flatten().to(dtype), outputs.to(dtype).norm(dim=1))
+
+        self.before(stack, on_experts)
+
+    def _add_routed(self, name: str, chosen: Tensor, gates: Float[Tensor, " n"], norms: Float[Tensor, " n"]) -> None:
+        """Add what a micro-batch sent to the experts; recomputed passes of gradient checkpointing count twice: means do not change."""
+        assert isinstance(self.criterion, Routing)
+        scores, none = self.criterion.function(gates, norms), gates.new_zeros(self.groups[name].units)
+        sums, counts = none.scatter_add(0, chosen, scores), none.scatter_add(0, chosen, torch.ones_like(scores))
+        self.sums[name] = self.sums.get(name, 0) + sums
+        self.routed[name] = self.routed.get(name, 0) + counts
 
     def _watch(self, model: nn.Module, group: Group) -> None:
-        stack = next(span.module for span in group.spans if span.side == "stack")
+        stack = _stack_of(group)
 
         def on_block(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._rows[group.name] = len(args[0])  # experts see tokens, no longer samples
@@ -82,7 +130,7 @@ class ExpertScorer(Hooks):
 
     @torch.no_grad()
     def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
-        """Return each unit's score, over the weights that it owns or the mean over samples of its gate."""
+        """Return each unit's score, over the weights that it owns, or the mean over samples of its gate or over tokens of its output."""
         scores = to_cpu({name: self._score(group) for name, group in self.groups.items()})
         self.forget()
         return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
@@ -91,6 +139,7 @@ class ExpertScorer(Hooks):
         """Discard the sums of this step."""
         self.sums.clear()
         self.samples.clear()
+        self.routed.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random criterion's generator."""
@@ -108,6 +157,13 @@ class ExpertScorer(Hooks):
                 )
             found = add_up({"scores": self.sums[group.name], "samples": torch.tensor(self.samples[group.name])})
             return self.criterion.finish(found["scores"]) / found["samples"]
+        if isinstance(self.criterion, Routing):
+            if group.name not in self.sums:
+                raise ConfigError(
+                    f"no token reached {group.name!r}: the criterion {self.criterion.name!r} needs a forward pass in training mode"
+                )
+            found = add_up({"scores": self.sums[group.name], "routed": self.routed[group.name]})
+            return found["scores"] / found["routed"].clamp_min(1)  # zero for an expert that no token was sent to
         spans = [span for span in group.spans if span.side in STACKS]
         stack = find_module(self.model, spans[0].module)
         sums = {name: self._weight_sums(getattr(stack, name)) for name in ("gate_up_proj", "down_proj")}
@@ -130,6 +186,11 @@ class ExpertScorer(Hooks):
         return torch.stack(by_expert), by_row, by_column
 
 
+def _stack_of(group: Group) -> str:
+    """Return the path of the stack that holds a group's experts."""
+    return next(span.module for span in group.spans if span.side == "stack")
+
+
 class Scorers:
     """Several scorers of one model, each with separate groups."""
 
@@ -144,6 +205,11 @@ class Scorers:
         """Discard the sums of this step."""
         for member, _ in self.members:
             member.forget()
+
+    def listen(self, on: bool) -> None:
+        """Gather what scores need, or not."""
+        for member, _ in self.members:
+            member.listen(on)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs between two steps."""

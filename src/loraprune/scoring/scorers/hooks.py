@@ -50,14 +50,19 @@ class Hooks:
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = {group.name: group for group in groups}
         self._handles: list[RemovableHandle] = []
+        self._listening = True
+
+    def listen(self, on: bool) -> None:
+        """Run the hooks in the next passes, or not."""
+        self._listening = on
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args)` before each forward pass of a module."""
-        self._handles.append(module.register_forward_pre_hook(hook))
+        self._handles.append(module.register_forward_pre_hook(lambda *given: hook(*given) if self._listening else None))
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook(module, args, output)` after each forward pass of a module."""
-        self._handles.append(module.register_forward_hook(hook))
+        self._handles.append(module.register_forward_hook(lambda *given: hook(*given) if self._listening else None))
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state: nothing is held between two steps."""

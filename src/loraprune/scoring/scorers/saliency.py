@@ -59,6 +59,9 @@ class SaliencyScorer:
     def forget(self) -> None:
         """Do nothing: gradients are read in place."""
 
+    def listen(self, on: bool) -> None:
+        """Do nothing: nothing is gathered before `collect`."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random criterion's generator."""
         return {"generator": self.generator.get_state()}
@@ -101,7 +104,10 @@ def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Genera
 
     def rows(start: int, stop: int) -> Tensor:
         base = weight_rows(whole.base, start, stop).to(whole.a.dtype)
-        return criterion.function(replace(whole, base=base, b=whole.b[start:stop], grad_b=whole.grad_b[start:stop]))
+        factor = None if proj.magnitude is None else proj.row_factors(start, stop)
+        return criterion.function(
+            replace(whole, base=base, b=whole.b[start:stop], grad_b=whole.grad_b[start:stop], factor=factor)
+        )
 
     return rows
 

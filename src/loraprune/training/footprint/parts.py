@@ -75,9 +75,11 @@ class Setting:
 
 def footprints(
     model: PreTrainedModel, groups: Sequence[Group], counts: Mapping[str, int], inputs: Inputs, *, options: LoRAPruneConfig,
-    setting: Setting,
+    setting: Setting, in_play: Sequence[Group] | None = None,
 ) -> Footprints:  # fmt: skip
     """Predict a step of a model on the meta device, whole and with so many units of its groups (by name; others stay as they are).
+
+    `in_play` are the groups that `counts` names, where it counts other units than those of `groups`: query heads.
 
     Modifies `model`: it has adapters and is cut afterwards.
 
@@ -91,13 +93,14 @@ def footprints(
         parameter.data = parameter.data.to(setting.dtype)
     with torch.device("meta"), quiet():
         adapted = attach_lora(
-            model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed
-        )
+            model, groups, rank=options.rank, alpha=options.alpha, dropout=options.dropout, seed=options.seed,
+            kind="dora" if options.adapter == "dora" else "lora",  # others have LoRA's shapes
+        )  # fmt: skip
     for layer in (each for each in adapted.modules() if hasattr(each, "layerdrop")):
         setattr(layer, "layerdrop", 0.0)  # noqa: B010  # one that is skipped at random is counted as there
     if setting.checkpointing:
         enable_checkpointing(adapted)
-    in_play = [group for group in groups if group.name in counts]
+    in_play = in_play or [group for group in groups if group.name in counts]
     labels = labels_for(adapted, inputs)
     dense = _footprint(adapted, in_play, inputs, labels, options, setting, teacher=setting.teacher)
     with torch.device("meta"):

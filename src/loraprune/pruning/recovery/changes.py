@@ -1,0 +1,98 @@
+"""Low-rank changes of frozen weights: learned beside them, and added to them afterwards.
+
+The adapters have the rank that the user chose for training. Recovery needs more, and what it learns need not stay apart. Knows nothing
+about targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from loraprune.groups import Group
+from loraprune.models.adapters import base_layer, find_module, has_magnitudes, linear_paths
+from loraprune.models.quantised import kind_of
+
+RANK = 64
+"""largest rank of a change"""
+RATE = 0.1
+"""peak learning rate of a change's factors, times the square root of rank and width; docs/log.md compares values"""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change B A of a frozen weight W."""
+
+    layer: nn.Module
+    a: nn.Parameter
+    """(rank, in)"""
+    b: nn.Parameter
+    """(out, rank)"""
+    rate: float
+    """peak learning rate of both factors"""
+
+    def add(self, _: nn.Module, args: tuple[Tensor, ...], output: Float[Tensor, "*places out"]) -> Tensor:
+        """Add the change's part to the output of its layer; a forward hook."""
+        reduced = functional.linear(args[0].to(self.a.dtype), self.a)
+        return output + functional.linear(reduced, self.b).to(output.dtype)
+
+    @torch.no_grad()
+    def merge_(self) -> None:
+        """Add the change to the frozen weight."""
+        weight: Any = self.layer.weight
+        change = self.b @ self.a
+        weight += (change.T if isinstance(self.layer, Conv1D) else change).to(weight.dtype)
+
+
+def can_change(layer: nn.Module) -> bool:
+    """Return whether a layer's weight is a matrix of numbers: a quantised one would round most of a small change away."""
+    return isinstance(layer, nn.Linear | Conv1D) and kind_of(layer) is None and layer.weight.is_floating_point()
+
+
+def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> dict[str, Change]:
+    """Return path -> change, zero at first, of every projection that can be changed.
+
+    The factor on the side that loses no units is random and the other one is zero, so that masked and cut models start and learn alike.
+    A step of Adam changes all entries of a factor by about one rate, so its spectral norm by rate * sqrt(entries); that of the random
+    factor is about 1. So the weight's own step is alike at every width and rank.
+    Source: Yang et al., A Spectral Condition for Feature Learning (arXiv 2310.17813).
+    """
+    losing = {span.module for group in groups for span in group.spans if span.side == "out"}
+    found = {}
+    for place, path in enumerate(linear_paths(groups)):
+        module = find_module(model, path)
+        layer: Any = base_layer(module)
+        # DoRA divides by the norms of the frozen weight's rows, which adding a change to it would move.
+        if not can_change(layer) or has_magnitudes(module):
+            continue
+        out, in_ = layer.weight.shape[::-1] if isinstance(layer, Conv1D) else layer.weight.shape
+        size = in_ if path in losing else out
+        rank = min(RANK, size)
+        generator = torch.Generator().manual_seed(seed + place)
+        drawn = torch.randn(rank, size, generator=generator) / math.sqrt(size)
+        a, b = (drawn, torch.zeros(out, rank)) if path in losing else (torch.zeros(rank, in_), drawn.T.contiguous())
+        a, b = (nn.Parameter(factor.to(layer.weight.device)) for factor in (a, b))
+        found[path] = Change(layer, a, b, RATE / math.sqrt(rank * size))
+    return found
+
+
+@contextmanager
+def learning(changes: Mapping[str, Change]) -> Iterator[None]:
+    """Let layers compute with their changes inside of the block; those that `changes` still holds at its end are added to the weights."""
+    handles = [change.layer.register_forward_hook(change.add) for change in changes.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for change in changes.values():
+        change.merge_()
