@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprune.config.pruning import TARGETS
-from loraprune.config.training import WITHOUT_EFFECT, PruneConfig, as_dict
+from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of, tasks
 from loraprune.families import find_groups
@@ -41,7 +40,7 @@ from loraprune.runtime.device import choose_device, choose_dtype
 from loraprune.runtime.processes import first_alone, joined
 from loraprune.runtime.run_file import write_run
 from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
-from loraprune.training.resume.run import check_options, options_of
+from loraprune.training.resume.run import is_finished
 
 RANK_FACTOR, LR_FACTOR = 0.5, 0.5
 """factor of rank and learning rate from round to round; chosen here, not measured yet"""
@@ -129,10 +128,7 @@ def round_config(
 def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[PruneConfig], Report]) -> None:
     """Run a round that is not finished yet; remove what a former run left of it and of later rounds."""
     place, number = places[0], config.turn + 1
-    if config.resume and place.is_dir() and not has_checkpoints(workspace_of(place)):
-        then = yaml.safe_load((place / "run.yaml").read_text(encoding="utf-8"))
-        then = {name: value for name, value in then.items() if name not in WITHOUT_EFFECT}
-        check_options(options_of(config), {"job": "prune", "options": then}, place)
+    if config.resume and is_finished(config, place):
         logger.info("round %d is finished", number)
         return
     logger.info("round %d: ratio %.4f of the remaining parameters, rank %d", number, config.ratio, config.rank)

@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Report, list[str]]] = {
     "no training": (finished(1.5, steps=0), ["--steps 200", "--ratio 0.25"]),
     "2:4": (finished(16, **SPARSITY), ["--steps 200"]),
     "size": (finished(16, ratio_requested=None, target={"size": 0.6}), ["--size 0.8", "--steps 200"]),
+    "limit of loss": (finished(1.5, ratio_requested=None, target={"max_drop": 0.6}), ["--steps 200", "--max-drop 0.3"]),
     "parameters": (finished(16, **TARGET), ["--parameters 850", "--steps 200"]),
     "file": (
         finished(

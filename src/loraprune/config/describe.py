@@ -21,8 +21,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rows", "batch", "trust_remote_code",
     ),
     "how much to remove": (
-        "ratio", "size", "parameters", "file_size", "memory", "speedup", "timed", "context", "heads", "ffn", "heads_ratio", "ffn_ratio",
-        "sparsity", "kinds", "round", "vocabulary",
+        "ratio", "size", "parameters", "file_size", "memory", "speedup", "timed", "context", "max_drop", "tries", "heads", "ffn",
+        "heads_ratio", "ffn_ratio", "sparsity", "kinds", "round", "vocabulary",
     ),
     "what to remove": ("criterion", "power", "normalize", "decay", "score_steps", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),

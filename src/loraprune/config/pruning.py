@@ -307,7 +307,7 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
             ),
             (
                 sum(getattr(self, name) is not None for name in AMOUNTS) + self.has_dimensions <= 1,
-                f"{_typed(self.other_targets or {})}: give one target only",
+                f"{typed(self.other_targets or {})}: give one target only",
             ),
         )
 
@@ -346,9 +346,9 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
 
 def second_target(ratio: float, others: Mapping[str, Any]) -> str:
     """Return what is wrong with --ratio beside other targets, of which those that are None are not given."""
-    return f"--ratio {ratio} {_typed(others)}: give one target only; leave --ratio out"
+    return f"--ratio {ratio} {typed(others)}: give one target only; leave --ratio out"
 
 
-def _typed(options: Mapping[str, Any]) -> str:
+def typed(options: Mapping[str, Any]) -> str:
     """Return options as typed on the command line, without those that are None."""
     return " ".join(f"--{dashed(name)} {value}" for name, value in options.items() if value is not None)

@@ -18,6 +18,7 @@ from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_proble
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
+from loraprune.evaluation.apart import with_rows_apart
 from loraprune.evaluation.precision import rounding_noise, settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
@@ -164,6 +165,7 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     found.raise_all()
     assert task is not None
     assert data is not None
+    task = with_rows_apart(task, seed=config.seed) if config.held_out_apart else task
     return RunSetup(
         config, device, choose_dtype(config.dtype, device, original.dtype), task, data, original, groups, goal,
         quantisation=None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups))),

@@ -92,6 +92,8 @@ def _cut_less(result: Report) -> list[tuple[str, str]]:
     target = removed.target or {}
     if target.get("size") is not None:
         return [("remove less", _again(result, "--size", f"{(1 + target['size']) / 2:.2g}"))]
+    if target.get("max_drop") is not None:
+        return [("remove less", _again(result, "--max-drop", f"{target['max_drop'] / 2:.2g}"))]
     if target.get("parameters") is not None:
         return [("remove less", _again(result, "--parameters", str(sum(result.parameters) // 2)))]
     if target.get("speedup") is not None:

@@ -17,6 +17,7 @@ from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
 from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
+from loraprune.commands.tables.tries import tries
 from loraprune.evaluation.measurement import BITS, DENSITY, PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
@@ -28,8 +29,10 @@ from loraprune.reporting.report import Report
 
 
 def report(result: Report) -> None:
-    """Print the figures of a run, its verdict and what to do next."""
+    """Print the figures of a run, the tries of a search, its verdict and what to do next."""
     figures(result)
+    if result.search:
+        tries(result.metric, result.search)
     ending(result)
 
 

@@ -119,6 +119,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "ratio reached", f"{removed.ratio_reached:.4f}{words}"
         yield from asked_and_reached(removed.target, removed.reached, report.parameters)
         yield "prunable parameters", f"{removed.prunable_dense:,} → {removed.prunable_pruned:,}"
+    if search := report.search:
+        yield f"largest cut within a loss of {100 * search.max_drop:g} %", f"{search.reason}; {search.outcome}"
     if cut := report.vocabulary:
         yield (
             "vocabulary",
