@@ -86,7 +86,7 @@ def expected_pace(
     single token.
     """
     length = 1 if phase == "decoding" else tokens
-    # Experts on the meta device are multiplied in 16 bits only.
-    whole = count_macs(dense.to(torch.bfloat16), length=length)
-    halved = start.to(torch.bfloat16)
-    return lambda counts: Pace(whole / count_macs(shaped(halved, groups, counts), length=length))
+    for parameter in (*dense.parameters(), *start.parameters()):
+        parameter.data = parameter.data.to(torch.bfloat16)  # the only precision of experts on the meta device
+    whole = count_macs(dense, length=length)
+    return lambda counts: Pace(whole / count_macs(shaped(start, groups, counts), length=length))
