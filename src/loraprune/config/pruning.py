@@ -20,7 +20,7 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
-KINDS = ("attention", "ffn", "query", "channel", "shared_ffn", "expert_ffn", "expert")
+KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
 TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio")
 """options that say how much to remove, instead of --ratio"""
