@@ -21,7 +21,7 @@ CRITERIA = (
 )  # fmt: skip
 """`auto`, and the criteria that the package brings; programs may register others"""
 ScheduleName = Literal["cubic", "linear", "oneshot"]
-KINDS = ("attention", "ffn", "query", "channel", "shared_ffn", "expert_ffn", "expert")
+KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
 AMOUNTS = ("size", "parameters", "file_size", "memory", "speedup")
 """targets that one number states, instead of --ratio"""
