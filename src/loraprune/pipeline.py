@@ -25,6 +25,7 @@ from loraprune.rounds import prune_in_rounds
 from loraprune.runtime import launch
 from loraprune.runtime.processes import first_alone, joined, together
 from loraprune.runtime.workspace import BLOCKS, new_folder
+from loraprune.search import prune_within
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.fit import fit
 from loraprune.training.record import Training
@@ -41,6 +42,8 @@ def prune(config: PruneConfig) -> Report:
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
     """
+    if config.max_drop is not None:
+        return prune_within(config, run)
     return prune_in_rounds(config, run) if config.rounds > 1 else run(config)
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import yaml
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.config.training import WITHOUT_EFFECT, PruneConfig, as_dict
+from loraprune.config.pruning import TARGETS
+from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of, tasks
 from loraprune.families import find_groups
@@ -40,7 +40,7 @@ from loraprune.runtime.device import choose_device, choose_dtype
 from loraprune.runtime.processes import first_alone, joined
 from loraprune.runtime.run_file import write_run
 from loraprune.runtime.workspace import ROUNDS, has_checkpoints, new_folder, workspace_of
-from loraprune.training.resume.run import check_options, options_of
+from loraprune.training.resume.run import is_finished
 
 RANK_FACTOR, LR_FACTOR = 0.5, 0.5
 """factor of rank and learning rate from round to round; chosen here, not measured yet"""
@@ -82,7 +82,7 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
             _run_round(round_config(config, turn, places, before, aim=aim), places[turn:], prune)
             first_alone(lambda: _store_options(config, folder.parent, begun=True))
             reports.append(read_report(place))
-        return first_alone(lambda: _write_last(config, folder, places, reports))
+        return first_alone(lambda: _write_last(config, folder, places, reports, aim))
 
 
 def _store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None:
@@ -91,11 +91,13 @@ def _store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None
         write_run(workspace, config.job, as_dict(config))
 
 
-def _write_last(config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report]) -> Report:
+def _write_last(
+    config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report], aim: Preview
+) -> Report:
     """Write the last round's folder, with plan and report relative to the dense model."""
     shutil.copytree(places[-1], folder, dirs_exist_ok=True)
     plan, scores = composed(places)
-    report = report_of_rounds(config, reports, plan)
+    report = report_of_rounds(config, reports, plan, reached=aim.target.reached(plan.counts()))
     found = _masked_vs_sliced(config, folder, plan, places[-1], report.task)
     report = replace(report, verification=replace(report.verification, masked_vs_sliced=found))
     write_folder(folder, report, config, scores=scores)
@@ -116,7 +118,7 @@ def round_config(
         steps = steps * (turn + 1) // config.rounds - steps * turn // config.rounds
     options = {f.name: getattr(config, f.name) for f in fields(PruneConfig)} | {
         "model": str(places[turn - 1]) if turn else config.model, "output": str(places[turn]), "overwrite": True,
-        "rounds": 1, "ratio": due, "size": None, "parameters": None, "kinds": kinds, "steps": steps,
+        "rounds": 1, "ratio": due, **dict.fromkeys(TARGETS), "kinds": kinds, "steps": steps,
         "epochs": config.epochs / config.rounds,
         "rank": rank, "alpha": config.alpha * rank / config.rank, "lr": config.lr * LR_FACTOR**turn,
     }  # fmt: skip
@@ -126,10 +128,7 @@ def round_config(
 def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[PruneConfig], Report]) -> None:
     """Run a round that is not finished yet; remove what a former run left of it and of later rounds."""
     place, number = places[0], config.turn + 1
-    if config.resume and place.is_dir() and not has_checkpoints(workspace_of(place)):
-        then = yaml.safe_load((place / "run.yaml").read_text(encoding="utf-8"))
-        then = {name: value for name, value in then.items() if name not in WITHOUT_EFFECT}
-        check_options(options_of(config), {"job": "prune", "options": then}, place)
+    if config.resume and is_finished(config, place):
         logger.info("round %d is finished", number)
         return
     logger.info("round %d: ratio %.4f of the remaining parameters, rank %d", number, config.ratio, config.rank)

@@ -34,6 +34,9 @@ def finished(times: float, **changes: Any) -> Report:
 NEW_HEAD = {"trained_whole": ["lm_head"]}
 SPARSITY = {"sparsity": {"pattern": "2:4", "ratio_requested": 0.5, "ratio_reached": 0.5, "zeros": 3, "weights": 6}}
 TARGET = {"ratio_requested": None, "target": {"parameters": "700", "heads": None}}
+SPEED = {
+    "speedup": 2.05, "dense_seconds": 0.2, "pruned_seconds": 0.1, "timed": "prefill", "tokens": 256, "device": "cpu",
+}  # fmt: skip
 CASES: dict[str, tuple[Report, list[str]]] = {
     "usable": (finished(1.1), ["evaluate", "export"]),
     "between": (finished(1.5), ["--steps 200", "--ratio 0.25"]),
@@ -41,7 +44,21 @@ CASES: dict[str, tuple[Report, list[str]]] = {
     "no training": (finished(1.5, steps=0), ["--steps 200", "--ratio 0.25"]),
     "2:4": (finished(16, **SPARSITY), ["--steps 200"]),
     "size": (finished(16, ratio_requested=None, target={"size": 0.6}), ["--size 0.8", "--steps 200"]),
+    "limit of loss": (finished(1.5, ratio_requested=None, target={"max_drop": 0.6}), ["--steps 200", "--max-drop 0.3"]),
     "parameters": (finished(16, **TARGET), ["--parameters 850", "--steps 200"]),
+    "file": (
+        finished(
+            16,
+            ratio_requested=None,
+            target={"file_size": "1.5MB"},
+            reached={"file_bytes": 1_400_000, "dtype": "float16"},
+        ),
+        ["--file-size 1700kB", "--steps 200"],
+    ),
+    "speed": (
+        finished(16, ratio_requested=None, target={"speedup": 2.0}, reached=SPEED),
+        ["--speedup 1.5", "--steps 200"],
+    ),
     "tuned": (finished(1.5, job="finetune"), ["--lr 3.3e-05"]),
     "new head that learned nothing": (finished(1.5, **NEW_HEAD), ["--steps 200", "--ratio 0.25"]),
     "new head": (finished(0.5, **NEW_HEAD), ["finetune", "evaluate"]),

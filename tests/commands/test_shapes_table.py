@@ -12,7 +12,7 @@ VALUES = {
     "model": "m", "family": "llama", "parameters": {"dense": 10, "pruned": 8, "prunable_dense": 5, "prunable_pruned": 3},
     "file_bytes": {"dense": 40, "pruned": 32}, "memory_bytes": {"dense": MEMORY, "pruned": MEMORY},
     "step_flops": {"dense": 4e12, "pruned": 3e12}, "ratio_reached": 0.4, "shapes": {"heads": 2}, "saved_as": "llama",
-    "machine_memory_bytes": {"cpu": 100}, "gpus": {"needed": {}}, "vocabulary": None,
+    "machine_memory_bytes": {"cpu": 100}, "gpus": {"needed": {}}, "vocabulary": None, "target": None, "reached": {},
 }  # fmt: skip
 
 

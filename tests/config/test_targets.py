@@ -12,7 +12,8 @@ import yaml
 from loraprune.commands.parser import parse
 from loraprune.config.commands import PlanConfig
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.config.values import Fraction, WrongValueError, read_value
+from loraprune.config.training import PruneConfig
+from loraprune.config.values import Fraction, WrongValueError, parse_bytes, read_value
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.functions.arguments import make_options
@@ -23,6 +24,9 @@ from tests.samples import tiny_llama
 OTHERS: list[dict[str, Any]] = [
     {"parameters": "3M"},
     {"size": 0.8},
+    {"file_size": "40kB"},
+    {"memory": "40kB"},
+    {"speedup": 1.5},
     {"heads": 4},
     {"ffn": 32},
     {"heads_ratio": 0.5, "ffn_ratio": 0.2},
@@ -74,6 +78,55 @@ def test_a_percentage_is_a_fraction_everywhere(text: str | float, value: float, 
 def test_another_text_is_no_fraction(text: object) -> None:
     with pytest.raises(WrongValueError, match=r"a fraction or a percentage, such as 0\.2 or 20%"):
         read_value(Fraction, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("200MB", 200_000_000), ("1.5 GiB", 1_610_612_736), ("500kb", 500_000), ("1000", 1000), ("2g", 2_000_000_000)],
+)
+def test_bytes_have_units(text: str, count: int) -> None:
+    assert parse_bytes(text, "memory") == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "much", "-4GB", "4 XB", "1,5GB", "0.2B"])
+def test_other_texts_are_no_bytes(text: str) -> None:
+    for option, name in (("memory", "memory"), ("file_size", "file-size")):
+        with pytest.raises(ConfigError, match=rf"^--{name} {text}: a number of bytes such as 200MB"):
+            LoRAPruneConfig(**{option: text})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"file_size": "1GB", "memory": "2GB"}, r"--file-size 1GB --memory 2GB: give one target only"),
+        ({"speedup": 2.0, "ffn": 8}, r"--speedup 2\.0 --ffn 8: give one target only"),
+        ({"speedup": 1.0}, r"--speedup 1\.0: a factor above 1"),
+        ({"context": 0, "memory": "1GB"}, r"--context 0: at least 1"),
+        ({"speedup": 2.0, "allocation": "global"}, r"--speedup 2\.0 --allocation global: .* use uniform or paper"),
+        ({"memory": "1GB", "allocation": "global"}, r"--memory 1GB --allocation global: .* use uniform, measured"),
+        ({"file_size": "1GB", "sparsity": "2:4"}, r"--sparsity 2:4 --file-size 1GB"),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LoRAPruneConfig(**options)
+    last = list(options)[-1]
+    assert LoRAPruneConfig(**{last: options[last] if options[last] != 1.0 else 1.1})  # the control: alone
+
+
+def test_what_says_nothing_beside_a_ratio_is_said() -> None:
+    idle = LoRAPruneConfig(context=64, timed="decoding").idle()
+    assert [line.partition(" has no effect")[0] for line in idle] == ["--context 64", "--timed decoding"]
+    assert not LoRAPruneConfig(context=64, memory="1GB").idle()  # the controls
+    assert not LoRAPruneConfig(speedup=2.0, timed="decoding").idle()
+
+
+@pytest.mark.parametrize("option", [{"memory": "1GB"}, {"speedup": 2.0}])
+def test_rounds_are_refused_where_one_shape_is_fixed(option: dict[str, Any]) -> None:
+    fixed = {"model": "demo", "data": "stdlib", "output": "nowhere"}
+    with pytest.raises(ConfigError, match=r"--rounds 2: --memory and --speedup fix the shape"):
+        PruneConfig(**fixed, rounds=2, **option)
+    assert PruneConfig(**fixed, rounds=2, file_size="1GB")  # the control
 
 
 def test_a_size_is_a_share_of_all_parameters() -> None:

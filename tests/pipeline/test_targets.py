@@ -11,6 +11,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from loraprune import merge, pipeline
+from loraprune.commands.tables.results import report as print_report
+from loraprune.config.pruning import TARGETS
 from loraprune.training import setup
 from tests.pipeline.cases import (
     STEP,
@@ -29,8 +31,21 @@ def test_parameters_is_a_ceiling_reached_to_one_step(inputs: Path, tmp_path: Pat
     step = STEP * 3 * 32 * 2
     assert abs(count(tmp_path / "out") - 27_000) <= step
     assert report["ratio_requested"] is None
-    others = dict.fromkeys(("size", "heads", "ffn", "heads_ratio", "ffn_ratio", "layers"))
-    assert report["target"] == {"parameters": "27k", **others}
+    assert report["target"] == {**dict.fromkeys(TARGETS), "parameters": "27k"}
+
+
+def test_a_file_is_at_most_as_large_as_asked(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = pipeline.prune(prune_config(inputs, tmp_path / "out", file_size="110kB", steps=2))
+    written, report = (tmp_path / "out" / "model.safetensors").stat().st_size, read_report(tmp_path / "out")
+    step = 4 * STEP * 3 * 32 * 2
+    assert 110_000 - 2 * step <= written <= report["reached"]["file_bytes"] <= 110_000
+    assert (inputs / "model" / "model.safetensors").stat().st_size > 110_000  # the control: before
+    assert report["reached"]["file_bytes"] - written < 1000  # the header is an upper bound
+    print_report(result)
+    assert f"{report['reached']['file_bytes']:,} bytes in float32 (asked 110kB)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("heads", "ffn"), [(2, 40), (4, 24), (2, None), (None, 17)])

@@ -55,6 +55,7 @@ def predict(options: PlanConfig) -> dict[str, Any]:
         "model": options.model, "family": config.model_type,
         "ratio_requested": None if options.has_dimensions else aim.target.ratio,
         "ratio_reached": space.budget.ratio(counts), "ratio_of_whole_model": 1 - pruned / dense,
+        "target": options.other_targets, "reached": dict(aim.target.reached(counts)),
         "parameters": {"dense": dense, "pruned": pruned, "prunable_dense": space.budget.prunable,
                        "prunable_pruned": space.budget.kept(counts)},
         "vocabulary": config.get_text_config().vocab_size if options.most_tokens else None,

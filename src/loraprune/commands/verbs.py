@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.config import commands, export
 from loraprune.config.base import Options
+from loraprune.config.pruning import AMOUNTS
 from loraprune.config.training import FinetuneConfig, PruneConfig
 
 RUN = ("model", "data", "eval", "output", "overwrite", "length", "steps", "batch", "lr", "eval_every", "resume")
@@ -47,13 +48,15 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         commands.PlanConfig, "commands.plan:dry_run", "shapes:dry_run", bare="model",
         examples=("plan llama-3-8b --ratio 0.2 --batch 4 --gpus 2 --sharding fsdp", "plan known"),
-        common=("model", "ratio", "size", "parameters", "batch", "length", "accumulate", "quantize", "checkpointing", "gpus", "sharding"),
+        common=(
+            "model", "ratio", *AMOUNTS, "batch", "length", "accumulate", "quantize", "checkpointing", "gpus", "sharding",
+        ),
     ),
     "prune": Command(
         PruneConfig, "pipeline:prune", "results:report",
         examples=("prune --model Qwen/Qwen3-0.6B --data train.jsonl --output small --ratio 0.2 --steps 1000",
                   "prune --model demo --data stdlib --output small --recipe layerwise --steps 100"),
-        common=(*RUN, "ratio", "size", "parameters"),
+        common=(*RUN, "ratio", *AMOUNTS, "max_drop"),
     ),
     "finetune": Command(
         FinetuneConfig, "pipeline:finetune", "results:report",

@@ -22,6 +22,7 @@ from loraprune.config.base import (
     idle_options,
 )
 from loraprune.config.columns import ColumnOptions
+from loraprune.config.drop import DropOptions
 from loraprune.config.export import quantization_problem
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.training import PruneConfig
@@ -48,14 +49,14 @@ class InspectConfig(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(LoRAPruneConfig, VocabularyOptions, QuantizeOptions, BatchOptions, ModelOptions):
+class PlanConfig(LoRAPruneConfig, DropOptions, VocabularyOptions, QuantizeOptions, BatchOptions, ModelOptions):
     """Predict size, memory and FLOPs of a run without loading weights."""
 
     model: str = KNOWN
     """folder, hub id, `demo`, or a known model that needs no download: llama-7b, llama-13b, llama-30b, llama-65b, llama-3-8b,
     llama-3-70b; `known` shows all of these in one table"""
     dtype: Dtype = "bfloat16"
-    """precision of the weights during training"""
+    """precision of the weights during training and in the file; `prune` keeps the checkpoint's by default"""
     accumulate: int = 1
     """forward passes per optimiser step"""
     teacher: Literal["none", "copy", "cache"] = "none"
@@ -72,12 +73,17 @@ class PlanConfig(LoRAPruneConfig, VocabularyOptions, QuantizeOptions, BatchOptio
             f"--sparsity {self.sparsity}: shapes and sizes do not change, so there is nothing to plan; leave it out"
         )
         unread = f"--vocabulary {self.vocabulary}: `plan` reads no data; give a number of tokens, such as 16000"
+        unknown = (
+            f"{self.drop_given}: `plan` measures nothing, so it cannot know what a cut loses; give it to `loraprune prune`, "
+            "or --ratio here"
+        )
         sizes = at_least(("gpus", self.gpus, 1), ("accumulate", self.accumulate, 1))
         shards = f"--adapter {self.adapter} --sharding fsdp: FSDP shards weights that it needs whole; use --adapter lora or rslora"
         checks = failed(
             (self.sparsity is None, shapes),
             (self.vocabulary != DATA, unread),
             (self.sharding != "fsdp" or self.adapter in ("lora", "rslora"), shards),
+            (self.max_drop is None, unknown),
         )
         return [*super().problems(), *sizes, *checks]
 

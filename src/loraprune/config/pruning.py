@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from loraprune.config.base import SPLITTING, AdapterOptions, dashed, failed, idle_options
+from loraprune.config.deployment import DeploymentOptions
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.values import Fraction, parse_count
 from loraprune.errors import ConfigError, nearest
@@ -22,10 +23,14 @@ CRITERIA = (
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
-TARGETS = ("size", "parameters", "heads", "ffn", "heads_ratio", "ffn_ratio", "layers")
+AMOUNTS = ("size", "parameters", "file_size", "memory", "speedup")
+"""targets that one number states, instead of --ratio"""
+TARGETS = (*AMOUNTS, "heads", "ffn", "heads_ratio", "ffn_ratio", "layers")
 """options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
     *TARGETS,
+    "context",
+    "timed",
     "scores",
     "kinds",
     "round",
@@ -43,7 +48,7 @@ UNIT_OPTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAPruneConfig(AdapterOptions):
+class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
     """What to remove and when: the options of `LoRAPruneCallback`."""
 
     ratio: Fraction = 0.5
@@ -164,7 +169,8 @@ class LoRAPruneConfig(AdapterOptions):
         """Return the allocation, with `auto` resolved."""
         if self.allocation != "auto":
             return self.allocation
-        return "measured" if self.chosen_schedule == "oneshot" and not self.has_dimensions else "uniform"
+        is_free = self.chosen_schedule == "oneshot" and not self.has_dimensions and self.speedup is None
+        return "measured" if is_free else "uniform"
 
     @property
     def chosen_schedule(self) -> ScheduleName:
@@ -308,8 +314,18 @@ class LoRAPruneConfig(AdapterOptions):
                 second_target(self.ratio, self.other_targets or {}),
             ),
             (
-                sum((self.size is not None, self.parameters is not None, self.has_dimensions)) <= 1,
-                f"{_typed(self.other_targets or {})}: give one target only",
+                self.speedup is None or self.chosen_allocation in ("uniform", "paper"),
+                f"--speedup {self.speedup} --allocation {self.allocation}: scores would change the shape that was timed; use uniform or "
+                "paper",
+            ),
+            (
+                self.memory is None or self.allocation != "global",
+                f"--memory {self.memory} --allocation global: scores decide how many heads stay, and so how large the cache is; use "
+                "uniform, measured, balanced or paper",
+            ),
+            (
+                sum(getattr(self, name) is not None for name in AMOUNTS) + self.has_dimensions <= 1,
+                f"{typed(self.other_targets or {})}: give one target only",
             ),
         )
 
@@ -348,9 +364,9 @@ class LoRAPruneConfig(AdapterOptions):
 
 def second_target(ratio: float, others: Mapping[str, Any]) -> str:
     """Return what is wrong with --ratio beside other targets, of which those that are None are not given."""
-    return f"--ratio {ratio} {_typed(others)}: give one target only; leave --ratio out"
+    return f"--ratio {ratio} {typed(others)}: give one target only; leave --ratio out"
 
 
-def _typed(options: Mapping[str, Any]) -> str:
+def typed(options: Mapping[str, Any]) -> str:
     """Return options as typed on the command line, without those that are None."""
     return " ".join(f"--{dashed(name)} {value}" for name, value in options.items() if value is not None)

@@ -23,7 +23,8 @@ from loraprune.config.base import (
     rounding_problem,
 )
 from loraprune.config.columns import ColumnOptions
-from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.drop import SearchOptions
+from loraprune.config.pruning import LoRAPruneConfig, second_target, typed
 from loraprune.config.vocabulary import VocabularyOptions
 from loraprune.runtime.output import output_problem
 
@@ -74,6 +75,8 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     """maximum size of one file of saved weights, such as 500MB"""
 
     least_steps: ClassVar[int] = 1
+    held_out_apart: ClassVar[bool] = False
+    """whether a half of the held-out rows chooses between runs, so that figures are measured on the other half"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -131,7 +134,7 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
+class PruneConfig(LoRAPruneConfig, SearchOptions, VocabularyOptions, TrainConfig):
     """Prune a model while fine-tuning it with LoRA; merge, verify and save it."""
 
     job: ClassVar[str] = "prune"
@@ -166,7 +169,7 @@ class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
                 f"--optimizer {self.optimizer}: its state cannot be sliced with the model; give --shrink false too, or use adamw",
             ),
         ]
-        return [*super().problems(), *failed(*checks), *self._round_problems()]
+        return [*super().problems(), *failed(*checks), *self._round_problems(), *self._search_problems()]
 
     def _round_problems(self) -> list[str]:
         if self.rounds < 2:
@@ -203,8 +206,46 @@ class PruneConfig(LoRAPruneConfig, VocabularyOptions, TrainConfig):
                 f"{given} --depth true: layers would be renumbered between rounds; leave one of the two out",
             ),
             (
+                self.memory is None and self.speedup is None,
+                f"{given}: --memory and --speedup fix the shape at once, and each round removes a part; give --ratio, --size, --parameters "
+                "or --file-size",
+            ),
+            (
                 self.teacher == "none",
                 f"{given} --teacher {self.teacher}: later rounds do not start from the dense model; leave one of the two out",
+            ),
+        )
+
+    def _search_problems(self) -> list[str]:
+        """Return one sentence for every option that --max-drop rules out."""
+        if self.max_drop is None:
+            return []
+        given, limit = self.drop_given, {"max_drop": self.max_drop}
+        others = self.other_targets or {}
+        return failed(
+            (not others, f"{typed({**others, **limit})}: give one target only"),
+            (bool(others) or self.ratio == PruneConfig.ratio, second_target(self.ratio, limit)),
+            (
+                self.sparsity is None,
+                f"{given} --sparsity {self.sparsity}: zeros make no model smaller; leave one of the two out",
+            ),
+            (
+                self.vocabulary is None,
+                f"{given} --vocabulary {self.vocabulary}: the tries share one vocabulary; cut it first by --vocabulary "
+                f"{self.vocabulary} --ratio 0 --steps 0, and name that folder as --model",
+            ),
+            (
+                self.rounds < 2,
+                f"{given} --rounds {self.rounds}: every try would be {self.rounds} runs; leave one of the two out",
+            ),
+            (
+                self.patience is None,
+                f"{given} --patience {self.patience}: early stopping would choose by the rows that the result is measured on; leave "
+                "one of the two out",
+            ),
+            (
+                self.log is None,
+                f"{given} --log {self.log}: the tries are several runs, whose curves would be mixed; leave one of the two out",
             ),
         )
 

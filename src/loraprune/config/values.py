@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import types
 from collections.abc import Iterator
 from functools import cache
@@ -35,6 +36,10 @@ WORDS = {
     types.NoneType: "null",
 }
 """type -> description of a value"""
+
+
+BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", re.IGNORECASE)
+"""a number, a prefix, and the i of prefixes that are powers of 1024"""
 
 
 class WrongValueError(ValueError):
@@ -83,6 +88,19 @@ def parse_count(text: str) -> int:
         count = math.nan
     if not (count >= 1 and math.isfinite(count)):
         raise ConfigError(f"--parameters {text}: a count such as 600M, 1.2B or 250000 is needed")
+    return round(count)
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Read a number of bytes such as 200MB (millions) or 1.5GiB (1024 MiB), the value of --`option`.
+
+    Raises:
+        ConfigError: if it is not a number of at least 1.
+    """
+    match = BYTES.fullmatch(text)
+    count = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if count < 1:
+        raise ConfigError(f"--{option} {text}: a number of bytes such as 200MB, 1.5GB or 500MiB is needed")
     return round(count)
 
 

@@ -97,6 +97,11 @@ def loss_of(metric: str, value: float) -> float:
     return math.log(value) if metric == PERPLEXITY else -value
 
 
+def relative_drop(metric: str, reference: float, value: float) -> float:
+    """Return the fraction of quality that a model loses: by how much a perplexity is above the reference, any other figure below it."""
+    return value / reference - 1 if metric == PERPLEXITY else 1 - value / reference
+
+
 def paired_difference(first: Measured, second: Measured) -> dict[str, float | None] | None:
     """Return the difference of `second` and `first`, paired by row; for perplexities, in nats a token.
 

@@ -20,6 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from loraprune.errors import UnsupportedModelError
 from loraprune.evaluation.tasks import probe_of
+from loraprune.models.cache import cache_name
 from loraprune.models.modes import dropout_off
 from loraprune.models.opening import quiet
 
@@ -111,11 +112,6 @@ class TargetStep(nn.Module):
         given = {self.cache_name: cache, "use_cache": True, "attention_mask": encoder_attention_mask}
         logits = self.model(encoder_outputs=(states,), decoder_input_ids=input_ids, **given).logits
         return (logits, *in_turn(cache.self_attention_cache))
-
-
-def cache_name(model: PreTrainedModel) -> str:
-    """Return what a model calls its cache; the former name is deprecated from transformers 5.24 on."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def filled(tensors: Sequence[Float[Tensor, "..."]]) -> DynamicCache:

@@ -5,6 +5,7 @@ Knows nothing about pruning.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,17 @@ def empty_model(config: PreTrainedConfig, *, head: str | None = None) -> PreTrai
         except Exception as error:  # a damaged configuration makes the libraries raise nearly anything
             text = " ".join(str(error).split())[:300]
             raise CheckpointError(f"config.json: no model can be made of it ({type(error).__name__}: {text})") from None
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def random_model(
+    config: PreTrainedConfig, *, device: torch.device, dtype: torch.dtype, head: str | None = None
+) -> PreTrainedModel:
+    """Return the model of a configuration with random weights, such as to time it; what is drawn elsewhere does not change."""
+    described = copy.deepcopy(config)  # which gets the dtype
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device, quiet():
+        model = auto_class(head or find_head(config)).from_config(described, dtype=dtype)
     assert isinstance(model, PreTrainedModel)
     return model
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.sparsity import Pattern
@@ -20,6 +20,7 @@ from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.models.adapters import config_of
 from loraprune.plan import Plan
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.removed import Removed
@@ -97,8 +98,10 @@ class PruningMethod(Protocol):
         """Return the scores that `note` kept."""
 
 
-def find_goal(model: nn.Module, config: LoRAPruneConfig, *, dense: int | None = None) -> Goal:
-    """Return the target of the options for a model, with weights or without; `dense` is as of `find_target`.
+def find_goal(
+    model: nn.Module, config: LoRAPruneConfig, *, dense: PreTrainedModel | None = None, deployment: Deployment | None = None
+) -> Goal:  # fmt: skip
+    """Return the target of the options for a model, with weights or without; `dense` and `deployment` are as of `find_aim`.
 
     Raises:
         ConfigError: if this model does not support it.
@@ -106,7 +109,7 @@ def find_goal(model: nn.Module, config: LoRAPruneConfig, *, dense: int | None = 
     """
     if config.sparsity:
         return check_sparsity(model, find_groups(config_of(model)), config)
-    return find_target(model, config, dense=dense)
+    return find_target(model, config, dense=dense, deployment=deployment)
 
 
 def make_method(

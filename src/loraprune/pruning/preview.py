@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.commands import PlanConfig
@@ -16,6 +17,7 @@ from loraprune.models.known_shapes import published_config
 from loraprune.models.opening import load_config
 from loraprune.models.vocabulary import planned, reads_no_text
 from loraprune.pruning.adapters import check_adapter
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
 
@@ -42,8 +44,7 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
     """
     config = published_config(options.model) or load_config(options.model, trust_remote_code=options.trust_remote_code)
     task, groups = find_task(config, options.task), find_groups(config)
-    model = empty_model(config, head=task.head)
-    dense = model.num_parameters()
+    model = dense = empty_model(config, head=task.head)
     if options.most_tokens:
         if task.unit != "tokens":
             raise reads_no_text(options.most_tokens)
@@ -51,5 +52,8 @@ def preview(options: PlanConfig | PruneConfig) -> Preview:
         model = empty_model(config, head=task.head)
     check_groups(model, groups)
     check_adapter(options.adapter, model, groups, quantize=options.quantize)
-    target = find_target(model, options, dense=dense if options.most_tokens else None)
-    return Preview(config, task, model, groups, target, dense)
+    # `plan` saves in its --dtype, a run in the checkpoint's precision. Nothing is timed here.
+    known = config.dtype if isinstance(options, PruneConfig) else None
+    deployment = Deployment.of_options(options.dtype, torch.device("cpu"), known=known, timed=False)
+    target = find_target(model, options, dense=dense if options.most_tokens else None, deployment=deployment)
+    return Preview(config, task, model, groups, target, dense.num_parameters())

@@ -279,11 +279,15 @@ class Pruner:
             "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
             "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
             "recoveries": [each.to_json() for each in self.recoveries],
+            "target": [self.target.ratio, dict(self.target.counts), dict(self.target.reached(self.target.counts))],
         }  # fmt: skip
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `state_dict()`: cuts or masks a dense model."""
+        if self.config.speedup is not None:  # the shape that was timed first: times differ from run to run
+            ratio, counts, reached = state["target"]
+            self.target = replace(self.target, ratio=ratio, counts=counts, reached=lambda _: reached)
         self.apply(self.plan.keeping(state["kept"]))
         for path, layer in self._changed_layers().items():
             restore_(layer, state["weights"][path])
@@ -309,7 +313,8 @@ class Pruner:
     def removed(self) -> Removed:
         """Return the report's entry about the removal."""
         recovery = [each.to_json() for each in self.recoveries]
-        return units_removed(self.config, self.space.budget, self.groups, self.plan, recovery)
+        reached = self.target.reached(self.counts())
+        return units_removed(self.config, self.space.budget, self.groups, self.plan, recovery, reached)
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the last score of every unit of the dense model."""

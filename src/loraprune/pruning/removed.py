@@ -43,6 +43,8 @@ class Removed:
     target: Mapping[str, Any] | None = None
     units: Mapping[str, Units] | None = None
     """group -> its units; None where single weights were zeroed"""
+    reached: Mapping[str, Any] | None = None
+    """what a target in bytes or seconds came to, see `loraprune.pruning.currencies`"""
     recovery: Sequence[Mapping[str, Any]] = ()
     """loss before and after every removal, and what recovery gained"""
     sparsity: Zeros | None = None
@@ -54,12 +56,13 @@ def units_removed(
     groups: Sequence[Group],
     plan: Plan,
     recovery: Sequence[Mapping[str, Any]],
+    reached: Mapping[str, Any],
 ) -> Removed:
-    """Return what the report says about units that were removed by a plan, and what `recovery` says of every removal."""
+    """Return what the report says about units that were removed by a plan: what its target came to, and `recovery` of every removal."""
     counts = {name: len(kept) for name, kept in plan.kept.items()}
     return Removed(
         ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=budget.ratio(counts), prunable_dense=budget.prunable,
-        prunable_pruned=budget.kept(counts), target=config.other_targets,
+        prunable_pruned=budget.kept(counts), target=config.other_targets, reached=reached,
         units={
             group.name: {"kind": group.kind, "dense": plan.units[group.name], "kept": counts[group.name]} for group in groups
         },

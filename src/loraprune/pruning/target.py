@@ -8,21 +8,21 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.config.values import parse_count
-from loraprune.errors import ConfigError, PlanError, nearest
+from loraprune.errors import ConfigError, nearest
 from loraprune.families import find_groups
 from loraprune.families.depth import check_layers
 from loraprune.families.query_heads import as_asked
 from loraprune.groups import EXPERTS, Group, consumers
-from loraprune.models.adapters import base_layer, config_of, count_parameters, cuts, find_module
+from loraprune.models.adapters import base_layer, config_of, cuts, find_module
 from loraprune.models.saving import storable_counts, storable_kinds
 from loraprune.plan import Budget
 from loraprune.pruning.allocation import (
@@ -36,6 +36,8 @@ from loraprune.pruning.allocation import (
     reach,
     widths_left,
 )
+from loraprune.pruning.currencies import find_aim
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.recovery.blockwise import check_blocks
 from loraprune.pruning.recovery.compensation import check_compensation
 from loraprune.runtime import launch
@@ -57,20 +59,32 @@ class Target:
     """fraction of the prunable parameters to remove"""
     counts: Counts
     """units that every group keeps in the end, where scores do not decide that"""
+    reached: Callable[[Counts], Mapping[str, Any]] = lambda _: {}
+    """counts -> figures of a target that is not in parameters, for the report"""
 
 
-def find_target(model: nn.Module, config: LoRAPruneConfig, *, dense: int | None = None) -> Target:
-    """Return the target of the options for a model, with weights or without; --size is of `dense` parameters where they are given.
+def find_target(
+    model: nn.Module, config: LoRAPruneConfig, *, dense: PreTrainedModel | None = None, deployment: Deployment | None = None
+) -> Target:  # fmt: skip
+    """Return the target of the options for a model, with weights or without; `dense` and `deployment` are as of `find_aim`.
 
     Raises:
-        ConfigError: if the model has no such units, or cannot recover in the ways that the options ask for.
+        ConfigError: if the model has no such units, or cannot recover or be measured in the ways that the options ask for.
         PlanError: if the target cannot be reached.
     """
     groups = groups_in_play(config_of(model), find_groups(config_of(model)), config)
     check_recovery(groups, config)
-    space, parameters = make_space(model, groups, config), count_parameters(model)
-    ratio = target_ratio(space, config, model_parameters=parameters, dense=dense)
-    return Target(groups, space, ratio, goal_counts(space, config, ratio))
+    space = make_space(model, groups, config)
+    aim = find_aim(
+        model, space, config, lambda ratio: goal_counts(space, config, ratio), dense=dense, deployment=deployment
+    )
+    within = space if aim.fits is None else narrowed(space, aim.fits)
+    return Target(groups, within, aim.ratio, goal_counts(within, config, aim.ratio), aim.reached)
+
+
+def narrowed(space: Space, fits: Callable[[Counts], bool]) -> Space:
+    """Return a space of which only the counts that fit can be chosen, by allocations of equal widths."""
+    return replace(space, storable=lambda counts: space.storable(counts) and fits(counts))
 
 
 def measure_budget(model: nn.Module, groups: tuple[Group, ...]) -> Budget:
@@ -250,27 +264,3 @@ def goal_counts(
         units = {group.name: group.units for group in space.groups}
         scores = {name: values.tolist() for name, values in read_scores(config.scores, units).items()}
     return reach(space, ALLOCATIONS[config.chosen_allocation], ratio, scores)
-
-
-def target_ratio(space: Space, config: LoRAPruneConfig, *, model_parameters: int, dense: int | None = None) -> float:
-    """Return the ratio of prunable parameters that --ratio, --size or --parameters asks for.
-
-    `dense` counts the parameters of which --size is a fraction, where the model has lost some already, as by a smaller vocabulary.
-
-    Raises:
-        PlanError: if the model is larger without all its units than what is asked for, or smaller with them.
-    """
-    if config.size is None and config.parameters is None:
-        return config.ratio
-    if config.size is not None:
-        asked, wanted = f"--size {100 * config.size:g}%", round(config.size * (dense or model_parameters))
-    else:
-        asked, wanted = f"--parameters {config.parameters}", parse_count(str(config.parameters))
-    fixed = model_parameters - space.budget.prunable
-    if not fixed < wanted <= model_parameters:
-        cut = " with fewer tokens" if dense else ""
-        raise PlanError(
-            f"{asked}: this model has {model_parameters:,} parameters{cut}, of which {fixed:,} ({100 * fixed / model_parameters:.0f} %) "
-            "are never pruned; choose a size between the two"
-        )
-    return (model_parameters - wanted) / space.budget.prunable

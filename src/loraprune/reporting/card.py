@@ -112,7 +112,12 @@ def model_card(report: Report, *, output: str) -> str:
         f"seed {report.seed}).\n"
         f"{licence_line(about)}\n\n"
         f"| | dense | this model |\n|---|---|---|\n{table}\n\n"
-        f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
+        + (
+            f"The cut is the largest within a loss of {100 * report.search.max_drop:g} %: {report.search.reason}.\n\n"
+            if report.search
+            else ""
+        )
+        + f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
         "The figures are on held-out data. report.json has the protocol."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"

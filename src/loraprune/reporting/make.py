@@ -66,7 +66,9 @@ def how_to_load(model_type: str, head: str) -> str:
     )
 
 
-def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan) -> Report:
+def report_of_rounds(
+    config: PruneConfig, reports: Sequence[Report], plan: Plan, *, reached: Mapping[str, Any]
+) -> Report:
     """Return the report of a run from those of its rounds: steps are counted through, and dense figures are the first round's."""
     first, last = reports[0], reports[-1]
     assert first.removed is not None
@@ -77,7 +79,7 @@ def report_of_rounds(config: PruneConfig, reports: Sequence[Report], plan: Plan)
         last.removed, prunable_dense=first.removed.prunable_dense, units=units,
         ratio_requested=config.ratio if config.has_ratio else None,
         ratio_reached=1 - last.removed.prunable_pruned / first.removed.prunable_dense,
-        target=config.other_targets,
+        target=config.other_targets, reached=reached,
     )  # fmt: skip
     trained = [report.training for report in reports]
     training = replace(

@@ -16,6 +16,7 @@ from loraprune.models.layerwise.modeling_loraprune import TYPE_PREFIX
 from loraprune.plan import Plan
 from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.verify import Verification
+from loraprune.reporting.search import Search
 from loraprune.reporting.verdict import Verdict, find_verdict
 from loraprune.training.record import Training
 
@@ -66,6 +67,8 @@ class Report:
     """the units that are kept, as in plan.json"""
     vocabulary: Mapping[str, Any] | None = None
     """what a cut of the vocabulary kept, see `loraprune.training.vocabulary.VocabularyCut`; None without one"""
+    search: Search | None = None
+    """the runs that --max-drop tried; None without it"""
     finished: str | None = None
     """when, as ISO 8601 in UTC; None in a report of the first versions"""
     folder: str | None = None
@@ -95,6 +98,7 @@ class Report:
             parameters |= {"prunable_dense": removed.prunable_dense, "prunable_pruned": removed.prunable_pruned}
             found |= {"ratio_requested": removed.ratio_requested, "ratio_reached": removed.ratio_reached}
             found |= {"target": dict(removed.target)} if removed.target else {}
+            found |= {"reached": dict(removed.reached)} if removed.reached else {}
             if removed.sparsity:
                 found["sparsity"] = asdict(removed.sparsity)
             else:
@@ -104,6 +108,7 @@ class Report:
                     "recovery": list(removed.recovery),
                 }
         found |= {"vocabulary": dict(self.vocabulary)} if self.vocabulary else {}
+        found |= {"search": asdict(self.search)} if self.search else {}
         return found | {
             "metric": self.metric,
             self.metric: self.quality.to_json(),
@@ -142,6 +147,7 @@ class Report:
             training=_make(Training, training), total_seconds=values["total_seconds"], seed=values["seed"],
             versions=values["versions"], shown=_make(Shown, values), finished=values.get("finished"),
             vocabulary=values.get("vocabulary"),
+            search=Search.from_json(values["search"]) if "search" in values else None,
         )  # fmt: skip
 
     @property

@@ -6,6 +6,7 @@
     OUTPUT.partial/step-00000120/   checkpoints, see `loraprune.training.resume.files`
     OUTPUT.partial/blocks/          blocks trained after a removal
     OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
+    OUTPUT.partial/tries/           tries of a search and the workspace of the one that is not finished, see `loraprune.search`
     OUTPUT.partial/vocabulary/      the model with fewer tokens, see `loraprune.training.vocabulary`
     OUTPUT.partial/teacher/         teacher logits, see `loraprune.training.teachers`
 
@@ -39,6 +40,9 @@ RESULT = "result"
 UNVERIFIED = ".unverified"
 """suffix of the name of a result that failed its checks"""
 ROUNDS = "rounds"
+TRIES = "tries"
+WITHIN = (ROUNDS, TRIES)
+"""folders of whole runs inside a workspace, which the outer run continues"""
 VOCABULARY = "vocabulary"
 BLOCKS = "blocks"
 """blocks that are trained after a removal, see `loraprune.pruning.recovery.finished`"""
@@ -121,7 +125,8 @@ def _new_folder(
             raise VerificationError(f"{error}; {_keep_unverified(folder, output)}") from error
         except BaseException as error:
             left = _checkpoints(workspace)
-            if left and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
+            is_inner = output.parent.name in WITHIN
+            if left and not is_inner and (isinstance(error, NumericsError) or not isinstance(error, LoraPruneError)):
                 logger.warning(
                     "%s is kept: `%s` continues the run", left[-1], shlex.join(["loraprune", "resume", str(output)])
                 )
@@ -153,7 +158,7 @@ def free_name(output: Path) -> Path:
 
 
 def has_checkpoints(workspace: Path) -> bool:
-    """Return whether an unfinished run left checkpoints or finished rounds."""
+    """Return whether an unfinished run left checkpoints or finished runs inside it."""
     return bool(_checkpoints(workspace))
 
 
@@ -192,9 +197,10 @@ def _contents(workspace: Path) -> list[Path]:
 
 
 def _checkpoints(workspace: Path) -> list[Path]:
-    """Return what an unfinished run can continue from: checkpoints, or finished rounds and the checkpoints of the next one."""
-    finished = (path for path in workspace.glob(f"{ROUNDS}/*") if path.suffix != PARTIAL)
-    patterns = (BLOCKS, f"{CHECKPOINT}*", f"{ROUNDS}/*{PARTIAL}/{BLOCKS}", f"{ROUNDS}/*{PARTIAL}/{CHECKPOINT}*")
+    """Return what an unfinished run can continue from: checkpoints, or finished runs inside it and the checkpoints of the next one."""
+    finished = (path for inner in WITHIN for path in workspace.glob(f"{inner}/*") if path.suffix != PARTIAL)
+    own = (BLOCKS, f"{CHECKPOINT}*")
+    patterns = (*own, *(f"{inner}/*{PARTIAL}/{each}" for inner in WITHIN for each in own))
     return [*sorted(finished), *(path for pattern in patterns for path in sorted(workspace.glob(pattern)))]
 
 

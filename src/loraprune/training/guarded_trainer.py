@@ -58,7 +58,7 @@ class GuardedTrainer(Trainer):
         if self._lora_plus == 1 or self.optimizer is not None:
             made: torch.optim.Optimizer = super().create_optimizer(model)
             return made
-        trained = self.model if model is None else model
+        trained: Any = self.model if model is None else model
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         self.optimizer = lora_plus_optimizer(trained, kind, options, ratio=self._lora_plus)
         return self.optimizer

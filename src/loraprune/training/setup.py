@@ -18,6 +18,7 @@ from loraprune.config.base import QUANTISERS, missing_quantiser, rounding_proble
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.data import draw_rows
 from loraprune.errors import ConfigError, Findings
+from loraprune.evaluation.apart import with_rows_apart
 from loraprune.evaluation.precision import rounding_noise, settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
@@ -28,6 +29,7 @@ from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.adapters import check_adapter
+from loraprune.pruning.deployment import Deployment
 from loraprune.pruning.method import Goal, PruningMethod, find_goal
 from loraprune.pruning.surgery import check_groups
 from loraprune.runtime import launch
@@ -163,6 +165,7 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
     found.raise_all()
     assert task is not None
     assert data is not None
+    task = with_rows_apart(task, seed=config.seed) if config.held_out_apart else task
     return RunSetup(
         config, device, choose_dtype(config.dtype, device, original.dtype), task, data, original, groups, goal,
         quantisation=None if config.quantize == "none" else Quantisation(config.quantize, frozenset(linear_paths(groups))),
@@ -190,10 +193,12 @@ def check_goal(
     if not isinstance(config, PruneConfig):
         return groups, None
     check_quantize("--teacher", config.teacher, groups, device)
+    # Where the data are wrong, the error comes before anything is timed.
+    deployment = Deployment.of_options(config.dtype, device, known=original.dtype, timed=data is not None)
     if tokens is None:
-        return groups, find_goal(empty, config.pruning())
+        return groups, find_goal(empty, config.pruning(), deployment=deployment)
     smaller = empty_model(tokens.choice.config(described), head=task.head if task else None)
-    return groups, find_goal(smaller, config.pruning(), dense=empty.num_parameters())
+    return groups, find_goal(smaller, config.pruning(), dense=empty, deployment=deployment)
 
 
 def check_graph(criterion: str) -> None:

@@ -18,7 +18,7 @@ from loraprune.plan import Budget
 from loraprune.pruning.allocation import Space, exact_counts, towards
 from loraprune.pruning.allocation.exact import widths_left
 from loraprune.pruning.allocation.uniform import uniform_counts
-from loraprune.pruning.target import goal_counts, make_space, target_ratio
+from loraprune.pruning.target import find_target, make_space
 from tests.tiny import tiny_model
 
 
@@ -163,16 +163,12 @@ def test_real_models_reach_the_ratio_in_counted_parameters(variant: str, ratio: 
 
 def test_a_number_of_parameters_is_a_target_for_the_whole_model() -> None:
     model = tiny_model("llama")
-    groups, total = find_groups(model.config), model.num_parameters()
-    config = LoRAPruneConfig(parameters="70k", round=1)
-    of = make_space(model, groups, config)
-    counts = goal_counts(of, config, target_ratio(of, config, model_parameters=total))
-    left = total - of.budget.prunable + of.budget.kept(counts)
+    target, total = find_target(model, LoRAPruneConfig(parameters="70k", round=1)), model.num_parameters()
+    left = total - target.space.budget.prunable + target.space.budget.kept(target.counts)
     assert abs(left - 70_000) <= 3 * 64  # half a channel in each of two layers
     for wrong in ("10M", "10k"):
-        config = LoRAPruneConfig(parameters=wrong)
         with pytest.raises(PlanError, match="choose a size between"):
-            target_ratio(of, config, model_parameters=total)
+            find_target(model, LoRAPruneConfig(parameters=wrong))
 
 
 def test_fractions_of_heads_and_channels_leave_what_can_be_stored() -> None:

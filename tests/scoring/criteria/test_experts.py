@@ -119,7 +119,7 @@ def test_masks_give_experts_their_weights_back() -> None:
 
 @pytest.mark.parametrize("variant", MIXTURES)
 def test_reap_is_the_mean_of_gate_value_and_size_of_the_output(variant: str) -> None:
-    model = tiny_model(variant).double().train()
+    model = tiny_model(variant).train()
     groups = [group for group in find_groups(model.config) if group.kind == "expert"]
     stacks = [model.get_submodule(f"{group.name.rpartition('.')[0]}.experts") for group in groups]
     calls: list[list[tuple[Tensor, ...]]] = [[] for _ in stacks]
@@ -136,9 +136,8 @@ def test_reap_is_the_mean_of_gate_value_and_size_of_the_output(variant: str) -> 
         for x, chosen, gates in seen[::2]:  # the scorer's own calls are between
             for token in range(len(x)):
                 for expert, gate in zip(chosen[token].tolist(), gates[token].tolist(), strict=True):
-                    up = stack.gate_up_proj[expert] @ x[token]
-                    left, right = up.chunk(2)
-                    size = (stack.down_proj[expert] @ (stack.act_fn(left) * right)).norm().item()
+                    left, right = (stack.gate_up_proj[expert].double() @ x[token].double()).chunk(2)
+                    size = (stack.down_proj[expert].double() @ (stack.act_fn(left) * right)).norm().item()
                     routed[expert].append(gate * size)
                     sizes.append(size)
         expected = torch.tensor([sum(each) / max(1, len(each)) for each in routed], dtype=torch.float64)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from loraprune.config.base import dashed
 from loraprune.export.gguf.architecture import ARCHITECTURES
 from loraprune.reporting.html.page import NAME as PAGE
 from loraprune.reporting.report import NAME, Report
@@ -91,8 +92,18 @@ def _cut_less(result: Report) -> list[tuple[str, str]]:
     target = removed.target or {}
     if target.get("size") is not None:
         return [("remove less", _again(result, "--size", f"{(1 + target['size']) / 2:.2g}"))]
+    if target.get("max_drop") is not None:
+        return [("remove less", _again(result, "--max-drop", f"{target['max_drop'] / 2:.2g}"))]
     if target.get("parameters") is not None:
         return [("remove less", _again(result, "--parameters", str(sum(result.parameters) // 2)))]
+    if target.get("speedup") is not None:
+        return [("remove less", _again(result, "--speedup", f"{(1 + target['speedup']) / 2:.3g}"))]
+    reached = removed.reached or {}
+    for option, entry in (("file_size", "file_bytes"), ("memory", "memory_bytes")):
+        if target.get(option) is not None:
+            dense, pruned = result.parameters
+            more = (dense - pruned) / 2 * reached.get("weight_bytes", reached[entry]) / pruned
+            return [("remove less", _again(result, f"--{dashed(option)}", f"{(reached[entry] + more) / 1000:.0f}kB"))]
     return []  # widths of every layer are a choice of the user
 
 

@@ -17,18 +17,22 @@ from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
 from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
+from loraprune.commands.tables.tries import tries
 from loraprune.evaluation.measurement import BITS, DENSITY, PERPLEXITY
 from loraprune.export.push import Pushed
 from loraprune.export.run import Export
 from loraprune.reporting import amounts
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
+from loraprune.reporting.asked import asked_and_reached
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
 
 
 def report(result: Report) -> None:
-    """Print the figures of a run, its verdict and what to do next."""
+    """Print the figures of a run, the tries of a search, its verdict and what to do next."""
     figures(result)
+    if result.search:
+        tries(result.metric, result.search)
     ending(result)
 
 
@@ -67,7 +71,8 @@ def figures(result: Report) -> None:
         facts.append(("dense model to compare with", NEW_HEAD))
     if removed:
         asked = f" (asked {removed.ratio_requested:g})" if removed.ratio_requested is not None else ""
-        facts.insert(0, ("ratio reached", f"{removed.ratio_reached:.4f}{asked}"))
+        targets = asked_and_reached(removed.target, removed.reached, result.parameters)
+        facts = [("ratio reached", f"{removed.ratio_reached:.4f}{asked}"), *targets, *facts]
     show("", ("", "run"), facts)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from loraprune.commands.inspect import Description
 from loraprune.commands.tables.frame import show
 from loraprune.reporting.amounts import change, size
+from loraprune.reporting.asked import asked_and_reached
 
 INSTEAD = " (--kinds query,ffn)"
 
@@ -70,7 +71,8 @@ def dry_run(result: Description) -> None:
         for name, part in sorted(memory["dense"].items(), key=lambda entry: entry[0] != "total")
     ]  # fmt: skip
     show(f"{values['model']}: {values['family']}", ("", "dense", "pruned", "change"), rows)
-    facts = [("ratio reached", f"{values['ratio_reached']:.4f}"),
+    pair = (parameters["dense"], parameters["pruned"])
+    facts = [("ratio reached", f"{values['ratio_reached']:.4f}"), *asked_and_reached(values["target"], values["reached"], pair),
              *([("vocabulary", f"{values['vocabulary']:,} tokens")] if values["vocabulary"] else []),
              ("shapes", ", ".join(f"{key} {value}" for key, value in values["shapes"].items())),
              ("saved as", str(values["saved_as"]))]  # fmt: skip

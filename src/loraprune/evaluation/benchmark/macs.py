@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from loraprune.errors import ConfigError
-from loraprune.models.modes import evaluation_mode
+from loraprune.models.modes import evaluation_mode, padding_unchecked
 
 
 def count_macs(model: PreTrainedModel, *, length: int) -> int:
@@ -32,7 +32,8 @@ def count_macs(model: PreTrainedModel, *, length: int) -> int:
     tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
     # FlopCounterMode (torch 2.13) has no rule for the fused attention kernel of CPUs and counts it as nothing; the plain
     # kernel is made of matrix products, which it counts everywhere.
-    with evaluation_mode(model), sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
+    plain, counter = sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False)
+    with evaluation_mode(model), padding_unchecked(model), plain, counter:
         model(**text_inputs(model, tokens))
     return int(counter.get_total_flops()) // 2
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from loraprune.evaluation.measurement import BITS, PERPLEXITY, Compared
 from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, call_time, change, duration, short, size
+from loraprune.reporting.asked import asked_and_reached
 from loraprune.reporting.html.labels import metric_of, pass_of
 from loraprune.reporting.report import Report
 
@@ -116,7 +117,10 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         wanted = removed.ratio_requested
         words = f" (requested: {wanted:g})" if wanted is not None else ""
         yield "ratio reached", f"{removed.ratio_reached:.4f}{words}"
+        yield from asked_and_reached(removed.target, removed.reached, report.parameters)
         yield "prunable parameters", f"{removed.prunable_dense:,} → {removed.prunable_pruned:,}"
+    if search := report.search:
+        yield f"largest cut within a loss of {100 * search.max_drop:g} %", f"{search.reason}; {search.outcome}"
     if cut := report.vocabulary:
         yield (
             "vocabulary",

@@ -14,8 +14,8 @@ BLOCK = 64
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the dtype of an option's name; `auto` stands for float32."""
-    dtype = getattr(torch, "float32" if name == "auto" else name)
+    """Return the dtype of an option's name; `auto` stands for float32, which TF32 is stored as."""
+    dtype = getattr(torch, "float32" if name in ("auto", "tf32") else name)
     assert isinstance(dtype, torch.dtype)
     return dtype
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from loraprune.config.training import WITHOUT_EFFECT, FinetuneConfig, PruneConfig, as_dict
@@ -21,6 +22,7 @@ from loraprune.data import Rows
 from loraprune.errors import CheckpointError, ConfigError, DataError
 from loraprune.models.quantised import stored_parameters
 from loraprune.runtime import launch
+from loraprune.runtime.workspace import has_checkpoints, workspace_of
 from loraprune.training.resume.files import whole_checkpoints
 from loraprune.training.resume.keeper import Checkpoint
 
@@ -60,6 +62,20 @@ def newest_checkpoint(workspace: Path, config: PruneConfig | FinetuneConfig) -> 
         return Checkpoint(folder, run)
     logger.info("no complete checkpoint in %s: starting from the beginning", workspace)
     return None
+
+
+def is_finished(config: PruneConfig | FinetuneConfig, place: Path) -> bool:
+    """Return whether an earlier attempt finished the run of a folder inside a workspace.
+
+    Raises:
+        ConfigError: if it was a run with other options.
+    """
+    if not place.is_dir() or has_checkpoints(workspace_of(place)):
+        return False
+    then = yaml.safe_load((place / "run.yaml").read_text(encoding="utf-8"))
+    then = {name: value for name, value in then.items() if name not in WITHOUT_EFFECT}
+    check_options(options_of(config), {"job": config.job, "options": then}, place)
+    return True
 
 
 def check_options(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path) -> None:
