@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loraprune.config.pruning import TARGETS
+from loraprune.config.target import TARGETS
 from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of, tasks

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from loraprune import merge, pipeline
 from loraprune.commands.tables.results import report as print_report
-from loraprune.config.pruning import TARGETS
+from loraprune.config.target import TARGETS
 from loraprune.training import setup
 from tests.pipeline.cases import (
     STEP,

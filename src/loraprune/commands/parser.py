@@ -26,7 +26,8 @@ from loraprune.commands.parser_errors import (
 from loraprune.commands.verbs import COMMANDS
 from loraprune.config import recipes
 from loraprune.config.base import Options, null_problems
-from loraprune.config.pruning import TARGETS, LoRAPruneConfig, second_target
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.target import TARGETS, second_target
 from loraprune.config.training import PruneConfig
 from loraprune.config.values import register_types, takes_text
 from loraprune.errors import ConfigError, Findings

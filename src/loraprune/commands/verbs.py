@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.config import commands, export
 from loraprune.config.base import Options
-from loraprune.config.pruning import AMOUNTS
+from loraprune.config.target import AMOUNTS
 from loraprune.config.training import FinetuneConfig, PruneConfig
 
 RUN = ("model", "data", "eval", "output", "overwrite", "length", "steps", "batch", "lr", "eval_every", "resume")

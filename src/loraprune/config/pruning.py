@@ -1,19 +1,18 @@
-"""Options of pruning: which units are removed, how many, and when.
+"""Options of pruning: which units are removed, and when.
 
 Imports no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from loraprune.config.base import SPLITTING, AdapterOptions, dashed, failed, idle_options
-from loraprune.config.deployment import DeploymentOptions
 from loraprune.config.sparsity import pattern_problems
-from loraprune.config.values import Fraction, parse_count
-from loraprune.errors import ConfigError, nearest
+from loraprune.config.target import TARGETS, TargetOptions
+from loraprune.config.values import Fraction
+from loraprune.errors import nearest
 
 CriterionName = str
 CRITERIA = (
@@ -23,10 +22,6 @@ CRITERIA = (
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
-AMOUNTS = ("size", "parameters", "file_size", "memory", "speedup")
-"""targets that one number states, instead of --ratio"""
-TARGETS = (*AMOUNTS, "heads", "ffn", "heads_ratio", "ffn_ratio", "layers")
-"""options that say how much to remove, instead of --ratio"""
 UNIT_OPTIONS = (
     *TARGETS,
     "context",
@@ -48,26 +43,9 @@ UNIT_OPTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
+class LoRAPruneConfig(AdapterOptions, TargetOptions):
     """What to remove and when: the options of `LoRAPruneCallback`."""
 
-    ratio: Fraction = 0.5
-    """fraction of the prunable parameters to remove, from 0 to below 1; embeddings and output head are not prunable"""
-    size: Fraction | None = None
-    """fraction of all parameters of the dense model to keep, instead of --ratio, such as 80%; embeddings and output head count too"""
-    parameters: str | None = None
-    """target size of the whole model instead of --ratio, such as 600M or 1.2B"""
-    heads: int | None = None
-    """query heads to keep in every layer, instead of --ratio; without --ffn all FFN channels are kept"""
-    ffn: int | None = None
-    """FFN channels to keep in every layer, instead of --ratio; without --heads all heads are kept"""
-    heads_ratio: Fraction | None = None
-    """fraction of the heads to remove from every layer, instead of --ratio; without --ffn-ratio all FFN channels are kept"""
-    ffn_ratio: Fraction | None = None
-    """fraction of the FFN channels to remove from every layer, instead of --ratio; without --heads-ratio all heads are kept"""
-    layers: int | None = None
-    """layers to keep, instead of --ratio; calibration rows decide which ones go; without --heads and --ffn the others keep all their
-    units; needs --schedule oneshot"""
     scores: str | None = None
     """scores.safetensors of an earlier run on the same model; units are ranked by these scores instead of being scored again"""
     sparsity: str | int | None = None  # YAML makes an int of an unquoted 2:4, which is refused by name
@@ -188,32 +166,9 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
         cooldown = 0.5 * (1 - warmup) if once else 0.1
         return warmup, cooldown if self.cooldown is None else self.cooldown
 
-    @property
-    def has_ratio(self) -> bool:
-        """Return whether --ratio is the target."""
-        return self.other_targets is None
-
-    @property
-    def other_targets(self) -> dict[str, Any] | None:
-        """Return the options that state the target instead of --ratio, with None for those left out; None if --ratio is the target."""
-        values = {name: getattr(self, name) for name in TARGETS}
-        return values if any(value is not None for value in values.values()) else None
-
-    @property
-    def has_dimensions(self) -> bool:
-        """Return whether widths or a number of layers are given instead of a ratio."""
-        shape = (self.heads, self.ffn, self.heads_ratio, self.ffn_ratio, self.layers)
-        return any(value is not None for value in shape)
-
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
-        found = [*super().problems(), *self._wrong_numbers(), *self._conflicts()]
-        if self.parameters is not None:
-            try:
-                parse_count(self.parameters)
-            except ConfigError as error:
-                found.append(str(error))
-        return [*found, *self._sparsity_problems()]
+        return [*super().problems(), *self._wrong_numbers(), *self._conflicts(), *self._sparsity_problems()]
 
     def _named_kinds(self) -> list[str]:
         """Return the kinds that --kinds names."""
@@ -226,18 +181,6 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
     def _wrong_numbers(self) -> list[str]:
         """Return one sentence for every option whose own value is wrong."""
         return failed(
-            (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
-            (
-                self.size is None or 0 < self.size <= 1,
-                f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",
-            ),
-            (self.heads is None or self.heads > 0, f"--heads {self.heads}: at least 1 is needed"),
-            (self.ffn is None or self.ffn > 0, f"--ffn {self.ffn}: at least 1 is needed"),
-            (self.layers is None or self.layers > 0, f"--layers {self.layers}: at least 1 is needed"),
-            *(
-                (ratio is None or 0 <= ratio < 1, f"--{name} {ratio}: a fraction in [0, 1) is needed, such as 0.5")
-                for name, ratio in (("heads-ratio", self.heads_ratio), ("ffn-ratio", self.ffn_ratio))
-            ),
             (
                 not (odd := self._unknown_kinds()),
                 f"--kinds {self.kinds}: unknown kind {''.join(odd[:1])!r}{nearest(''.join(odd[:1]), KINDS)}; known are {', '.join(KINDS)}",
@@ -267,14 +210,6 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
     def _conflicts(self) -> list[str]:
         """Return one sentence for every option that another one rules out."""
         return failed(
-            (
-                self.heads is None or self.heads_ratio is None,
-                f"--heads {self.heads} --heads-ratio {self.heads_ratio}: give one of the two",
-            ),
-            (
-                self.ffn is None or self.ffn_ratio is None,
-                f"--ffn {self.ffn} --ffn-ratio {self.ffn_ratio}: give one of the two",
-            ),
             (
                 not {"attention", "query"} <= set(self._named_kinds()),
                 f"--kinds {self.kinds}: one run removes key-value heads (attention) or query heads; name one of the two, and prune the "
@@ -310,10 +245,6 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
                 f"{self.layers_option} --adapter dora: a layer without units leaves DoRA no norms to divide by; use lora or rslora",
             ),
             (
-                self.ratio == LoRAPruneConfig.ratio or self.has_ratio,
-                second_target(self.ratio, self.other_targets or {}),
-            ),
-            (
                 self.speedup is None or self.chosen_allocation in ("uniform", "paper"),
                 f"--speedup {self.speedup} --allocation {self.allocation}: scores would change the shape that was timed; use uniform or "
                 "paper",
@@ -322,10 +253,6 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
                 self.memory is None or self.allocation != "global",
                 f"--memory {self.memory} --allocation global: scores decide how many heads stay, and so how large the cache is; use "
                 "uniform, measured, balanced or paper",
-            ),
-            (
-                sum(getattr(self, name) is not None for name in AMOUNTS) + self.has_dimensions <= 1,
-                f"{typed(self.other_targets or {})}: give one target only",
             ),
         )
 
@@ -360,13 +287,3 @@ class LoRAPruneConfig(AdapterOptions, DeploymentOptions):
                 "their norms; use --adapter lora or rslora"
             )
         return [*found, *pattern_problems(self.sparsity, self.ratio, default=LoRAPruneConfig.ratio)]
-
-
-def second_target(ratio: float, others: Mapping[str, Any]) -> str:
-    """Return what is wrong with --ratio beside other targets, of which those that are None are not given."""
-    return f"--ratio {ratio} {typed(others)}: give one target only; leave --ratio out"
-
-
-def typed(options: Mapping[str, Any]) -> str:
-    """Return options as typed on the command line, without those that are None."""
-    return " ".join(f"--{dashed(name)} {value}" for name, value in options.items() if value is not None)

@@ -24,7 +24,8 @@ from loraprune.config.base import (
 )
 from loraprune.config.columns import ColumnOptions
 from loraprune.config.drop import SearchOptions
-from loraprune.config.pruning import LoRAPruneConfig, second_target, typed
+from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.target import second_target, typed
 from loraprune.config.vocabulary import VocabularyOptions
 from loraprune.runtime.output import output_problem
 

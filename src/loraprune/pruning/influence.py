@@ -64,8 +64,8 @@ def block_influence(model: nn.Module, groups: Sequence[Group], rows: Rows) -> di
         def after(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             given = output[0] if isinstance(output, tuple) else output  # a tuple in older versions of transformers
-            states = (each.flatten(0, -2)[present[stream]].float() for each in (before, given))
-            found[layer] = 1 - cosine_similarity(*states, dim=-1).mean().item()
+            first, last = (each.flatten(0, -2)[present[stream]].float() for each in (before, given))
+            found[layer] = 1 - cosine_similarity(first, last, dim=-1).mean().item()
 
         return after
 
