@@ -260,7 +260,7 @@ def test_rounds_share_steps_and_target_and_shrink_lora(inputs: Path, tmp_path: P
     assert [(each.rank, each.alpha, each.lr) for each in made] == [(4, 8.0, 1e-3), (2, 4.0, 5e-4), (1, 2.0, 2.5e-4)]
     assert len({each.order_seed for each in made}) == 3
     assert [each.model for each in made] == [config.model, str(places[0]), str(places[1])]
-    assert [each.kinds for each in made] == ["auto", "ffn", "ffn"]
+    assert [each.kinds for each in made] == ["auto", "attention,ffn", "attention,ffn"]
 
 
 def test_a_number_of_parameters_is_a_target_too(inputs: Path, tmp_path: Path) -> None:

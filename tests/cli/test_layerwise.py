@@ -31,7 +31,11 @@ def test_looking_and_judging_need_no_flag(layerwise: Path, case: Case, capfd: py
     model = ["--model", str(layerwise)]
     found = run(capfd, "inspect", *model)
     assert found["family"] == "loraprune_llama"
-    assert [kind["units"] for kind in found["kinds"]] == [[1, 2], [24, 40]]
+    assert [kind["units"] for kind in found["kinds"]] == [
+        [1, 2],
+        [24, 40],
+        [2, 4],
+    ]  # key-value heads, channels, query heads
     assert "trust_remote_code" in found["formats"]["layerwise"]
     assert found["parameters"] == from_pretrained(layerwise).num_parameters()
     measured = run(capfd, "evaluate", *model, "--data", str(case.text), "--length", "32", "--device", "cpu")

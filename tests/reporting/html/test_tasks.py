@@ -88,7 +88,7 @@ def test_every_task_has_a_page_with_its_own_metric(task: str, tmp_path: Path) ->
         assert re.search(r"<small>(as high|points)</small>", page)
     assert ("speed" in report) == ("<h3>Speed</h3>" in page) == case.is_timed
     assert ("examples" in report) == ("Generated text" in page) == case.writes
-    assert ("generation of 16" in page, "prefill" in page) == (case.writes, case.writes)  # the others only read
+    assert ("generation of 16" in page, "prefill of" in page) == (case.writes, case.writes)  # the others only read
     if case.writes:
         assert all(
             set(example) == {"prompt", "dense", "pruned"} and example["prompt"] for example in report["examples"]

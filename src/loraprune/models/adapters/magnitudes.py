@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ def count_columns_(module: nn.Module, counted: Bool[Tensor, " channels"]) -> Non
             holder.register_buffer(COUNTED, counted.clone(), persistent=False)
 
 
-def norm_counted(module: nn.Module, _: Any, output: Tensor) -> Tensor | None:
+def norm_counted(module: nn.Module, _: Any, output: Float[Tensor, "..."]) -> Float[Tensor, "..."] | None:
     """Forward hook of a projection: divide its output by the norms of the counted columns, where PEFT divides by those of all.
 
     With dropout, the noise that it puts into the frozen weight's part is scaled too; it is zero on average.

@@ -40,7 +40,9 @@ class Change:
     rate: float
     """peak learning rate of both factors"""
 
-    def add(self, _: nn.Module, args: tuple[Tensor, ...], output: Float[Tensor, "*places out"]) -> Tensor:
+    def add(
+        self, _: nn.Module, args: tuple[Float[Tensor, "*places in_"], ...], output: Float[Tensor, "*places out"]
+    ) -> Tensor:
         """Add the change's part to the output of its layer; a forward hook."""
         reduced = functional.linear(args[0].to(self.a.dtype), self.a)
         return output + functional.linear(reduced, self.b).to(output.dtype)
