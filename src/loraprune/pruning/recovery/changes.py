@@ -42,7 +42,7 @@ class Change:
 
     def add(
         self, _: nn.Module, args: tuple[Float[Tensor, "*places in_"], ...], output: Float[Tensor, "*places out"]
-    ) -> Tensor:
+    ) -> Float[Tensor, "*places out"]:
         """Add the change's part to the output of its layer; a forward hook."""
         reduced = functional.linear(args[0].to(self.a.dtype), self.a)
         return output + functional.linear(reduced, self.b).to(output.dtype)
