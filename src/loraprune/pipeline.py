@@ -69,8 +69,9 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
             setup = check_run(config)
             held = load_run(setup)
             logger.info(
-                "%s: %s parameters; evaluated first on %d held-out rows, then trained with %d",
-                config.model, f"{held.dense.parameters:,}", len(setup.data.held_out), len(setup.data.training),
+                "%s: %s parameters; evaluated first on %d held-out rows, then %s %d rows",
+                config.model, f"{held.dense.parameters:,}", len(setup.data.held_out),
+                "trained with" if config.steps != 0 else "scored on", len(setup.data.training),
             )  # fmt: skip
             task = with_bits_per_byte(setup.task, setup.data) if setup.tokens else setup.task
             show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())

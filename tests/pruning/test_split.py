@@ -10,6 +10,7 @@ import torch
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.models.adapters import base_layer, find_module
+from loraprune.pruning.allocation import splits
 from loraprune.pruning.pruner import Pruner
 from tests.tiny import tiny_model, tokens, with_lora
 
@@ -56,6 +57,19 @@ def test_weights_are_as_before_when_splits_were_tried() -> None:
             pruner.measure(ROWS)
         models.append(pruner.model.state_dict())
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+
+
+def test_a_small_ratio_still_removes_something() -> None:
+    """Nothing is nearer to the model than nothing removed, which is within half a step where the last step is a short one."""
+    options: dict[str, Any] = {"round": 20, "criterion": "magnitude", "end_to_end": 0}  # widths 20 to 80, and 96
+    ratio = 0.8 * Pruner(with_lora(tiny_model("llama")), LoRAPruneConfig(**options)).space.half_step()
+    pruner = Pruner(with_lora(tiny_model("llama")), LoRAPruneConfig(ratio=ratio, **options))
+    full = {group.name: group.units for group in pruner.groups}
+    scores = {name: [0.0] * units for name, units in full.items()}
+    assert full in [pruner.space.spread(split) for split in splits(pruner.space, ratio, scores)]  # the control
+    pruner.score()
+    pruner.remove(1.0, rows=ROWS)
+    assert pruner.counts() != full
 
 
 def test_a_measured_split_needs_a_single_removal() -> None:

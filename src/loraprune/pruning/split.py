@@ -92,9 +92,14 @@ def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -
 
 
 def _splits(trial: Trial, space: Space, ratio: float, uniform: Counts) -> list[dict[str, int]]:
-    """Return `uniform`, and up to `MOST` other splits between heads and channels that remove as much, spread over all."""
+    """Return `uniform`, and up to `MOST` other splits between heads and channels that remove as much, spread over all.
+
+    A small ratio is also met, to within half a step, by removing nothing, which would always change the outputs least.
+    """
     scores: Scores = {group.name: [0.0] * len(trial.ranked[group.name]) for group in space.groups}
     found = [] if space.budget.shared else [space.spread(split) for split in splits(space, ratio, scores)]
+    whole = {group.name: group.units for group in space.groups}
+    found = [counts for counts in found if counts != whole or uniform == whole]
     if len(space.by_kind()) < 2 or len(found) < 2:
         return [dict(uniform)]
     return [dict(uniform), *(found[place] for place in _spread(len(found)) if found[place] != uniform)]
