@@ -313,9 +313,9 @@ class DemoConfig(Options):
         return super().problems()
 
     def recipe(self) -> PruneConfig:
-        """Return the run of the demo: the recommended recipe, with a learning rate and calibration tokens that suit a small model."""
+        """Return the run of the demo: the recommended recipe, with options that suit a small model which was trained on the same data."""
         return PruneConfig(
             model=DEMO, data=STDLIB, output=self.output, overwrite=self.overwrite, ratio=self.ratio, steps=self.steps,
             seed=self.seed, batch=8, length=256, lr=3e-3, device="cpu",
-            **(recipes.recipe("best") | {"calibration": DEMO_CALIBRATION}),
+            **(recipes.recipe("best") | {"calibration": DEMO_CALIBRATION, "cooldown": 0.975}),
         )  # fmt: skip
