@@ -18,6 +18,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Quantize = Literal["none", "8bit", "4bit", "int8"]
 Adapter = Literal["lora", "rslora", "dora", "pissa", "olora"]
+PLAIN = ("lora", "rslora")
+"""kinds of adapters that add B A to the frozen weights and read nothing of them"""
 SPLITTING = ("pissa", "olora")
 """kinds of adapters that move a part of the frozen weights into the factors when they are attached"""
 QUANTISERS = {"8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao"}

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from loraprune.config import recipes
 from loraprune.config.base import (
+    PLAIN,
     BatchOptions,
     Dtype,
     MachineOptions,
@@ -82,7 +83,7 @@ class PlanConfig(LoRAPruneConfig, DropOptions, VocabularyOptions, QuantizeOption
         checks = failed(
             (self.sparsity is None, shapes),
             (self.vocabulary != DATA, unread),
-            (self.sharding != "fsdp" or self.adapter in ("lora", "rslora"), shards),
+            (self.sharding != "fsdp" or self.adapter in PLAIN, shards),
             (self.max_drop is None, unknown),
         )
         return [*super().problems(), *sizes, *checks]

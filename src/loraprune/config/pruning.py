@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loraprune.config.base import SPLITTING, AdapterOptions, dashed, failed, idle_options
+from loraprune.config.base import PLAIN, SPLITTING, AdapterOptions, dashed, failed, idle_options
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.target import TARGETS, TargetOptions
 from loraprune.config.values import Fraction
@@ -281,7 +281,7 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
             "none; leave one of the two out"
             for name in odd
         ]
-        if self.adapter not in ("lora", "rslora"):
+        if self.adapter not in PLAIN:
             found.append(
                 f"--sparsity {self.sparsity} --adapter {self.adapter}: zeros would change the weights that {self.adapter} starts from or "
                 "their norms; use --adapter lora or rslora"

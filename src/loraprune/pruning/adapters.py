@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from loraprune.config.base import SPLITTING
+from loraprune.config.base import PLAIN, SPLITTING
 from loraprune.errors import ConfigError
 from loraprune.groups import Group
 from loraprune.models.adapters import check_kind, find_module, linear_paths
@@ -21,7 +21,7 @@ def check_adapter(kind: str, model: nn.Module, groups: Sequence[Group], *, quant
     Raises:
         ConfigError: for quantised or sharded weights, and as `loraprune.models.adapters.check_kind`.
     """
-    if kind in ("lora", "rslora"):
+    if kind in PLAIN:
         return
     what = (
         "a part of the frozen weights moves to the adapters" if kind in SPLITTING else "it reads the norms of all rows"

@@ -67,6 +67,4 @@ class Schedule:
 
     def is_event(self, step: int) -> bool:
         """Return whether units are removed after `step` steps; the last event is exactly at `last`."""
-        if step == self.last:
-            return True
-        return self.name != "oneshot" and self.first < step < self.last and (step - self.first) % self.stride == 0
+        return step == self.next_event(step)

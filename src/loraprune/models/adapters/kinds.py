@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from loraprune.config.base import SPLITTING
+from loraprune.config.base import PLAIN, SPLITTING
 from loraprune.errors import ConfigError
 from loraprune.models.adapters.modules import base_layer, is_transposed
 from loraprune.models.quantised import kind_of
@@ -30,7 +30,7 @@ def check_kind(kind: str, layers: Iterable[tuple[str, nn.Module]]) -> None:
     """
     if kind not in PEFT_OPTIONS:
         raise ConfigError(f"--adapter {kind}: one of {', '.join(PEFT_OPTIONS)} is needed")
-    if kind in ("lora", "rslora"):
+    if kind in PLAIN:
         return
     for path, module in layers:
         if why := _problem(kind, base_layer(module)):

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.groups import Group
-from loraprune.models.adapters import base_layer, find_module, has_magnitudes, linear_paths
+from loraprune.models.adapters import base_layer, find_module, has_magnitudes, is_transposed, linear_paths
 from loraprune.models.quantised import kind_of
 
 RANK = 64
@@ -52,7 +52,7 @@ class Change:
         """Add the change to the frozen weight."""
         weight: Any = self.layer.weight
         change = self.b @ self.a
-        weight += (change.T if isinstance(self.layer, Conv1D) else change).to(weight.dtype)
+        weight += (change.T if is_transposed(self.layer) else change).to(weight.dtype)
 
 
 def can_change(layer: nn.Module) -> bool:
@@ -76,7 +76,7 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
         # DoRA divides by the norms of the frozen weight's rows, which adding a change to it would move.
         if not can_change(layer) or has_magnitudes(module):
             continue
-        out, in_ = layer.weight.shape[::-1] if isinstance(layer, Conv1D) else layer.weight.shape
+        out, in_ = layer.weight.shape[::-1] if is_transposed(layer) else layer.weight.shape
         size = in_ if path in losing else out
         rank = min(RANK, size)
         generator = torch.Generator().manual_seed(seed + place)
