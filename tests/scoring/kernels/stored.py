@@ -43,7 +43,7 @@ def stored(form: str, dense: Tensor) -> tuple[Tensor | Int8Rows | Nf4Blocks, Ten
 
 
 def random_factors(out: int, in_: int, rank: int, device: torch.device) -> Factors:
-    """Return LoRA in the middle of training: s B A as large as the weight, gradients of a tenth."""
+    """Return LoRA in the middle of training as matrices: s B A as large as the weight, gradients of a tenth."""
     a, grad_a = torch.randn(2, rank, in_, device=device)
     b, grad_b = torch.randn(2, out, rank, device=device)
     return Factors(a, 0.1 * b, 0.1 * grad_a, 0.1 * grad_b, scaling=2.0)
