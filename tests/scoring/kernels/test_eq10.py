@@ -31,15 +31,15 @@ TOLERANCE = dict.fromkeys(FORMS, SPLIT) | {"float32": 1e-5}
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
-def stack(*each: Factors) -> Factors:
-    """Return the factors of several weights as kernels take them, from those of each, which are matrices."""
-    parts = (torch.stack(tensors) for tensors in zip(*(one.tensors() for one in each), strict=True))
+def joined(*each: Factors) -> Factors:
+    """Return the factors of several weights together."""
+    parts = (torch.cat(tensors) for tensors in zip(*(one.tensors() for one in each), strict=True))
     return Factors(*parts, scaling=each[0].scaling)
 
 
 def alone(reduce: Callable[..., Any], weight: Weight, factors: Factors, **options: Any) -> list[torch.Tensor | None]:
-    """Return the sums of a single weight, for factors that are matrices."""
-    return [None if sums is None else sums[0] for sums in reduce([weight], stack(factors), **options)]
+    """Return the sums of a single weight."""
+    return [None if sums is None else sums[0] for sums in reduce([weight], factors, **options)]
 
 
 eq10_sums, eq10_tiles = partial(alone, kernels.eq10_sums), partial(alone, kernels.eq10_tiles)
@@ -141,7 +141,7 @@ def test_weights_that_are_alike_are_scored_together(
         weight, exact = stored(form, torch.randn(60, 66, device=DEVICE))
         weights.append(weight)
         wanted.append(expected(exact, each, power=2))
-    for side, sums in enumerate(reduce(weights, stack(*factors), power=2)):
+    for side, sums in enumerate(reduce(weights, joined(*factors), power=2)):
         assert sums.shape == (5, (60, 66)[side])
         for place, mine in enumerate(wanted):
             assert error(sums[place], mine[side]) < TOLERANCE[form]
@@ -189,7 +189,7 @@ def test_tiles_of_torch_give_the_same_sums(form: str, power: int, monkeypatch: p
 
 
 def test_the_kernel_is_not_for_the_cpu() -> None:
-    assert not eq10_fits(torch.randn(8, 6), stack(random_factors(8, 6, 2, torch.device("cpu"))))
+    assert not eq10_fits(torch.randn(8, 6), random_factors(8, 6, 2, torch.device("cpu")))
 
 
 def test_a_machine_that_cannot_build_the_kernel_goes_on_with_tiles(
@@ -211,22 +211,22 @@ def test_a_machine_that_cannot_build_the_kernel_goes_on_with_tiles(
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="no CUDA device")
 def test_what_fits_on_a_gpu() -> None:
-    factors = stack(random_factors(8, 6, 2, DEVICE))
+    factors = random_factors(8, 6, 2, DEVICE)
     weight = torch.randn(8, 6, device=DEVICE)
     assert eq10_fits(weight, factors)
     assert not eq10_fits(weight.double(), factors)
     assert not eq10_fits(weight.cpu(), factors)
-    assert not eq10_fits(weight, stack(random_factors(8, 6, MAX_RANK + 1, DEVICE)))
+    assert not eq10_fits(weight, random_factors(8, 6, MAX_RANK + 1, DEVICE))
     odd = Nf4Blocks(torch.zeros(20, dtype=torch.uint8, device=DEVICE), torch.ones(1, device=DEVICE), (8, 5))
-    assert not eq10_fits(odd, stack(random_factors(8, 5, 2, DEVICE)))
+    assert not eq10_fits(odd, random_factors(8, 5, 2, DEVICE))
 
 
 def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter the check is told that it fits."""
     layer = nn.Linear(50, 40, bias=False, device=DEVICE)
     factors = random_factors(40, 50, 4, DEVICE)
-    a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
-    a.grad, b.grad = factors.grad_a, factors.grad_b
+    a, b = nn.Parameter(factors.a[0]), nn.Parameter(factors.b[0])
+    a.grad, b.grad = factors.grad_a[0], factors.grad_b[0]
     proj = Projection("layer", layer, a, b, 2.0)
     criterion = criteria.get("lora")
     assert isinstance(criterion, Saliency)
