@@ -41,7 +41,7 @@ class SaliencyScorer:
     @torch.no_grad()
     def collect(self, kept: Kept | None = None) -> Scores:
         """Return the power-transformed saliencies, summed over the weights that each unit owns."""
-        if self.criterion.fused and kept is None and not self._is_sharded():
+        if self.criterion.fused and kept is None and (self._batches or not self._is_sharded()):
             return precise(self._collect_batches())
         scores = {}
         for group in self.groups:
