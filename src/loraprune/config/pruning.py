@@ -69,7 +69,8 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     decay: float = 0.9
     """decay of the moving average of scores (lambda in the paper), from 0 to below 1"""
     score_steps: Literal["remembered", "all"] = "remembered"
-    """steps that are scored: all (the paper), or only those whose scores still have 1 % of their weight at the next removal, by --decay"""
+    """steps that are scored. remembered: those whose scores still have 1 % of their weight at the next removal, by --decay. all: every
+    step, as in the paper"""
     allocation: Literal["auto", "measured", "uniform", "balanced", "paper", "global"] = "auto"
     """how removal is distributed over the layers. uniform (same ratio of heads and channels), balanced (split by score) and measured
     (the split that changes the outputs on calibration rows least; needs --schedule oneshot) give all layers equal widths, so that the

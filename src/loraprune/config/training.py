@@ -55,7 +55,7 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     lr: float = 1e-4
     """peak learning rate, with cosine decay"""
     lora_plus: float = 1.0
-    """learning rate of LoRA's B divided by that of A, as in LoRA+, which proposes 16; --lr is that of A"""
+    """learning rate of LoRA's B divided by that of A, which is --lr; LoRA+ proposes 16"""
     clip: float = 1.0
     """maximum gradient norm, applied after scoring; 0 for none"""
     optimizer: Literal["adamw", "adamw-8bit", "paged", "paged-8bit"] = "adamw"
