@@ -53,10 +53,8 @@ class Search:
 
     @property
     def outcome(self) -> str:
-        """Return in one clause what was lost on the rows that nothing was chosen by."""
-        rows = (
-            "held-out rows that nothing was chosen by" if self.apart else "the one held-out row, which it was chosen by"
-        )
+        """Return in one clause what was lost on the rows that chose no run."""
+        rows = "held-out rows that chose no run" if self.apart else "the one held-out row, which also chose the run"
         over = "" if self.drop <= self.max_drop else f", which is above the limit of {100 * self.max_drop:g} %"
         return f"it loses {100 * self.drop:.2f} % against {self.reference_name} on {rows}{over}"
 
