@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import DataCollatorWithPadding
 
-from loraprune.data import Row, TokenRows
+from loraprune.data import Collator, Row, TokenRows
 from loraprune.evaluation.batches import by_length
 from loraprune.evaluation.perplexity import perplexity
+from loraprune.evaluation.tasks import Prepared, find_task
 from loraprune.evaluation.tasks.labelled_rows import LabelledRows
 from loraprune.evaluation.tasks.masked_lm import MaskedRows
 from tests.evaluation.tasks.cases import word_tokenizer
@@ -49,3 +51,26 @@ def test_a_perplexity_computes_less_padding_and_keeps_the_order_of_rows() -> Non
     assert found.row_sums == pytest.approx(alone, rel=1e-5)
     assert found.row_sums != pytest.approx(sorted(alone), rel=1e-5)  # the control
     assert found.row_targets == tuple(length - 1 for length in LENGTHS)
+
+
+def test_hidden_tokens_and_labels_keep_the_order_of_rows() -> None:
+    masked = MaskedRows(token_rows(), mask_token=4, special=frozenset(range(5)), vocabulary=40)
+    labelled = LabelledRows(
+        tuple(
+            {"input_ids": row.input_ids, "label": label}
+            for row, label in zip(token_rows().rows, (0, 0, 1, 2, 1, 2), strict=True)
+        ),
+        {},
+        ("accuracy",),
+    )
+    for variant, rows, collator in (
+        ("bert", masked, Collator(0)), ("bert-classes", labelled, DataCollatorWithPadding(word_tokenizer()))
+    ):  # fmt: skip
+        model = tiny_model(variant)
+        task = find_task(model.config)
+        together, alone = (
+            task.evaluate(model, Prepared(None, rows, collator, word_tokenizer()), batch).by_row for batch in (2, 1)
+        )
+        for one, other in zip(together, alone, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+        assert together != alone[::-1]  # the control

@@ -93,8 +93,8 @@ def perplexity(
     """Measure the perplexity of `model` on the first `limit` rows, each row a separate window.
 
     Rows of similar lengths are computed together. The first token of running text is never predicted; all target tokens of a pair
-    are. At most one batch of logits exists at a time. The model keeps its device, its dtype and its train or eval mode. `collator` makes the model's inputs and `labels` of
-    rows; `progress` is called with the rows done and the rows in all.
+    are. At most one batch of logits exists at a time. The model keeps its device, its dtype and its train or eval mode. `collator`
+    makes the model's inputs and `labels` of rows; `progress` is called with the rows done and the rows in all.
 
     Raises:
         ConfigError: `batch` or `limit` is below 1.

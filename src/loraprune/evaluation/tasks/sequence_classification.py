@@ -119,7 +119,9 @@ def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured
             inputs.pop("labels")
             logits = model(**inputs).logits.float()
             if not torch.isfinite(logits).all():
-                raise NumericsError(f"row {min(places)} or one of its length: a logit is NaN or infinite: evaluate in float32")
+                raise NumericsError(
+                    f"row {min(places)} or one of its length: a logit is NaN or infinite: evaluate in float32"
+                )
             found[places] = (logits[:, 0] if regression else logits.argmax(-1)).tolist()
     labels = np.array([row["label"] for row in rows.rows], np.float64)
     main, *others = rows.metrics

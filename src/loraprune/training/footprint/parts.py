@@ -133,7 +133,7 @@ def _footprint(
         scorer.close()
         parts["criterion"] = max(0, watched.total - step.total)
     if teacher != "none":
-        taught = run(teacher=base_model(model) if teacher == "copy" else None, learns_from_teacher=True)
+        taught = run(teacher=base_model(model) if teacher == "copy" else "cache")
         parts["teacher"] = max(0, taught.total - step.total) + (weights if teacher == "copy" else 0)
     if decide_recovery(groups, options).compensate:
         still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)

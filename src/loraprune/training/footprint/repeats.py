@@ -23,6 +23,8 @@ LONGEST = 8
 """layers in a period"""
 PLACES = ("layer_idx", "layer_id", "layer_index")
 """attributes that say where a layer is, not how it computes"""
+BY_NUMBER = ("albert_layer_groups",)
+"""lists whose layers a forward pass finds by number instead of going through all of them"""
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -30,7 +32,7 @@ PLAIN = (bool, int, float, str, type(None), torch.dtype)
 class Trace:
     """What lives after every operation of a step, and its FLOPs."""
 
-    phases: tuple[Int[np.ndarray, "operations kinds"], ...]
+    phases: tuple[Int[np.ndarray, "_ kinds"], ...]
     """bytes of every kind, for each forward and each backward pass"""
     flops: int
 
@@ -98,11 +100,12 @@ class Repeats:
 def find_repeats(model: nn.Module, paths: Iterable[str]) -> Repeats | None:
     """Return the repeats that spare most layers among the lists at some paths; None if none spare any.
 
-    Only in classes of transformers, whose forward passes go through such lists from start to end.
+    Only in classes of transformers, whose forward passes go through lists of layers from start to end.
     """
     if type(model).__module__.partition(".")[0] != "transformers":
         return None
-    found = [each for path in sorted(set(paths)) for each in _repeats(path, model.get_submodule(path)) if each.spared > 0]
+    lists = [path for path in sorted(set(paths)) if path.rpartition(".")[2] not in BY_NUMBER]
+    found = [each for path in lists for each in _repeats(path, model.get_submodule(path)) if each.spared > 0]
     return max(found, key=lambda each: each.spared, default=None)
 
 
