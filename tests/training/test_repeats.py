@@ -22,14 +22,14 @@ from tests.tiny import tiny_config
 
 # variant, layers, options, setting
 CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
-    "llama": ("llama", 10, {"criterion": "gate", "compensate": True}, {"teacher": "copy"}),
-    "accumulated": ("llama", 10, {"criterion": "wanda"}, {"micro_batches": 4, "teacher": "cache"}),
-    "checkpointing": ("llama", 10, {"criterion": "gradient"}, {"checkpointing": True, "quantize": "4bit"}),
-    "period of two": ("gemma2", 19, {}, {}),
-    "first layer differs": ("qwen2_moe", 11, {}, {"dtype": torch.bfloat16}),
-    "one of two lists": ("t5", 24, {}, {}),
-    "bert": ("bert", 10, {}, {}),
-    "vit": ("vit", 10, {}, {}),
+    "llama": ("llama", 8, {"criterion": "gate", "compensate": True}, {"teacher": "copy"}),
+    "accumulated": ("llama", 8, {"criterion": "wanda"}, {"micro_batches": 4, "teacher": "cache"}),
+    "checkpointing": ("llama", 8, {"criterion": "gradient"}, {"checkpointing": True, "quantize": "4bit"}),
+    "period of two": ("gemma2", 16, {}, {}),
+    "first layer differs": ("qwen2_moe", 10, {}, {"dtype": torch.bfloat16}),
+    "one of two lists": ("t5", 10, {}, {}),
+    "bert": ("bert", 8, {}, {}),
+    "vit": ("vit", 8, {}, {}),
 }
 
 
