@@ -124,7 +124,7 @@ class EvaluateConfig(ModelOptions, ColumnOptions, MachineOptions):
     rows: int | None = None
     """use only the first N windows or rows of each data set"""
     batch: int = 8
-    """rows or questions per forward pass"""
+    """rows or questions per forward pass; rows of similar lengths are computed together"""
     tasks: str | None = None
     """tasks of lm-eval, separated by commas: `zero-shot` (the paper's seven), mmlu, or any other task with an accuracy"""
     task_data: str | None = None
