@@ -6,6 +6,7 @@ Knows nothing about processes or plots.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.commands.compare.grid import SEED, Cell, recipe_name
+from loraprune.config.target import TARGETS
 from loraprune.evaluation.measurement import PERPLEXITY, loss_of
+from loraprune.reporting.knee import Point, advise
+from loraprune.reporting.sizes import RULE, unit_of
+from loraprune.reporting.verdict import find_verdict
 
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
@@ -24,6 +29,8 @@ NOTE = (
     "same options and seed, or of the untuned dense model without baselines; for an accuracy, the dense model's minus this one. "
     "Of reference: multiple of the reference's value."
 )
+MARKS = ("knee", "recommended")
+"""what a recipe may be on its curve"""
 PENDING = "not run yet"
 """error of a cell that has not run yet"""
 COPIED = (
@@ -94,6 +101,50 @@ def summarise(entries: Sequence[Mapping[str, Any]], reference: str | None) -> di
     return recipes
 
 
+def recommend(entries: Sequence[Mapping[str, Any]], recipes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return curve -> which of its recipes is the knee and which is recommended, and why.
+
+    A curve has recipes that differ in the target only. Losses are gaps. The dense model is a part of the curve where it was tuned alike, or where nothing was trained.
+    """
+    metric, curves = metric_of(entries), {}
+    for name, values in recipes.items():
+        if values["job"] == "prune" and values["gap"]:
+            curves.setdefault(without_target(values["labels"]), {})[name] = values
+    dense = {one["recipe"]: float(one["parameters"]["dense"]) for one in entries if "error" not in one}
+    alike = {
+        one["recipe"]: one["baseline"] is not None or one["options"]["steps"] == 0
+        for one in entries
+        if "error" not in one
+    }
+    found = {}
+    for curve, members in curves.items():
+        points = [
+            Point(name, each["parameters"], each["gap"]["mean"], _is_usable(metric, each))
+            for name, each in members.items()
+        ]
+        if len({point.parameters for point in points}) > 1:
+            first = points[0].name
+            found[curve] = asdict(
+                advise(points, start=(dense[first], 0.0) if alike[first] else None, unit=unit_of(metric))
+            )
+    return found
+
+
+def without_target(labels: Mapping[str, str]) -> str:
+    """Return the name of a recipe without the amount that it removes."""
+    return (
+        recipe_name({axis: words for axis, words in labels.items() if axis not in ("ratio", *TARGETS, SEED)})
+        or "pruned"
+    )
+
+
+def _is_usable(metric: str, values: Mapping[str, Any]) -> bool:
+    """Return whether the mean of a recipe would have the verdict usable beside the model that its gap refers to."""
+    value, gap = values[metric]["mean"], values["gap"]["mean"]
+    reference = value / math.exp(gap) if metric == PERPLEXITY else value + gap
+    return find_verdict("prune", metric, reference, value, new_head=False).is_good
+
+
 def reference_of(labels: Mapping[str, str], axis: str | None, reference: str | None) -> str | None:
     """Return the recipe whose labels are `labels`, except that `axis` is `reference`."""
     if axis is None or reference is None or axis not in labels:
@@ -159,6 +210,7 @@ def _wall_ratio(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
 def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of the table as text; the dense models come first."""
     recipes: Mapping[str, Any] = values["recipes"]
+    chosen = {(each[mark], mark) for each in values["recommendations"].values() for mark in MARKS}
     metric = metric_of(values["cells"])
     dense = {f"{e[metric]['dense']:.3f}": e for e in values["cells"] if "error" not in e}
     found: list[tuple[str, ...]] = [
@@ -169,8 +221,10 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
         failed = f" of {r['seeds'] + r['failed']}" if r["failed"] else ""
         parameters = f"{r['parameters']:,.0f}" if r["parameters"] is not None else "-"
         memory = f"{r['peak_memory_bytes'] / 2**20:,.0f} MiB" if r["peak_memory_bytes"] else "-"
+        marks = ", ".join(mark for mark in MARKS if (name, mark) in chosen)
+        title = f"{name} ({marks})" if marks else name
         found.append((
-            name, share, parameters, _plus(r.get(metric), 3), f"{r['seeds']}{failed}", _plus(r["gap"], 3),
+            title, share, parameters, _plus(r.get(metric), 3), f"{r['seeds']}{failed}", _plus(r["gap"], 3),
             _times(r["relative_gap"]), _plus(r["wall_seconds"], 1, unit=" s"), _times(r["wall_ratio"]), memory,
         ))  # fmt: skip
     return found
@@ -197,10 +251,21 @@ def failures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
 
 
+def advice(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for every curve that says which size is recommended, and the rule; nothing without curves."""
+    found = [f"Sizes of {curve}: {each['reason']}." for curve, each in values["recommendations"].items()]
+    return [*found, RULE] if found else []
+
+
 def markdown(values: Mapping[str, Any]) -> str:
     """Return the text of a table.md."""
     lines = [f"**{values['model']}** on {values['data']}", "", f"| {' | '.join(columns(values))} |",
              "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]  # fmt: skip
     lines += [f"| {' | '.join(row)} |" for row in rows(values)]
-    lines += ["", NOTE, *(f"\nNo result: {name}: {error}" for name, error in failures(values))]
+    lines += [
+        "",
+        NOTE,
+        *(f"\n{line}" for line in advice(values)),
+        *(f"\nNo result: {name}: {error}" for name, error in failures(values)),
+    ]
     return "\n".join(lines) + "\n"
