@@ -12,8 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loraprune.evaluation.measurement import PERPLEXITY
+
 LEAST = 0.1
 """distance below the line from which on a point is a knee; a straight line has 0, a parabola 0.25"""
+
+MARKS = ("knee", "recommended")
+"""what a point may be on its curve: fields of `Advice`"""
+RULE = (
+    "The knee is the size furthest below the straight line from the first to the last point, where both axes have length 1; there is none "
+    f"below {LEAST}. The knee is recommended if it has the verdict usable, else the smallest size that has it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +93,8 @@ def _prices(curve: Sequence[tuple[float, float]], place: int, unit: str) -> str:
         for a, b in ((0, place), (place, len(curve) - 1))
     )
     return f"every further 1 % of the parameters costs {behind:.2g} {unit}, and {before:.2g} up to it"
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of the loss of a metric."""
+    return "nats a token" if metric == PERPLEXITY else metric.replace("_", " ")

@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.config.sizes import in_percent
-from loraprune.evaluation.measurement import PERPLEXITY, loss_of
+from loraprune.evaluation.measurement import loss_of
 from loraprune.reporting.amounts import change
-from loraprune.reporting.knee import Advice, Point, advise
+from loraprune.reporting.knee import RULE, Advice, Point, advise, unit_of
 from loraprune.reporting.plotting import INK, MissingMatplotlib, lines, new_figure, ring, save, styled
 
 NAME = "sizes.json"
-RULE = (
-    "The knee is the size furthest below the straight line from the first to the last point, where both axes have length 1; there is none "
-    "below 0.1. The knee is recommended if it is usable, else the smallest usable size."
-)
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +103,6 @@ def advice_on(metric: str, sizes: Sequence[Size], *, start: tuple[float, float] 
         for one in sizes
     ]
     return advise(points, start=start and (start[0], loss_of(metric, start[1])), unit=unit_of(metric))
-
-
-def unit_of(metric: str) -> str:
-    """Return the unit of the loss of a metric."""
-    return "nats a token" if metric == PERPLEXITY else metric.replace("_", " ")
 
 
 def write_sizes(folder: Path, found: Sizes) -> None:

@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loraprune.commands.compare import plots
+from loraprune.commands.compare.advice import recommend
 from loraprune.commands.compare.grid import CELLS, Cell
 from loraprune.commands.compare.settings import CompareConfig
-from loraprune.commands.compare.summary import PENDING, Comparison, entry, markdown, recommend, summarise
+from loraprune.commands.compare.summary import PENDING, Comparison, entry, markdown, summarise
 from loraprune.config.training import PruneConfig, as_dict
 from loraprune.errors import ConfigError, Findings
 from loraprune.preflight import NEEDS, check_data, check_model

@@ -6,7 +6,6 @@ Knows nothing about processes or plots.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.commands.compare.grid import SEED, Cell, recipe_name
-from loraprune.config.target import TARGETS
 from loraprune.evaluation.measurement import PERPLEXITY, loss_of
-from loraprune.reporting.knee import Point, advise
-from loraprune.reporting.sizes import RULE, unit_of
-from loraprune.reporting.verdict import find_verdict
+from loraprune.reporting.knee import MARKS, RULE
 
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
@@ -29,8 +25,6 @@ NOTE = (
     "same options and seed, or of the untuned dense model without baselines; for an accuracy, the dense model's minus this one. "
     "Of reference: multiple of the reference's value."
 )
-MARKS = ("knee", "recommended")
-"""what a recipe may be on its curve"""
 PENDING = "not run yet"
 """error of a cell that has not run yet"""
 COPIED = (
@@ -99,50 +93,6 @@ def summarise(entries: Sequence[Mapping[str, Any]], reference: str | None) -> di
         values["relative_gap"] = gap / of if gap is not None and of is not None and of > 0 else None
         values["wall_ratio"] = _wall_ratio(by_recipe[name], by_recipe[other]) if known and other else None
     return recipes
-
-
-def recommend(entries: Sequence[Mapping[str, Any]], recipes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return curve -> which of its recipes is the knee and which is recommended, and why.
-
-    A curve has recipes that differ in the target only. Losses are gaps. The dense model is a part of the curve where it was tuned alike, or where nothing was trained.
-    """
-    metric, curves = metric_of(entries), {}
-    for name, values in recipes.items():
-        if values["job"] == "prune" and values["gap"]:
-            curves.setdefault(without_target(values["labels"]), {})[name] = values
-    dense = {one["recipe"]: float(one["parameters"]["dense"]) for one in entries if "error" not in one}
-    alike = {
-        one["recipe"]: one["baseline"] is not None or one["options"]["steps"] == 0
-        for one in entries
-        if "error" not in one
-    }
-    found = {}
-    for curve, members in curves.items():
-        points = [
-            Point(name, each["parameters"], each["gap"]["mean"], _is_usable(metric, each))
-            for name, each in members.items()
-        ]
-        if len({point.parameters for point in points}) > 1:
-            first = points[0].name
-            found[curve] = asdict(
-                advise(points, start=(dense[first], 0.0) if alike[first] else None, unit=unit_of(metric))
-            )
-    return found
-
-
-def without_target(labels: Mapping[str, str]) -> str:
-    """Return the name of a recipe without the amount that it removes."""
-    return (
-        recipe_name({axis: words for axis, words in labels.items() if axis not in ("ratio", *TARGETS, SEED)})
-        or "pruned"
-    )
-
-
-def _is_usable(metric: str, values: Mapping[str, Any]) -> bool:
-    """Return whether the mean of a recipe would have the verdict usable beside the model that its gap refers to."""
-    value, gap = values[metric]["mean"], values["gap"]["mean"]
-    reference = value / math.exp(gap) if metric == PERPLEXITY else value + gap
-    return find_verdict("prune", metric, reference, value, new_head=False).is_good
 
 
 def reference_of(labels: Mapping[str, str], axis: str | None, reference: str | None) -> str | None:

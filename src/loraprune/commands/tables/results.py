@@ -241,6 +241,8 @@ def compared(result: Comparison) -> None:
         show(title, [summary.columns(values)[i] for i in part], [[row[i] for i in part] for row in rows])
         title = ""
     Console().print(summary.NOTE)
+    for line in summary.advice(values):
+        Console().print(Text(line), soft_wrap=True)
     failed = summary.failures(values)
     if failed:
         show("no result", ("cell", "why"), failed, figures=False)
