@@ -126,7 +126,9 @@ def test_one_table_and_one_file_tell_about_all_sizes(
     table = (output / "table.md").read_text()
     assert table.count("\n| ") == 5  # a heading, the dense model, three sizes
     assert values["reason"] in table
-    assert report.folder == str(output / report.sizes.recommended.rstrip("%")) if report.sizes.recommended else True
+    chosen = report.sizes.recommended or "90%"
+    assert report.folder == str(output / chosen.rstrip("%"))
+    assert report.parameters[1] == count(output / chosen.rstrip("%"))
     assert (output / "plots" / "sizes.svg").read_text().count("recommended") == (report.sizes.recommended is not None)
     again = Report.from_json(json.loads(json.dumps(report.values)))
     assert again.sizes == report.sizes
