@@ -65,7 +65,10 @@ def find_aims(config: PruneConfig) -> list[Preview]:
         PlanError: if one cannot be reached, or two of them are the same shape.
     """
     sizes = config.all_sizes
-    aims = [preview(config.of_size(size)) for size in sizes]
+    try:
+        aims = [preview(config.of_size(size)) for size in sizes]
+    except PlanError as error:
+        raise PlanError(f"{config.sizes_given}: {str(error).removeprefix('--size ')}") from None
     kept = [aim.target.space.budget.kept(aim.target.counts) for aim in aims]
     for place, (more, less) in enumerate(pairwise(kept)):
         if less >= more:
