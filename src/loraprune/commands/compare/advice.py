@@ -16,7 +16,7 @@ from loraprune.reporting.verdict import find_verdict
 
 
 def recommend(entries: Sequence[Mapping[str, Any]], recipes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return curve -> which of its recipes is the knee and which is recommended, and why; a single size is no curve.
+    """Return curve -> which of its recipes is the knee and which is recommended, and why; a curve has two sizes or more.
 
     Losses are gaps. The dense model is a part of a curve if it was tuned alike, or if nothing was trained.
     """
