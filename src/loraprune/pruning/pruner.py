@@ -73,6 +73,10 @@ class Pruner:
         self.plan = Plan.full(self.groups)
         self.is_done = self.counts() == self.target.counts
         """whether the target is reached"""
+        if self.is_done and self.target.ratio > 0:
+            logger.warning(
+                "no unit will be removed: the target is nearer to the dense model than to any smaller shape of it; ask for a smaller model"
+            )
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
