@@ -13,7 +13,7 @@ from loraprune.config.training import PruneConfig
 from loraprune.plan import Plan
 from loraprune.reporting.report import read_report as read
 from tests.pipeline.cases import check_loads_anywhere, prune_config, read_report
-from tests.pipeline.test_resume import resumed, results, stopped
+from tests.pipeline.test_resume import results, resumed, stopped
 from tests.samples import save_tiny, write_text
 
 RECIPE: dict[str, Any] = {
