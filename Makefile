@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test slow oldest check docs release quickstart coverage torture clean
+.PHONY: demo test slow oldest axolotl check docs release quickstart coverage torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,20 @@ $(OLDEST)/installed: pyproject.toml constraints-oldest.txt
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST_TESTS)
 
+# Axolotl itself, whose pins exclude the newest libraries, in a separate environment.
+AXOLOTL = $(VENV)-axolotl
+
+$(AXOLOTL)/installed: pyproject.toml tests/axolotl-requirements.txt
+	$(PYTHON) -m venv $(AXOLOTL)
+	$(AXOLOTL)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(AXOLOTL)/bin/python -m pip install --quiet --constraint constraints.txt --editable . transformers==5.16.1 peft==0.20.0 \
+		accelerate==1.13.0 datasets==4.8.4 pydantic requests typer pytest pytest-timeout
+	$(AXOLOTL)/bin/python -m pip install --quiet --no-deps --requirement tests/axolotl-requirements.txt
+	touch $@
+
+axolotl: $(AXOLOTL)/installed
+	$(AXOLOTL)/bin/python -m pytest tests/training/test_trainers_of_others.py
+
 check: $(VENV)/installed
 	scripts/check $(BIN)
 
@@ -56,4 +70,4 @@ torture: $(VENV)/installed
 	$(BIN)/python -m benchmarks.torture
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist
+	rm -rf $(VENV) $(OLDEST) $(AXOLOTL) build dist

@@ -1,6 +1,7 @@
 """The plugin for Axolotl does its work through the hooks that `axolotl.integrations.base.BasePlugin` documents.
 
-Axolotl itself is not installed here: a stand-in has its base class with the same hooks, and calls them in the order of `axolotl.train`.
+Axolotl's pins exclude the libraries of this environment. A stand-in has its base class with the same hooks, and calls them in the order
+of `axolotl.train`; tests/training/test_trainers_of_others.py runs Axolotl itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.fitting import Rows, arguments
 from tests.samples import save_tiny
 
 HOOKS = (
-    "register", "load_datasets", "pre_model_load", "post_model_build", "pre_lora_load", "post_lora_load", "post_model_load",
+    "load_datasets", "pre_model_load", "post_model_build", "pre_lora_load", "post_lora_load", "post_model_load",
     "get_trainer_cls", "post_trainer_create", "create_optimizer", "create_lr_scheduler", "add_callbacks_post_trainer", "post_train_unload",
 )  # fmt: skip
 """hooks that Axolotl calls on every plugin and that this one leaves to the base class"""
@@ -52,6 +53,8 @@ def test_a_training_with_the_plugin_leaves_a_pruned_folder(plugin: Any, tmp_path
     callbacks = plugin.add_callbacks_pre_trainer(cfg, model)
     Trainer(model=model, args=arguments(tmp_path, steps=4), train_dataset=Rows(), callbacks=callbacks).train()
     plugin.post_train(cfg, model)
+    plugin.post_train(cfg, model)  # Axolotl 0.19 calls it twice
+    assert not (tmp_path / "out" / "pruned-2").exists()
     left = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "pruned")
     assert left.num_parameters() < parameters
     assert torch.isfinite(left(input_ids=torch.arange(8)[None]).logits).all()
@@ -75,9 +78,17 @@ def test_the_key_of_the_configuration_passes_axolotls_schema(plugin: Any) -> Non
         ({"loraprune": {"ratio": 0.5}}, "adapter: None: pruning needs LoRA"),
     ],
 )
-def test_a_configuration_that_cannot_prune_is_refused_before_training(
+def test_a_configuration_that_cannot_prune_is_refused_before_a_model_is_loaded(
     plugin: Any, cfg: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        plugin.add_callbacks_pre_trainer(cfg, None)
-    assert plugin.add_callbacks_pre_trainer({"adapter": "lora"}, None)  # the control
+        plugin.register(cfg)
+    plugin.register({"adapter": "lora"})  # the control
+
+
+def test_fused_kernels_stay_off_and_are_refused(plugin: Any) -> None:
+    cfg: dict[str, Any] = {"adapter": "lora"}
+    plugin.register(cfg)
+    assert cfg["lora_qkv_kernel"] is False  # Axolotl enables those that are not set
+    with pytest.raises(ConfigError, match=r"lora_o_kernel: true: .*write `lora_o_kernel: false`"):
+        plugin.register({"adapter": "lora", "lora_o_kernel": True})
