@@ -36,7 +36,7 @@ def test_a_searched_run_is_verified_and_tells_every_shape(
     shrink: bool, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    config = prune_config(inputs, output, ratio=0.25, allocation="searched", shrink=shrink, **RECIPE)
+    config = prune_config(inputs, output, ratio=0.25, allocation="searched", shrink=shrink, html=shrink, **RECIPE)
     show_report(pipeline.prune(config))
     check_loads_anywhere(output)
     report = read_report(output)
@@ -55,6 +55,8 @@ def test_a_searched_run_is_verified_and_tells_every_shape(
     for words in ("shapes: distance from the dense model's outputs", "rank correlation, masked and end to end: "):
         assert words in printed
     assert shapes["reason"] in printed
+    if shrink:
+        assert f"of {len(shapes['tried'])} that were tried" in (output / "report.html").read_text(encoding="utf-8")
     # The control: a run without a search has none.
     pipeline.prune(prune_config(inputs, tmp_path / "control", ratio=0.25, allocation="measured", **RECIPE))
     assert "shapes" not in read_report(tmp_path / "control")
