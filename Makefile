@@ -41,7 +41,8 @@ $(AXOLOTL)/installed: pyproject.toml tests/axolotl-requirements.txt
 	$(PYTHON) -m venv $(AXOLOTL)
 	$(AXOLOTL)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(AXOLOTL)/bin/python -m pip install --quiet --constraint constraints.txt --editable . transformers==5.16.1 peft==0.20.0 \
-		accelerate==1.13.0 datasets==4.8.4 pydantic requests typer pytest pytest-timeout
+		accelerate==1.13.0 datasets==4.8.4 pydantic requests typer opentelemetry-sdk \
+		opentelemetry-exporter-otlp-proto-http beartype hypothesis pytest pytest-timeout
 	$(AXOLOTL)/bin/python -m pip install --quiet --no-deps --requirement tests/axolotl-requirements.txt
 	touch $@
 

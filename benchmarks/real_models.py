@@ -33,11 +33,15 @@ from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
-METHODS = ("dense", "recommended", "least-squares", "paper", "layerwise", *PEERS, "scratch")
-OWN: dict[str, dict[str, Any]] = {"recommended": {}, "least-squares": {"end_to_end": 0}}
+METHODS = ("dense", "recommended", "late", "least-squares", "paper", "layerwise", *PEERS, "scratch")
+OWN: dict[str, dict[str, Any]] = {
+    "recommended": {},
+    "late": {"cooldown": 0.25, "calibration": 98_304, "end_to_end": 336},
+    "least-squares": {"end_to_end": 0},
+}
 """methods that are no recipe: options of `prune`; the recommended recipe is its default"""
 TOKENS = 32_768
-"""calibration tokens for every method"""
+"""calibration tokens for every method but `late`, which reads three times as many once"""
 SCRATCH_LR = 1e-3
 """peak learning rate of a model with random weights, all of which learn"""
 
@@ -97,7 +101,7 @@ def cell(bench: Bench, method: str, ratio: float, steps: int, seed: int, room: P
             out = pruned
     else:
         chosen = OWN[method] if method in OWN else recipe(method)
-        chosen = chosen if method == "paper" else chosen | {"calibration": bench.tokens}
+        chosen = chosen if method == "paper" else {"calibration": bench.tokens} | chosen
         # Without training the scores are of one pass over as many tokens as everything else sees.
         rows = {"rows": bench.tokens // bench.length} if steps == 0 else {}
         prune(PruneConfig(model=str(bench.model), **(shared | chosen | rows | {"ratio": ratio})))
