@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers
-from loraprune.groups import Group
+from loraprune.groups import Group, Units
 from loraprune.models.adapters import config_of, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
@@ -50,7 +51,7 @@ from loraprune.scoring.criteria import criteria
 logger = logging.getLogger(__name__)
 
 
-def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
+def _plan(groups: Sequence[Group], kept: Mapping[str, Units]) -> Plan:
     return Plan.full(groups).keeping(kept)
 
 
@@ -102,6 +103,8 @@ class Pruner:
         self.query_units = QueryUnits(model, finer, config) if finer else None
         """query heads as units, until a shape is chosen"""
         self.masks = None if config.shrink else Masks(model, self.groups)
+        self._left: dict[str, Tensor] | None = None
+        """group -> units that the masks leave, where the model is; None until they are needed"""
 
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
@@ -112,14 +115,26 @@ class Pruner:
         budget = self.space.budget
         return 1 - (self.prunable - (budget.prunable - budget.kept(self.counts()))) / self.prunable
 
-    def score(self) -> None:
-        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped. Saved scores stay unchanged."""
+    def score(self, finite: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
+        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped. Saved scores stay unchanged.
+
+        Nothing changes if a score is NaN or infinite, or if `finite` is false: whether losses and gradients are finite.
+
+        Returns:
+            Whether neither is so, on the device of the scores: this waits for no device.
+        """
         if self.config.scores:
             self.scorer.forget()
-            return
-        self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
-        if self.query_units:
-            self.query_units.score()
+            return torch.tensor(True) if finite is None else finite
+        if self.masks and self._left is None:
+            device = next(self.model.parameters()).device
+            self._left = {name: torch.as_tensor(kept, device=device) for name, kept in self.plan.indices.items()}
+        finite = self.scores.update(self.scorer.collect(self._left), self.plan, finite=finite)
+        return self.query_units.score(finite) if self.query_units else finite
+
+    def problem(self) -> str | None:
+        """Return which score of the last step is NaN or infinite, in one sentence."""
+        return self.scores.problem() or (self.query_units.scores.problem() if self.query_units else None)
 
     def listen(self, on: bool) -> None:
         """Gather in the next step what scores need, or not: then it must not be scored."""
@@ -129,9 +144,10 @@ class Pruner:
 
     def note(self, step: int) -> None:
         """Keep a copy of the scores as they are at a step, NaN for units that are gone, if the options ask for it."""
-        for name, kept in self.plan.kept.items() if self.config.history else ():
+        for name, kept in self.plan.indices.items() if self.config.history else ():
+            left = torch.as_tensor(kept)
             values = torch.full_like(self.scores.values[name], torch.nan, dtype=torch.float32)
-            values[list(kept)] = self.scores.values[name][list(kept)].float()
+            values[left] = self.scores.values[name][left].float()
             self.history[f"{step}/{name}"] = values
 
     def forget(self) -> None:
@@ -150,22 +166,22 @@ class Pruner:
         Raises:
             NumericsError: if the scores are useless: none were gathered, or all units of a group score the same.
         """
-        self.scores.values = from_first(self.scores.values)
-        is_first = self.plan == Plan.full(self.groups)
-        outputs = self.measure(rows) if rows and is_first and self.config.measures else None
+        self.scores.load(from_first(self.scores.values))
+        outputs = self.measure(rows) if rows and self.plan.is_full and self.config.measures else None
         counts = self._counts_at(progress)
-        kept = {}
-        for name, units in self.plan.kept.items():
-            wanted = min(counts[name], len(units))
-            if 0 < wanted < len(units):
-                self.scores.check(name, units)
-            kept[name] = tuple(sorted(self._ranked(name, units)[:wanted]))
+        kept = {name: self._best(name, units, counts[name]) for name, units in self.plan.indices.items()}
         self.apply(self.plan.keeping(kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
         if self.is_done:
             self.scorer.close()
 
-    def _ranked(self, name: str, units: Sequence[int]) -> list[int]:
+    def _best(self, name: str, units: Int[np.ndarray, " present"], count: int) -> Int[np.ndarray, " best"]:
+        if not 0 < count < len(units):
+            return units[:count]
+        self.scores.check(name, units)
+        return self.scores.best(name, units, count, parts=self.plan.parts.get(name, 1))
+
+    def _ranked(self, name: str, units: Units) -> list[int]:
         return self.scores.ranked(name, units, parts=self.plan.parts.get(name, 1))
 
     def outputs(self, rows: Rows) -> Outputs:
@@ -221,7 +237,9 @@ class Pruner:
         self.target = finer.target
         self.groups = self.present = finer.target.groups
         self.space, self.plan = finer.target.space, Plan.full(finer.target.groups)
-        self.scores.values = {**self.scores.values, **finer.scores.values}
+        known = {**self.scores.values, **finer.scores.values}
+        self.scores = RunningScores(self.plan.units, decay=self.config.decay)
+        self.scores.load(known)
         if self.masks:
             self.masks.remove()
             self.masks = Masks(self.model, self.groups)
@@ -237,7 +255,10 @@ class Pruner:
         allocation = ALLOCATIONS[self.config.chosen_allocation]
         final = self.target.counts
         if allocation.scored and not self.config.has_dimensions:
-            present = {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
+            present = {
+                name: self.scores.values[name][torch.as_tensor(kept)].tolist()
+                for name, kept in self.plan.indices.items()
+            }
             final = reach(self.space, allocation, self.target.ratio, present)
         return towards(self.space, final, progress)
 
@@ -250,7 +271,7 @@ class Pruner:
         outputs: Outputs | None = None,
     ) -> None:
         """Carry out a plan that keeps a part of the units; `outputs` are the model's present outputs for `rows`, if known."""
-        positions = plan.kept if self.masks else self.plan.positions(plan)
+        positions = plan.indices if self.masks else self.plan.positions(plan)
         is_due = rows is not None and plan != self.plan
         recovery, steps = (
             self._prepare_recovery(rows, outputs, plan, positions) if is_due and rows else (Recovery(), None)
@@ -258,15 +279,17 @@ class Pruner:
         due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if is_due else {}
         if self.masks:
             self.masks.set(plan.kept)
+            self._left = None
         else:
             self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
             if are_joined() and optimizer is not None:
                 renew_trained_(self.model, optimizer)
-            self.scorer.resize(self.present)
-            if self.plan == Plan.full(self.groups) and not is_sharded(self.model):
+            if self.plan.is_full and not is_sharded(self.model):
                 check_merging(self.model, self.present)
-            rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
-            check_units(due, unit_sums(self.model, self.present) if is_due else {}, rounded=rounded)
+            if is_due:
+                rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
+                check_units(due, unit_sums(self.model, self.present), rounded=rounded)
+        self.scorer.resize(self.present)  # recovery changes weights in both ways
         if steps and rows:
             with together(), at_once():
                 kept = plan.kept if self.masks else Plan.full(self.present).kept
@@ -277,14 +300,15 @@ class Pruner:
         self.plan = plan
 
     def _prepare_recovery(
-        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Sequence[int]]
+        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Units]
     ) -> tuple[Recovery, Steps]:
         """Measure the model before a cut: its loss, the least-squares changes of projections, and the targets of blocks."""
         recovery = Recovery()
         with at_once():
             outputs = outputs or self.outputs(rows)
             recovery.note("before", outputs.distance(self.model))
-            refits, trace = self._look_at_rows(positions, rows)
+            left = {name: [int(unit) for unit in units] for name, units in positions.items()}
+            refits, trace = self._look_at_rows(left, rows)
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
         if self.config.local_all:
             names = list(plan.kept)
@@ -338,8 +362,8 @@ class Pruner:
         """Return the state that a resumed run needs, besides the adapters: plan, scores, and the frozen weights that removal changed."""
         weights = {path: dict(stored_parameters(layer)) for path, layer in self._changed_layers().items()}
         return {
-            "kept": self.plan.kept, "parts": self.plan.parts, "done": self.is_done, "scores": self.scores.values,
-            "updates": self.scores.updates, "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
+            "kept": self.plan.kept, "parts": self.plan.parts, "done": self.is_done, "scores": dict(self.scores.values),
+            "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
             "shapes": self.shapes, "query_units": self.query_units.state_dict() if self.query_units else None,
             "recoveries": [each.to_json() for each in self.recoveries],
             "target": [self.target.ratio, dict(self.target.counts), dict(self.target.reached(self.target.counts))],
@@ -351,18 +375,18 @@ class Pruner:
         if self.config.speedup is not None:  # the shape that was timed first: times differ from run to run
             ratio, counts, reached = state["target"]
             self.target = replace(self.target, ratio=ratio, counts=counts, reached=lambda _: reached)
-        if state["query_units"] and self.query_units:
+        if self.query_units and state.get("query_units"):  # earlier versions wrote no shapes
             self.query_units.load_state_dict(state["query_units"])
         else:
-            self._choose_units(query_heads=state["parts"] != self.plan.parts)
-        self.shapes = state["shapes"]
+            self._choose_units(query_heads=state.get("parts", self.plan.parts) != self.plan.parts)
+        self.shapes = state.get("shapes")
         self.apply(self.plan.keeping(state["kept"]))
         for path, layer in self._changed_layers().items():
             restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])
         self.history = dict(state["history"])
         self.recoveries = [Recovery.from_json(each) for each in state["recoveries"]]
-        self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
+        self.is_done = bool(state["done"])
         self.scorer.load_state_dict(state["scorer"])
         if self.is_done:
             self.scorer.close()

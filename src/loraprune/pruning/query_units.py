@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.plan import Plan
@@ -33,23 +34,22 @@ class QueryUnits:
             seed=config.seed,
         )  # fmt: skip
 
-    def score(self) -> None:
-        """Add the scores of this step to the average."""
-        self.scores.update(self.scorer.collect(), self.plan)
+    def score(self, finite: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+        """Add the scores of this step to the average, if all are finite; see `RunningScores.update`."""
+        return self.scores.update(self.scorer.collect(), self.plan, finite=finite)
 
     def ranked(self) -> dict[str, list[int]]:
         """Return the query heads of every group, best first; all processes rank by the first one's scores."""
-        self.scores.values = from_first(self.scores.values)
+        self.scores.load(from_first(self.scores.values))
         return {
             name: self.scores.ranked(name, units, parts=self.plan.parts[name]) for name, units in self.plan.kept.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs."""
-        return {"scores": self.scores.values, "updates": self.scores.updates, "scorer": self.scorer.state_dict()}
+        return {"scores": dict(self.scores.values), "scorer": self.scorer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `state_dict()`."""
         self.scores.load(state["scores"])
-        self.scores.updates = int(state["updates"])
         self.scorer.load_state_dict(state["scorer"])

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.errors import ConfigError
 from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
@@ -170,8 +170,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with gathered, unscaled, unclipped gradients; then clip them as the user asked. Skip a non-finite step."""
         model: nn.Module = kwargs["model"]
-        score = {"score": self._score} if self._is_scored(state.global_step + 1) else {}
-        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), **score):
+        assert self.pruner is not None
+        scored = None if self.pruner.is_done or not self._is_scored(state.global_step + 1) else self.pruner
+        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), scored=scored):
             self._forget()
         elif self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
@@ -179,16 +180,6 @@ class LoRAPruneCallback(TrainerCallback):
     def _is_scored(self, step: int) -> bool:
         assert self.schedule is not None
         return self.config.score_steps == "all" or self.schedule.is_remembered(step, self.config.decay)
-
-    def _score(self) -> str | None:
-        """Score this step, or return why its scores cannot be used."""
-        assert self.pruner is not None
-        try:
-            if not self.pruner.is_done:
-                self.pruner.score()
-        except NumericsError as error:
-            return str(error)
-        return None
 
     def _forget(self) -> None:
         assert self.pruner is not None
