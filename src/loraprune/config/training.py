@@ -209,6 +209,10 @@ class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOption
                 f"{given} --depth true: layers would be renumbered between rounds; leave one of the two out",
             ),
             (
+                not self.searches,
+                f"{given} --allocation searched: rounds may not differ in their kinds of units; use --allocation measured",
+            ),
+            (
                 self.memory is None and self.speedup is None,
                 f"{given}: --memory and --speedup fix the shape at once, and each round removes a part; give --ratio, --size, --parameters "
                 "or --file-size",

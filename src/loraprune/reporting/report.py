@@ -110,6 +110,7 @@ class Report:
                     "units": removed.units,
                     "recovery": list(removed.recovery),
                 }
+                found |= {"shapes": dict(removed.shapes)} if removed.shapes else {}
         found |= {"vocabulary": dict(self.vocabulary)} if self.vocabulary else {}
         found |= {"search": asdict(self.search)} if self.search else {}
         found |= {"sizes": asdict(self.sizes)} if self.sizes else {}

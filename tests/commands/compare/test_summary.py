@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.commands.compare.correlation import ranks, spearman
 from loraprune.commands.compare.summary import (
     COLUMNS,
     COST,
@@ -21,6 +20,7 @@ from loraprune.commands.compare.summary import (
     spread,
     summarise,
 )
+from loraprune.pruning.correlation import ranks, spearman
 
 
 def entry(recipe: str, seed: int, perplexity: float | None, *, seconds: float = 1.0, **labels: str) -> dict[str, Any]:

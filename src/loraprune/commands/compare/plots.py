@@ -13,9 +13,10 @@ from typing import Any
 from safetensors.torch import load_file
 
 from loraprune.commands.compare.advice import without_target
-from loraprune.commands.compare.correlation import agreements, spearman
+from loraprune.commands.compare.correlation import agreements
 from loraprune.commands.compare.summary import metric_of
 from loraprune.evaluation.measurement import PERPLEXITY
+from loraprune.pruning.correlation import spearman
 from loraprune.reporting.knee import MARKS
 from loraprune.reporting.layers import rows_by_units
 from loraprune.reporting.plotting import INK, lines, new_figure, plain_ticks, ring, save, styled

@@ -16,6 +16,7 @@ from loraprune.commands.compare.summary import Comparison
 from loraprune.commands.compare_models import Lineup
 from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
+from loraprune.commands.tables.candidates import candidates
 from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
 from loraprune.commands.tables.tries import tries
@@ -31,10 +32,12 @@ from loraprune.reporting.sizes import Sizes
 
 
 def report(result: Report) -> None:
-    """Print the figures of a run, the tries of a search or all sizes, its verdict and what to do next."""
+    """Print the figures of a run, all sizes, the shapes and the tries of a search, its verdict and what to do next."""
     figures(result)
     if result.sizes:
         all_sizes(result.sizes)
+    if result.removed and result.removed.shapes:
+        candidates(result.removed.shapes)
     if result.search:
         tries(result.metric, result.search)
     ending(result)
