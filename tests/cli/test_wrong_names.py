@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import json
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -18,12 +20,16 @@ from loraprune.scoring.criteria import criteria
 from tests.cli.cases import Case, python
 
 RUN = """
-import sys
+import contextlib, io, json, sys
 from loraprune import cli
-code = cli.main(sys.argv[1:])
-assert 'torch' not in sys.modules and 'transformers' not in sys.modules
-sys.exit(code)
+slow = {"torch", "transformers"}
+for line in json.loads(sys.argv[1]):
+    before = slow & set(sys.modules)
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(line)
+    print(json.dumps([code, said.getvalue(), sorted(slow & set(sys.modules) - before)]))
 """
+"""runs command lines in one process; of each its exit code, its stderr, and which of the slow libraries it imported first"""
 
 
 USED = {
@@ -34,72 +40,88 @@ USED = {
 GOOD = {"model": "{0}/model", "data": "{0}/text.txt"}
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "words"),
-    [
-        ("prune", {"model": "./none"}, ["--model ./none: no such f"]),
-        ("prune", {"data": "none.jsonl", "rank": "0"}, ["'none.jsonl': no such f", "--rank 0"]),
-        ("prune", {"eval": "none.jsonl"}, ["--eval 'none.jsonl': no such f"]),
-        ("prune", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
-        ("prune", {"criterion": "wando"}, ["did you mean 'wanda'"]),
-        ("prune", {"ratio": "2"}, ["--ratio 2"]),
-        ("prune", {"model": "{0}/model+./none"}, ["after the + is not a folder"]),
-        ("prune", {"columns": "txt=body"}, ["did you mean 'text'"]),
-        ("finetune", {"data": "org/none"}, ["--data 'org/none'", "HF_HUB_OFFLINE is set"]),
-        ("finetune", {"steps": "many"}, ["--steps many"]),
-        ("plan", {"model": "./none"}, ["no such f"]),
-        ("plan", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
-        ("plan", {"ratio": "7"}, ["--ratio 7"]),
-        ("inspect", {"model": "./none"}, ["no such f"]),
-        ("evaluate", {"data": "none.txt"}, ["no such f"]),
-        ("evaluate", {"against": "./none"}, ["--against ./none: no such f"]),
-        ("evaluate", {"tasks": "piqa", "task-data": "./none"}, ["--task-data ./none: no such f"]),
-        ("evaluate", {"record": "true"}, ["--record"]),
-        ("prune", {"scores": "./none"}, ["--scores ./none: no such f"]),
-        ("prune", {"kinds": "ffnn"}, ["did you mean 'ffn'"]),
-        ("plan", {"scores": "./none"}, ["--scores ./none: no such f"]),
-        ("plan", {"model": "llama-7"}, ["did you mean 'llama-7b'"]),
-        ("export", {"format": "gguf", "quantization": "q8"}, ["did you mean 'q8_0'"]),
-        ("export", {"format": "torch", "quantization": "int8"}, ["keeps the precision"]),
-        ("export", {}, ["no plan.json"]),
-        ("benchmark", {"formats": "gguf:q9"}, ["--quantization q9"]),
-        ("compare", {"grid.criterion": "[wando]"}, ["did you mean 'wanda'"]),
-        ("compare", {"grid.data": "[none.txt]"}, ["'none.txt': no such f"]),
-        ("compare", {"runs.a.model": "./none"}, ["--model ./none: no such f"]),
-        ("report", {"model": "{0}/model"}, ["no report.json"]),
-        ("push", {"model": "{0}/model", "repo": "a/b"}, ["not a folder written by loraprune"]),
-        ("resume", {}, ["no interrupted run"]),
-        ("demo", {"ratio": "3"}, ["--ratio 3"]),
-        ("demo", {"output": "{0}/model"}, ["exists"]),
-        ("evaluate", {"task": "causal"}, ["did you mean 'causal-lm'"]),
-        ("evaluate", {"limit": "3"}, ["--limit 3", "--tasks"]),
-        ("benchmark", {"against": "./none"}, ["no such f"]),
-        ("benchmark", {"formats": "gguff"}, ["--formats gguff"]),
-        ("export", {"format": "onx"}, ["did you mean 'onnx'"]),
-        ("export", {"model": "./none"}, ["no such f"]),
-        ("compare", {"baselines": "[tune]"}, ["--baselines tune"]),
-        ("compare-models", {"models": "[{0}/model, ./none]"}, ["no such f"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
-)  # fmt: skip
-def test_what_shows_without_a_library_is_told_without_it(
-    command: str, options: dict[str, str], words: list[str], case: Case
-) -> None:
+WRONG: list[tuple[str, dict[str, str], list[str]]] = [
+    ("prune", {"model": "./none"}, ["--model ./none: no such f"]),
+    ("prune", {"data": "none.jsonl", "rank": "0"}, ["'none.jsonl': no such f", "--rank 0"]),
+    ("prune", {"eval": "none.jsonl"}, ["--eval 'none.jsonl': no such f"]),
+    ("prune", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
+    ("prune", {"criterion": "wando"}, ["did you mean 'wanda'"]),
+    ("prune", {"ratio": "2"}, ["--ratio 2"]),
+    ("prune", {"model": "{0}/model+./none"}, ["after the + is not a folder"]),
+    ("prune", {"columns": "txt=body"}, ["did you mean 'text'"]),
+    ("finetune", {"data": "org/none"}, ["--data 'org/none'", "HF_HUB_OFFLINE is set"]),
+    ("finetune", {"steps": "many"}, ["--steps many"]),
+    ("plan", {"model": "./none"}, ["no such f"]),
+    ("plan", {"model": "org/none"}, ["HF_HUB_OFFLINE is set"]),
+    ("plan", {"ratio": "7"}, ["--ratio 7"]),
+    ("inspect", {"model": "./none"}, ["no such f"]),
+    ("evaluate", {"data": "none.txt"}, ["no such f"]),
+    ("evaluate", {"against": "./none"}, ["--against ./none: no such f"]),
+    ("evaluate", {"tasks": "piqa", "task-data": "./none"}, ["--task-data ./none: no such f"]),
+    ("evaluate", {"record": "true"}, ["--record"]),
+    ("prune", {"scores": "./none"}, ["--scores ./none: no such f"]),
+    ("prune", {"kinds": "ffnn"}, ["did you mean 'ffn'"]),
+    ("plan", {"scores": "./none"}, ["--scores ./none: no such f"]),
+    ("plan", {"model": "llama-7"}, ["did you mean 'llama-7b'"]),
+    ("export", {"format": "gguf", "quantization": "q8"}, ["did you mean 'q8_0'"]),
+    ("export", {"format": "torch", "quantization": "int8"}, ["keeps the precision"]),
+    ("export", {}, ["no plan.json"]),
+    ("benchmark", {"formats": "gguf:q9"}, ["--quantization q9"]),
+    ("compare", {"grid.criterion": "[wando]"}, ["did you mean 'wanda'"]),
+    ("compare", {"grid.data": "[none.txt]"}, ["'none.txt': no such f"]),
+    ("compare", {"runs.a.model": "./none"}, ["--model ./none: no such f"]),
+    ("report", {"model": "{0}/model"}, ["no report.json"]),
+    ("push", {"model": "{0}/model", "repo": "a/b"}, ["not a folder written by loraprune"]),
+    ("resume", {}, ["no interrupted run"]),
+    ("demo", {"ratio": "3"}, ["--ratio 3"]),
+    ("demo", {"output": "{0}/model"}, ["exists"]),
+    ("evaluate", {"task": "causal"}, ["did you mean 'causal-lm'"]),
+    ("evaluate", {"limit": "3"}, ["--limit 3", "--tasks"]),
+    ("benchmark", {"against": "./none"}, ["no such f"]),
+    ("benchmark", {"formats": "gguff"}, ["--formats gguff"]),
+    ("export", {"format": "onx"}, ["did you mean 'onnx'"]),
+    ("export", {"model": "./none"}, ["no such f"]),
+    ("compare", {"baselines": "[tune]"}, ["--baselines tune"]),
+    ("compare-models", {"models": "[{0}/model, ./none]"}, ["no such f"]),
+]
+
+
+def line_of(command: str, options: dict[str, str], root: Path) -> list[str]:
+    """Return a command line in a folder with a good model and a good text."""
     needs_output = command in ("prune", "finetune", "export", "compare", "resume")
     given = {name: value for name, value in GOOD.items() if name in USED.get(command, ())}
     given |= {"output": "{0}/out"} if needs_output else {}
-    flags = [part.format(case.root) for name, value in (given | options).items() for part in (f"--{name}", value)]
-    done = python("-c", RUN, command, *flags)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("loraprune: error: ") == len(done.stderr.splitlines())
-    for word in words:
-        assert word in done.stderr
+    return [command, *(part.format(root) for name, value in (given | options).items() for part in (f"--{name}", value))]
+
+
+def run_lines(lines: list[list[str]]) -> list[tuple[int, str, list[str]]]:
+    """Run command lines in a new process; return of each the exit code, stderr, and the slow libraries it imported."""
+    done = python("-c", RUN, json.dumps(lines))
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def told(good: Path) -> list[tuple[int, str, list[str]]]:
+    """Return what came of each wrong line."""
+    return run_lines([line_of(command, options, good) for command, options, _ in WRONG])
+
+
+@pytest.mark.parametrize(
+    "place", range(len(WRONG)), ids=[f"{command} {' '.join(options)}" for command, options, _ in WRONG]
+)
+def test_what_shows_without_a_library_is_told_without_it(place: int, told: list[tuple[int, str, list[str]]]) -> None:
+    code, stderr, imported = told[place]
+    assert (code, imported) == (2, []), stderr
+    assert stderr.count("loraprune: error: ") == len(stderr.splitlines())
+    for word in WRONG[place][2]:
+        assert word in stderr
 
 
 def test_the_control_needs_torch(case: Case) -> None:
     (case.root / "text.txt").write_bytes(b"")
-    done = python("-c", RUN, *case.arguments())
-    assert "AssertionError" in done.stderr
+    [(code, _, imported)] = run_lines([case.arguments()])
+    assert (code, "torch" in imported) == (2, True)
 
 
 def test_names_that_are_known_at_once_are_those_that_are_registered() -> None:

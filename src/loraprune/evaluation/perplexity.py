@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from loraprune.data import Collator, TokenRows
 from loraprune.errors import ConfigError, DataError, NumericsError
+from loraprune.evaluation.batches import by_length
 from loraprune.evaluation.measurement import PERPLEXITY, Measured, ratio_error
 from loraprune.models.modes import evaluation_mode
 from loraprune.runtime.progress import shown
@@ -91,9 +92,9 @@ def perplexity(
 ) -> Perplexity:
     """Measure the perplexity of `model` on the first `limit` rows, each row a separate window.
 
-    The first token of running text is never predicted; all target tokens of a pair are. At most one batch of logits exists at a
-    time. The model keeps its device, its dtype and its train or eval mode. `collator` makes the model's inputs and `labels` of
-    rows; `progress` is called with the rows done and the rows in all.
+    Rows of similar lengths are computed together. The first token of running text is never predicted; all target tokens of a pair
+    are. At most one batch of logits exists at a time. The model keeps its device, its dtype and its train or eval mode. `collator`
+    makes the model's inputs and `labels` of rows; `progress` is called with the rows done and the rows in all.
 
     Raises:
         ConfigError: `batch` or `limit` is below 1.
@@ -107,18 +108,17 @@ def perplexity(
         if number is not None and number < 1:
             raise ConfigError(f"{name} is {number}: at least 1 row is needed")
     total = len(rows) if limit is None else min(limit, len(rows))
-    sums: list[float] = []
-    counts: list[int] = []
-    longest = 0
+    lengths = [len(row.input_ids) + len(row.labels) for row in rows.rows[:total]]
+    sums, counts = [0.0] * total, [0] * total
+    done = 0
     with evaluation_mode(model):
-        for start in shown(range(0, total, batch), "evaluating"):
-            features = [rows[index] for index in range(start, min(start + batch, total))]
-            longest = max(longest, *(len(feature["input_ids"]) for feature in features))
-            for row_sum, row_count in _row_sums(model, collator(features), first=start, shifted=rows.shifted):
-                sums.append(row_sum)
-                counts.append(row_count)
+        for places in shown(by_length(lengths, batch), "evaluating"):
+            features = [rows[place] for place in places]
+            for place, row_sum, row_count in _row_sums(model, collator(features), places=places, shifted=rows.shifted):
+                sums[place], counts[place] = row_sum, row_count
+            done += len(places)
             if progress:
-                progress(len(sums), total)
+                progress(done, total)
     if not sum(counts):
         raise DataError(f"{total} rows hold no token to predict: evaluate on text of at least two tokens a row")
     nll = math.fsum(sums) / sum(counts)
@@ -126,6 +126,7 @@ def perplexity(
         raise NumericsError(
             f"the mean loss is {nll:.3g} nats a token, so its perplexity is not finite: the model is broken"
         )
+    longest = max(len(row.input_ids) for row in rows.rows[:total])
     protocol = dict(rows.protocol) | {
         "window_tokens": longest, "limit": limit, "shifted": rows.shifted, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch,
     }  # fmt: skip
@@ -134,9 +135,9 @@ def perplexity(
 
 
 def _row_sums(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], *, first: int, shifted: bool
-) -> Iterator[tuple[float, int]]:
-    """Yield the summed loss and the number of targets of each row of one batch; `first` is the first row's number."""
+    model: PreTrainedModel, batch: Mapping[str, Tensor], *, places: Sequence[int], shifted: bool
+) -> Iterator[tuple[int, float, int]]:
+    """Yield the place, the summed loss and the number of targets of each row of one batch."""
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")
     logits = model(**inputs, use_cache=False).logits
@@ -145,9 +146,7 @@ def _row_sums(
     losses = token_nll(logits, labels)
     targets = (labels != NO_TARGET).sum(dim=1).tolist()
     # Summed in float64 on the CPU: MPS has no float64, and the losses are small beside the logits.
-    for offset, (loss, count) in enumerate(zip(losses.cpu().double().sum(dim=1).tolist(), targets, strict=True)):
+    for place, loss, count in zip(places, losses.cpu().double().sum(dim=1).tolist(), targets, strict=True):
         if not math.isfinite(loss):
-            raise NumericsError(
-                f"the loss of row {first + offset} is {loss}: look for NaN weights, or evaluate in float32"
-            )
-        yield loss, count
+            raise NumericsError(f"the loss of row {place} is {loss}: look for NaN weights, or evaluate in float32")
+        yield place, loss, count

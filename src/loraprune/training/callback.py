@@ -125,8 +125,8 @@ class LoRAPruneCallback(TrainerCallback):
         try:
             return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
         except ConfigError as error:
-            measures_layers = self.config.measures and self.config.layers_option
-            if self.config.compensate or self.config.local or self.config.end_to_end or measures_layers:
+            needed = self.config.searches or (self.config.measures and self.config.layers_option)
+            if self.config.compensate or self.config.local or self.config.end_to_end or needed:
                 raise
             logger.info("no reconstruction after removals: %s", error)
             self.pruner.config = replace(self.pruner.config, compensate=False, local=0, end_to_end=0)
@@ -258,8 +258,8 @@ class CalibrationRows(Iterator[Rows]):
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate, local, end_to_end, depth or layers: {type(self._data).__name__} has no random access to rows; train on a "
-                "map-style data set"
+                f"compensate, local, end_to_end, searched, depth or layers: {type(self._data).__name__} has no random access to rows; "
+                "train on a map-style data set"
             )
         first = self._collate([self._data[0]])
         if not isinstance(first, Mapping):  # GRPO's Trainer makes model inputs of its prompts itself

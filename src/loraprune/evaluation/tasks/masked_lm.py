@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loraprune.data import NO_TARGET, Collator, Rows, TokenRows, load_data, load_rows, read_examples
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.evaluation.batches import by_length
 from loraprune.evaluation.measurement import Measured, ratio_error
 from loraprune.evaluation.tasks.base import Prepared, Request, Task, register_task
 from loraprune.evaluation.tasks.text import fit_length, fitting_tokenizer, padded_tokens
@@ -101,18 +102,21 @@ def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured
         NumericsError: if the loss of a row is NaN or infinite.
     """
     rows = prepared.held_out
-    sums: list[float] = []
-    counts: list[int] = []
+    assert isinstance(rows, MaskedRows)
+    sums, counts = [0.0] * len(rows), [0] * len(rows)
     right = 0
     with evaluation_mode(model):
-        for start in shown(range(0, len(rows), batch), "evaluating"):
-            features = [rows[place] for place in range(start, min(start + batch, len(rows)))]
-            inputs = {name: value.to(model.device) for name, value in prepared.collator(features).items()}
+        for places in shown(by_length([len(row) for row in rows.tokens()], batch), "evaluating"):
+            inputs = {
+                name: value.to(model.device)
+                for name, value in prepared.collator([rows[place] for place in places]).items()
+            }
             labels = inputs.pop("labels")
             logits = model(**inputs).logits.float()
             losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=NO_TARGET, reduction="none")
-            sums += losses.cpu().double().sum(1).tolist()
-            counts += (labels != NO_TARGET).sum(1).tolist()
+            of_rows = losses.cpu().double().sum(1).tolist(), (labels != NO_TARGET).sum(1).tolist()
+            for place, loss, count in zip(places, *of_rows, strict=True):
+                sums[place], counts[place] = loss, count
             right += int((logits.argmax(-1) == labels).sum())
     nll = math.fsum(sums) / sum(counts)
     if not math.isfinite(nll):

@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 from loraprune.data import Columns, check_apart, labelled, naming, open_source
 from loraprune.data.labelled import Labelled
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.evaluation.batches import by_length
 from loraprune.evaluation.measurement import Measured
 from loraprune.evaluation.metrics import METRICS, RESAMPLES, standard_error
 from loraprune.evaluation.tasks.base import Prepared, Request, Task, register_task
@@ -110,17 +111,19 @@ def evaluate(model: PreTrainedModel, prepared: Prepared, batch: int) -> Measured
     rows = prepared.held_out
     assert isinstance(rows, LabelledRows)
     regression = model.config.problem_type == REGRESSION
-    predicted: list[float] = []
+    found = np.empty(len(rows), np.float64)
     with evaluation_mode(model):
-        for start in shown(range(0, len(rows), batch), "evaluating"):
-            features = [rows[place] for place in range(start, min(start + batch, len(rows)))]
+        for places in shown(by_length([len(row) for row in rows.tokens()], batch), "evaluating"):
+            features = [rows[place] for place in places]
             inputs = {name: value.to(model.device) for name, value in prepared.collator(features).items()}
             inputs.pop("labels")
             logits = model(**inputs).logits.float()
             if not torch.isfinite(logits).all():
-                raise NumericsError(f"rows from {start} on: a logit is NaN or infinite: evaluate in float32")
-            predicted += (logits[:, 0] if regression else logits.argmax(-1)).tolist()
-    found, labels = np.array(predicted, np.float64), np.array([row["label"] for row in rows.rows], np.float64)
+                raise NumericsError(
+                    f"row {min(places)} or one of its length: a logit is NaN or infinite: evaluate in float32"
+                )
+            found[places] = (logits[:, 0] if regression else logits.argmax(-1)).tolist()
+    labels = np.array([row["label"] for row in rows.rows], np.float64)
     main, *others = rows.metrics
     protocol = {
         **rows.protocol, "batch": batch, "dtype": str(model.dtype).removeprefix("torch."),

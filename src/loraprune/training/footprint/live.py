@@ -30,17 +30,23 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live: Counter[str] = Counter()
         """kind of tensor -> bytes"""
-        self.total = 0
-        """bytes of all kinds"""
-        self.peak = 0
-        """most that `total` has been"""
-        self.at_peak: Mapping[str, int] = {}
+        self.phases: list[list[Mapping[str, int]]] = [[]]
+        """what was live after every operation, by the phases that `begin_phase` separates"""
         self.flops = 0
         self._name = name
         self._kinds: dict[int, str] = {}
         """storage -> kind, of those that live"""
         self._watches: dict[int, weakref.ref[Any]] = {}
         self._present = {tensor.untyped_storage()._cdata for tensor in present}
+
+    @property
+    def peak(self) -> int:
+        """Return the most bytes that were live after an operation."""
+        return max((sum(live.values()) for phase in self.phases for live in phase), default=0)
+
+    def begin_phase(self) -> None:
+        """Note the next operations separately from the ones before."""
+        self.phases.append([])
 
     def call_it(self, tensor: Shaped[Tensor, "..."], kind: str) -> None:
         """Count a live tensor as another kind from now on."""
@@ -63,8 +69,7 @@ class LiveBytes(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for tensor in outputs:
             self._note(tensor)
-        if self.total > self.peak:
-            self.peak, self.at_peak = self.total, dict(self.live)
+        self.phases[-1].append(dict(self.live))
         return out
 
     def _note(self, tensor: Tensor) -> None:
@@ -75,11 +80,9 @@ class LiveBytes(TorchDispatchMode):
         self._kinds[key] = kind = self._name(tensor)
         size = storage.nbytes()
         self.live[kind] += size
-        self.total += size
 
         def forget(_: object) -> None:
             self.live[self._kinds.pop(key)] -= size
-            self.total -= size
             del self._watches[key]
 
         self._watches[key] = weakref.ref(storage, forget)

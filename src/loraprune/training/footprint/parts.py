@@ -6,7 +6,9 @@ Knows nothing about GPUs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import Saliency, criteria
 from loraprune.training.footprint.gpus import Blocks
 from loraprune.training.footprint.precision import bytes_per_weight
+from loraprune.training.footprint.repeats import find_repeats
 from loraprune.training.footprint.step import Labels, labels_for, run_step
 
 ADAM_STATES = 2
@@ -101,7 +104,9 @@ def footprints(
     if setting.checkpointing:
         enable_checkpointing(adapted)
     in_play = in_play or [group for group in groups if group.name in counts]
-    labels = labels_for(adapted, inputs)
+    repeats = find_repeats(base_model(adapted), _layer_lists(groups))
+    with repeats.shortened(base_model(adapted)) if repeats else nullcontext():
+        labels = labels_for(adapted, inputs)
     dense = _footprint(adapted, in_play, inputs, labels, options, setting, teacher=setting.teacher)
     with torch.device("meta"):
         smaller = slice_(adapted, in_play, {name: range(count) for name, count in counts.items()})
@@ -113,21 +118,22 @@ def _footprint(
 ) -> Footprint:  # fmt: skip
     weights = weight_bytes(model, setting)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    step = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, labels=labels)
+    run = partial(
+        run_step, model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, labels=labels,
+        repeats=find_repeats(base_model(model), _layer_lists(groups)),
+    )  # fmt: skip
+    step = run()
     parts = {"weights": weights, "lora": trained, "gradients": 0, "optimiser": ADAM_STATES * trained} | dict(step.peak)
     parts["activations"] += dequantised_bytes(model, setting)
     criterion = criteria.get(options.chosen_criterion)
     if not isinstance(criterion, Saliency):  # which look at gradients when activations are gone
         with torch.device("meta"):
             scorer = make_scorer(criterion, model, groups, power=options.power, normalize=options.normalize, seed=0)
-        watched = run_step(model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, labels=labels)
+        watched = run(scorer=scorer)
         scorer.close()
         parts["criterion"] = max(0, watched.total - step.total)
     if teacher != "none":
-        taught = run_step(
-            model, inputs, micro_batches=setting.micro_batches, cpu=setting.cpu, teacher=base_model(model) if teacher == "copy" else None,
-            learns_from_teacher=True, labels=labels,
-        )  # fmt: skip
+        taught = run(teacher=base_model(model) if teacher == "copy" else "cache")
         parts["teacher"] = max(0, taught.total - step.total) + (weights if teacher == "copy" else 0)
     if decide_recovery(groups, options).compensate:
         still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)
@@ -137,6 +143,11 @@ def _footprint(
     inside = [weight_bytes(layer, setting) - undivided_bytes(layer, setting) for layer in layers]
     blocks = Blocks(max(inside, default=0), weights - whole - sum(inside), whole)
     return Footprint(parts, blocks, trained, step.flops)
+
+
+def _layer_lists(groups: Sequence[Group]) -> set[str]:
+    """Return the paths of the lists that hold the layers of groups."""
+    return {path.rpartition(".")[0] for path in map(layer_of, groups) if path}
 
 
 def quantised(model: nn.Module) -> list[nn.Linear]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -20,11 +21,16 @@ from torch.overrides import TorchFunctionMode
 from loraprune.evaluation.tasks import Inputs
 from loraprune.models.adapters import base_model
 from loraprune.models.teacher_logits import TOP, TeacherLogits, teacher_logits
+from loraprune.scoring import Scorer
 from loraprune.training.footprint.live import LiveBytes
+from loraprune.training.footprint.repeats import Repeats, Trace
 from loraprune.training.imitation import imitation_loss
 
 aten: Any = torch.ops.aten
 META = torch.device("meta")
+KINDS = ("activations", "logits", "gradients")
+Teacher: TypeAlias = nn.Module | Literal["cache"] | None
+"""a second model that computes logits for every batch, or one whose logits are read from disk"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +106,41 @@ class FusedKernels(TorchFunctionMode):
 
 
 def run_step(
-    model: nn.Module, inputs: Inputs, *, micro_batches: int = 1, teacher: nn.Module | None = None, learns_from_teacher: bool = False,
-    cpu: bool = False, labels: Labels | None = None,
+    model: nn.Module, inputs: Inputs, *, micro_batches: int = 1, teacher: Teacher = None, cpu: bool = False,
+    labels: Labels | None = None, scorer: Scorer | None = None, repeats: Repeats | None = None,
 ) -> Step:  # fmt: skip
     """Run a step of a model on the meta device.
 
     Args:
-        model: In the precision it computes in, with its adapters; a scorer may have its hooks on it.
+        model: In the precision it computes in, with its adapters.
         inputs: One micro-batch, without labels.
         micro_batches: Their number; from the second on there are gradients of earlier ones.
-        teacher: A second model that computes logits for every batch.
-        learns_from_teacher: With no `teacher`, its logits are read from disk.
+        teacher: What else gives logits for every batch.
         cpu: Count what is kept where PyTorch computes on a CPU.
         labels: What `labels_for` returned for these inputs, which saves a forward pass.
+        scorer: What has its hooks on the model, if anything has.
+        repeats: Layers of the base model that need not all be run.
     """
-    batch = _on_meta(inputs)
     model.train()
     given = labels or labels_for(model, inputs)
-    values, classes = given.values, given.classes
+
+    def run() -> Trace:
+        trace = _trace(model, inputs, given, passes=min(micro_batches, 2), teacher=teacher, cpu=cpu)
+        if scorer:
+            scorer.forget()
+        return trace
+
+    trace = (repeats.trace(base_model(model), run) if repeats else None) or run()
+    peak = dict(zip(KINDS, trace.peak().tolist(), strict=True))
+    return Step(peak, trace.flops // min(micro_batches, 2))
+
+
+def _trace(
+    model: nn.Module, inputs: Inputs, labels: Labels, *, passes: int, teacher: Teacher, cpu: bool
+) -> Trace:  # fmt: skip
+    """Run some micro-batches and return what they allocate."""
+    batch = _on_meta(inputs)
+    values, classes = labels.values, labels.classes
 
     def name(tensor: Tensor) -> str:
         return (
@@ -126,27 +149,32 @@ def run_step(
             else "activations"
         )
 
-    live = LiveBytes([*model.parameters(), *model.buffers(), *(teacher.parameters() if teacher else ())], name=name)
+    others = teacher.parameters() if isinstance(teacher, nn.Module) else ()
+    live = LiveBytes([*model.parameters(), *model.buffers(), *others], name=name)
     with META, _gradients_of(model, live), FusedKernels(cpu=cpu), live:
-        for _ in range(min(micro_batches, 2)):
-            loss = _loss(model, batch, values, classes, teacher=teacher, learns_from_teacher=learns_from_teacher)
+        for _ in range(passes):
+            loss = _loss(model, batch, values, classes, teacher=teacher, live=live)
+            live.begin_phase()
             # An edge instead of a tensor: modes stay in force where the backward pass computes a block once more.
             edge = torch.autograd.graph.get_gradient_edge(loss)
             torch.autograd.backward(edge, grad_tensors=torch.ones_like(loss))
             del loss, edge
+            live.begin_phase()
     model.zero_grad(set_to_none=True)
-    peak = {kind: live.at_peak.get(kind, 0) for kind in ("activations", "logits", "gradients")}
-    return Step(peak, live.flops // min(micro_batches, 2))
+    phases = [[[at.get(kind, 0) for kind in KINDS] for at in phase] for phase in live.phases if phase]
+    return Trace(tuple(np.array(phase) for phase in phases), live.flops)
 
 
 def _loss(
-    model: nn.Module, batch: Mapping[str, Any], labels: Tensor, classes: int, *, teacher: nn.Module | None, learns_from_teacher: bool
+    model: nn.Module, batch: Mapping[str, Any], labels: Tensor, classes: int, *, teacher: Teacher, live: LiveBytes
 ) -> Tensor:  # fmt: skip
     """Return the loss of a micro-batch, with no more alive than what the backward pass needs."""
-    seen = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    targets = (
-        teacher_logits(teacher, seen) if teacher else _read_targets(labels, classes) if learns_from_teacher else None
-    )
+    targets = None
+    if isinstance(teacher, nn.Module):
+        targets = teacher_logits(teacher, {name: value for name, value in batch.items() if isinstance(value, Tensor)})
+        live.begin_phase()
+    elif teacher:
+        targets = _read_targets(labels, classes)
     output = model(**batch, labels=labels)
     loss: Tensor = output.loss
     return (
