@@ -20,10 +20,10 @@ from helpers import common
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from loraprune.commands.compare.correlation import spearman
 from loraprune.config.training import FinetuneConfig
 from loraprune.groups import Group
 from loraprune.models.adapters import attach_lora, find_module, is_transposed, projection
+from loraprune.pruning.correlation import spearman
 from loraprune.reporting import plotting
 from loraprune.scoring import make_scorer
 from loraprune.scoring.criteria import criteria

@@ -51,24 +51,28 @@ def random_weight(form: str, out: int, in_: int, device: torch.device) -> tuple[
 
 
 def random_factors(out: int, in_: int, rank: int, device: torch.device) -> Factors:
-    """Return LoRA in the middle of training, with gradients."""
-    a, grad_a = torch.randn(2, rank, in_, device=device) * torch.tensor([0.05, 0.01], device=device)[:, None, None]
-    b, grad_b = torch.randn(2, out, rank, device=device) * torch.tensor([0.05, 0.01], device=device)[:, None, None]
+    """Return LoRA of one weight in the middle of training, with gradients."""
+    a, grad_a = (
+        torch.randn(2, 1, rank, in_, device=device) * torch.tensor([0.05, 0.01], device=device)[:, None, None, None]
+    )
+    b, grad_b = (
+        torch.randn(2, 1, out, rank, device=device) * torch.tensor([0.05, 0.01], device=device)[:, None, None, None]
+    )
     return Factors(a.contiguous(), b.contiguous(), grad_a.contiguous(), grad_b.contiguous(), scaling=2.0)
 
 
 def worst_error(weight: Weight, exact: Tensor, factors: Factors) -> float:
     """Return the largest relative error over rows, columns and powers, against Eq 10 term by term in float64."""
-    a, b, grad_a, grad_b = (tensor.double() for tensor in factors.tensors())
+    a, b, grad_a, grad_b = (tensor[0].double() for tensor in factors.tensors())
     saliency = (grad_b @ a + b @ grad_a - grad_b @ grad_a) * (exact + factors.scaling * b @ a)
     worst = 0.0
     for power, values in ((1, saliency.abs()), (2, saliency.square())):
-        first, again = (eq10_sums(weight, factors, power=power) for _ in range(2))
+        first, again = (eq10_sums([weight], factors, power=power) for _ in range(2))
         for found, same, wanted in zip(first, again, (values.sum(1), values.sum(0)), strict=True):
             assert found is not None
             assert same is not None
             assert torch.equal(found, same), "two calls gave different bits"
-            worst = max(worst, float(((found.double() - wanted) / wanted).abs().max()))
+            worst = max(worst, float(((found[0].double() - wanted) / wanted).abs().max()))
     return worst
 
 
@@ -104,10 +108,10 @@ def measure(form: str, out: int, in_: int, *, rank: int, flush: Tensor) -> dict[
         wanted = dict(zip(("rows", "columns"), sides, strict=True))
 
         def fused(wanted: dict[str, bool] = wanted) -> None:
-            eq10_sums(weight, factors, power=2, **wanted)
+            eq10_sums([weight], factors, power=2, **wanted)
 
         took = seconds(fused, flush=flush)
-        tiled = seconds(lambda wanted=wanted: eq10_tiles(weight, factors, power=2, **wanted), flush=flush, repeats=5)
+        tiled = seconds(lambda wanted=wanted: eq10_tiles([weight], factors, power=2, **wanted), flush=flush, repeats=5)
         row[name] = {
             "seconds": took, "bytes_per_second": size / took, "share_of_copy": size / took / row["copy_bytes_per_second"],
             "against_tiled": tiled / took,
@@ -141,7 +145,7 @@ def candidate(form: str, rank: int, choice: tuple[int, ...], sides: tuple[bool, 
     rows, columns = sides
 
     def call() -> None:
-        launch(weight, factors, power=2, rows=rows, columns=columns, sizes=sizes)
+        launch([weight], factors, power=2, rows=rows, columns=columns, sizes=sizes)
 
     try:
         return seconds(call, flush=flush, repeats=10)

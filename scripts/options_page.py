@@ -77,14 +77,14 @@ def section(verb: str) -> Iterator[str]:
 def shared(options: Sequence[Option], ours: Sequence[Option]) -> str:
     """Return which options a command has as `prune` has them."""
     same, missing = [one for one in ours if one in options], [one for one in ours if one not in options]
-    own = ", and those below" if len(options) > len(same) else ""
+    these = "The options below, and those of `prune`" if len(options) > len(same) else "The options of `prune`"
     if not missing:
-        return f"All options of `prune`{own}."
+        return f"{these}."
     names = {option.name for option in options}
     absent = [option for option in missing if option.name not in names]
     if len(absent) < len(same):
-        return f"The options of `prune`{own}, but not {_flags(absent)}." if absent else f"The options of `prune`{own}."
-    return f"Of the options of `prune` {_flags(same)}{own}."
+        return f"{these} without {_flags(absent)}." if absent else f"{these}."
+    return f"{these}, but only {_flags(same)}."
 
 
 def entry(option: Option) -> str:

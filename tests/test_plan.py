@@ -100,7 +100,7 @@ def test_the_ratio_weighs_units_by_their_parameters() -> None:
 def test_plans_one_after_the_other_are_one_plan(choice: tuple[dict[str, int], Kept, Kept]) -> None:
     units, kept, fewer = choice
     first, both = Plan(units, kept), Plan(units, fewer)
-    places = {name: tuple(found) for name, found in first.positions(both).items()}
+    places = {name: tuple(found.tolist()) for name, found in first.positions(both).items()}
     assert first.then(Plan({name: len(found) for name, found in kept.items()}, places)) == both
 
 

@@ -198,15 +198,15 @@ def test_a_resumed_run_ends_with_the_same_bytes(
 def test_finished_rounds_with_other_options_are_refused_and_kept(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = rounds._run_round
+    real = rounds.run_round
 
-    def once(config: rounds.RoundConfig, *arguments: Any) -> None:
+    def once(config: rounds.RoundConfig, *arguments: Any, name: str) -> None:
         if config.turn == 1:
             raise Stopped
-        real(config, *arguments)
+        real(config, *arguments, name=name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "_run_round", once)
+        patch.setattr(rounds, "run_round", once)
         with pytest.raises(Stopped):
             pipeline.prune(prune_config(inputs, tmp_path / "out", rounds=2))
     before = contents(tmp_path)

@@ -100,6 +100,11 @@ def test_the_largest_cut_that_holds_is_kept_and_every_try_is_reported(
     for one in tries:
         assert one["drop"] == pytest.approx(one["value"] / entry["reference_of_choice"] - 1)
     assert f"{100 * broken[0]['drop']:.2f} %" in entry["reason"]
+    kept = {name.rpartition(".")[2]: group["kept"] for name, group in report["units"].items()}
+    chosen = next(one for one in tries if one["ratio"] == entry["ratio"])
+    assert chosen["shape"] == {"attention": kept["self_attn"], "ffn": kept["mlp"]}
+    assert chosen["ratio_reached"] == report["ratio_reached"]
+    assert len({json.dumps(one["shape"]) for one in tries}) == len(tries)
     assert report["target"] == {"max_drop": LIMIT}
     assert report["ratio_requested"] is None
     assert [path.name for path in output.parent.iterdir()] == ["out"]
@@ -115,7 +120,9 @@ def test_the_largest_cut_that_holds_is_kept_and_every_try_is_reported(
     print_tries(again.metric, again.search)
     printed = capsys.readouterr().out
     assert entry["reason"] in printed
-    assert "at most 25 %" in printed
+    assert "at most" in printed
+    assert "25 %" in printed
+    assert f"ffn {kept['mlp']}" in printed
 
 
 def test_the_figures_are_on_other_rows_than_those_that_chose(
@@ -211,7 +218,9 @@ def test_with_training_the_dense_model_is_tuned_alike_first(inputs: Path, tmp_pa
 
 
 def test_the_reason_counts_the_ratios_that_were_not_tried() -> None:
-    tries = [Try(0.1, 90, 2.0, 0.04, holds=True), Try(0.2, 80, 2.2, 0.09, holds=False)]
+    tries = [
+        Try(0.1, 0.1, 90, {"ffn": 9}, 2.0, 0.04, holds=True), Try(0.2, 0.2, 80, {"ffn": 8}, 2.2, 0.09, holds=False)
+    ]  # fmt: skip
     rungs = [0.1, 0.15, 0.2]
     assert why(tries, tries[0], rungs, reference="x").endswith(
         "(1 ratios between the two were not tried: give more --tries)"

@@ -6,7 +6,7 @@
     small.report, small.model, small.save("small")
 
 `prune` and `finetune` train; `inspect` and `plan` read a configuration; `evaluate`, `benchmark` and `compare` measure; `export` writes
-other formats. All take a transformers model, a folder or a hub id. `LoRAPruneCallback`, `attach_lora` and `save_pruned` are for a
+other formats. All take a transformers model, a folder or a hub id. `LoRAPruneCallback`, `attach_lora` and `save_pruned` are for
 your own Trainer; `register_...` adds families and criteria. Names are imported when first used, so that `import loraprune` costs
 nothing.
 """

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
@@ -23,6 +23,8 @@ HEADS: tuple[Kind, ...] = ("attention", "query")
 EXPERTS: tuple[Kind, ...] = ("expert_ffn", "expert")
 """kinds whose weights are stacks, which carry no LoRA"""
 Stream = Literal["input", "decoder"]
+Units: TypeAlias = Sequence[int] | Int[np.ndarray, " units"]
+"""indices of units, in ascending order"""
 LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 
 
@@ -89,7 +91,7 @@ class Group:
         return replace(self, units=units, spans=tuple(replace(s, offset=s.offset - before(s)) for s in self.spans))
 
 
-def kept_entries(size: int, spans: Iterable[Span], units: int, kept: Sequence[int]) -> Int[np.ndarray, " left"]:
+def kept_entries(size: int, spans: Iterable[Span], units: int, kept: Units) -> Int[np.ndarray, " left"]:
     """Return the entries of a dimension of `size` that stay when only the units in `kept` stay, in ascending order."""
     stays = np.ones(size, dtype=bool)
     dropped = np.ones(units, dtype=bool)

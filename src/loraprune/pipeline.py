@@ -26,6 +26,7 @@ from loraprune.runtime import launch
 from loraprune.runtime.processes import first_alone, joined, together
 from loraprune.runtime.workspace import BLOCKS, new_folder
 from loraprune.search import prune_within
+from loraprune.sizes import prune_to_sizes
 from loraprune.training.callback import LoRAPruneCallback
 from loraprune.training.fit import fit
 from loraprune.training.record import Training
@@ -44,6 +45,8 @@ def prune(config: PruneConfig) -> Report:
     """
     if config.max_drop is not None:
         return prune_within(config, run)
+    if config.sizes is not None:
+        return prune_to_sizes(config, run)
     return prune_in_rounds(config, run) if config.rounds > 1 else run(config)
 
 

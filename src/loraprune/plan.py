@@ -5,15 +5,17 @@ Knows nothing about where scores come from or how a plan is carried out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from loraprune.errors import CheckpointError, PlanError
-from loraprune.groups import Group, layer_path
+from loraprune.groups import Group, Units, layer_path
 
 FORMAT = 1
 
@@ -27,6 +29,8 @@ class Plan:
     kept: Mapping[str, tuple[int, ...]]
     parts: Mapping[str, int] = field(default_factory=dict)
     """groups whose units are query heads -> key-value heads, each of which keeps the same number of them"""
+    indices: Mapping[str, Int[np.ndarray, " kept"]] = field(init=False, compare=False, repr=False)
+    """`kept` as arrays, to be read only"""
 
     def __post_init__(self) -> None:
         if self.units.keys() != self.kept.keys():
@@ -35,20 +39,28 @@ class Plan:
                 f"group {odd!r} is in only one half of the plan: every group needs its size and its kept units"
             )
         for name, kept in self.kept.items():
-            units = self.units[name]
             if not kept and not self._is_layer_gone(name):
                 raise PlanError(f"group {name!r} keeps no unit: keep at least one")
-            if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < units):
-                raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
+        object.__setattr__(self, "indices", {name: self._indices(name) for name in self.kept})
         for name, parts in self.parts.items():
             self._check_parts(name, parts)
+
+    def _indices(self, name: str) -> Int[np.ndarray, " kept"]:
+        """Return a group's units as an array, and refuse those that are out of bounds or out of order."""
+        kept, units = self.kept[name], self.units[name]
+        ends_fit = not kept or 0 <= kept[0] <= kept[-1] < units
+        with contextlib.suppress(OverflowError):
+            found = np.asarray(kept, dtype=np.int64)
+            if ends_fit and (np.diff(found) > 0).all():
+                return found
+        raise PlanError(f"group {name!r} keeps {list(kept)[:8]}…: ascending indices below {units} are needed")
 
     def _check_parts(self, name: str, parts: int) -> None:
         """Refuse other numbers of query heads for one key-value head than for another: no forward pass can share them out."""
         units = self.units.get(name, 0)
         if not 0 < parts <= units or units % parts:
             raise PlanError(f"group {name!r}: {units} units are not equally many in {parts} parts")
-        each = np.bincount(np.asarray(self.kept[name], dtype=np.int64) // (units // parts), minlength=parts)
+        each = np.bincount(self.indices[name] // (units // parts), minlength=parts)
         if each.min() != each.max():
             raise PlanError(
                 f"group {name!r} keeps {each.tolist()} query heads of its key-value heads: the same number of each is needed"
@@ -68,20 +80,25 @@ class Plan:
             {g.name: g.parts for g in groups if g.kind == "query"},
         )
 
-    def keeping(self, kept: Mapping[str, Sequence[int]]) -> Plan:
-        """Return the plan that keeps other units of the same groups."""
-        return replace(self, kept={name: tuple(units) for name, units in kept.items()})
+    @property
+    def is_full(self) -> bool:
+        """Return whether every unit is kept."""
+        return all(len(kept) == self.units[name] for name, kept in self.kept.items())
 
-    def positions(self, smaller: Plan) -> dict[str, list[int]]:
+    def keeping(self, kept: Mapping[str, Units]) -> Plan:
+        """Return the plan that keeps other units of the same groups."""
+        return replace(self, kept={name: tuple(np.asarray(units, np.int64).tolist()) for name, units in kept.items()})
+
+    def positions(self, smaller: Plan) -> dict[str, Int[np.ndarray, " units"]]:
         """Return the positions, among the units kept here, of the units that `smaller` keeps."""
         found = {}
-        for name, kept in self.kept.items():
-            here, wanted = (np.asarray(units, dtype=np.int64) for units in (kept, smaller.kept[name]))
-            places = np.searchsorted(here, wanted)
-            missing = wanted[~np.isin(wanted, here, assume_unique=True)]
+        for name, here in self.indices.items():
+            wanted, stays = smaller.indices[name], np.zeros(self.units[name], dtype=bool)
+            stays[here] = True
+            missing = wanted[~stays[wanted]]
             if len(missing):
                 raise PlanError(f"group {name!r}: unit {missing[0]} was removed before and cannot come back")
-            found[name] = places.tolist()
+            found[name] = np.searchsorted(here, wanted)
         return found
 
     def then(self, later: Plan) -> Plan:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from safetensors.torch import load_file
@@ -33,6 +34,7 @@ from loraprune.plan import Plan
 from loraprune.pruning.preview import Preview, preview
 from loraprune.pruning.removed import Removed
 from loraprune.pruning.verify import check_difference, masked_logits
+from loraprune.reporting.html.page import write_page
 from loraprune.reporting.make import report_of_rounds
 from loraprune.reporting.report import Report, read_report
 from loraprune.reporting.write import write_folder
@@ -73,19 +75,21 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
-        first_alone(lambda: _store_options(config, folder.parent, begun=False))
+        first_alone(lambda: store_options(config, folder.parent, begun=False))
         aim = preview(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
         reports: list[Report] = []
         for turn, place in enumerate(places):
             before = [report.removed for report in reports if report.removed]
-            _run_round(round_config(config, turn, places, before, aim=aim), places[turn:], prune)
-            first_alone(lambda: _store_options(config, folder.parent, begun=True))
+            run_round(
+                round_config(config, turn, places, before, aim=aim), places[turn:], prune, name=f"round {turn + 1}"
+            )
+            first_alone(lambda: store_options(config, folder.parent, begun=True))
             reports.append(read_report(place))
         return first_alone(lambda: _write_last(config, folder, places, reports, aim))
 
 
-def _store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None:
+def store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None:
     """Store the options of the whole run for `loraprune resume`; those of an unfinished run stay until a round has replaced it."""
     if begun or not has_checkpoints(workspace):
         write_run(workspace, config.job, as_dict(config))
@@ -95,43 +99,77 @@ def _write_last(
     config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report], aim: Preview
 ) -> Report:
     """Write the last round's folder, with plan and report relative to the dense model."""
+    report, scores = as_one_run(config, folder, places, reports, aim)
+    write_folder(folder, report, config, scores=scores)
+    if config.html:
+        write_page(folder)
+    return report
+
+
+def as_one_run(
+    config: PruneConfig, folder: Path, places: Sequence[Path], reports: Sequence[Report], aim: Preview
+) -> tuple[Report, dict[str, Float[Tensor, " units"]]]:
+    """Copy the folder of the last of some rounds, and return report and scores of all of them as those of one run with `config`.
+
+    Raises:
+        VerificationError: if the folder is not what the plan of all rounds makes of the dense model.
+    """
     shutil.copytree(places[-1], folder, dirs_exist_ok=True)
     plan, scores = composed(places)
     report = report_of_rounds(config, reports, plan, reached=aim.target.reached(plan.counts()))
     found = _masked_vs_sliced(config, folder, plan, places[-1], report.task)
-    report = replace(report, verification=replace(report.verification, masked_vs_sliced=found))
-    write_folder(folder, report, config, scores=scores)
-    return report
+    return replace(report, verification=replace(report.verification, masked_vs_sliced=found)), scores
 
 
 def round_config(
     config: PruneConfig, turn: int, places: Sequence[Path], before: Sequence[Removed], *, aim: Preview
 ) -> RoundConfig:
     """Return the options of a round; `before` is what earlier ones removed, `aim` what the whole run is to reach."""
-    due, kinds = aim.target.ratio * (turn + 1) / config.rounds, config.kinds
-    if before:
-        due = max(0.0, 1 - before[0].prunable_dense * (1 - due) / before[-1].prunable_pruned)
-        kinds = ",".join(dict.fromkeys(group.kind for group in aim.target.groups))
-    rank = max(1, int(config.rank * RANK_FACTOR**turn))
-    steps = config.steps
-    if steps is not None:
-        steps = steps * (turn + 1) // config.rounds - steps * turn // config.rounds
-    options = {f.name: getattr(config, f.name) for f in fields(PruneConfig)} | {
-        "model": str(places[turn - 1]) if turn else config.model, "output": str(places[turn]), "overwrite": True,
-        "rounds": 1, "ratio": due, **dict.fromkeys(TARGETS), "kinds": kinds, "steps": steps,
-        "epochs": config.epochs / config.rounds,
+    due, rank = aim.target.ratio * (turn + 1) / config.rounds, max(1, int(config.rank * RANK_FACTOR**turn))
+    options = next_options(config, turn, places, before, aim=aim, due=due) | {
         "rank": rank, "alpha": config.alpha * rank / config.rank, "lr": config.lr * LR_FACTOR**turn,
     }  # fmt: skip
     return RoundConfig(**options, turn=turn)
 
 
-def _run_round(config: RoundConfig, places: Sequence[Path], prune: Callable[[PruneConfig], Report]) -> None:
-    """Run a round that is not finished yet; remove what a former run left of it and of later rounds."""
-    place, number = places[0], config.turn + 1
+def next_options(
+    config: PruneConfig, turn: int, places: Sequence[Path], before: Sequence[Removed], *, aim: Preview, due: float
+) -> dict[str, Any]:
+    """Return the options of a run that starts from the folder of the one before and has an equal share of the steps.
+
+    Args:
+        config: The options of the whole run.
+        turn: Runs before this one.
+        places: The folders of all runs.
+        before: What earlier runs removed.
+        aim: The target of this run, or of the last one, for the dense model.
+        due: Fraction of the dense model's prunable parameters that is removed after this run.
+    """
+    kinds = config.kinds
+    if before:
+        due = max(0.0, 1 - before[0].prunable_dense * (1 - due) / before[-1].prunable_pruned)
+        kinds = ",".join(dict.fromkeys(group.kind for group in aim.target.groups))
+    return {f.name: getattr(config, f.name) for f in fields(PruneConfig)} | {
+        "model": str(places[turn - 1]) if turn else config.model, "output": str(places[turn]), "overwrite": True,
+        "rounds": 1, "sizes": None, "ratio": due, **dict.fromkeys(TARGETS), "kinds": kinds,
+        "steps": None if config.steps is None else share(config.steps, turn, len(places)), "epochs": config.epochs / len(places),
+    }  # fmt: skip
+
+
+def share(total: int, turn: int, runs: int) -> int:
+    """Return the part of a number of steps or tokens that one of several runs gets; the parts add up to it."""
+    return total * (turn + 1) // runs - total * turn // runs
+
+
+def run_round(
+    config: RoundConfig, places: Sequence[Path], prune: Callable[[PruneConfig], Report], *, name: str
+) -> None:
+    """Do a run that is not finished yet; remove what a former attempt left of it and of later ones."""
+    place = places[0]
     if config.resume and is_finished(config, place):
-        logger.info("round %d is finished", number)
+        logger.info("%s is finished", name)
         return
-    logger.info("round %d: ratio %.4f of the remaining parameters, rank %d", number, config.ratio, config.rank)
+    logger.info("%s: ratio %.4f of the remaining parameters, rank %d", name, config.ratio, config.rank)
     prune(config)
     first_alone(lambda: _forget(places[1:]))
 

@@ -27,7 +27,7 @@ from loraprune.pruning.ladder import ladder, next_rung
 from loraprune.pruning.target import Target
 from loraprune.reporting.html.page import write_page
 from loraprune.reporting.report import Report, read_report
-from loraprune.reporting.search import Search, Try, why
+from loraprune.reporting.search import Search, Try, shape_of, why
 from loraprune.reporting.write import write_folder
 from loraprune.runtime.device import choose_device
 from loraprune.runtime.output import PARTIAL
@@ -137,7 +137,12 @@ class Tries:
         report = self.reports[ratio]
         value = report.quality.others[CHOICE]["pruned"]
         drop = relative_drop(report.metric, self.reference(report)[0], value)
-        return Try(ratio, report.parameters[1], value, drop, drop <= self.limit)
+        removed = report.removed
+        assert removed is not None
+        assert removed.units is not None
+        return Try(
+            ratio, removed.ratio_reached, report.parameters[1], shape_of(removed.units), value, drop, drop <= self.limit
+        )
 
     def all_figures(self) -> list[Try]:
         """Return what all tries are chosen by, by ratio."""

@@ -138,7 +138,7 @@ def test_wrong_value_is_named_with_what_is_right(
         (["prune", "--power", "3"], "--power 3: one of 1, 2 is needed"),
         (
             ["prune", "--allocation", "papr"],
-            "--allocation papr (did you mean 'paper'?): one of auto, measured, uniform, balanced, paper, global is needed",
+            "--allocation papr (did you mean 'paper'?): one of auto, measured, searched, uniform, balanced, paper, global is needed",
         ),
         (["benchmark", "--batches", "3"], "--batches 3: a list, such as [1, 2] is needed"),
     ],

@@ -73,7 +73,7 @@ def test_a_command_with_few_options_shows_all_at_once(verb: str, monkeypatch: py
 
 def test_choices_and_defaults_are_shown_once_in_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
     text = " ".join(shown("prune", "--help-all", columns=120, monkeypatch=monkeypatch).split())
-    assert "--allocation {auto,measured,uniform,balanced,paper,global} " in text
+    assert "--allocation {auto,measured,searched,uniform,balanced,paper,global} " in text
     assert "--html {true,false} " in text
     assert "--overwrite replace" in text  # a switch without a value
     for default in ("(default: 0.5)", "(default: 0.0001)", "(default: 32)", "(default: 5GB)"):

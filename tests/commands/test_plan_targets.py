@@ -16,8 +16,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"size": 0.8}, "% of the parameters (asked 80 %)"),
     ({"file_size": "60kB"}, "bytes in bfloat16 (asked 60kB)"),
     ({"memory": "60kB", "context": 32}, "cache of 32 tokens"),
-    ({"speedup": 1.3}, "prefill of 64 tokens, expected of the multiplications; `prune` measures it (asked 1.3)"),
-    ({"speedup": 1.3, "timed": "decoding"}, "decoding of 32 tokens, expected of the multiplications"),
+    ({"speedup": 1.3}, "prefill of 64 tokens, expected from the multiplications; `prune` measures it (asked 1.3)"),
+    ({"speedup": 1.3, "timed": "decoding"}, "decoding of 32 tokens, expected from the multiplications"),
 ]
 
 

@@ -90,3 +90,14 @@ def test_the_rungs_are_different_shapes_and_none_is_the_dense_one() -> None:
     assert len({*shapes, dense}) == len(rungs) + 1
     fine = ladder(find_target(tiny_llama(), LoRAPruneConfig(allocation="uniform", round=1)).space, config)
     assert len(fine) > len(rungs)  # the control: finer shapes are more rungs
+
+
+def test_a_wide_model_has_rungs_closer_than_a_hundredth() -> None:
+    config = LoRAPruneConfig(allocation="uniform")
+    wide = find_target(tiny_llama(intermediate_size=4096), config)
+    small = [ratio for ratio in ladder(wide.space, config) if 0.01 <= ratio <= 0.02]
+    assert len(small) > 4
+    narrow = find_target(tiny_llama(), config)
+    assert (
+        len([ratio for ratio in ladder(narrow.space, config) if 0.01 <= ratio <= 0.02]) < 2
+    )  # the control: a shape is one rung

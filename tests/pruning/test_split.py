@@ -72,6 +72,14 @@ def test_a_small_ratio_still_removes_something() -> None:
     assert pruner.counts() != full
 
 
+@pytest.mark.parametrize(("ratio", "is_warned"), [(1e-4, True), (0.3, False), (0.0, False)])
+def test_a_target_that_rounds_to_nothing_is_warned_of(
+    ratio: float, is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Pruner(with_lora(tiny_model("llama")), LoRAPruneConfig(ratio=ratio, criterion="magnitude"))
+    assert any("no unit will be removed" in message for message in caplog.messages) is is_warned
+
+
 def test_a_measured_split_needs_a_single_removal() -> None:
     with pytest.raises(ConfigError, match="--allocation measured --schedule cubic: the split is measured once"):
         LoRAPruneConfig(allocation="measured", schedule="cubic")

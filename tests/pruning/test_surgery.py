@@ -266,6 +266,22 @@ def test_units_that_all_score_the_same_are_not_removed(value: float, allocation:
     assert pruner.plan != before
 
 
+def test_scores_are_restored_from_checkpoints_of_this_version_and_of_earlier_ones() -> None:
+    settings = config()
+    pruner = Pruner(adapted(settings), settings)
+    told = {name: values + torch.arange(len(values)) for name, values in scores_of(pruner, 1.0).items()}
+    pruner.scores.update(told, pruner.plan)
+    pruner.remove(0.5)
+    state = pruner.state_dict()
+    for earlier in ({}, {"updates": 1}):
+        restored = Pruner(adapted(settings), settings)
+        assert restored.plan != pruner.plan  # the control
+        restored.load_state_dict(state | earlier)
+        assert restored.plan == pruner.plan
+        for name, values in pruner.scores.values.items():
+            assert torch.equal(restored.scores.values[name], values)
+
+
 def test_a_model_without_lora_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no LoRA on 'model\.layers\.0\.self_attn\.q_proj'"):
         Pruner(tiny_model("llama"), config())

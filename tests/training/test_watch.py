@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from loraprune.errors import ConfigError
 from loraprune.evaluation.measurement import PERPLEXITY, Measured
 from loraprune.evaluation.perplexity import Perplexity
 from loraprune.evaluation.tasks import causal_lm
-from loraprune.training.watch import Watch
+from loraprune.training.watch import TrainingBar, Watch
 from tests.pipeline.cases import SHORT, prune_config, read_report
 from tests.samples import save_inputs
 
@@ -51,6 +52,19 @@ def run_through(
             model.weight.fill_(float(state.global_step))
         watch.on_step_end(arguments, state, control, model=model)
     return watch, model, state.global_step
+
+
+@pytest.mark.parametrize(
+    ("trains", "words"), [(True, "step 1 of 2"), (False, "scoring without training, batch 1 of 2")]
+)
+def test_lines_of_progress_name_steps_only_where_there_are_any(
+    trains: bool, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bar = TrainingBar(lambda: 0.5, trains=trains)
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to=[])
+    bar.on_step_end(arguments, TrainerState(global_step=1, max_steps=2), TrainerControl())
+    assert caplog.messages == [f"{words}  ratio 0.500"]
 
 
 def test_training_ends_when_patience_does_and_the_best_adapters_come_back() -> None:

@@ -165,7 +165,7 @@ def _second_target(given: Mapping[str, Setting], parsed: Namespace) -> str | Non
     is_default = ratio is not None and not ratio.is_key and parsed.ratio == LoRAPruneConfig.ratio
     if not is_default or "heads" not in parsed:
         return None
-    others = {name: value for name in (*TARGETS, "max_drop") if (value := parsed.get(name)) is not None}
+    others = {name: value for name in (*TARGETS, "sizes", "max_drop") if (value := parsed.get(name)) is not None}
     return second_target(parsed.ratio, others) if others else None
 
 

@@ -37,7 +37,10 @@ def dry_run(options: PlanConfig) -> Description:
 
 
 def predict(options: PlanConfig) -> dict[str, Any]:
-    """Return the predictions for one model."""
+    """Return the predictions for one model; with several sizes those of the smallest, and of each in `sizes`."""
+    if options.sizes is not None:
+        each = [{"size": size, **predict(options.of_size(size))} for size in options.all_sizes]
+        return {**each[-1], "sizes": each}
     aim = preview(options)
     config, space, counts, dense = aim.config, aim.target.space, aim.target.counts, aim.dense_parameters
     pruned = (

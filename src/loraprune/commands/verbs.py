@@ -49,14 +49,14 @@ COMMANDS: dict[str, Command] = {
         commands.PlanConfig, "commands.plan:dry_run", "shapes:dry_run", bare="model",
         examples=("plan llama-3-8b --ratio 0.2 --batch 4 --gpus 2 --sharding fsdp", "plan known"),
         common=(
-            "model", "ratio", *AMOUNTS, "batch", "length", "accumulate", "quantize", "checkpointing", "gpus", "sharding",
+            "model", "ratio", *AMOUNTS, "sizes", "batch", "length", "accumulate", "quantize", "checkpointing", "gpus", "sharding",
         ),
     ),
     "prune": Command(
         PruneConfig, "pipeline:prune", "results:report",
         examples=("prune --model Qwen/Qwen3-0.6B --data train.jsonl --output small --ratio 0.2 --steps 1000",
                   "prune --model demo --data stdlib --output small --recipe layerwise --steps 100"),
-        common=(*RUN, "ratio", *AMOUNTS, "max_drop"),
+        common=(*RUN, "ratio", *AMOUNTS, "sizes", "max_drop"),
     ),
     "finetune": Command(
         FinetuneConfig, "pipeline:finetune", "results:report",

@@ -22,8 +22,8 @@ class ColumnOptions(Options):
     """The names of the columns of --data and --eval."""
 
     columns: str | None = None
-    """your names for columns, as ROLE=COLUMN with commas, such as prompt=question,response=answer or text=body,label=y; other columns
-    are not read then"""
+    """your names of columns, as pairs ROLE=COLUMN separated by commas, such as prompt=question,response=answer or text=body,label=y;
+    other columns are then not read"""
 
     def roles(self) -> dict[str, str]:
         """Return role -> column; empty where columns have our names."""

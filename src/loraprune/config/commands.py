@@ -26,6 +26,8 @@ from loraprune.config.columns import ColumnOptions
 from loraprune.config.drop import DropOptions
 from loraprune.config.export import quantization_problem
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.sizes import SizesOptions
+from loraprune.config.target import typed
 from loraprune.config.training import PruneConfig
 from loraprune.config.values import Fraction
 from loraprune.config.vocabulary import DATA, VocabularyOptions
@@ -50,7 +52,9 @@ class InspectConfig(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(LoRAPruneConfig, DropOptions, VocabularyOptions, QuantizeOptions, BatchOptions, ModelOptions):
+class PlanConfig(
+    LoRAPruneConfig, SizesOptions, DropOptions, VocabularyOptions, QuantizeOptions, BatchOptions, ModelOptions
+):
     """Predict size, memory and FLOPs of a run without loading weights."""
 
     model: str = KNOWN
@@ -85,8 +89,20 @@ class PlanConfig(LoRAPruneConfig, DropOptions, VocabularyOptions, QuantizeOption
             (self.vocabulary != DATA, unread),
             (self.sharding != "fsdp" or self.adapter in PLAIN, shards),
             (self.max_drop is None, unknown),
+            *self._sizes_alone(),
         )
         return [*super().problems(), *sizes, *checks]
+
+    def _sizes_alone(self) -> list[tuple[bool, str]]:
+        """Return for every option that --sizes rules out whether it is left out, and what is wrong if not."""
+        if self.sizes is None:
+            return []
+        given = self.sizes_given
+        return [
+            (self.model != KNOWN, f"{given} --model {KNOWN}: their table has one size; name a model, or give --size"),
+            (self.ratio == PlanConfig.ratio, f"--ratio {self.ratio} {given}: give one target only; leave --ratio out"),
+            (not (words := typed(self.other_targets or {})), f"{words} {given}: give one target only"),
+        ]
 
     def idle(self) -> list[str]:
         """Return one sentence for every option that is given and changes nothing beside the others."""

@@ -25,13 +25,13 @@ class DeploymentOptions(Options):
     """largest memory of inference instead of --ratio, such as 4GB: the weights in the precision that is saved, and the key-value cache
     of one sequence of --context tokens"""
     speedup: float | None = None
-    """how many times as fast as the dense model the pruned one is, instead of --ratio, such as 1.5: before training, shapes with random
-    weights are timed on this device; `plan` counts multiplications instead"""
+    """speed of the pruned model divided by that of the dense one, instead of --ratio, such as 1.5; shapes with random weights are timed
+    on this device before training; `plan` counts multiplications instead"""
     timed: Literal["prefill", "decoding"] = "prefill"
-    """what --speedup is about: reading --context tokens, or writing 32 tokens; one sequence at a time"""
+    """what --speedup measures, for one sequence at a time: prefill reads --context tokens, decoding writes 32 tokens"""
     context: int | None = None
-    """tokens of a sequence for --memory and --speedup; by default 4096 in the cache and 256 in a timed prefill, at most the model's
-    maximum"""
+    """tokens of a sequence for --memory and --speedup, at most the model's maximum; by default 4096 in the cache and 256 in a timed
+    prefill"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""

@@ -21,8 +21,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rows", "batch", "trust_remote_code",
     ),
     "how much to remove": (
-        "ratio", "size", "parameters", "file_size", "memory", "speedup", "timed", "context", "max_drop", "tries", "heads", "ffn",
-        "heads_ratio", "ffn_ratio", "layers", "sparsity", "kinds", "round", "vocabulary",
+        "ratio", "size", "sizes", "parameters", "file_size", "memory", "speedup", "timed", "context", "max_drop", "tries", "heads",
+        "ffn", "heads_ratio", "ffn_ratio", "layers", "sparsity", "kinds", "round", "vocabulary",
     ),
     "what to remove": ("criterion", "power", "normalize", "decay", "score_steps", "scores", "allocation", "depth", "history"),
     "when to remove": ("schedule", "interval", "warmup", "cooldown", "rounds", "shrink"),
@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 NAMES = {
     "model": "MODEL", "models": "MODEL", "against": "MODEL", "data": "DATA", "eval": "DATA", "output": "FOLDER", "plots": "FOLDER",
     "task_data": "FOLDER", "scores": "FILE", "repo": "ORG/NAME", "parameters": "COUNT", "file_size": "SIZE", "memory": "SIZE",
-    "sparsity": "N:M", "max_shard_size": "SIZE",
+    "sparsity": "N:M", "max_shard_size": "SIZE", "sizes": "SIZES",
     "task": "TASK", "tasks": "TASKS", "kinds": "KINDS", "criterion": "NAME", "reference": "NAME", "baselines": "NAME", "format": "FORMAT",
     "formats": "FORMATS", "quantization": "TYPE", "log": "LOGGERS", "vocabulary": "TOKENS", "columns": "ROLE=COLUMN",
 }  # fmt: skip

@@ -14,9 +14,9 @@ class DropOptions(Options):
     """How much quality may be lost."""
 
     max_drop: Fraction | None = None
-    """find the largest cut that loses at most this fraction of quality, instead of --ratio, such as 5%: up to --tries whole runs of
-    different ratios. A perplexity may rise by it, an accuracy or another score may fall by it, relative to the dense model, which is
-    tuned with the same options first unless --steps is 0"""
+    """find the largest cut that loses at most this fraction of quality, instead of --ratio, such as 5%, in up to --tries runs of
+    different ratios. A perplexity may rise by it, an accuracy or another score may fall by it, relative to the dense model. Unless
+    --steps is 0, the dense model is tuned first with the same options"""
 
     @property
     def drop_given(self) -> str:
@@ -38,7 +38,7 @@ class SearchOptions(DropOptions):
     """How a cut within a limit is searched."""
 
     tries: int = 5
-    """with --max-drop, maximum number of runs to try; each takes as long as a run with --ratio"""
+    """with --max-drop, maximum number of runs; each takes as long as a run with --ratio"""
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""

@@ -22,6 +22,8 @@ CRITERIA = (
 ScheduleName = Literal["cubic", "linear", "oneshot"]
 KINDS = ("attention", "query", "ffn", "channel", "shared_ffn", "expert_ffn", "expert")
 """kinds of units; a model has some of them"""
+MEASURED = ("measured", "searched")
+"""allocations that are decided on calibration rows"""
 UNIT_OPTIONS = (
     *TARGETS,
     "context",
@@ -69,16 +71,18 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     decay: float = 0.9
     """decay of the moving average of scores (lambda in the paper), from 0 to below 1"""
     score_steps: Literal["remembered", "all"] = "remembered"
-    """steps that are scored: all (the paper), or only those whose scores still have 1 % of their weight at the next removal, by --decay"""
-    allocation: Literal["auto", "measured", "uniform", "balanced", "paper", "global"] = "auto"
+    """steps that are scored. remembered: those whose scores still have 1 % of their weight at the next removal, by --decay. all: every
+    step, as in the paper"""
+    allocation: Literal["auto", "measured", "searched", "uniform", "balanced", "paper", "global"] = "auto"
     """how removal is distributed over the layers. uniform (same ratio of heads and channels), balanced (split by score) and measured
     (the split that changes the outputs on calibration rows least; needs --schedule oneshot) give all layers equal widths, so that the
-    model loads anywhere. paper (the first tenth and the last layer are not pruned) and global (one ranking over the model) give every
-    layer its own width. auto: measured with --schedule oneshot, else uniform"""
+    model loads anywhere. So does searched: it also tries query heads instead of key-value heads, and with --depth fewer layers; the best
+    four shapes are reconstructed for a few steps before one is chosen. paper (the first tenth and the last layer are not pruned) and
+    global (one ranking over the model) give every layer its own width. auto: measured with --schedule oneshot, else uniform"""
     depth: bool = False
-    """also remove whole layers where that costs less; the remaining layers are renumbered. With --allocation measured, the layers
-    whose removal changes the outputs on calibration rows least, and as many as leave the outputs nearest; with balanced, those with low
-    scores"""
+    """also remove whole layers where that costs less; the remaining layers are renumbered. With --allocation measured or searched, the
+    layers whose removal changes the outputs on calibration rows least, and as many as leave the outputs nearest; with balanced, those
+    with low scores"""
     compensate: bool | None = None
     """after each removal, least-squares reconstruction of the projections that read the removed units, on training rows; by default
     wherever possible (not with convolutions, --sparsity or FSDP)"""
@@ -118,7 +122,12 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     @property
     def measures_split(self) -> bool:
         """Return whether calibration rows decide how many heads and how many channels are removed."""
-        return self.chosen_allocation == "measured" and not self.has_dimensions
+        return self.chosen_allocation in MEASURED and not self.has_dimensions
+
+    @property
+    def searches(self) -> bool:
+        """Return whether shapes are compared after recovery, those with fewer query heads too."""
+        return self.chosen_allocation == "searched" and not self.has_dimensions
 
     @property
     def layers_option(self) -> str | None:
@@ -228,11 +237,16 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
                 f"--warmup {self.fractions[0]} --cooldown {self.fractions[1]}: they must sum to < 1",
             ),
             (
-                self.allocation != "measured" or self.chosen_schedule == "oneshot",
-                f"--allocation measured --schedule {self.schedule}: the split is measured once; use --schedule oneshot",
+                self.allocation not in MEASURED or self.chosen_schedule == "oneshot",
+                f"--allocation {self.allocation} --schedule {self.schedule}: the split is measured once; use --schedule oneshot",
             ),
             (
-                not self.depth or (self.chosen_allocation in ("measured", "balanced") and not self.has_dimensions),
+                self.allocation != "searched" or self.compensate is not False or self.end_to_end != 0,
+                "--allocation searched --compensate false --end-to-end 0: shapes are compared after reconstruction, and nothing is "
+                "reconstructed; use --allocation measured",
+            ),
+            (
+                not self.depth or (self.chosen_allocation in (*MEASURED, "balanced") and not self.has_dimensions),
                 f"--depth true: give --allocation measured or balanced (now {self.chosen_allocation}) and a ratio or size instead of "
                 "explicit widths; --layers sets a number of layers",
             ),
@@ -252,7 +266,7 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
             (
                 self.memory is None or self.allocation != "global",
                 f"--memory {self.memory} --allocation global: scores decide how many heads stay, and so how large the cache is; use "
-                "uniform, measured, balanced or paper",
+                "uniform, measured, searched, balanced or paper",
             ),
         )
 
@@ -266,7 +280,7 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
             found += idle_options(self, f"units are ranked by --scores {self.scores}", *ranking)
         if self.has_dimensions:
             found += idle_options(self, "explicit widths are given", *(("round",) if self.ffn_ratio is None else ()))
-            if self.allocation in ("balanced", "measured"):
+            if self.allocation in ("balanced", *MEASURED):
                 found += idle_options(self, "explicit widths are given", "allocation")
         if self.sparsity or not (self.compensate is not False or self.recovers):
             found += idle_options(self, "nothing is reconstructed after a removal", "calibration")

@@ -25,6 +25,7 @@ from loraprune.config.base import (
 from loraprune.config.columns import ColumnOptions
 from loraprune.config.drop import SearchOptions
 from loraprune.config.pruning import LoRAPruneConfig
+from loraprune.config.sizes import SizesOptions
 from loraprune.config.target import second_target, typed
 from loraprune.config.vocabulary import VocabularyOptions
 from loraprune.runtime.output import output_problem
@@ -55,7 +56,7 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     lr: float = 1e-4
     """peak learning rate, with cosine decay"""
     lora_plus: float = 1.0
-    """learning rate of LoRA's B divided by that of A, as in LoRA+, which proposes 16; --lr is that of A"""
+    """learning rate of LoRA's B divided by that of A, which is --lr; LoRA+ proposes 16"""
     clip: float = 1.0
     """maximum gradient norm, applied after scoring; 0 for none"""
     optimizer: Literal["adamw", "adamw-8bit", "paged", "paged-8bit"] = "adamw"
@@ -135,7 +136,7 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(LoRAPruneConfig, SearchOptions, VocabularyOptions, TrainConfig):
+class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOptions, TrainConfig):
     """Prune a model while fine-tuning it with LoRA; merge, verify and save it."""
 
     job: ClassVar[str] = "prune"
@@ -170,7 +171,8 @@ class PruneConfig(LoRAPruneConfig, SearchOptions, VocabularyOptions, TrainConfig
                 f"--optimizer {self.optimizer}: its state cannot be sliced with the model; give --shrink false too, or use adamw",
             ),
         ]
-        return [*super().problems(), *failed(*checks), *self._round_problems(), *self._search_problems()]
+        several = [*self._round_problems(), *self._search_problems(), *self._size_problems()]
+        return [*super().problems(), *failed(*checks), *several]
 
     def _round_problems(self) -> list[str]:
         if self.rounds < 2:
@@ -205,6 +207,10 @@ class PruneConfig(LoRAPruneConfig, SearchOptions, VocabularyOptions, TrainConfig
             (
                 not self.depth,
                 f"{given} --depth true: layers would be renumbered between rounds; leave one of the two out",
+            ),
+            (
+                not self.searches,
+                f"{given} --allocation searched: rounds may not differ in their kinds of units; use --allocation measured",
             ),
             (
                 self.memory is None and self.speedup is None,
@@ -247,6 +253,39 @@ class PruneConfig(LoRAPruneConfig, SearchOptions, VocabularyOptions, TrainConfig
             (
                 self.log is None,
                 f"{given} --log {self.log}: the tries are several runs, whose curves would be mixed; leave one of the two out",
+            ),
+        )
+
+    def _size_problems(self) -> list[str]:
+        """Return one sentence for every option that --sizes rules out."""
+        if self.sizes is None:
+            return []
+        given, count = self.sizes_given, len(self.sizes if isinstance(self.sizes, list) else self.sizes.split(","))
+        others = {**(self.other_targets or {}), "max_drop": self.max_drop}
+        alone = "leave one of the two out"
+        return failed(
+            (self.ratio == PruneConfig.ratio, f"--ratio {self.ratio} {given}: give one target only; leave --ratio out"),
+            (not (words := typed(others)), f"{words} {given}: give one target only"),
+            (self.rounds < 2, f"{given} --rounds {self.rounds}: every size is a round already; {alone}"),
+            (self.sparsity is None, f"{given} --sparsity {self.sparsity}: zeros make no model smaller; {alone}"),
+            (
+                self.vocabulary is None,
+                f"{given} --vocabulary {self.vocabulary}: the sizes share one vocabulary; cut it first by --vocabulary "
+                f"{self.vocabulary} --ratio 0 --steps 0, and name that folder as --model",
+            ),
+            (self.scores is None, f"{given} --scores {self.scores}: every size scores units again; {alone}"),
+            (not self.depth, f"{given} --depth true: layers would be renumbered between sizes; {alone}"),
+            (
+                self.teacher == "none",
+                f"{given} --teacher {self.teacher}: later sizes do not start from the dense model; {alone}",
+            ),
+            (
+                not self.steps or self.steps >= count,
+                f"{given} --steps {self.steps}: every size needs a step; give at least {count}, or 0",
+            ),
+            (
+                self.log is None,
+                f"{given} --log {self.log}: the sizes are several runs, whose curves would be mixed; {alone}",
             ),
         )
 

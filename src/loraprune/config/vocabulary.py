@@ -14,8 +14,9 @@ class VocabularyOptions(Options):
     """Which tokens a model keeps."""
 
     vocabulary: str | int | None = None
-    """cut embeddings, output head and tokenizer before anything else: `data` keeps the tokens that occur in the training data, a number
-    that many tokens in all, the most frequent first; bytes or characters, special tokens and what merges need are always among them"""
+    """cut embeddings, output head and tokenizer before units are pruned: `data` keeps the tokens that occur in the training data; a
+    number keeps that many tokens, the most frequent first. Bytes or characters, special tokens and the parts of merges always
+    stay"""
 
     @property
     def most_tokens(self) -> int | None:

@@ -25,9 +25,9 @@ def write_card(source: Source, values: Mapping[str, Any], folder: Path) -> None:
     about |= {"library_name": LIBRARIES.get(name, "transformers"), "tags": list(tags)}
     figures = ", ".join(f"{what.replace('_', ' ')} {found:.1e}" for what, found in values["verification"].items())
     own = (
-        f"# As {name}\n\n{values['parameters']:,} parameters, {values['bytes']:,} bytes, {values['quantization']}. "
-        f"Load it with `{values['load']}`.\n\nVerified by {values['verified_by']}; largest differences, relative to the largest value: "
-        f"{figures}.\n"
+        f"# {name} export\n\nThe model has {values['parameters']:,} parameters and takes {values['bytes']:,} bytes (weights: "
+        f"{values['quantization']}). Load it with `{values['load']}`.\n\nVerified by {values['verified_by']}. The largest differences, "
+        f"relative to the largest value, are: {figures}.\n"
     )
     before = text.strip() or f"Made from `{source.name}` by `loraprune export`.\n{licence_line(about)}"
     (folder / CARD).write_text(

@@ -86,7 +86,7 @@ def complete_card(folder: Path) -> str:
             about |= known
     if about.get("license", UNKNOWN) == UNKNOWN:
         about["license"] = UNKNOWN
-        logger.warning("the licence of the base model is unknown: the card says so; edit it on the hub")
+        logger.warning("the licence of the base model is unknown, and the card states that; edit the card on the hub")
     return join_card(about, text)
 
 

@@ -48,6 +48,13 @@ class Result:
         """Return what report.json holds."""
         return self.report.values
 
+    @property
+    def sizes(self) -> dict[float, Path]:
+        """Return size -> folder for all sizes of `sizes`, largest first; empty without that argument."""
+        return (
+            {one.size: self.folder.parent / one.folder for one in self.report.sizes.sizes} if self.report.sizes else {}
+        )
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the folder that the command would have written with `--output`, and return it.
 

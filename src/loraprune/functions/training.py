@@ -65,7 +65,8 @@ def prune(  # noqa: D417, PLR0913
         options: All options of `loraprune prune`, also those without a place in the signature: the fields of `loraprune.PruneConfig`.
 
     Returns:
-        The pruned model on the device of the given one (on the CPU for a name), the report, and `save(folder)`.
+        The pruned model on the device of the given one (on the CPU for a name), the report, and `save(folder)`. With `sizes` these are of
+        the recommended size, or of the largest if none is, and `sizes` of the result has the folders of all.
 
     Raises:
         LoraPruneError: for anything wrong with model, data or options; nothing is written then.
@@ -164,6 +165,7 @@ def _result(
             values |= {name: named.data(name, each) for name, each in data.items() if each is not None}
             config = make_options(kind, values)
             report = run(config)
-        saved: Any = from_pretrained(config.output, trust_remote_code=config.trust_remote_code).eval()
+        folder = report.folder or config.output  # with several sizes, that of one of them
+        saved: Any = from_pretrained(folder, trust_remote_code=config.trust_remote_code).eval()
     placed = saved.to(model.device) if isinstance(model, PreTrainedModel) else saved
-    return Result(placed, report, Path(config.output).absolute())
+    return Result(placed, report, Path(folder).absolute())

@@ -216,7 +216,7 @@ def by_speed(
     largest = largest_ratio(shape)
     if not is_fast(largest):
         most = math.floor(100 * found[largest].speedup) / 100
-        how = f"measured on {use.device}" if use.device else "expected of its multiplications"
+        how = f"measured on {use.device}" if use.device else "expected from its multiplications"
         raise PlanError(
             f"{asked}: without all units that can be removed, {what} is {most} times as fast ({how}); choose at most as much"
         )

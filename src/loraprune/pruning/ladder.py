@@ -15,8 +15,9 @@ from loraprune.errors import PlanError
 from loraprune.pruning.allocation import Space
 from loraprune.pruning.target import goal_counts
 
-STEPS = 100
-"""a rung is a multiple of 1 / STEPS: finer differences cost less than the loss varies with the seed"""
+RATIOS = (*(step / 1000 for step in range(1, 100)), *(step / 100 for step in range(10, 100)))
+"""rungs, as far as they give different shapes: no step is above a tenth of the cut from 0.01 on. Finer ones cost less than the loss varies
+with the seed"""
 LOSS, EXPONENT = 1.5, 1.5
 """loss = LOSS * ratio ** EXPONENT is the guess before anything is measured: about what the recipe `best` has in docs/results.md"""
 FACTOR = 3.0
@@ -26,10 +27,10 @@ FACTOR = 3.0
 def ladder(space: Space, config: LoRAPruneConfig) -> list[float]:
     """Return ratios that give different shapes, smallest first, as far as shapes are known without scores."""
     found: dict[int, float] = {}
-    for step in range(1, STEPS):
+    for ratio in RATIOS:
         with suppress(PlanError):
-            counts = goal_counts(space, config, step / STEPS)
-            found.setdefault(space.budget.kept(counts), step / STEPS)
+            counts = goal_counts(space, config, ratio)
+            found.setdefault(space.budget.kept(counts), ratio)
     found.pop(space.budget.prunable, None)  # rounded to nothing
     return sorted(found.values())
 

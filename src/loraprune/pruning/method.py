@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -53,8 +53,17 @@ class PruningMethod(Protocol):
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
 
-    def score(self) -> None:
-        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped."""
+    def score(self, finite: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
+        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped.
+
+        Nothing changes if a score is NaN or infinite, or if `finite` is false: whether losses and gradients are finite.
+
+        Returns:
+            Whether neither is so, on the device of the scores: this waits for no device.
+        """
+
+    def problem(self) -> str | None:
+        """Return which score of the last step is NaN or infinite, in one sentence."""
 
     def forget(self) -> None:
         """Discard the scores of this step."""

@@ -1,4 +1,4 @@
-"""How fast a shape is beside the dense model: timed with random weights, or expected of its multiplications.
+"""How fast a shape is beside the dense model: timed with random weights, or expected from its multiplications.
 
 Knows nothing about targets.
 """

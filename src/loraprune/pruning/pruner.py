@@ -12,21 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.families.depth import gone_layers
-from loraprune.groups import Group
+from loraprune.groups import Group, Units
 from loraprune.models.adapters import config_of, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, reach, towards
 from loraprune.pruning.influence import layer_order
 from loraprune.pruning.masking import Masks
+from loraprune.pruning.query_units import QueryUnits
 from loraprune.pruning.recovery.blockwise import weight_scales
 from loraprune.pruning.recovery.compensation import Refit, solve_refits
 from loraprune.pruning.recovery.end_to_end import Outputs, default_steps
@@ -34,6 +36,7 @@ from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
 from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.removed import Removed, units_removed
+from loraprune.pruning.shapes import View, search
 from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
 from loraprune.pruning.target import Target, decide_recovery, find_target, goal_counts, report_kinds
@@ -48,7 +51,7 @@ from loraprune.scoring.criteria import criteria
 logger = logging.getLogger(__name__)
 
 
-def _plan(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> Plan:
+def _plan(groups: Sequence[Group], kept: Mapping[str, Units]) -> Plan:
     return Plan.full(groups).keeping(kept)
 
 
@@ -73,6 +76,10 @@ class Pruner:
         self.plan = Plan.full(self.groups)
         self.is_done = self.counts() == self.target.counts
         """whether the target is reached"""
+        if self.is_done and self.target.ratio > 0:
+            logger.warning(
+                "no unit will be removed: the target is nearer to the dense model than to any smaller shape of it; ask for a smaller model"
+            )
         self.present = self.groups
         """groups of the model as it is now: fewer units than `groups` once it shrinks"""
         self.scores = RunningScores(self.plan.units, decay=config.decay)
@@ -82,13 +89,22 @@ class Pruner:
         """what every removal cost, and what recovery gained"""
         self.history: dict[str, torch.Tensor] = {}
         """step/group -> (units,) scores before the removal at that step, if they are kept"""
+        self.prunable = self.space.budget.prunable
+        """parameters that ratios refer to, whichever units a search of shapes chooses"""
+        self.shapes: dict[str, Any] | None = None
+        """what the report says about the shapes that were tried"""
         if config.scores:
             self.scores.load(read_scores(config.scores, self.plan.units))
         criterion = criteria.get(config.chosen_criterion)
         self.scorer = make_scorer(
             criterion, model, self.groups, power=config.power, normalize=config.normalize, seed=config.seed
         )
+        finer = self.target.by_query_heads
+        self.query_units = QueryUnits(model, finer, config) if finer else None
+        """query heads as units, until a shape is chosen"""
         self.masks = None if config.shrink else Masks(model, self.groups)
+        self._left: dict[str, Tensor] | None = None
+        """group -> units that the masks leave, where the model is; None until they are needed"""
 
     def counts(self) -> dict[str, int]:
         """Return the units that every group keeps now."""
@@ -96,29 +112,49 @@ class Pruner:
 
     def ratio(self) -> float:
         """Return the fraction of the prunable parameters that is removed now."""
-        return self.space.budget.ratio(self.counts())
+        budget = self.space.budget
+        return 1 - (self.prunable - (budget.prunable - budget.kept(self.counts()))) / self.prunable
 
-    def score(self) -> None:
-        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped. Saved scores stay unchanged."""
+    def score(self, finite: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
+        """Add the scores of this step to the average; gradients must be gathered, unscaled and unclipped. Saved scores stay unchanged.
+
+        Nothing changes if a score is NaN or infinite, or if `finite` is false: whether losses and gradients are finite.
+
+        Returns:
+            Whether neither is so, on the device of the scores: this waits for no device.
+        """
         if self.config.scores:
             self.scorer.forget()
-            return
-        self.scores.update(self.scorer.collect(self.plan.kept if self.masks else None), self.plan)
+            return torch.tensor(True) if finite is None else finite
+        if self.masks and self._left is None:
+            device = next(self.model.parameters()).device
+            self._left = {name: torch.as_tensor(kept, device=device) for name, kept in self.plan.indices.items()}
+        finite = self.scores.update(self.scorer.collect(self._left), self.plan, finite=finite)
+        return self.query_units.score(finite) if self.query_units else finite
+
+    def problem(self) -> str | None:
+        """Return which score of the last step is NaN or infinite, in one sentence."""
+        return self.scores.problem() or (self.query_units.scores.problem() if self.query_units else None)
 
     def listen(self, on: bool) -> None:
         """Gather in the next step what scores need, or not: then it must not be scored."""
         self.scorer.listen(on)
+        if self.query_units:
+            self.query_units.scorer.listen(on)
 
     def note(self, step: int) -> None:
         """Keep a copy of the scores as they are at a step, NaN for units that are gone, if the options ask for it."""
-        for name, kept in self.plan.kept.items() if self.config.history else ():
+        for name, kept in self.plan.indices.items() if self.config.history else ():
+            left = torch.as_tensor(kept)
             values = torch.full_like(self.scores.values[name], torch.nan, dtype=torch.float32)
-            values[list(kept)] = self.scores.values[name][list(kept)].float()
+            values[left] = self.scores.values[name][left].float()
             self.history[f"{step}/{name}"] = values
 
     def forget(self) -> None:
         """Discard the scores of this step."""
         self.scorer.forget()
+        if self.query_units:
+            self.query_units.scorer.forget()
 
     def remove(
         self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
@@ -130,22 +166,22 @@ class Pruner:
         Raises:
             NumericsError: if the scores are useless: none were gathered, or all units of a group score the same.
         """
-        self.scores.values = from_first(self.scores.values)
-        is_first = self.plan == Plan.full(self.groups)
-        outputs = self.measure(rows) if rows and is_first and self.config.measures else None
+        self.scores.load(from_first(self.scores.values))
+        outputs = self.measure(rows) if rows and self.plan.is_full and self.config.measures else None
         counts = self._counts_at(progress)
-        kept = {}
-        for name, units in self.plan.kept.items():
-            wanted = min(counts[name], len(units))
-            if 0 < wanted < len(units):
-                self.scores.check(name, units)
-            kept[name] = tuple(sorted(self._ranked(name, units)[:wanted]))
+        kept = {name: self._best(name, units, counts[name]) for name, units in self.plan.indices.items()}
         self.apply(self.plan.keeping(kept), optimizer=optimizer, rows=rows, outputs=outputs)
         self.is_done = progress >= 1
         if self.is_done:
             self.scorer.close()
 
-    def _ranked(self, name: str, units: Sequence[int]) -> list[int]:
+    def _best(self, name: str, units: Int[np.ndarray, " present"], count: int) -> Int[np.ndarray, " best"]:
+        if not 0 < count < len(units):
+            return units[:count]
+        self.scores.check(name, units)
+        return self.scores.best(name, units, count, parts=self.plan.parts.get(name, 1))
+
+    def _ranked(self, name: str, units: Units) -> list[int]:
         return self.scores.ranked(name, units, parts=self.plan.parts.get(name, 1))
 
     def outputs(self, rows: Rows) -> Outputs:
@@ -156,21 +192,57 @@ class Pruner:
         """Decide on calibration rows how many heads, channels and layers go, or which layers; return the model's outputs for them."""
         with at_once():
             outputs = self.outputs(rows)
-            counts = self._split(outputs) if self.config.measures_split else self._fewer_layers(outputs)
+            try:
+                counts = self._decide(outputs, compensate=bool(self.config.compensate))
+            except ConfigError:  # layers share projections
+                if self.recovery_is_wanted:
+                    raise
+                counts = self._decide(outputs, compensate=False)
         self.target = replace(self.target, counts=counts)
         return outputs
 
-    def _split(self, outputs: Outputs) -> Mapping[str, int]:
-        """Return the counts of the split that changes the outputs least."""
+    def _decide(self, outputs: Outputs, *, compensate: bool) -> Mapping[str, int]:
+        """Return the counts that calibration rows decide for."""
+        if not self.config.measures_split:
+            return self._fewer_layers(outputs)
         ranked = {name: self._ranked(name, units) for name, units in self.plan.kept.items()}
-        trial = Trial(self.model, self.groups, ranked, outputs, bool(self.config.compensate))
-        try:
-            return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
-        except ConfigError:  # layers share projections
-            if self.recovery_is_wanted:
-                raise
-            trial = replace(trial, compensate=False)
-            return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+        trial = Trial(self.model, self.groups, ranked, outputs, compensate)
+        if self.config.searches:
+            return self._search(trial)
+        return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
+
+    def _search(self, trial: Trial) -> Mapping[str, int]:
+        """Return the counts of the best shape; from now on its units are the pruner's."""
+        views = [View(self.target, trial)]
+        if finer := self.query_units:
+            ranked = {**trial.ranked, **finer.ranked()}
+            views.append(View(finer.target, replace(trial, groups=finer.target.groups, ranked=ranked)))
+        found = search(views, steps=self._learning_steps(trial.outputs), seed=self.config.seed)
+        self.shapes = found.entry
+        self._choose_units(query_heads=found.place > 0)
+        return found.counts
+
+    def _learning_steps(self, outputs: Outputs) -> int:
+        """Return the steps of end-to-end reconstruction after a removal."""
+        return default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
+
+    def _choose_units(self, *, query_heads: bool) -> None:
+        """Let the units be query heads from now on, or keep those that they are."""
+        finer, self.query_units = self.query_units, None
+        if finer is None:
+            return
+        finer.scorer.close()
+        if not query_heads:
+            return
+        self.target = finer.target
+        self.groups = self.present = finer.target.groups
+        self.space, self.plan = finer.target.space, Plan.full(finer.target.groups)
+        known = {**self.scores.values, **finer.scores.values}
+        self.scores = RunningScores(self.plan.units, decay=self.config.decay)
+        self.scores.load(known)
+        if self.masks:
+            self.masks.remove()
+            self.masks = Masks(self.model, self.groups)
 
     def _fewer_layers(self, outputs: Outputs) -> Mapping[str, int]:
         """Return the counts of --layers, with the layers that change the outputs least removed."""
@@ -183,7 +255,10 @@ class Pruner:
         allocation = ALLOCATIONS[self.config.chosen_allocation]
         final = self.target.counts
         if allocation.scored and not self.config.has_dimensions:
-            present = {name: self.scores.values[name][list(kept)].tolist() for name, kept in self.plan.kept.items()}
+            present = {
+                name: self.scores.values[name][torch.as_tensor(kept)].tolist()
+                for name, kept in self.plan.indices.items()
+            }
             final = reach(self.space, allocation, self.target.ratio, present)
         return towards(self.space, final, progress)
 
@@ -196,7 +271,7 @@ class Pruner:
         outputs: Outputs | None = None,
     ) -> None:
         """Carry out a plan that keeps a part of the units; `outputs` are the model's present outputs for `rows`, if known."""
-        positions = plan.kept if self.masks else self.plan.positions(plan)
+        positions = plan.indices if self.masks else self.plan.positions(plan)
         is_due = rows is not None and plan != self.plan
         recovery, steps = (
             self._prepare_recovery(rows, outputs, plan, positions) if is_due and rows else (Recovery(), None)
@@ -204,15 +279,17 @@ class Pruner:
         due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if is_due else {}
         if self.masks:
             self.masks.set(plan.kept)
+            self._left = None
         else:
             self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
             if are_joined() and optimizer is not None:
                 renew_trained_(self.model, optimizer)
-            self.scorer.resize(self.present)
-            if self.plan == Plan.full(self.groups) and not is_sharded(self.model):
+            if self.plan.is_full and not is_sharded(self.model):
                 check_merging(self.model, self.present)
-            rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
-            check_units(due, unit_sums(self.model, self.present) if is_due else {}, rounded=rounded)
+            if is_due:
+                rounded = any(kind_of(each) == "4bit" for each in self._changed_layers().values())
+                check_units(due, unit_sums(self.model, self.present), rounded=rounded)
+        self.scorer.resize(self.present)  # recovery changes weights in both ways
         if steps and rows:
             with together(), at_once():
                 kept = plan.kept if self.masks else Plan.full(self.present).kept
@@ -223,22 +300,30 @@ class Pruner:
         self.plan = plan
 
     def _prepare_recovery(
-        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Sequence[int]]
+        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Units]
     ) -> tuple[Recovery, Steps]:
         """Measure the model before a cut: its loss, the least-squares changes of projections, and the targets of blocks."""
         recovery = Recovery()
         with at_once():
             outputs = outputs or self.outputs(rows)
             recovery.note("before", outputs.distance(self.model))
-            refits, trace = self._look_at_rows(positions, rows)
+            left = {name: [int(unit) for unit in units] for name, units in positions.items()}
+            refits, trace = self._look_at_rows(left, rows)
         changed = [name for name, kept in plan.kept.items() if len(kept) < len(self.plan.kept[name])]
         if self.config.local_all:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        learning = default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
         return recovery, Steps(
-            refits, trace, outputs, self.config.local, learning, changed, scales, self.config.seed, self.folder
+            refits,
+            trace,
+            outputs,
+            self.config.local,
+            self._learning_steps(outputs),
+            changed,
+            scales,
+            self.config.seed,
+            self.folder,
         )
 
     def _look_at_rows(
@@ -261,6 +346,7 @@ class Pruner:
         A sharded model is cut by the caller that gathers it.
         """
         self.scorer.close()
+        self._choose_units(query_heads=False)
         if self.masks:
             self.masks.remove()
             self.masks = None
@@ -276,8 +362,9 @@ class Pruner:
         """Return the state that a resumed run needs, besides the adapters: plan, scores, and the frozen weights that removal changed."""
         weights = {path: dict(stored_parameters(layer)) for path, layer in self._changed_layers().items()}
         return {
-            "kept": self.plan.kept, "done": self.is_done, "scores": self.scores.values, "updates": self.scores.updates,
+            "kept": self.plan.kept, "parts": self.plan.parts, "done": self.is_done, "scores": dict(self.scores.values),
             "scorer": self.scorer.state_dict(), "weights": weights, "history": self.history,
+            "shapes": self.shapes, "query_units": self.query_units.state_dict() if self.query_units else None,
             "recoveries": [each.to_json() for each in self.recoveries],
             "target": [self.target.ratio, dict(self.target.counts), dict(self.target.reached(self.target.counts))],
         }  # fmt: skip
@@ -288,13 +375,18 @@ class Pruner:
         if self.config.speedup is not None:  # the shape that was timed first: times differ from run to run
             ratio, counts, reached = state["target"]
             self.target = replace(self.target, ratio=ratio, counts=counts, reached=lambda _: reached)
+        if self.query_units and state.get("query_units"):  # earlier versions wrote no shapes
+            self.query_units.load_state_dict(state["query_units"])
+        else:
+            self._choose_units(query_heads=state.get("parts", self.plan.parts) != self.plan.parts)
+        self.shapes = state.get("shapes")
         self.apply(self.plan.keeping(state["kept"]))
         for path, layer in self._changed_layers().items():
             restore_(layer, state["weights"][path])
         self.scores.load(state["scores"])
         self.history = dict(state["history"])
         self.recoveries = [Recovery.from_json(each) for each in state["recoveries"]]
-        self.scores.updates, self.is_done = int(state["updates"]), bool(state["done"])
+        self.is_done = bool(state["done"])
         self.scorer.load_state_dict(state["scorer"])
         if self.is_done:
             self.scorer.close()
@@ -314,7 +406,9 @@ class Pruner:
         """Return the report's entry about the removal."""
         recovery = [each.to_json() for each in self.recoveries]
         reached = self.target.reached(self.counts())
-        return units_removed(self.config, self.space.budget, self.groups, self.plan, recovery, reached)
+        return units_removed(
+            self.config, self.space.budget, self.prunable, self.groups, self.plan, recovery, reached, self.shapes
+        )
 
     def unit_scores(self) -> Mapping[str, Float[Tensor, " units"]]:
         """Return the last score of every unit of the dense model."""

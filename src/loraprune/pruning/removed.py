@@ -47,24 +47,32 @@ class Removed:
     """what a target in bytes or seconds came to, see `loraprune.pruning.currencies`"""
     recovery: Sequence[Mapping[str, Any]] = ()
     """loss before and after every removal, and what recovery gained"""
+    shapes: Mapping[str, Any] | None = None
+    """the shapes that --allocation searched tried, and why one was kept, see `loraprune.pruning.shapes`"""
     sparsity: Zeros | None = None
 
 
 def units_removed(
     config: LoRAPruneConfig,
     budget: Budget,
+    prunable: int,
     groups: Sequence[Group],
     plan: Plan,
     recovery: Sequence[Mapping[str, Any]],
     reached: Mapping[str, Any],
+    shapes: Mapping[str, Any] | None,
 ) -> Removed:
-    """Return what the report says about units that were removed by a plan: what its target came to, and `recovery` of every removal."""
+    """Return what the report says about units that were removed by a plan: what its target came to, and `recovery` of every removal.
+
+    Ratios refer to `prunable` parameters, as the target does, whichever units were chosen; `budget` is that of the units.
+    """
     counts = {name: len(kept) for name, kept in plan.kept.items()}
+    left = prunable - (budget.prunable - budget.kept(counts))
     return Removed(
-        ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=budget.ratio(counts), prunable_dense=budget.prunable,
-        prunable_pruned=budget.kept(counts), target=config.other_targets, reached=reached,
+        ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=1 - left / prunable, prunable_dense=prunable,
+        prunable_pruned=left, target=config.other_targets, reached=reached,
         units={
             group.name: {"kind": group.kind, "dense": plan.units[group.name], "kept": counts[group.name]} for group in groups
         },
-        recovery=recovery,
+        recovery=recovery, shapes=shapes,
     )  # fmt: skip

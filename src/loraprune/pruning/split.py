@@ -14,8 +14,8 @@ from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, Counts, Scores, Space, most_layers, reach, splits, without_layers
 from loraprune.pruning.influence import layer_order
 from loraprune.pruning.masking import Masks
-from loraprune.pruning.recovery.compensation import apply_refits_, solve_refits
-from loraprune.pruning.recovery.end_to_end import Outputs
+from loraprune.pruning.recovery.compensation import Refit, apply_refits_, solve_refits
+from loraprune.pruning.recovery.end_to_end import Distance, Outputs
 from loraprune.pruning.recovery.snapshot import Snapshot
 from loraprune.runtime.processes import from_first
 from loraprune.runtime.progress import shown
@@ -40,28 +40,37 @@ class Trial:
     compensate: bool
     """whether projections are reconstructed after the cut"""
 
-    def errors(self, tried: Sequence[Counts]) -> list[float]:
+    def kept(self, counts: Counts) -> dict[str, tuple[int, ...]]:
+        """Return the best units of every group, as many as `counts` says."""
+        return {name: tuple(sorted(units[: counts[name]])) for name, units in self.ranked.items()}
+
+    def distances(self, tried: Sequence[Counts]) -> list[Distance]:
         """Return the distance of each split's outputs from the model's, on the rows kept aside, after reconstruction of projections.
 
         The cut alone does not decide it: on small models its ranking changes with the reconstruction (docs/log.md).
         """
-        some = self.outputs.some(self.outputs.learned[::SHARE])
-        full, masks, errors = Plan.full(tuple(self.groups)).kept, Masks(self.model, self.groups), []
+        full, masks, found = Plan.full(tuple(self.groups)).kept, Masks(self.model, self.groups), []
         readers = dict.fromkeys(span.module for group in self.groups for span in consumers(group))
         frozen = Snapshot(self.model, readers if self.compensate else ())
         try:
             for counts in shown(tried, "measuring splits"):
-                kept = {name: tuple(sorted(units[: counts[name]])) for name, units in self.ranked.items()}
-                refits = solve_refits(self.model, self.groups, kept, some) if self.compensate else {}
+                kept, refits = self.kept(counts), self.refits(counts)
                 masks.set(kept)
                 apply_refits_(self.model, self.groups, kept, refits)
-                errors.append(self.outputs.distance(self.model).error)
+                found.append(self.outputs.distance(self.model))
                 masks.set(full)
                 frozen.restore_()
         finally:
             masks.remove()
             frozen.restore_()
-        return errors
+        return found
+
+    def refits(self, counts: Counts) -> Mapping[str, Refit]:
+        """Return the changes of projections for a split, solved on a share of the rows; none where they are not reconstructed."""
+        if not self.compensate:
+            return {}
+        some = self.outputs.some(self.outputs.learned[::SHARE])
+        return solve_refits(self.model, self.groups, self.kept(counts), some)
 
 
 def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -> Counts:
@@ -70,33 +79,45 @@ def measured_counts(trial: Trial, space: Space, ratio: float, uniform: Counts) -
     First come all splits of the whole model, and every number of removed layers with equal ratios in the others; then, if layers go,
     the splits of the layers left. `uniform` is returned where there is nothing to choose.
     """
-    tried = _splits(trial, space, ratio, uniform)
-    if space.layers:
-        order = layer_order(trial.model, trial.groups, trial.outputs, most_layers(space, ratio))
-        tried += [_shallower(space, ratio, order[: place + 1]) for place in _spread(len(order))]
+    tried = [*splits_of(space, ratio, uniform), *shallower_ones(trial, space, ratio)]
     if len(tried) < 2:
         return uniform
-    errors = trial.errors(tried)
-    best = _least(errors)
-    if gone := gone_layers(tried[best]):
-        left, still = without_layers(space, gone, ratio)
-        narrower = _splits(trial, left, still, {group.name: tried[best][group.name] for group in left.groups})[1:]
-        more = [dict.fromkeys(uniform, 0) | counts for counts in narrower]
-        tried, errors = [*tried, *more], [*errors, *trial.errors(more)]
-        best = _least(errors)
+    errors = [found.error for found in trial.distances(tried)]
+    best = least(errors)
+    if more := narrower_ones(space, ratio, tried[best]):
+        tried, errors = [*tried, *more], [*errors, *(found.error for found in trial.distances(more))]
+        best = least(errors)
     logger.info(
         "split: %s; of %d splits it changes the outputs least (by %.3f; equal ratios: %.3f)",
-        _described(space, tried[best]), len(tried), errors[best], errors[0],
+        described(space, tried[best]), len(tried), errors[best], errors[0],
     )  # fmt: skip
     return tried[best]
 
 
-def _splits(trial: Trial, space: Space, ratio: float, uniform: Counts) -> list[dict[str, int]]:
+def shallower_ones(trial: Trial, space: Space, ratio: float) -> list[dict[str, int]]:
+    """Return the counts of up to `MOST` numbers of removed layers, with equal ratios in the others; none if no layer may go."""
+    if not space.layers:
+        return []
+    order = layer_order(trial.model, trial.groups, trial.outputs, most_layers(space, ratio))
+    return [_shallower(space, ratio, order[: place + 1]) for place in _spread(len(order))]
+
+
+def narrower_ones(space: Space, ratio: float, counts: Counts) -> list[dict[str, int]]:
+    """Return the other splits of the layers that `counts` keeps, if some go."""
+    gone = gone_layers(counts)
+    if not gone:
+        return []
+    left, still = without_layers(space, gone, ratio)
+    found = splits_of(left, still, {group.name: counts[group.name] for group in left.groups})[1:]
+    return [dict.fromkeys(counts, 0) | narrower for narrower in found]
+
+
+def splits_of(space: Space, ratio: float, uniform: Counts) -> list[dict[str, int]]:
     """Return `uniform`, and up to `MOST` other splits between heads and channels that remove as much, spread over all.
 
     A small ratio is also met, to within half a step, by removing nothing, which would always change the outputs least.
     """
-    scores: Scores = {group.name: [0.0] * len(trial.ranked[group.name]) for group in space.groups}
+    scores: Scores = {group.name: [0.0] * group.units for group in space.groups}
     found = [] if space.budget.shared else [space.spread(split) for split in splits(space, ratio, scores)]
     whole = {group.name: group.units for group in space.groups}
     found = [counts for counts in found if counts != whole or uniform == whole]
@@ -117,12 +138,12 @@ def _spread(count: int) -> list[int]:
     return sorted({round(place * (count - 1) / (MOST - 1)) for place in range(MOST)}) if count else []
 
 
-def _least(errors: Sequence[float]) -> int:
+def least(errors: Sequence[float]) -> int:
     """Return the place of the least error; all processes take the first one's."""
     return from_first(min(range(len(errors)), key=lambda place: errors[place]))
 
 
-def _described(space: Space, counts: Counts) -> str:
+def described(space: Space, counts: Counts) -> str:
     """Return the units of every kind in the layers left, and the layers if some go."""
     layers, gone = {layer_of(group) for group in space.groups}, gone_layers(counts)
     parts = [f"layers {len(layers) - len(gone)} of {len(layers)}"] if gone else []

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.errors import GroupMismatchError
-from loraprune.groups import Group, Side, attribute_values, kept_entries, sides
+from loraprune.groups import Group, Side, Units, attribute_values, kept_entries, sides
 from loraprune.models.adapters import (
     STACKS,
     Cut,
@@ -38,7 +38,7 @@ from loraprune.runtime.processes import take_from_first_
 def slice_(
     model: nn.Module,
     groups: Sequence[Group],
-    kept: Mapping[str, Sequence[int]],
+    kept: Mapping[str, Units],
     *,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[Group, ...]:
@@ -57,19 +57,23 @@ def slice_(
     return tuple(resized)
 
 
-def _slice_group(model: nn.Module, group: Group, kept: Sequence[int], optimizer: torch.optim.Optimizer | None) -> Group:
+def _slice_group(model: nn.Module, group: Group, kept: Units, optimizer: torch.optim.Optimizer | None) -> Group:
+    found: dict[tuple[Any, ...], Tensor] = {}
+    """entries that stay, where the tensors are: most sides of a group lose the same ones"""
     for (path, side), spans in sides(group).items():
         module = find_module(model, path)
         with factors_kept(module) if side == "in" else nullcontext():
             for cut in cuts(module, side):
-                size = cut.size
-                entries = kept_entries(size, spans, group.units, kept)
-                index = torch.from_numpy(entries).to(cut.tensor.device)
+                size, device = cut.size, cut.tensor.device
+                key = (device, size, *((span.offset, span.width) for span in spans))
+                if key not in found:
+                    found[key] = torch.from_numpy(kept_entries(size, spans, group.units, kept)).to(device)
+                index = found[key]
                 _cut(cut, index, optimizer)
                 if side == "norm":
-                    rescale_norm_(cut.tensor, before=size, after=len(entries))
+                    rescale_norm_(cut.tensor, before=size, after=len(index))
                 else:
-                    set_features(module, side, len(entries))
+                    set_features(module, side, len(index))
     smaller = group.resize(len(kept))
     for name, value in attribute_values(group, len(kept)).items():
         set_attribute(model, name, value)

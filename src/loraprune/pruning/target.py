@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.errors import ConfigError, nearest
+from loraprune.errors import ConfigError, PlanError, nearest
 from loraprune.families import find_groups
 from loraprune.families.depth import check_layers
 from loraprune.families.query_heads import as_asked
@@ -61,6 +61,8 @@ class Target:
     """units that every group keeps in the end, where scores do not decide that"""
     reached: Callable[[Counts], Mapping[str, Any]] = lambda _: {}
     """counts -> figures of a target that is not in parameters, for the report"""
+    by_query_heads: Target | None = None
+    """the same target with query heads as units instead of key-value heads, where a search of shapes tries both"""
 
 
 def find_target(
@@ -79,7 +81,37 @@ def find_target(
         model, space, config, lambda ratio: goal_counts(space, config, ratio), dense=dense, deployment=deployment
     )
     within = space if aim.fits is None else narrowed(space, aim.fits)
-    return Target(groups, within, aim.ratio, goal_counts(within, config, aim.ratio), aim.reached)
+    target = Target(groups, within, aim.ratio, goal_counts(within, config, aim.ratio), aim.reached)
+    if not config.searches:
+        return target
+    return replace(target, by_query_heads=_by_query_heads(model, config, target, dense=dense, deployment=deployment))
+
+
+def _by_query_heads(
+    model: nn.Module, config: LoRAPruneConfig, target: Target, *, dense: PreTrainedModel | None, deployment: Deployment | None
+) -> Target | None:  # fmt: skip
+    """Return the target with query heads as units, for as many parameters.
+
+    None where they are the units already, key-value heads are not shared, --kinds names units, or the target cannot be had.
+    """
+    known, every = config_of(model), find_groups(config_of(model))
+    kinds = dict.fromkeys(("query", *(group.kind for group in target.groups if group.kind != "attention")))
+    asked = ",".join(kinds)
+    finer = [group for group in as_asked(every, asked, depth=False) if group.kind in kinds]
+    present = {group.kind for group in target.groups}
+    if config.kinds != "auto" or "query" in present or not any(group.kind == "query" for group in finer):
+        return None
+    if config.scores or "query" not in storable_kinds(known, finer):
+        why = f"--scores {config.scores} has key-value heads" if config.scores else "no stock checkpoint holds fewer"
+        logger.info("shapes with fewer query heads are not tried: %s", why)
+        return None
+    ratio = config.ratio * target.space.budget.prunable / measure_budget(model, tuple(finer)).prunable
+    options: dict[str, Any] = {"kinds": asked, "depth": False, **({"ratio": ratio} if config.has_ratio else {})}
+    try:
+        return find_target(model, replace(config, **options), dense=dense, deployment=deployment)
+    except (ConfigError, PlanError) as error:
+        logger.info("shapes with fewer query heads are not tried: %s", error)
+        return None
 
 
 def narrowed(space: Space, fits: Callable[[Counts], bool]) -> Space:
@@ -211,6 +243,8 @@ def check_parts(groups: tuple[Group, ...], config: LoRAPruneConfig) -> None:
         )
     if option := config.layers_option:
         raise ConfigError(f"{option}: FSDP shards weights, so that the model cannot be tried without a layer; {remedy}")
+    if config.searches:
+        raise ConfigError(f"--allocation searched: FSDP shards weights, so that no shape can be tried; {remedy}")
     if any(group.kind in EXPERTS for group in groups):
         raise ConfigError(
             f"--kinds {config.kinds}: FSDP shards stacks of experts, which then cannot be masked; {remedy}"

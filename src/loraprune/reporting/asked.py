@@ -39,5 +39,5 @@ def asked_and_reached(
 def _speed(found: Mapping[str, Any]) -> str:
     what = f"{found['speedup']:.2f} times, {found['timed']} of {found['tokens']} tokens"
     if found["device"] is None:
-        return f"{what}, expected of the multiplications; `prune` measures it"
+        return f"{what}, expected from the multiplications; `prune` measures it"
     return f"{what} on {found['device']}: dense {call_time(found['dense_seconds'])}, pruned {call_time(found['pruned_seconds'])}"

@@ -118,7 +118,7 @@ def model_card(report: Report, *, output: str) -> str:
             else ""
         )
         + f"Verdict of the run: {report.verdict.word} ({report.verdict.reason}).\n\n"
-        "The figures are on held-out data. report.json has the protocol."
+        "The figures are on held-out data. `report.json` has the protocol."
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
         f"To load it, use {report.load}:\n\n"

@@ -110,6 +110,12 @@ def lines(
     plain_frame(axes)
 
 
+def ring(axes: Any, point: tuple[float, float], words: str) -> None:
+    """Draw a ring around a point, and write words below it."""
+    axes.plot(*point, "o", color=INK, markersize=15, fillstyle="none", zorder=10)
+    axes.annotate(words, point, (0, -10), textcoords="offset points", ha="center", va="top", fontsize=8, color=INK)
+
+
 def plain_frame(axes: Any, *, grid: str = "both") -> None:
     """Draw a pale grid along `x`, `y` or both, and remove the frame at the top and right."""
     axes.grid(color=GRID, linewidth=0.7, axis=grid)

@@ -17,6 +17,7 @@ from loraprune.plan import Plan
 from loraprune.pruning.removed import Removed, Zeros
 from loraprune.pruning.verify import Verification
 from loraprune.reporting.search import Search
+from loraprune.reporting.sizes import Sizes
 from loraprune.reporting.verdict import Verdict, find_verdict
 from loraprune.training.record import Training
 
@@ -69,6 +70,8 @@ class Report:
     """what a cut of the vocabulary kept, see `loraprune.training.vocabulary.VocabularyCut`; None without one"""
     search: Search | None = None
     """the runs that --max-drop tried; None without it"""
+    sizes: Sizes | None = None
+    """all sizes of --sizes, in the report that the run returns; the folders of the sizes have sizes.json beside them instead"""
     finished: str | None = None
     """when, as ISO 8601 in UTC; None in a report of the first versions"""
     folder: str | None = None
@@ -107,8 +110,10 @@ class Report:
                     "units": removed.units,
                     "recovery": list(removed.recovery),
                 }
+                found |= {"shapes": dict(removed.shapes)} if removed.shapes else {}
         found |= {"vocabulary": dict(self.vocabulary)} if self.vocabulary else {}
         found |= {"search": asdict(self.search)} if self.search else {}
+        found |= {"sizes": asdict(self.sizes)} if self.sizes else {}
         return found | {
             "metric": self.metric,
             self.metric: self.quality.to_json(),
@@ -148,6 +153,7 @@ class Report:
             versions=values["versions"], shown=_make(Shown, values), finished=values.get("finished"),
             vocabulary=values.get("vocabulary"),
             search=Search.from_json(values["search"]) if "search" in values else None,
+            sizes=Sizes.from_json(values["sizes"]) if "sizes" in values else None,
         )  # fmt: skip
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loraprune.pruning.removed import Units
+
 
 @dataclass(frozen=True, slots=True)
 class Try:
@@ -13,14 +15,26 @@ class Try:
 
     ratio: float
     """as it was asked for"""
+    ratio_reached: float
+    """as the shape has it"""
     parameters: int
     """of the whole model"""
+    shape: Mapping[str, int | Sequence[int]]
+    """kind of units -> how many every group keeps, or one number for each group where they differ"""
     value: float
     """the metric on the held-out rows that choose"""
     drop: float
     """fraction of quality lost on these rows, relative to the reference; below 0 for a gain"""
     holds: bool
     """whether that is within the limit"""
+
+
+def shape_of(units: Mapping[str, Units]) -> dict[str, int | Sequence[int]]:
+    """Return the shape that the groups of a report have, see `Try.shape`."""
+    kept: dict[str, list[int]] = {}
+    for group in units.values():
+        kept.setdefault(group["kind"], []).append(group["kept"])
+    return {kind: counts[0] if len(set(counts)) == 1 else counts for kind, counts in kept.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +67,8 @@ class Search:
 
     @property
     def outcome(self) -> str:
-        """Return in one clause what was lost on the rows that nothing was chosen by."""
-        rows = (
-            "held-out rows that nothing was chosen by" if self.apart else "the one held-out row, which it was chosen by"
-        )
+        """Return in one clause what was lost on the rows that chose no run."""
+        rows = "held-out rows that chose no run" if self.apart else "the one held-out row, which also chose the run"
         over = "" if self.drop <= self.max_drop else f", which is above the limit of {100 * self.max_drop:g} %"
         return f"it loses {100 * self.drop:.2f} % against {self.reference_name} on {rows}{over}"
 

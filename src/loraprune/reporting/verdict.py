@@ -64,7 +64,10 @@ def _by_gap(job: str, name: str, dense: float, pruned: float) -> Verdict:
 def _by_share(job: str, name: str, dense: float, pruned: float) -> Verdict:
     """Compare two scores that are 1 at best by the share that is kept."""
     if dense <= 0:
-        return Verdict("not comparable", f"{name} {pruned:.3f}; the dense model's {dense:.3f} leaves nothing to keep")
+        return Verdict(
+            "not comparable",
+            f"{name} {pruned:.3f}; the dense model's {dense:.3f} is not positive, so no share of it can be kept",
+        )
     share = pruned / dense
     figures = f"{name} {pruned:.3f}, {share:.1%} of the dense model's {dense:.3f}"
     if share < RUINED_SHARE:

@@ -27,7 +27,7 @@ def write_folder(
     """Write these files into an output folder."""
     (folder / NAME).write_text(json.dumps(report.values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "run.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(report, output=config.output), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(report, output=report.folder or config.output), encoding="utf-8")
     if scores is not None and report.plan:
         (folder / "plan.json").write_text(report.plan.to_json() + "\n", encoding="utf-8")
         save_file(dict(scores), folder / "scores.safetensors")

@@ -14,7 +14,7 @@ from loraprune.runtime.hub import parts
 
 PARTIAL = ".partial"
 """suffix of the folder that a run writes to until it is finished"""
-OUR_FILES = ("report.json", "plan.json", "export.json")
+OUR_FILES = ("report.json", "plan.json", "export.json", "sizes.json")
 """a folder with one of these was written by `loraprune` or `save_pruned`"""
 
 

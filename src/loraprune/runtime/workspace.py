@@ -7,6 +7,7 @@
     OUTPUT.partial/blocks/          blocks trained after a removal
     OUTPUT.partial/rounds/          rounds that are finished, and the workspace of the one that is not, see `loraprune.rounds`
     OUTPUT.partial/tries/           tries of a search and the workspace of the one that is not finished, see `loraprune.search`
+    OUTPUT.partial/sizes/           sizes that are finished, and the workspace of the one that is not, see `loraprune.sizes`
     OUTPUT.partial/vocabulary/      the model with fewer tokens, see `loraprune.training.vocabulary`
     OUTPUT.partial/teacher/         teacher logits, see `loraprune.training.teachers`
 
@@ -41,7 +42,8 @@ UNVERIFIED = ".unverified"
 """suffix of the name of a result that failed its checks"""
 ROUNDS = "rounds"
 TRIES = "tries"
-WITHIN = (ROUNDS, TRIES)
+SIZES = "sizes"
+WITHIN = (ROUNDS, TRIES, SIZES)
 """folders of whole runs inside a workspace, which the outer run continues"""
 VOCABULARY = "vocabulary"
 BLOCKS = "blocks"

@@ -5,15 +5,18 @@ Knows nothing about how a score is computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import accumulate
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.groups import Units
 from loraprune.plan import Plan
 from loraprune.runtime.hub import scores_problem
 
@@ -21,61 +24,115 @@ from loraprune.runtime.hub import scores_problem
 class RunningScores:
     """One score per unit of the dense model; removed units keep their last score.
 
+    All scores are one flat tensor where they are computed, so that an update waits for nothing. Reading `values` waits for the device.
+
     Source: Eq 11, the average starts at zero: a common factor without effect on the ranking.
     """
 
     def __init__(self, units: Mapping[str, int], *, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.values = {name: torch.zeros(count, dtype=torch.float64) for name, count in units.items()}
+        self.decay, self.units = decay, dict(units)
+        self._flat = torch.zeros(sum(units.values()), dtype=torch.float64)
+        self._read: dict[str, Tensor] | None = None
+        """copies on the CPU, until the next update"""
+        self._plan: Plan | None = None
+        self._index: Tensor | None = None
+        """places in the flat tensor of the units that the last plan keeps; None for all"""
+        self._last: dict[str, Tensor] = {}
+
+    @property
+    def values(self) -> Mapping[str, Float[Tensor, " units"]]:
+        """Return group -> scores of all its units, on the CPU in float64."""
+        if self._read is None:
+            parts = self._flat.cpu().double().split(list(self.units.values()))
+            self._read = dict(zip(self.units, parts, strict=True))
+        return self._read
 
     def load(self, values: Mapping[str, Float[Tensor, " units"]]) -> None:
         """Use saved scores of all units."""
-        self.values = dict(values)
-        self.updates = 1
+        self._flat, self._read = torch.cat([values[name].double() for name in self.units]), None
 
-    def update(self, scores: Mapping[str, Float[Tensor, " kept"]], plan: Plan) -> None:
+    @torch.no_grad()
+    def update(
+        self, scores: Mapping[str, Float[Tensor, " kept"]], plan: Plan, *, finite: Bool[Tensor, ""] | None = None
+    ) -> Bool[Tensor, ""]:
         """Add the scores of the units that `plan` keeps to the average.
 
-        Raises:
-            NumericsError: if a score is NaN or infinite; nothing is changed then.
-        """
-        for name, new in scores.items():
-            if not torch.isfinite(new).all():
-                raise NumericsError(f"a score of {name!r} is {_first_bad(new)}")
-        for name, new in scores.items():
-            index = torch.tensor(plan.kept[name], dtype=torch.long)
-            old = self.values[name][index]
-            self.values[name][index] = self.decay * old + (1 - self.decay) * new.to(old)
-        self.updates += 1
+        Nothing changes if one is NaN or infinite, or if `finite` is false. Neither is read here.
 
-    def check(self, name: str, units: Sequence[int]) -> None:
+        Returns:
+            Whether the average has changed, on the device of the scores.
+        """
+        self._last = {name: scores[name] for name in self.units}
+        new = torch.cat(list(self._last.values()))
+        self._move(new)
+        index = self._places(plan)
+        old = self._flat if index is None else self._flat[index]
+        fine = torch.isfinite(new).all()
+        if finite is not None:
+            fine &= finite
+        averaged = torch.where(fine, self.decay * old + (1 - self.decay) * new.to(old.dtype), old)
+        self._flat = averaged if index is None else self._flat.index_copy(0, index, averaged)
+        self._read = None
+        return fine
+
+    def _move(self, new: Float[Tensor, " kept"]) -> None:
+        """Move the scores to the device where new ones are computed."""
+        if self._flat.device != new.device:
+            self._flat, self._plan = self._flat.to(new), None
+
+    def _places(self, plan: Plan) -> Int[Tensor, " kept"] | None:
+        if plan is not self._plan:
+            self._plan, self._index = plan, None
+            if any(len(plan.kept[name]) < count for name, count in self.units.items()):
+                starts = accumulate(self.units.values(), initial=0)
+                parts = [start + plan.indices[name] for name, start in zip(self.units, starts, strict=False)]
+                self._index = torch.from_numpy(np.concatenate(parts)).to(self._flat.device)
+        return self._index
+
+    def problem(self) -> str | None:
+        """Return which score of the last update is NaN or infinite, in one sentence."""
+        for name, new in self._last.items():
+            bad = new[~torch.isfinite(new)]
+            if len(bad):
+                return f"a score of {name!r} is {float(bad[0])}"
+        return None
+
+    def check(self, name: str, units: Units) -> None:
         """Check that the scores of a group's units distinguish them.
 
         Raises:
             NumericsError: if none were gathered, or all are the same.
         """
-        values = self.values[name][torch.tensor(units)]
-        if not self.updates or values.min() == values.max():
+        values = self.values[name].numpy()[np.asarray(units, np.int64)]
+        if values.min() == values.max():
             raise NumericsError(
                 f"all units of {name!r} score {float(values[0])}: they cannot be ranked, so none is removed; "
                 "train at least one step first and check that gradients reach the adapters"
             )
 
-    def ranked(self, name: str, units: Sequence[int], *, parts: int = 1) -> list[int]:
+    def best(self, name: str, units: Units, count: int, *, parts: int = 1) -> Int[np.ndarray, " count"]:
+        """Return the first `count` units of `ranked`, at least one, in ascending order."""
+        if parts > 1:
+            return np.sort(np.asarray(self.ranked(name, units, parts=parts)[:count], np.int64))
+        values = self.values[name].numpy()[np.asarray(units, np.int64)]
+        lowest = np.partition(values, -count)[-count]
+        chosen = values > lowest
+        ties = np.flatnonzero(values == lowest)
+        chosen[ties[: count - np.count_nonzero(chosen)]] = True
+        return np.asarray(units, np.int64)[chosen]
+
+    def ranked(self, name: str, units: Units, *, parts: int = 1) -> list[int]:
         """Return the units from best to worst; ties keep the lower index first.
 
         Of several equal parts, such as the query heads of each key-value head, the best of each come first, then the second best of
         each: as many units of one part as of another are then kept. `units` has equally many of each.
         """
-        values = self.values[name][torch.tensor(units, dtype=torch.long)].view(parts, -1)
+        index = torch.as_tensor(np.asarray(units, np.int64))
+        values = self.values[name][index].view(parts, -1)
         places = torch.argsort(values, dim=1, descending=True, stable=True)
         places += torch.arange(parts).unsqueeze(1) * values.shape[1]
-        return [units[place] for place in places.T.flatten().tolist()]
-
-
-def _first_bad(values: Tensor) -> float:
-    return float(values[~torch.isfinite(values)][0])
+        found: list[int] = index[places.T.flatten()].tolist()
+        return found
 
 
 def read_scores(path: str, units: Mapping[str, int]) -> dict[str, Float[Tensor, " units"]]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraprune.groups import Group
 
-Kept: TypeAlias = Mapping[str, Sequence[int]]
-"""group name -> units"""
+Kept: TypeAlias = Mapping[str, Sequence[int] | Int[Tensor, " left"]]
+"""group name -> units; as tensors on the device of the scores nothing is copied there"""
+Scores: TypeAlias = Mapping[str, Float[Tensor, " units"]]
+"""group name -> scores of its units, where they were computed"""
 
 
 @runtime_checkable
 class Scorer(Protocol):
     """Computes the scores of the present units after the last backward pass of an optimiser step."""
 
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
-        """Return group -> unit scores on the CPU, and discard the sums of this step.
+    def collect(self, kept: Kept | None = None) -> Scores:
+        """Return the scores of all groups without waiting for their device, and discard the sums of this step.
 
         For a masked model, `kept` names the remaining units: only these are scored.
         """
@@ -41,3 +44,10 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Remove all hooks."""
+
+
+def kept_scores(scores: Scores, kept: Kept | None) -> Mapping[str, Float[Tensor, " left"]]:
+    """Return the scores of the units in `kept`, None for all."""
+    if kept is None:
+        return scores
+    return {name: values[torch.as_tensor(kept[name], device=values.device)] for name, values in scores.items()}

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.config.pruning import LoRAPruneConfig
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.errors import ConfigError
 from loraprune.models.adapters import base_model
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
@@ -125,8 +125,8 @@ class LoRAPruneCallback(TrainerCallback):
         try:
             return CalibrationRows(loader, tokens=self.config.calibration, turn=self._turn)
         except ConfigError as error:
-            measures_layers = self.config.measures and self.config.layers_option
-            if self.config.compensate or self.config.local or self.config.end_to_end or measures_layers:
+            needed = self.config.searches or (self.config.measures and self.config.layers_option)
+            if self.config.compensate or self.config.local or self.config.end_to_end or needed:
                 raise
             logger.info("no reconstruction after removals: %s", error)
             self.pruner.config = replace(self.pruner.config, compensate=False, local=0, end_to_end=0)
@@ -170,8 +170,9 @@ class LoRAPruneCallback(TrainerCallback):
     ) -> None:
         """Score with gathered, unscaled, unclipped gradients; then clip them as the user asked. Skip a non-finite step."""
         model: nn.Module = kwargs["model"]
-        score = {"score": self._score} if self._is_scored(state.global_step + 1) else {}
-        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), **score):
+        assert self.pruner is not None
+        scored = None if self.pruner.is_done or not self._is_scored(state.global_step + 1) else self.pruner
+        if not self.guard.passes(model, state, take_scale_out(kwargs["optimizer"]), scored=scored):
             self._forget()
         elif self._clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self._clip)
@@ -179,16 +180,6 @@ class LoRAPruneCallback(TrainerCallback):
     def _is_scored(self, step: int) -> bool:
         assert self.schedule is not None
         return self.config.score_steps == "all" or self.schedule.is_remembered(step, self.config.decay)
-
-    def _score(self) -> str | None:
-        """Score this step, or return why its scores cannot be used."""
-        assert self.pruner is not None
-        try:
-            if not self.pruner.is_done:
-                self.pruner.score()
-        except NumericsError as error:
-            return str(error)
-        return None
 
     def _forget(self) -> None:
         assert self.pruner is not None
@@ -267,8 +258,8 @@ class CalibrationRows(Iterator[Rows]):
         self._data, self._collate = loader.dataset, loader.collate_fn
         if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
             raise ConfigError(
-                f"compensate, local, end_to_end, depth or layers: {type(self._data).__name__} has no random access to rows; train on a "
-                "map-style data set"
+                f"compensate, local, end_to_end, searched, depth or layers: {type(self._data).__name__} has no random access to rows; "
+                "train on a map-style data set"
             )
         first = self._collate([self._data[0]])
         if not isinstance(first, Mapping):  # GRPO's Trainer makes model inputs of its prompts itself

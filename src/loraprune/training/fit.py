@@ -61,7 +61,10 @@ def fit(
     trainable = adapted.num_parameters(only_trainable=True)
     guard = callback.guard if callback else StepGuard()
     watch = _watch(setup, callback)
-    bar = TrainingBar((lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None)
+    bar = TrainingBar(
+        (lambda: callback.pruner.ratio() if callback.pruner else 0.0) if callback else None,
+        trains=setup.config.steps != 0,
+    )
     parts = [callback or guard, watch, bar]
     keeper = Keeper(workspace, identity, every=setup.config.save, parts=parts, guard=guard)
     if checkpoint:

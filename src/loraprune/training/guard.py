@@ -6,16 +6,16 @@ Knows nothing about pruning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loraprune.errors import NumericsError
-from loraprune.runtime.processes import agreed, most
+from loraprune.runtime.processes import agreed, count, most
 from loraprune.runtime.sharding import own_shard
 
 IN_A_ROW = 5
@@ -46,6 +46,17 @@ def loss_scale(optimizer: Any) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+@runtime_checkable
+class Scored(Protocol):
+    """What gathers scores from the gradients of a step."""
+
+    def score(self, finite: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+        """Score a step, without a trace if `finite` is false or a score is not; return whether neither is so. Waits for no device."""
+
+    def problem(self) -> str | None:
+        """Return which score of the last step is NaN or infinite, in one sentence."""
+
+
 class StepGuard(TrainerCallback):
     """Skips the optimiser's update of a step with NaN or infinity in it. By itself a callback; pruning asks it instead."""
 
@@ -61,17 +72,21 @@ class StepGuard(TrainerCallback):
         """Check the loss of a micro-batch when the step ends, so that this does not wait for the device."""
         self._losses.append(loss.detach().float())
 
-    def reason(self, model: nn.Module) -> str | None:
-        """Return what is wrong with the losses and gradients of this step, if anything, in any process."""
-        return agreed(self._own_reason(model))
+    def _reason(self, model: nn.Module, scored: Scored | None) -> str | None:
+        """Return what is wrong with the losses, gradients and scores of this step, if anything.
 
-    def _own_reason(self, model: nn.Module) -> str | None:
-        norms = [own_shard(p.grad).norm().float() for p in model.parameters() if p.grad is not None]
+        Scoring is queued on the device before anything is read from it: in a step without a fault this waits once, as late as possible.
+        """
+        gradients = [own_shard(p.grad) for p in model.parameters() if p.grad is not None]
+        norms = [nn.utils.get_total_norm(gradients).float()] if gradients else []
         losses, self._losses = self._losses, []
-        if not (norms or losses) or torch.isfinite(torch.stack([*norms, *losses]).sum()):
+        finite = torch.isfinite(torch.stack([*norms, *losses]).sum()) if norms or losses else torch.tensor(True)
+        if finite if scored is None else scored.score(_everywhere(finite)):
             return None
         odd = [float(loss) for loss in losses if not torch.isfinite(loss)]
-        return f"the loss is {odd[0]}" if odd else "a gradient is NaN or infinite"
+        if odd:
+            return f"the loss is {odd[0]}"
+        return scored.problem() if scored and finite else "a gradient is NaN or infinite"
 
     def overflowed(self, model: nn.Module, scale: float) -> bool:
         """Return whether the only problem is a loss scale that was too large: the scaler skips the step, and lowers the scale.
@@ -86,16 +101,14 @@ class StepGuard(TrainerCallback):
             self._losses.clear()
         return found == OVERFLOW
 
-    def passes(
-        self, model: nn.Module, state: TrainerState, scale: float, *, score: Callable[[], str | None] = lambda: None
-    ) -> bool:
-        """Decide whether the optimiser may use this step's gradients; `score` reads them, and returns what is wrong with its scores.
+    def passes(self, model: nn.Module, state: TrainerState, scale: float, *, scored: Scored | None = None) -> bool:
+        """Decide whether the optimiser may use this step's gradients, which are `scored` first, if they are to be.
 
         A step that may not be used is skipped and counted here, unless its loss scale was too large: the scaler skips that one.
         """
         if self.overflowed(model, scale):
             return False
-        if reason := self.reason(model) or agreed(score()):
+        if reason := agreed(self._reason(model, scored)):
             self._skip(model, state, reason)
             return False
         self._in_a_row = 0
@@ -148,6 +161,11 @@ class StepGuard(TrainerCallback):
     ) -> None:
         """End the run if too many of its last steps were skipped."""
         self.on_step_begin(args, state, control)
+
+
+def _everywhere(finite: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Return whether a flag is true in all processes; a single one does not read it."""
+    return finite if count() == 1 else torch.tensor(not most(int(not finite)), device=finite.device)
 
 
 def _has_overflowed(model: nn.Module) -> bool:

@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 class TrainingBar(TrainerCallback):
     """A progress bar on stderr: steps, loss, ratio reached, time left; and the curve for the report."""
 
-    def __init__(self, ratio: Callable[[], float] | None) -> None:
+    def __init__(self, ratio: Callable[[], float] | None, *, trains: bool = True) -> None:
         self.ratio = ratio
+        self.trains = trains
+        """whether steps train the model, and do not only score it"""
         self.curve: list[dict[str, float]] = []
         """step, loss and learning rate at every log"""
         self._open = ExitStack()
@@ -46,7 +48,7 @@ class TrainingBar(TrainerCallback):
     ) -> None:
         """Show the bar."""
         if sys.stderr.isatty():
-            name = "pruning" if self.ratio else "training"
+            name = "scoring" if not self.trains else "pruning" if self.ratio else "training"
             self._advance = self._open.enter_context(phase(name, state.max_steps))
             self._advance(state.global_step)
 
@@ -58,7 +60,8 @@ class TrainingBar(TrainerCallback):
         if self._advance:
             self._advance(1, state="  ".join(shown))
         elif state.global_step % max(1, state.max_steps // LINES) == 0:
-            logger.info("step %d of %d  %s", state.global_step, state.max_steps, "  ".join(shown))
+            what = "step" if self.trains else "scoring without training, batch"
+            logger.info("%s %d of %d  %s", what, state.global_step, state.max_steps, "  ".join(shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the loss."""

@@ -78,7 +78,7 @@ def test_an_axis_is_logarithmic_where_perplexities_lie_far_apart(
     done = [entry("a", 0.5, parameters={"dense": 10, "pruned": 5}, perplexity={"dense": 6.0, "pruned": largest})]
     mean = {"mean": largest, "deviation": None}
     recipe = {"labels": done[0]["labels"], "perplexity": mean, "parameters": 5.0, "job": "prune", "ratio_reached": 0.5}
-    plots.perplexity({"a": recipe}, done, tmp_path)
+    plots.perplexity({"a": recipe}, done, tmp_path, {})
     axes = figures[0].axes[0]
     assert axes.get_yscale() == ("log" if is_wide else "linear")
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["dense", "a"]
@@ -98,7 +98,7 @@ def test_the_plot_says_what_it_shows_joins_the_dense_model_and_names_every_ratio
         for place, name in enumerate("ab") for ratio in (0.2, 0.5)
     }  # fmt: skip
     tuned = {"labels": {"criterion": "tuned"}, "job": "finetune", "perplexity": {"mean": 5.0, "deviation": None}}
-    plots.perplexity(recipes | {"tuned": tuned | {"parameters": 10e6, "ratio_reached": 0.0}}, done, tmp_path)
+    plots.perplexity(recipes | {"tuned": tuned | {"parameters": 10e6, "ratio_reached": 0.0}}, done, tmp_path, {})
     axes = figures[0].axes[0]
     assert axes.get_title(loc="left").startswith("Perplexity of pruned models by size:")
     assert "sample deviation" in axes.get_title(loc="left")

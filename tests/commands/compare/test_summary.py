@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.commands.compare.correlation import ranks, spearman
 from loraprune.commands.compare.summary import (
     COLUMNS,
     COST,
@@ -21,6 +20,7 @@ from loraprune.commands.compare.summary import (
     spread,
     summarise,
 )
+from loraprune.pruning.correlation import ranks, spearman
 
 
 def entry(recipe: str, seed: int, perplexity: float | None, *, seconds: float = 1.0, **labels: str) -> dict[str, Any]:
@@ -83,6 +83,7 @@ def test_the_table_has_a_row_a_recipe_and_names_what_failed() -> None:
         "model": "m",
         "data": "d",
         "recipes": summarise([*ENTRIES, pending], "lora"),
+        "recommendations": {},
         "cells": [*ENTRIES, pending],
     }
     table = rows(values)
@@ -126,6 +127,6 @@ def test_an_accuracy_is_better_when_it_is_higher() -> None:
     assert recipes["random, ratio 0.5"]["accuracy"] == {"mean": 0.7, "deviation": None}
     assert recipes["random, ratio 0.5"]["gap"]["mean"] == pytest.approx(0.2)  # below the dense model, as none was tuned
     assert recipes["random, ratio 0.5"]["relative_gap"] == pytest.approx(4.0)
-    table = markdown({"model": "m", "data": "d", "recipes": recipes, "cells": cells})
+    table = markdown({"model": "m", "data": "d", "recipes": recipes, "recommendations": {}, "cells": cells})
     assert "| accuracy |" in table
     assert "perplexity |" not in table.splitlines()[2]

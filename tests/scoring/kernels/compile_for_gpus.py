@@ -24,10 +24,10 @@ def compiled(form: str, rank: int, capability: int) -> int:
     sizes = eq10.blocks(form, k, exact=exact, columns=True)
     fixed = {
         "FORM": "dense" if exact else form, "POWER": 2, "ROWS": True, "COLUMNS": True, "EXACT": exact, "PIECE": tl.bfloat16,
-        "RANK": rank, "K": k, "BM": sizes.bm, "BN": sizes.bn, "STAGES": sizes.stages, "stride_column": 1,
+        "ALIGNED": True, "RANK": rank, "K": k, "BM": sizes.bm, "BN": sizes.bn, "STAGES": sizes.stages, "stride_column": 1,
     }  # fmt: skip
     pointers = ("scales", "code", "a", "b", "grad_a", "grad_b", "row_parts", "column_parts")
-    types = {"weight": TYPES[form], "scaling": "fp32"} | dict.fromkeys(pointers, "*fp32")
+    types = {"weight": TYPES[form], "places": "*i64", "scaling": "fp32"} | dict.fromkeys(pointers, "*fp32")
     names = [parameter.name for parameter in eq10._eq10.params]
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
     aligned = {"rows", "columns", "stride_row"} | {name for name in names if signature[name].startswith("*")}

@@ -43,17 +43,17 @@ def stored(form: str, dense: Tensor) -> tuple[Tensor | Int8Rows | Nf4Blocks, Ten
 
 
 def random_factors(out: int, in_: int, rank: int, device: torch.device) -> Factors:
-    """Return LoRA in the middle of training: s B A as large as the weight, gradients of a tenth."""
-    a, grad_a = torch.randn(2, rank, in_, device=device)
-    b, grad_b = torch.randn(2, out, rank, device=device)
+    """Return LoRA of one weight in the middle of training: s B A as large as the weight, gradients of a tenth."""
+    a, grad_a = torch.randn(2, 1, rank, in_, device=device)
+    b, grad_b = torch.randn(2, 1, out, rank, device=device)
     return Factors(a, 0.1 * b, 0.1 * grad_a, 0.1 * grad_b, scaling=2.0)
 
 
 def expected(
     weight: Tensor, factors: Factors, *, power: int, terms: tuple[int, int, int] = (1, 1, -1)
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of Eq 10 over rows and columns in float64; `terms` are the signs of Eq 9."""
-    a, b, grad_a, grad_b = (tensor.double() for tensor in factors.tensors())
+    """Return the sums of Eq 10 over rows and columns of one weight in float64; `terms` are the signs of Eq 9."""
+    a, b, grad_a, grad_b = (tensor[0].double() for tensor in factors.tensors())
     products = (grad_b @ a, b @ grad_a, grad_b @ grad_a)
     estimate = sum(sign * product for sign, product in zip(terms, products, strict=True))
     saliency = (estimate * (weight + factors.scaling * b @ a)).abs() ** power

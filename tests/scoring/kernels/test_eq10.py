@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +13,10 @@ from torch import nn
 
 from loraprune.groups import Side
 from loraprune.models.adapters import Projection
-from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Nf4Blocks
+from loraprune.models.quantised.forms import NF4_BLOCK, NF4_LEVELS, Nf4Blocks, Weight
 from loraprune.scoring import kernels
 from loraprune.scoring.criteria import Saliency, criteria
-from loraprune.scoring.kernels import MAX_RANK, eq10_fits, eq10_sums, eq10_tiles, tiles
+from loraprune.scoring.kernels import MAX_RANK, eq10_fits, tiles
 from loraprune.scoring.kernels.factors import Factors
 from loraprune.scoring.scorers.saliency import saliency_sums
 from tests.scoring.kernels.stored import FORMS, expected, random_factors, stored, to_int8, to_nf4
@@ -26,6 +29,20 @@ SPLIT = 5e-5 if DEVICE.type == "cuda" else 3e-4
 TOLERANCE = dict.fromkeys(FORMS, SPLIT) | {"float32": 1e-5}
 
 every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def joined(*each: Factors) -> Factors:
+    """Return the factors of several weights together."""
+    parts = (torch.cat(tensors) for tensors in zip(*(one.tensors() for one in each), strict=True))
+    return Factors(*parts, scaling=each[0].scaling)
+
+
+def alone(reduce: Callable[..., Any], weight: Weight, factors: Factors, **options: Any) -> list[torch.Tensor | None]:
+    """Return the sums of a single weight."""
+    return [None if sums is None else sums[0] for sums in reduce([weight], factors, **options)]
+
+
+eq10_sums, eq10_tiles = partial(alone, kernels.eq10_sums), partial(alone, kernels.eq10_tiles)
 
 
 def error(found: torch.Tensor | None, wanted: torch.Tensor) -> float:
@@ -108,6 +125,29 @@ def test_many_tiles_for_every_program_are_added_up(monkeypatch: pytest.MonkeyPat
         assert error(sums, wanted) < TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("reduce", [kernels.eq10_sums, kernels.eq10_tiles], ids=["kernel", "tiles"])
+@pytest.mark.parametrize(
+    "room", [1 << 20, 4 * 66 * 50, 4 * 66 * 120, 4 * 66 * 300], ids=["all", "cut", "twos", "fours"]
+)
+@every_form
+def test_weights_that_are_alike_are_scored_together(
+    form: str, room: int, reduce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiles hold all of them, less than one, two and four."""
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", room)
+    weights, factors = [], [random_factors(60, 66, 4, DEVICE) for _ in range(5)]
+    wanted = []
+    for each in factors:
+        weight, exact = stored(form, torch.randn(60, 66, device=DEVICE))
+        weights.append(weight)
+        wanted.append(expected(exact, each, power=2))
+    for side, sums in enumerate(reduce(weights, joined(*factors), power=2)):
+        assert sums.shape == (5, (60, 66)[side])
+        for place, mine in enumerate(wanted):
+            assert error(sums[place], mine[side]) < TOLERANCE[form]
+            assert error(sums[place - 1], mine[side]) > 0.01  # the control: those of another one
+
+
 def test_a_transposed_weight_is_read_in_place() -> None:
     weight = torch.randn(60, 40, device=DEVICE).T
     factors = random_factors(40, 60, 4, DEVICE)
@@ -185,8 +225,8 @@ def test_the_scorer_takes_the_kernel_where_it_fits(monkeypatch: pytest.MonkeyPat
     """In the interpreter the check is told that it fits."""
     layer = nn.Linear(50, 40, bias=False, device=DEVICE)
     factors = random_factors(40, 50, 4, DEVICE)
-    a, b = nn.Parameter(factors.a), nn.Parameter(factors.b)
-    a.grad, b.grad = factors.grad_a, factors.grad_b
+    a, b = nn.Parameter(factors.a[0]), nn.Parameter(factors.b[0])
+    a.grad, b.grad = factors.grad_a[0], factors.grad_b[0]
     proj = Projection("layer", layer, a, b, 2.0)
     criterion = criteria.get("lora")
     assert isinstance(criterion, Saliency)

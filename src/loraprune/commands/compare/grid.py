@@ -30,6 +30,9 @@ CELLS = "cells"
 """folder for the cells in the output of a comparison"""
 OURS = ("output", "overwrite", "html")
 """options that the comparison sets for every cell"""
+SIZES = "sizes"
+NO_SIZES = "a cell is one model; give --grid.size [0.9,0.8] instead"
+"""what is wrong with several sizes in a comparison"""
 BASELINES: Mapping[str, type[FinetuneConfig]] = {"finetune": FinetuneConfig}
 
 Value: TypeAlias = str | int | float | bool | None
@@ -93,7 +96,7 @@ def expand(
         baselines: jobs to do once for every set of training options.
         reference: the label of the cells that the others are compared with.
     """
-    problems: list[str] = []
+    problems: list[str] = [] if base[SIZES] is None else [f"--{SIZES}: {NO_SIZES}"]
     axes = dict(_good_axes(base, grid, problems))
     named = dict(_good_runs(runs, grid, problems)) or {None: {}}
     cells: list[Cell] = []
@@ -171,6 +174,8 @@ def _name_problem(place: str, name: str) -> str | None:
     """Return what is wrong with the name of an option in a grid or a named run."""
     if name in OURS:
         return f"{place}: every cell has a separate folder below --output, and --html is for all; leave it out here"
+    if name == SIZES:
+        return f"{place}: {NO_SIZES}"
     if name not in OPTIONS:
         return f"{place}: unknown option {name!r}{nearest(str(name), OPTIONS)}: see `loraprune prune --help`"
     return None

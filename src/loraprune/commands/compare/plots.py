@@ -12,13 +12,14 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from loraprune.commands.compare.correlation import agreements, spearman
-from loraprune.commands.compare.grid import SEED, recipe_name
+from loraprune.commands.compare.advice import without_target
+from loraprune.commands.compare.correlation import agreements
 from loraprune.commands.compare.summary import metric_of
-from loraprune.config.target import TARGETS
 from loraprune.evaluation.measurement import PERPLEXITY
+from loraprune.pruning.correlation import spearman
+from loraprune.reporting.knee import MARKS
 from loraprune.reporting.layers import rows_by_units
-from loraprune.reporting.plotting import INK, lines, new_figure, plain_ticks, save, styled
+from loraprune.reporting.plotting import INK, lines, new_figure, plain_ticks, ring, save, styled
 
 LOGARITHMIC_FROM = 3
 """largest over smallest perplexity above which the axis is logarithmic"""
@@ -39,15 +40,23 @@ def draw(values: Mapping[str, Any], cells: Path, folder: Path) -> None:
     pruned = [entry for entry in done if entry.get("units")]
     with styled():
         if done:
-            perplexity(values["recipes"], done, folder)
+            perplexity(values["recipes"], done, folder, values["recommendations"])
         if pruned:
             widths(pruned, folder)
             agreement(pruned, cells, folder)
             agreement_by_step(pruned, values["reference"], cells, folder)
 
 
-def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draw the metric against the size of the model: a line for recipes that differ only in the target, from the dense model on."""
+def perplexity(
+    recipes: Mapping[str, Any],
+    done: Sequence[Mapping[str, Any]],
+    folder: Path,
+    recommendations: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Draw the metric against the size of the model: a line for recipes that differ only in the target, from the dense model on.
+
+    On every line the knee and the recommended size are marked, as far as there are any.
+    """
     metric = metric_of(done)
     start = done[0]["parameters"]["dense"] / 1e6, done[0][metric]["dense"], 0.0
     series: dict[str, list[tuple[float, float, float]]] = {}
@@ -57,7 +66,7 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
             continue
         point = values["parameters"] / 1e6, values[metric]["mean"], values[metric]["deviation"] or 0.0
         is_pruned = values["job"] == "prune"
-        series.setdefault(_without_target(values["labels"]), [start] if is_pruned else []).append(point)
+        series.setdefault(without_target(values["labels"]), [start] if is_pruned else []).append(point)
         if is_pruned:
             ratio = f"{100 * values['ratio_reached']:.0f} %"
             ratios[ratio] = max(ratios.get(ratio, point[:2]), (point[0], point[1] + point[2]), key=lambda top: top[1])
@@ -67,6 +76,8 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
     axes.plot(*start[:2], "*", color=INK, markersize=14, label="dense", zorder=9)
     lines(series, axes)
     _name_ratios(axes, ratios)
+    for name, marks in _marked(recommendations).items():
+        ring(axes, (recipes[name]["parameters"] / 1e6, recipes[name][metric]["mean"]), ", ".join(marks))
     heights = [start[1], *(y for points in series.values() for _, y, _ in points)]
     is_wide = metric == PERPLEXITY and max(heights) > LOGARITHMIC_FROM * min(heights)
     if is_wide:
@@ -80,6 +91,16 @@ def perplexity(recipes: Mapping[str, Any], done: Sequence[Mapping[str, Any]], fo
     axes.set_title(f"{name[0].upper()}{name[1:]} of pruned models by size:\n{note}", fontsize=10.5, loc="left")
     figure.legend(loc="outside right center", frameon=False)
     save(figure, folder, metric)
+
+
+def _marked(recommendations: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return recipe -> what it is on its curve, such as the knee."""
+    found: dict[str, list[str]] = {}
+    for each in recommendations.values():
+        for mark in MARKS:
+            if each[mark]:
+                found.setdefault(each[mark], []).append(mark)
+    return found
 
 
 def _name_ratios(axes: Any, ratios: Mapping[str, tuple[float, float]]) -> None:
@@ -108,7 +129,7 @@ def agreement(pruned: Sequence[Mapping[str, Any]], cells: Path, folder: Path) ->
     scores: dict[str, dict[int, Mapping[str, Any]]] = {}
     for entry in sorted(pruned, key=lambda one: one["ratio_reached"]):
         path = cells / entry["key"] / "scores.safetensors"
-        by_seed = scores.setdefault(_without_target(entry["labels"]), {})
+        by_seed = scores.setdefault(without_target(entry["labels"]), {})
         if path.is_file() and entry["seed"] not in by_seed:
             by_seed[entry["seed"]] = load_file(path)
     panels: dict[str, dict[str, dict[str, float]]] = {}
@@ -133,7 +154,7 @@ def agreement_by_step(pruned: Sequence[Mapping[str, Any]], reference: str | None
     """
     runs: dict[tuple[str, int], tuple[bool, dict[str, list[float]]]] = {}
     for entry in sorted(pruned, key=lambda one: one["ratio_reached"]):
-        path, recipe = cells / entry["key"] / "scores_history.safetensors", _without_target(entry["labels"])
+        path, recipe = cells / entry["key"] / "scores_history.safetensors", without_target(entry["labels"])
         if path.is_file() and (recipe, entry["seed"]) not in runs:
             scores = {key: values.tolist() for key, values in load_file(path).items()}
             runs[recipe, entry["seed"]] = reference in entry["labels"].values(), scores
@@ -199,14 +220,6 @@ def places(pruned: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """Return group -> what its units are called and the label of its layer, for all groups of these runs of one model."""
     units = {group: counts for entry in pruned for group, counts in entry["units"].items()}
     return {group: (name, layer) for name, rows in rows_by_units(units).items() for layer, group in rows.items()}
-
-
-def _without_target(labels: Mapping[str, str]) -> str:
-    """Return the name of a recipe without the amount that it removes."""
-    return (
-        recipe_name({axis: words for axis, words in labels.items() if axis not in ("ratio", *TARGETS, SEED)})
-        or "pruned"
-    )
 
 
 def _means(layers: Mapping[str, Sequence[float]]) -> dict[str, float]:

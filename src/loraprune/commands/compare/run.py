@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loraprune.commands.compare import plots
+from loraprune.commands.compare.advice import recommend
 from loraprune.commands.compare.grid import CELLS, Cell
 from loraprune.commands.compare.settings import CompareConfig
 from loraprune.commands.compare.summary import PENDING, Comparison, entry, markdown, summarise
@@ -198,8 +199,9 @@ def write(options: CompareConfig, errors: Mapping[str, str]) -> Comparison:
     """Write results.json and table.md, each completely or not at all."""
     output = Path(options.output)
     entries = [entry(cell, output / CELLS, errors.get(cell.key)) for cell in options.expand()[0]]
+    recipes = summarise(entries, options.reference)
     values = {"format": 1, "model": options.model, "data": options.data, "reference": options.reference,
-              "recipes": summarise(entries, options.reference), "cells": entries}  # fmt: skip
+              "recipes": recipes, "recommendations": recommend(entries, recipes), "cells": entries}  # fmt: skip
     for name, text in (("results.json", json.dumps(values, indent=1) + "\n"), ("table.md", markdown(values))):
         replace_text(output / name, text)
     return Comparison(values)

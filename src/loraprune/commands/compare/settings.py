@@ -14,13 +14,13 @@ from loraprune.runtime.output import replaced_input
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(PruneConfig):
-    """Run a grid of options over several seeds; one table, plots, resumable."""
+    """Run a grid of options over several seeds, and write one table and plots; it can be continued."""
 
     grid: dict[str, list[Value]] = field(default_factory=dict)
     """options and their values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}; every combination is one run (a
     cell)"""
     runs: dict[str, dict[str, Value]] = field(default_factory=dict)
-    """named sets of options, such as {paper: {criterion: lora}, best: {criterion: gate}}; each is combined with the grid"""
+    """named sets of options, such as {paper: {recipe: paper}, mine: {criterion: flap}}; each is combined with the grid"""
     baselines: list[Literal["finetune"]] = field(default_factory=list)
     """[finetune] also tunes the dense model with the same training options, once per seed; gaps are measured from it"""
     reference: str | None = None

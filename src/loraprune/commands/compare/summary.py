@@ -14,6 +14,7 @@ from typing import Any
 
 from loraprune.commands.compare.grid import SEED, Cell, recipe_name
 from loraprune.evaluation.measurement import PERPLEXITY, loss_of
+from loraprune.reporting.knee import MARKS, RULE
 
 COLUMNS = ("recipe", "removed", "parameters", "perplexity", "seeds", "gap", "of reference", "training", "of reference",
            "peak memory")  # fmt: skip
@@ -159,6 +160,7 @@ def _wall_ratio(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
 def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of the table as text; the dense models come first."""
     recipes: Mapping[str, Any] = values["recipes"]
+    chosen = {(each[mark], mark) for each in values["recommendations"].values() for mark in MARKS}
     metric = metric_of(values["cells"])
     dense = {f"{e[metric]['dense']:.3f}": e for e in values["cells"] if "error" not in e}
     found: list[tuple[str, ...]] = [
@@ -169,8 +171,10 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
         failed = f" of {r['seeds'] + r['failed']}" if r["failed"] else ""
         parameters = f"{r['parameters']:,.0f}" if r["parameters"] is not None else "-"
         memory = f"{r['peak_memory_bytes'] / 2**20:,.0f} MiB" if r["peak_memory_bytes"] else "-"
+        marks = ", ".join(mark for mark in MARKS if (name, mark) in chosen)
+        title = f"{name} ({marks})" if marks else name
         found.append((
-            name, share, parameters, _plus(r.get(metric), 3), f"{r['seeds']}{failed}", _plus(r["gap"], 3),
+            title, share, parameters, _plus(r.get(metric), 3), f"{r['seeds']}{failed}", _plus(r["gap"], 3),
             _times(r["relative_gap"]), _plus(r["wall_seconds"], 1, unit=" s"), _times(r["wall_ratio"]), memory,
         ))  # fmt: skip
     return found
@@ -197,10 +201,21 @@ def failures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
 
 
+def advice(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for every curve that says which size is recommended, and the rule; nothing without curves."""
+    found = [f"Sizes of {curve}: {each['reason']}." for curve, each in values["recommendations"].items()]
+    return [*found, RULE] if found else []
+
+
 def markdown(values: Mapping[str, Any]) -> str:
     """Return the text of a table.md."""
     lines = [f"**{values['model']}** on {values['data']}", "", f"| {' | '.join(columns(values))} |",
              "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]  # fmt: skip
     lines += [f"| {' | '.join(row)} |" for row in rows(values)]
-    lines += ["", NOTE, *(f"\nNo result: {name}: {error}" for name, error in failures(values))]
+    lines += [
+        "",
+        NOTE,
+        *(f"\n{line}" for line in advice(values)),
+        *(f"\nNo result: {name}: {error}" for name, error in failures(values)),
+    ]
     return "\n".join(lines) + "\n"

@@ -85,8 +85,8 @@ def _train_longer(result: Report) -> list[tuple[str, str]]:
 def _cut_less(result: Report) -> list[tuple[str, str]]:
     """Return the same run with half the ratio; with other targets, a model between the dense and the pruned one."""
     removed = result.removed
-    if removed is None or (removed.sparsity and ":" in removed.sparsity.pattern):
-        return []  # N:M fixes the ratio
+    if removed is None or result.sizes or (removed.sparsity and ":" in removed.sparsity.pattern):
+        return []  # there are larger sizes already, or N:M fixes the ratio
     if removed.ratio_requested is not None:
         return [("remove less", _again(result, "--ratio", f"{removed.ratio_requested / 2:.2g}"))]
     target = removed.target or {}
@@ -110,7 +110,8 @@ def _cut_less(result: Report) -> list[tuple[str, str]]:
 def _again(result: Report, *changes: str) -> str:
     """Return the command of the same run with some options changed."""
     folder = _folder(result)
-    return _command(result.job, "--config", f"{folder}/run.yaml", "--output", f"{folder}-2", *changes)
+    output = Path(folder).parent if result.sizes else folder
+    return _command(result.job, "--config", f"{folder}/run.yaml", "--output", f"{output}-2", *changes)
 
 
 def _folder(result: Report) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from loraprune.commands import compare_models
 from loraprune.commands.benchmark import Speed
@@ -15,6 +16,7 @@ from loraprune.commands.compare.summary import Comparison
 from loraprune.commands.compare_models import Lineup
 from loraprune.commands.evaluate import Evaluation
 from loraprune.commands.report import Drawn
+from loraprune.commands.tables.candidates import candidates
 from loraprune.commands.tables.ending import ending
 from loraprune.commands.tables.frame import show
 from loraprune.commands.tables.tries import tries
@@ -26,14 +28,25 @@ from loraprune.reporting.amounts import NEW_HEAD, UNTRAINED, change, size
 from loraprune.reporting.asked import asked_and_reached
 from loraprune.reporting.html.page import heads, task_rows
 from loraprune.reporting.report import Report
+from loraprune.reporting.sizes import Sizes
 
 
 def report(result: Report) -> None:
-    """Print the figures of a run, the tries of a search, its verdict and what to do next."""
+    """Print the figures of a run, all sizes, the shapes and the tries of a search, its verdict and what to do next."""
     figures(result)
+    if result.sizes:
+        all_sizes(result.sizes)
+    if result.removed and result.removed.shapes:
+        candidates(result.removed.shapes)
     if result.search:
         tries(result.metric, result.search)
     ending(result)
+
+
+def all_sizes(found: Sizes) -> None:
+    """Print one row for every size of a run, and which one is recommended."""
+    show(f"all sizes, {found.steps} steps and {found.total_seconds:.1f} s together", found.columns, found.rows())
+    Console().print(Text(f"recommended  {found.outcome}"), soft_wrap=True)
 
 
 def figures(result: Report) -> None:
@@ -231,6 +244,8 @@ def compared(result: Comparison) -> None:
         show(title, [summary.columns(values)[i] for i in part], [[row[i] for i in part] for row in rows])
         title = ""
     Console().print(summary.NOTE)
+    for line in summary.advice(values):
+        Console().print(Text(line), soft_wrap=True)
     failed = summary.failures(values)
     if failed:
         show("no result", ("cell", "why"), failed, figures=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from loraprune.commands.inspect import Description
 from loraprune.commands.tables.frame import show
+from loraprune.config.sizes import in_percent
 from loraprune.reporting.amounts import change, size
 from loraprune.reporting.asked import asked_and_reached
 
@@ -55,6 +56,9 @@ def dry_run(result: Description) -> None:
         known_models(result.values["models"])
         return
     values = result.values
+    if "sizes" in values:
+        planned_sizes(values)
+        return
     parameters, files, memory = values["parameters"], values["file_bytes"], values["memory_bytes"]
     flops, total = values["step_flops"], memory["dense"]["total"]
     rows = [
@@ -82,6 +86,22 @@ def dry_run(result: Description) -> None:
         )
     facts += [(f"GPUs of {gib} GB", count_of(needed)) for gib, needed in values["gpus"]["needed"].items()]
     show("", ("", "plan"), facts)
+
+
+def planned_sizes(values: dict[str, Any]) -> None:
+    """Print the predictions for several sizes of a model, a row for each."""
+    dense, memory = values["parameters"]["dense"], values["memory_bytes"]["dense"]["total"]
+    rows = [("dense", f"{dense:,}", "", size(values["file_bytes"]["dense"]), size(memory), "")]
+    rows += [
+        (
+            in_percent(one["size"]), f"{one['parameters']['pruned']:,}", f"{100 * one['ratio_reached']:.1f} %",
+            size(one["file_bytes"]["pruned"]), size(one["memory_bytes"]["pruned"]["total"]),
+            ", ".join(f"{key} {value}" for key, value in one["shapes"].items()),
+        )
+        for one in values["sizes"]
+    ]  # fmt: skip
+    columns = ("size", "parameters", "removed", "file", "memory of each GPU", "shapes")
+    show(f"{values['model']}: {values['family']}", columns, rows)
 
 
 def known_models(models: Sequence[dict[str, Any]]) -> None:

@@ -61,9 +61,9 @@ class Projection:
         """Return A and B as matrices."""
         return self.lora_a.detach().flatten(1), self.lora_b.detach().flatten(1)
 
-    def by_channel(self, columns: Float[Tensor, " in_"]) -> Float[Tensor, " channels"]:
+    def by_channel(self, columns: Float[Tensor, "*n in_"]) -> Float[Tensor, "*n channels"]:
         """Sum what belongs to the same input channel."""
-        return columns.view(-1, self.kernel).sum(1) if self.kernel > 1 else columns
+        return columns.unflatten(-1, (-1, self.kernel)).sum(-1) if self.kernel > 1 else columns
 
     def stored(self) -> Weight:
         """Return the frozen weight as a matrix in its own dtype, or as the codes and scales of a quantised one."""

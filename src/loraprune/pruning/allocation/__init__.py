@@ -50,6 +50,7 @@ class Allocation:
 ALLOCATIONS = {
     "uniform": Allocation(lambda space, ratio, _: uniform_counts(space, ratio), equal=True, scored=False),
     "measured": Allocation(lambda space, ratio, _: uniform_counts(space, ratio), equal=True, scored=False),
+    "searched": Allocation(lambda space, ratio, _: uniform_counts(space, ratio), equal=True, scored=False),
     "balanced": Allocation(balanced_counts, equal=True, scored=True),
     "paper": Allocation(lambda space, ratio, _: paper_counts(space, ratio), equal=False, scored=False),
     "global": Allocation(ranked_counts, equal=False, scored=True),

@@ -7,7 +7,7 @@ about targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,14 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.groups import Group
-from loraprune.models.adapters import base_layer, find_module, has_magnitudes, is_transposed, linear_paths
+from loraprune.models.adapters import (
+    base_layer,
+    find_module,
+    has_magnitudes,
+    is_transposed,
+    linear_paths,
+    trained_factors,
+)
 from loraprune.models.quantised import kind_of
 
 RANK = 64
@@ -85,6 +92,21 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
         a, b = (nn.Parameter(factor.to(layer.weight.device)) for factor in (a, b))
         found[path] = Change(layer, a, b, RATE / math.sqrt(rank * size))
     return found
+
+
+def undoing(model: nn.Module, changes: MutableMapping[str, Change]) -> Callable[[], None]:
+    """Return a function that drops the changes before they are added, and restores LoRA's factors that are trained in their place.
+
+    So a reconstruction is undone exactly, without a copy of the frozen weights.
+    """
+    factors = {factor: factor.detach().clone() for factor in trained_factors(model, without=changes)}
+
+    def undo() -> None:
+        changes.clear()
+        for factor, former in factors.items():
+            factor.data.copy_(former)
+
+    return undo
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from loraprune.groups import Group
-from loraprune.models.adapters import linear_paths, trained_factors
+from loraprune.models.adapters import linear_paths
 from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
-from loraprune.pruning.recovery.changes import learning, start_changes
+from loraprune.pruning.recovery.changes import learning, start_changes, undoing
 from loraprune.pruning.recovery.compensation import Gain, Refit, apply_refits_
 from loraprune.pruning.recovery.end_to_end import Distance, Outputs, learn_outputs_
 from loraprune.pruning.recovery.finished import Finished, digest
@@ -99,11 +99,11 @@ def recover_(
     recovery.note("removed", steps.outputs.distance(model))
     if steps.refits:
         recovery.refits = {path: one.gain for path, one in steps.refits.items()}
-        with _undone_if_worse(Snapshot(model, steps.refits).restore_, model, steps.outputs, recovery, "refitted"):
+        with undone_if_worse(Snapshot(model, steps.refits).restore_, model, steps.outputs, recovery, "refitted"):
             apply_refits_(model, groups, kept, steps.refits)
     if steps.blocks and steps.trace:
         undo = Snapshot(model, linear_paths(groups)).restore_
-        with _undone_if_worse(undo, model, steps.outputs, recovery, "blocks"):
+        with undone_if_worse(undo, model, steps.outputs, recovery, "blocks"):
             about = {
                 "kept": dict(kept),
                 "steps": steps.blocks,
@@ -122,19 +122,13 @@ def recover_(
 def _reproduce_outputs(model: nn.Module, groups: Sequence[Group], steps: Steps, recovery: Recovery) -> None:
     """Train low-rank changes end to end, and add them to the weights if they help."""
     changes = start_changes(model, groups, seed=steps.seed)
-    factors = {factor: factor.detach().clone() for factor in trained_factors(model, without=changes)}
-
-    def undo() -> None:
-        changes.clear()
-        for factor, former in factors.items():
-            factor.data.copy_(former)
-
-    with learning(changes), _undone_if_worse(undo, model, steps.outputs, recovery, "end_to_end"):
+    undo = undoing(model, changes)
+    with learning(changes), undone_if_worse(undo, model, steps.outputs, recovery, "end_to_end"):
         learn_outputs_(model, changes, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
 
 
 @contextmanager
-def _undone_if_worse(
+def undone_if_worse(
     undo: Callable[[], None], model: nn.Module, outputs: Outputs, recovery: Recovery, step: str
 ) -> Iterator[None]:
     """Undo a step of recovery if the outputs are further away afterwards."""

@@ -34,8 +34,12 @@ class WeightScores:
         dtype = torch.bfloat16 if decay <= SLOWEST_IN_16_BITS else torch.float32
         self.values = {path: torch.zeros(shape, dtype=dtype, device=device) for path, shape in shapes.items()}
 
-    def update(self, path: str, start: int, saliency: Float[Tensor, "rows in_"]) -> Float[Tensor, ""]:
+    def update(
+        self, path: str, start: int, saliency: Float[Tensor, "rows in_"], *, finite: Bool[Tensor, ""] | None = None
+    ) -> Float[Tensor, ""]:
         """Add the saliencies of some rows to the average; dropped weights stay dropped, and NaN is not added.
+
+        With `finite` false none is added.
 
         Returns:
             The largest saliency, which is NaN or infinite if one is: a check that need not wait for the device.
@@ -44,7 +48,8 @@ class WeightScores:
         largest = saliency.amax()
         before = old.to(saliency.dtype)
         new = torch.lerp(saliency, before, self.decay)
-        new = torch.where(torch.isfinite(new), new, before)
+        fine = torch.isfinite(new)
+        new = torch.where(fine if finite is None else fine & finite, new, before)
         old.copy_(new.masked_fill_(old < 0, GONE))
         return largest
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.sparsity import Pattern, parse_pattern
-from loraprune.errors import ConfigError, NumericsError
+from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.groups import Group
 from loraprune.models.adapters import (
@@ -107,6 +107,8 @@ class Sparsifier:
         self.is_done = not any(self.final.values())
         """whether the target is reached"""
         self._generator = torch.Generator().manual_seed(config.seed)
+        self._largest: dict[str, Tensor] = {}
+        """path -> its largest saliency in the last step, which is NaN or infinite if one is"""
         self._saved: SavedZeros | None = None
 
     def counts(self) -> dict[str, int]:
@@ -118,24 +120,30 @@ class Sparsifier:
         return sum(self._masked.values()) / self._weights
 
     @torch.no_grad()
-    def score(self) -> None:
+    def score(self, finite: Bool[Tensor, ""] | None = None) -> Bool[Tensor, ""]:
         """Add the saliencies of this step to the average; gradients must be gathered, unscaled and unclipped.
+
+        Those that are NaN or infinite are left out, and all if `finite` is false: whether losses and gradients are finite.
 
         Source: Eq 10 and 11, without the sum of Eq 4.
 
-        Raises:
-            NumericsError: if one is NaN or infinite.
+        Returns:
+            Whether neither is so, on the device of the scores: this waits for no device.
         """
         criterion, power = weight_criterion(self.config), self.config.power
-        largest = []
         for path in self.kept:
             proj = projection(self.model, path)
             found = tiles(proj, saliency_rows(criterion, proj, self._generator), power=power)
-            largest.append(torch.stack([self.scores.update(path, start, saliency) for start, saliency in found]).amax())
+            largest = [self.scores.update(path, start, saliency, finite=finite) for start, saliency in found]
+            self._largest[path] = torch.stack(largest).amax()
         self.scores.updates += 1
-        for path, value in zip(self.kept, torch.stack(largest).tolist(), strict=True):
-            if not value < float("inf"):
-                raise NumericsError(f"a score of {path!r} is {value}")
+        fine = torch.isfinite(torch.stack(list(self._largest.values())).amax())
+        return fine if finite is None else fine & finite
+
+    def problem(self) -> str | None:
+        """Return which score of the last step is NaN or infinite, in one sentence."""
+        odd = {path: float(value) for path, value in self._largest.items() if not torch.isfinite(value)}
+        return f"a score of {next(iter(odd))!r} is {next(iter(odd.values()))}" if odd else None
 
     def forget(self) -> None:
         """Do nothing: steps that are not scored change nothing."""

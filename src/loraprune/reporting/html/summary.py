@@ -119,6 +119,9 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "ratio reached", f"{removed.ratio_reached:.4f}{words}"
         yield from asked_and_reached(removed.target, removed.reached, report.parameters)
         yield "prunable parameters", f"{removed.prunable_dense:,} → {removed.prunable_pruned:,}"
+        if shapes := removed.shapes:
+            kept = next(one["shape"] for one in shapes["tried"] if one["kept"])
+            yield "shape", f"{kept}, of {len(shapes['tried'])} that were tried: {shapes['reason']}"
     if search := report.search:
         yield f"largest cut within a loss of {100 * search.max_drop:g} %", f"{search.reason}; {search.outcome}"
     if cut := report.vocabulary:

@@ -9,7 +9,7 @@ Knows nothing about averaging, schedules or plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from loraprune.errors import ConfigError
 from loraprune.models.quantised.forms import Weight
 from loraprune.registry import Registry
+from loraprune.scoring.kernels.factors import Factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +69,16 @@ UnitFunction: TypeAlias = Callable[[Float[Tensor, " units"]], Float[Tensor, " un
 RoutingFunction: TypeAlias = Callable[[Float[Tensor, " routed"], Float[Tensor, " routed"]], Float[Tensor, " routed"]]
 ChannelFunction: TypeAlias = Callable[[Channels], Float[Tensor, " channels"]]
 Function = TypeVar("Function")
-Sums: TypeAlias = tuple[Float[Tensor, " rows"] | None, Float[Tensor, " in_"] | None]
-"""sums of a tile's rows and of its columns"""
+Sums: TypeAlias = tuple[Float[Tensor, "n out"] | None, Float[Tensor, "n in_"] | None]
+"""sums over the rows and the columns of each of some projections"""
 
 
 @runtime_checkable
 class Fused(Protocol):
-    """A saliency already reduced, for a whole projection at once: faster than tiles, never another result."""
+    """A saliency already reduced, for all projections of a shape and format at once: faster than tiles, never another result."""
 
-    def __call__(self, tile: Tile, *, power: int, rows: bool, columns: bool) -> Sums:
-        """Return the row and the column sums of |saliency|^power, None where not wanted; `base` has its stored dtype here."""
+    def __call__(self, weights: Sequence[Weight], factors: Factors, *, power: int, rows: bool, columns: bool) -> Sums:
+        """Return the row and the column sums of |saliency|^power, None where not wanted; weights are as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)

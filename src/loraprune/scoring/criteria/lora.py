@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraprune.models.quantised.forms import Weight
 from loraprune.scoring.criteria.base import Tile, register_saliency
 from loraprune.scoring.kernels import eq10_fits, eq10_sums, eq10_tiles
 from loraprune.scoring.kernels.factors import Factors
 
 
 def lora_sums(
-    tile: Tile, *, power: int, rows: bool, columns: bool
-) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
-    """Return the sums over rows and columns of a whole projection, from one pass of a kernel where it fits."""
-    factors = Factors(tile.a, tile.b, tile.grad_a, tile.grad_b, tile.scaling)
-    reduce = eq10_sums if eq10_fits(tile.base, factors) else eq10_tiles
-    return reduce(tile.base, factors, power=power, rows=rows, columns=columns)
+    weights: Sequence[Weight], factors: Factors, *, power: int, rows: bool, columns: bool
+) -> tuple[Float[Tensor, "n out"] | None, Float[Tensor, "n in_"] | None]:
+    """Return the sums over rows and columns of whole projections that are alike, from one pass of a kernel where it fits."""
+    reduce = eq10_sums if eq10_fits(weights[0], factors) else eq10_tiles
+    return reduce(weights, factors, power=power, rows=rows, columns=columns)
 
 
 @register_saliency("lora", fused=lora_sums)

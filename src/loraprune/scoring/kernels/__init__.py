@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -34,8 +35,8 @@ def _runs(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < (8, 0):  # no BF16 and TF32 products before Ampere
         return False
     try:
-        zeros = torch.zeros(16, 16, device=device)
-        eq10_sums(zeros, Factors(zeros, zeros, zeros, zeros, scaling=1.0), power=2)
+        zeros = torch.zeros(1, 16, 16, device=device)
+        eq10_sums([zeros[0]], Factors(zeros, zeros, zeros, zeros, scaling=1.0), power=2)
     except Exception as error:
         # Triton builds a launcher with the machine's C compiler: what can be missing there is not ours to list.
         logging.getLogger(__name__).warning("no fused kernel on %s, scoring uses tiles of PyTorch: %s", device, error)
@@ -44,13 +45,13 @@ def _runs(device: torch.device) -> bool:
 
 
 def eq10_fits(weight: Weight, factors: Factors) -> bool:
-    """Return whether `eq10_sums` can be used: on a CUDA device of Ampere or later, with Triton, for these formats and sizes."""
+    """Return whether `eq10_sums` can score weights like this one: with Triton, on a CUDA device of Ampere or later."""
     rows, columns = weight.shape
     device = factors.a.device
     return (
         device.type == "cuda"
         and weight.device == device
-        and factors.a.shape[0] <= MAX_RANK
+        and factors.a.shape[1] <= MAX_RANK
         and rows * columns <= MAX_ENTRIES
         and all(tensor.dtype in FORMATS for tensor in factors.tensors())
         and (not isinstance(weight, Tensor) or weight.dtype in FORMATS)
@@ -60,14 +61,15 @@ def eq10_fits(weight: Weight, factors: Factors) -> bool:
 
 
 def eq10_sums(
-    weight: Weight, factors: Factors, *, power: int, rows: bool = True, columns: bool = True
-) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
+    weights: Sequence[Weight], factors: Factors, *, power: int, rows: bool = True, columns: bool = True
+) -> tuple[Float[Tensor, "n out"] | None, Float[Tensor, "n in_"] | None]:
     """Return the row sums and the column sums of |(dB A + B dA - dB dA) * (W0 + s B A)|^power; None for what is not wanted.
 
-    The weight is read once and nothing of its size is written. The same input gives the same bits.
+    The weights have one shape, format and strides, and are scored together. Each is read once and nothing of its size is written. The
+    same input gives the same bits.
 
     Source: Eq 10, and Eq 4 up to the sum over a unit's rows or columns.
     """
     from loraprune.scoring.kernels.eq10 import launch
 
-    return launch(weight, factors, power=power, rows=rows, columns=columns)
+    return launch(weights, factors, power=power, rows=rows, columns=columns)

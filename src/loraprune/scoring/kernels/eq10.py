@@ -1,6 +1,7 @@
-"""Eq 10 reduced to row and column sums in one read of the weight (Triton).
+"""Eq 10 reduced to row and column sums in one read of the weights (Triton).
 
-A program owns BN columns and walks down tiles tiles of BM rows. A tile's two products, the gradient estimate
+One launch is for all weights of a shape and format, whose addresses are in a table. A program owns BN columns of one and walks down
+tiles tiles of BM rows. A tile's two products, the gradient estimate
 [B dB] [dA; A - dA] and s B A, are formed in registers from slices of the factors; their product's power is reduced at once.
 Nothing of size out x in is written.
 
@@ -20,18 +21,22 @@ twice as long to read and get three TF32 products a product, which is exact to a
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import no_type_check
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from loraprune.models.quantised.forms import Int8Rows, Nf4Blocks, Weight, nf4_levels
 from loraprune.scoring.kernels.factors import Factors
 
+ALIGNMENT = 16
+"""bytes that one load reads at most: weights that start at multiples of them are read with fewer loads"""
 EXACT_RANK = 32
 """three TF32 products need twice the room of the BF16 pieces; 32-bit weights of a higher rank make do with these"""
 
@@ -64,29 +69,42 @@ def blocks(form: str, k: int, *, exact: bool, columns: bool) -> Blocks:
 
 
 def launch(
-    weight: Weight, factors: Factors, *, power: int, rows: bool, columns: bool, sizes: Blocks | None = None
-) -> tuple[Float[Tensor, " out"] | None, Float[Tensor, " in_"] | None]:
+    weights: Sequence[Weight], factors: Factors, *, power: int, rows: bool, columns: bool, sizes: Blocks | None = None
+) -> tuple[Float[Tensor, "n out"] | None, Float[Tensor, "n in_"] | None]:
     """Return the sums of `loraprune.scoring.kernels.eq10_sums`."""
-    out, in_ = weight.shape
-    device, rank = factors.a.device, factors.a.shape[0]
-    form, stored, scales, strides = _stored(weight)
+    out, in_ = weights[0].shape
+    device, rank, count = factors.a.device, factors.a.shape[1], len(weights)
+    found = [_stored(weight) for weight in weights]
+    form, stored, scales, strides = found[0]
     exact = stored.dtype == torch.float32 and rank <= EXACT_RANK
     k = max(16, 1 << (2 * rank - 1).bit_length())  # tensor units multiply no fewer
     sizes = sizes or blocks(form, k, exact=exact, columns=columns)
     across, down = -(-in_ // sizes.bn), -(-out // sizes.bm)  # outside of a kernel triton.cdiv takes microseconds
-    tiles = -(-down // max(1, sizes.programs // across))
+    tiles = -(-down // max(1, sizes.programs // (across * count)))
     chunks = -(-down // tiles)
-    row_parts = torch.empty((across, out) if rows else (0,), dtype=torch.float32, device=device)
-    column_parts = torch.empty((chunks, in_) if columns else (0,), dtype=torch.float32, device=device)
+    row_parts = torch.empty((count, across, out) if rows else (0,), dtype=torch.float32, device=device)
+    column_parts = torch.empty((count, chunks, in_) if columns else (0,), dtype=torch.float32, device=device)
+    places = (*(each[1].data_ptr() for each in found), *(each[2].data_ptr() for each in found))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        _eq10[(across, chunks)](
-            stored, scales, nf4_levels(device), *(tensor.contiguous() for tensor in factors.tensors()), row_parts,
-            column_parts, out, in_, *strides, float(factors.scaling), tiles, FORM=form, POWER=power, ROWS=rows, COLUMNS=columns,
-            EXACT=exact, PIECE=tl.bfloat16 if device.type == "cuda" else tl.float32,
-            RANK=rank, K=k, BM=sizes.bm, BN=sizes.bn, STAGES=sizes.stages,
-            num_warps=sizes.warps,
+        _eq10[(across, chunks, count)](
+            stored, scales, _table(places, device), nf4_levels(device), *(tensor.contiguous() for tensor in factors.tensors()),
+            row_parts, column_parts, out, in_, *strides, float(factors.scaling), tiles, FORM=form, POWER=power, ROWS=rows,
+            COLUMNS=columns, EXACT=exact, PIECE=tl.bfloat16 if device.type == "cuda" else tl.float32,
+            ALIGNED=not any(place % ALIGNMENT for place in places), RANK=rank, K=k, BM=sizes.bm, BN=sizes.bn,
+            STAGES=sizes.stages, num_warps=sizes.warps,
         )  # fmt: skip
-    return row_parts.sum(0) if rows else None, column_parts.sum(0) if columns else None
+    return _added(row_parts) if rows else None, _added(column_parts) if columns else None
+
+
+def _added(parts: Float[Tensor, "n parts entries"]) -> Float[Tensor, "n entries"]:
+    """Return the sums of parts; a single one is complete."""
+    return parts[:, 0] if parts.shape[1] == 1 else parts.sum(1)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(places: tuple[int, ...], device: torch.device) -> Int64[Tensor, " places"]:
+    """Return addresses in memory as a tensor on a device: as long as weights stay where they are, it is the same one."""
+    return torch.tensor(places, dtype=torch.int64, device=device)
 
 
 def _stored(weight: Weight) -> tuple[str, Tensor, Tensor, tuple[int, ...]]:
@@ -145,13 +163,23 @@ def _weight(weight, scales, code, i, start, rows, columns, stride_row, stride_co
 @triton.jit
 @no_type_check
 def _eq10(
-    weight, scales, code, a, b, grad_a, grad_b, row_parts, column_parts,
+    weight, scales, places, code, a, b, grad_a, grad_b, row_parts, column_parts,
     rows, columns, stride_row, stride_column, scaling, tiles,
     FORM: tl.constexpr, POWER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
-    PIECE: tl.constexpr, RANK: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    PIECE: tl.constexpr, ALIGNED: tl.constexpr, RANK: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Write the row sums of every column block and the column sums of every chunk of `tiles` row tiles."""
+    """Write the row sums of every column block and the column sums of every chunk of `tiles` row tiles, of every weight."""
     block, chunk = tl.program_id(0), tl.program_id(1)
+    own = tl.program_id(2).to(tl.int64)
+    weight = tl.load(places + own).to(weight.dtype)
+    scales = tl.load(places + tl.num_programs(2) + own).to(scales.dtype)
+    if ALIGNED:
+        weight, scales = tl.multiple_of(weight, 16), tl.multiple_of(scales, 16)
+    a, grad_a = a + own * RANK * columns, grad_a + own * RANK * columns
+    b, grad_b = b + own * RANK * rows, grad_b + own * RANK * rows
+    row_parts += (own * tl.num_programs(0) + block) * rows
+    column_parts += (own * tl.num_programs(1) + chunk) * columns
     k = tl.arange(0, K)
     j = block * BN + tl.arange(0, BN)
     first, second = k < RANK, (k >= RANK) & (k < 2 * RANK)
@@ -175,8 +203,8 @@ def _eq10(
         saliency = estimate * w
         saliency = saliency * saliency if POWER == 2 else tl.abs(saliency)
         if ROWS:
-            tl.store(row_parts + block * rows + i, tl.sum(saliency, 1), mask=i < rows)
+            tl.store(row_parts + i, tl.sum(saliency, 1), mask=i < rows)
         if COLUMNS:
             column_sums += saliency
     if COLUMNS:
-        tl.store(column_parts + chunk * columns + j, tl.sum(column_sums, 0), mask=j < columns)
+        tl.store(column_parts + j, tl.sum(column_sums, 0), mask=j < columns)

@@ -1,4 +1,4 @@
-"""LoRA's factors of one projection with their gradients: the kernels' inputs beside the weight."""
+"""LoRA's factors of projections of one shape with their gradients: the kernels' inputs beside the weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """LoRA of one projection, W = W0 + scaling * B A, and the gradients of A and B."""
+    """LoRA of some projections, W = W0 + scaling * B A, and the gradients of A and B."""
 
-    a: Float[Tensor, "rank in_"]
-    b: Float[Tensor, "out rank"]
-    grad_a: Float[Tensor, "rank in_"]
-    grad_b: Float[Tensor, "out rank"]
+    a: Float[Tensor, "n rank in_"]
+    b: Float[Tensor, "n out rank"]
+    grad_a: Float[Tensor, "n rank in_"]
+    grad_b: Float[Tensor, "n out rank"]
     scaling: float
 
     def tensors(
         self,
     ) -> tuple[
-        Float[Tensor, "rank in_"], Float[Tensor, "out rank"], Float[Tensor, "rank in_"], Float[Tensor, "out rank"]
+        Float[Tensor, "n rank in_"],
+        Float[Tensor, "n out rank"],
+        Float[Tensor, "n rank in_"],
+        Float[Tensor, "n out rank"],
     ]:
         """Return A, B and their gradients."""
         return self.a, self.b, self.grad_a, self.grad_b

@@ -5,11 +5,10 @@ Knows nothing about averaging or plans.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.errors import ConfigError
@@ -17,9 +16,9 @@ from loraprune.groups import Group, consumers
 from loraprune.models.adapters import channels_last, find_module, projection
 from loraprune.runtime.processes import add_up
 from loraprune.runtime.sharding import gathered
-from loraprune.scoring.base import Kept
+from loraprune.scoring.base import Kept, Scores
 from loraprune.scoring.criteria import Activation, Channels
-from loraprune.scoring.scorers.elementwise import side_sums, to_cpu, unit_totals
+from loraprune.scoring.scorers.elementwise import precise, side_sums, unit_totals
 from loraprune.scoring.scorers.hooks import Hooks
 
 
@@ -46,7 +45,7 @@ class ActivationScorer(Hooks):
         self.before(module, on_forward)
 
     @torch.no_grad()
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Scores:
         """Return each unit's score, summed over its channels and over a group's consuming projections."""
         scores = {}
         for name, group in self.groups.items():
@@ -57,7 +56,7 @@ class ActivationScorer(Hooks):
             readers = replace(group, spans=consumers(group))
             scores[name] = unit_totals(readers, values, kept=kept[name] if kept else None, normalize=False)
         self.forget()
-        return to_cpu(scores)
+        return precise(scores)
 
     def forget(self) -> None:
         """Discard the sums of this step."""

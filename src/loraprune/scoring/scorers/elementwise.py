@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraprune.groups import Group, Side, Span
@@ -18,6 +18,8 @@ from loraprune.models.adapters import Projection
 TILE_BYTES = {"cpu": 1 << 19}
 """tile size: fits the second-level cache of a CPU core, so that a tile's five passes read memory once"""
 TILE_BYTES_DEVICE = 1 << 26
+PRECISE = {"mps": torch.float32}
+"""devices without float64, and what scores are averaged in there"""
 
 Rows: TypeAlias = Callable[[int, int], Float[Tensor, "rows in_"]]
 """first and last + 1 row of a projection -> signed saliencies"""
@@ -62,7 +64,7 @@ def unit_totals(
     group: Group,
     sums: Mapping[str, Mapping[Side, Float[Tensor, " entries"]]],
     *,
-    kept: Sequence[int] | None,
+    kept: Sequence[int] | Int[Tensor, " left"] | None,
     normalize: bool,
 ) -> Float[Tensor, " units"]:
     """Return each unit's share of the sums, over all spans of its group; `kept` selects units.
@@ -75,7 +77,7 @@ def unit_totals(
             continue
         part = span_units(sums[span.module][span.side], span, group.units)
         if kept is not None:
-            part = part[torch.tensor(kept, device=part.device)]
+            part = part[torch.as_tensor(kept, device=part.device)]
         if normalize:
             norm = part.norm()
             part = part / torch.where(norm > 0, norm, torch.ones_like(norm))
@@ -89,7 +91,8 @@ def span_units(values: Float[Tensor, " entries"], span: Span, units: int) -> Flo
     return values[span.offset : span.offset + units * span.width].view(units, span.width).sum(1)
 
 
-def to_cpu(scores: Mapping[str, Float[Tensor, " units"]]) -> dict[str, Float[Tensor, " units"]]:
-    """Move scores to the CPU in float64, all at once: this waits for the device once, not once a group."""
-    moved = torch.cat(list(scores.values())).cpu().double()
-    return dict(zip(scores, moved.split([len(score) for score in scores.values()]), strict=True))
+def precise(scores: Mapping[str, Float[Tensor, " units"]]) -> dict[str, Float[Tensor, " units"]]:
+    """Return scores in float64, where they are, in one pass over all of them."""
+    flat = torch.cat(list(scores.values()))
+    flat = flat.to(PRECISE.get(flat.device.type, torch.float64))
+    return dict(zip(scores, flat.split([len(score) for score in scores.values()]), strict=True))

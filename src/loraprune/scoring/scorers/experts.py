@@ -19,9 +19,9 @@ from loraprune.errors import ConfigError
 from loraprune.groups import EXPERTS, Group
 from loraprune.models.adapters import STACKS, cuts, find_module
 from loraprune.runtime.processes import add_up, count
-from loraprune.scoring.base import Kept, Scorer
+from loraprune.scoring.base import Kept, Scorer, Scores, kept_scores
 from loraprune.scoring.criteria import Criterion, Gate, Routing, Saliency, Tile
-from loraprune.scoring.scorers.elementwise import span_units, to_cpu
+from loraprune.scoring.scorers.elementwise import precise, span_units
 from loraprune.scoring.scorers.hooks import Hooks
 
 
@@ -129,11 +129,11 @@ class ExpertScorer(Hooks):
         self.samples[name] += self._rows[name]
 
     @torch.no_grad()
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Scores:
         """Return each unit's score, over the weights that it owns, or the mean over samples of its gate or over tokens of its output."""
-        scores = to_cpu({name: self._score(group) for name, group in self.groups.items()})
+        scores = {name: self._score(group) for name, group in self.groups.items()}
         self.forget()
-        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
+        return kept_scores(precise(scores), kept)
 
     def forget(self) -> None:
         """Discard the sums of this step."""
@@ -197,7 +197,7 @@ class Scorers:
     def __init__(self, *members: tuple[Scorer, frozenset[str]]) -> None:
         self.members = members
 
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Scores:
         """Return the scores of all groups."""
         return {name: score for member, _ in self.members for name, score in member.collect(kept).items()}
 

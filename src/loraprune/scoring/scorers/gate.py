@@ -5,19 +5,18 @@ Knows nothing about averaging or plans.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, readers
 from loraprune.models.adapters import channels_last, find_module
 from loraprune.runtime.processes import add_up, count
-from loraprune.scoring.base import Kept
+from loraprune.scoring.base import Kept, Scores, kept_scores
 from loraprune.scoring.criteria import Gate
-from loraprune.scoring.scorers.elementwise import to_cpu
+from loraprune.scoring.scorers.elementwise import precise
 from loraprune.scoring.scorers.hooks import Hooks, call_in_backward
 
 
@@ -82,7 +81,7 @@ class GateScorer(Hooks):
         self.sums[name] = self.sums[name] + scores if name in self.sums else scores
         self.samples[name] = self.samples.get(name, 0) + len(gates)
 
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Scores:
         """Return the mean over the samples of all processes of each unit's score."""
         for name in tuple(self._open):
             self._close(name)
@@ -93,9 +92,9 @@ class GateScorer(Hooks):
             )
         sums = add_up({name: self.sums[name] for name in self.groups})
         samples = add_up({name: torch.tensor(self.samples[name]) for name in self.groups})
-        scores = to_cpu({name: self.criterion.finish(sums[name]) / samples[name] for name in self.groups})
         self.forget()
-        return {name: values[torch.tensor(kept[name])] for name, values in scores.items()} if kept else scores
+        scores = {name: self.criterion.finish(sums[name]) / samples[name] for name in self.groups}
+        return kept_scores(precise(scores), kept)
 
     def forget(self) -> None:
         """Discard the sums of this step."""

@@ -16,9 +16,9 @@ from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
 from loraprune.models.adapters import channels_last, find_module, linear_paths, projection, read_columns
 from loraprune.runtime.processes import add_up, count
-from loraprune.scoring.base import Kept
+from loraprune.scoring.base import Kept, Scores
 from loraprune.scoring.criteria import Gradient
-from loraprune.scoring.scorers.elementwise import side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
+from loraprune.scoring.scorers.elementwise import precise, side_sums, unit_totals, wanted_sides, working_dtype
 from loraprune.scoring.scorers.hooks import Hooks, call_in_backward
 
 
@@ -63,7 +63,7 @@ class GradientScorer(Hooks):
         mine = self.sums[name]
         mine[path] = {side: mine[path][side] + value for side, value in sums.items()} if path in mine else sums
 
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Scores:
         """Return the power-transformed saliencies of this step, summed over the weights that each unit owns."""
         scores = {}
         for group in self.groups.values():
@@ -76,7 +76,7 @@ class GradientScorer(Hooks):
             sums = {path: added_up(self.sums[group.name][path]) for path in linear_paths([group])}
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
         self.forget()
-        return to_cpu(scores)
+        return precise(scores)
 
     def forget(self) -> None:
         """Discard the sums of this step."""

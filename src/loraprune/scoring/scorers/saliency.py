@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Side
 from loraprune.models.adapters import Projection, find_module, linear_paths, projection_of
-from loraprune.models.quantised.forms import weight_rows
+from loraprune.models.quantised.forms import Weight, weight_rows
 from loraprune.runtime.sharding import gathered, is_shard
-from loraprune.scoring.base import Kept
+from loraprune.scoring.base import Kept, Scores
 from loraprune.scoring.criteria import Saliency, Tile
-from loraprune.scoring.scorers.elementwise import Rows, side_sums, to_cpu, unit_totals, wanted_sides, working_dtype
+from loraprune.scoring.kernels.factors import Factors
+from loraprune.scoring.scorers.batches import Alike, Batch, find_batches
+from loraprune.scoring.scorers.elementwise import Rows, precise, side_sums, unit_totals, wanted_sides, working_dtype
 
 
 class SaliencyScorer:
@@ -33,16 +35,38 @@ class SaliencyScorer:
         self.power, self.normalize = power, normalize
         self.generator = torch.Generator().manual_seed(seed)
         self._modules = {path: find_module(model, path) for path in linear_paths(groups)}
+        self._batches: tuple[list[Batch], list[Alike]] | None = None
+        """what is scored together, until units are removed"""
 
     @torch.no_grad()
-    def collect(self, kept: Kept | None = None) -> Mapping[str, Float[Tensor, " units"]]:
+    def collect(self, kept: Kept | None = None) -> Scores:
         """Return the power-transformed saliencies, summed over the weights that each unit owns."""
+        if self.criterion.fused and kept is None and (self._batches or not self._is_sharded()):
+            return precise(self._collect_batches())
         scores = {}
         for group in self.groups:
             sums = {path: self._sums(group, path) for path in linear_paths([group])}
             left = kept[group.name] if kept else None
             scores[group.name] = unit_totals(group, sums, kept=left, normalize=self.normalize)
-        return to_cpu(scores)
+        return precise(scores)
+
+    def _is_sharded(self) -> bool:
+        return any(is_shard(each) for each in next(iter(self._modules.values())).parameters())
+
+    def _collect_batches(self) -> Scores:
+        """Return the scores of all groups by a call for each shape and format of projections."""
+        if self._batches is None:
+            self._batches = find_batches(self._modules, self.groups)
+        batches, alike = self._batches
+        sums = [
+            batch_sums(self.criterion, batch.projections, batch.weights(), power=self.power, wanted=batch.wanted)
+            for batch in batches
+        ]
+        scores: dict[str, Tensor] = {}
+        for each in alike:
+            totals = each.totals(sums, normalize=self.normalize).unbind(0)
+            scores.update(zip((group.name for group in each.groups), totals, strict=True))
+        return scores
 
     def _sums(self, group: Group, path: str) -> dict[Side, Tensor]:
         module = self._modules[path]
@@ -72,7 +96,7 @@ class SaliencyScorer:
 
     def resize(self, groups: Sequence[Group]) -> None:
         """Use the groups of the smaller model from now on."""
-        self.groups = tuple(groups)
+        self.groups, self._batches = tuple(groups), None
 
     def close(self) -> None:
         """Do nothing: there are no hooks."""
@@ -84,9 +108,22 @@ def saliency_sums(
     """Return the sums of a criterion's saliencies by row and by column, from its fused form where it has one."""
     if criterion.fused is None:
         return side_sums(proj, saliency_rows(criterion, proj, generator), power=power, wanted=wanted)
-    whole = make_tile(criterion, proj, generator)
-    out, in_ = criterion.fused(whole, power=power, rows="out" in wanted, columns="in" in wanted)
-    found: dict[Side, Tensor | None] = {"out": out, "in": None if in_ is None else proj.by_channel(in_)}
+    found = batch_sums(criterion, [proj], [proj.stored()], power=power, wanted=wanted)
+    return {side: values[0] for side, values in found.items()}
+
+
+def batch_sums(
+    criterion: Saliency, projections: Sequence[Projection], weights: Sequence[Weight], *, power: int, wanted: set[Side]
+) -> dict[Side, Float[Tensor, "n _entries"]]:
+    """Return the sums of a fused criterion by row and by column, of projections of one shape and format."""
+    assert criterion.fused is not None
+    dtype = working_dtype(projections[0])
+    a, b = ([getattr(proj, name) for proj in projections] for name in ("lora_a", "lora_b"))
+    grads = ([_gradient(criterion, proj, factor) for proj, factor in zip(projections, f, strict=True)] for f in (a, b))
+    stacked = (torch.stack(tensors).flatten(2).to(dtype) for tensors in (a, b, *grads))
+    factors = Factors(*stacked, projections[0].scaling)
+    out, in_ = criterion.fused(weights, factors, power=power, rows="out" in wanted, columns="in" in wanted)
+    found: dict[Side, Tensor | None] = {"out": out, "in": None if in_ is None else projections[0].by_channel(in_)}
     return {side: values for side, values in found.items() if values is not None}
 
 
@@ -94,7 +131,7 @@ def make_tile(criterion: Saliency, proj: Projection, generator: torch.Generator)
     """Return a whole projection as one tile, its frozen weight as it is stored, quantised or not."""
     dtype = working_dtype(proj)
     a, b = (factor.to(dtype) for factor in proj.factors)
-    grad_a, grad_b = (_gradient(criterion, each, proj.path).flatten(1).to(dtype) for each in (proj.lora_a, proj.lora_b))
+    grad_a, grad_b = (_gradient(criterion, proj, each).flatten(1).to(dtype) for each in (proj.lora_a, proj.lora_b))
     return Tile(proj.stored(), a, b, grad_a, grad_b, b, proj.scaling, generator)
 
 
@@ -112,12 +149,13 @@ def saliency_rows(criterion: Saliency, proj: Projection, generator: torch.Genera
     return rows
 
 
-def _gradient(criterion: Saliency, parameter: nn.Parameter, path: str) -> Tensor:
-    if parameter.grad is not None:
-        return parameter.grad.detach()
+def _gradient(criterion: Saliency, proj: Projection, factor: nn.Parameter) -> Tensor:
+    grad = factor.grad
+    if grad is not None:
+        return grad
     if criterion.needs_gradient:
         raise ConfigError(
-            f"the criterion {criterion.name!r} needs gradients, but LoRA on {path!r} has none: "
+            f"the criterion {criterion.name!r} needs gradients, but LoRA on {proj.path!r} has none: "
             "is the adapter frozen, or was the step skipped?"
         )
-    return torch.zeros_like(parameter)
+    return torch.zeros_like(factor)
