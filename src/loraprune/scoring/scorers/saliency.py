@@ -118,10 +118,10 @@ def batch_sums(
     """Return the sums of a fused criterion by row and by column, of projections of one shape and format."""
     assert criterion.fused is not None
     dtype = working_dtype(projections[0])
-    a, b = ([getattr(proj, name) for proj in projections] for name in ("lora_a", "lora_b"))
-    grads = ([_gradient(criterion, proj, factor) for proj, factor in zip(projections, f, strict=True)] for f in (a, b))
-    stacked = (torch.stack(tensors).flatten(2).to(dtype) for tensors in (a, b, *grads))
-    factors = Factors(*stacked, projections[0].scaling)
+    own = [[proj.lora_a for proj in projections], [proj.lora_b for proj in projections]]
+    grads = [[_gradient(criterion, *each) for each in zip(projections, factor, strict=True)] for factor in own]
+    a, b, grad_a, grad_b = (torch.stack(tensors).flatten(2).to(dtype) for tensors in (*own, *grads))
+    factors = Factors(a, b, grad_a, grad_b, projections[0].scaling)
     out, in_ = criterion.fused(weights, factors, power=power, rows="out" in wanted, columns="in" in wanted)
     found: dict[Side, Tensor | None] = {"out": out, "in": None if in_ is None else projections[0].by_channel(in_)}
     return {side: values for side, values in found.items() if values is not None}
