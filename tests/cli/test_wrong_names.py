@@ -98,7 +98,7 @@ def run_lines(lines: list[list[str]]) -> list[tuple[int, str, list[str]]]:
     """Run command lines in a new process; return of each the exit code, stderr, and the slow libraries it imported."""
     done = python("-c", RUN, json.dumps(lines))
     assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    return [(code, stderr, imported) for code, stderr, imported in map(json.loads, done.stdout.splitlines())]
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from transformers import DataCollatorWithPadding
 
 from loraprune.data import Collator, Row, TokenRows
@@ -41,9 +44,11 @@ def token_rows() -> TokenRows:
 def test_a_perplexity_computes_less_padding_and_keeps_the_order_of_rows() -> None:
     model, rows = tiny_model("llama"), token_rows()
     seen: list[int] = []
-    model.register_forward_pre_hook(
-        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
-    )  # fmt: skip
+
+    def note(_: nn.Module, __: tuple[()], inputs: dict[str, Any]) -> None:
+        seen.append(inputs["input_ids"].numel())
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     found = perplexity(model, rows, batch=2)
     assert seen == [2 * 30, 2 * 28, 2 * 5]
     assert sum(seen) < 2 * (30 + 29 + 28)  # the control: what batches in the order of the rows take
@@ -63,9 +68,10 @@ def test_hidden_tokens_and_labels_keep_the_order_of_rows() -> None:
         {},
         ("accuracy",),
     )
-    for variant, rows, collator in (
+    cases: list[tuple[str, Any, Any]] = [
         ("bert", masked, Collator(0)), ("bert-classes", labelled, DataCollatorWithPadding(word_tokenizer()))
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for variant, rows, collator in cases:
         model = tiny_model(variant)
         task = find_task(model.config)
         together, alone = (

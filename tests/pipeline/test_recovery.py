@@ -17,7 +17,6 @@ from loraprune.config import recipes
 from loraprune.config.commands import PlanConfig
 from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError
-from loraprune.pruning.preview import preview
 from loraprune.scoring.criteria import criteria
 from tests.published import by_the_paper
 from tests.samples import save_tiny, write_text
@@ -56,14 +55,13 @@ def test_there_are_ten_criteria() -> None:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_every_criterion_meets_the_ratio_in_every_allocation(criterion: str, inputs: Path, tmp_path: Path) -> None:
-    report = run(inputs, tmp_path / "out", criterion=criterion, allocation="global", steps=4)
+@pytest.mark.parametrize("allocation", ["balanced", "global"])
+def test_every_criterion_meets_the_ratio_in_every_allocation(
+    criterion: str, allocation: str, inputs: Path, tmp_path: Path
+) -> None:
+    report = run(inputs, tmp_path / "out", criterion=criterion, allocation=allocation, steps=4)
     assert report["ratio_reached"] == pytest.approx(0.5, abs=0.02)
     assert report["verification"]["masked_vs_sliced"] <= 1e-4
-    saved = {"scores": str(tmp_path / "out" / "scores.safetensors"), "criterion": criterion}
-    for allocation, ratio in (("balanced", 0.5), ("global", 0.3)):
-        target = preview(PlanConfig(model=str(inputs / "model"), allocation=allocation, ratio=ratio, **saved)).target
-        assert target.space.budget.ratio(target.counts) == pytest.approx(ratio, abs=0.02)
 
 
 def test_the_papers_allocation_leaves_the_last_layer_whole_and_loads(inputs: Path, tmp_path: Path) -> None:
@@ -82,9 +80,8 @@ def test_compensation_changes_the_result_and_is_verified(shrink: bool, inputs: P
     refitted = run(inputs, tmp_path / "refitted", compensate=True, **options)
     assert refitted["verification"]["masked_vs_sliced"] <= 1e-4
     assert plain["perplexity"]["pruned"] != refitted["perplexity"]["pruned"]
-    if shrink:
-        again = run(inputs, tmp_path / "again", compensate=True, **options)
-        assert again["perplexity"]["pruned"] == refitted["perplexity"]["pruned"]
+    again = run(inputs, tmp_path / "again", compensate=True, **options)
+    assert again["perplexity"]["pruned"] == refitted["perplexity"]["pruned"]
 
 
 def test_a_teacher_in_memory_and_one_on_disk_train_alike_and_none_does_not(inputs: Path, tmp_path: Path) -> None:

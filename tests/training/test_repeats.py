@@ -33,9 +33,9 @@ CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def predict(case: str, *, layers: int | None = None) -> Footprints:
-    variant, whole, options, setting = CASES[case]
-    config = tiny_config(variant, layers=layers or whole)
+def predict(case: str) -> Footprints:
+    variant, layers, options, setting = CASES[case]
+    config = tiny_config(variant, layers=layers)
     task, groups = find_task(config), find_groups(config)
     half = {group.name: max(1, group.units // 2) for group in groups}
     return footprints(
