@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loraprune.config.base import Options, failed
 from loraprune.config.values import Fraction, read_fraction
@@ -39,7 +39,8 @@ class SizesOptions(Options):
 
     def of_size(self: Kind, size: float) -> Kind:
         """Return the same options with one size as the target."""
-        return replace(self, **{"sizes": None, "size": size})
+        values: dict[str, Any] = {"sizes": None, "size": size}  # the command's options have the size
+        return replace(self, **values)
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""

@@ -61,16 +61,17 @@ def advise(points: Sequence[Point], *, start: tuple[float, float] | None, unit: 
     curve = [*([start] if start else []), *((point.parameters, point.loss) for point in points)]
     place = find_knee(curve)
     knee = None if place is None else points[place - len(curve) + len(points)]
+    bent = knee.name if knee else None
     usable = [point for point in points if point.usable]
     bend = "no knee was found" if knee is None else f"{knee.name} is the knee: {_prices(curve, place or 0, unit)}"
     if not usable:
-        return Advice(knee and knee.name, None, f"{bend}; no size has the verdict usable, so none is recommended")
+        return Advice(bent, None, f"{bend}; no size has the verdict usable, so none is recommended")
     if knee and knee.usable:
         return Advice(knee.name, knee.name, bend)
     smallest = usable[-1]
     below = "" if smallest is points[-1] else "; smaller ones are not usable"
     return Advice(
-        knee and knee.name,
+        bent,
         smallest.name,
         f"{bend}; {smallest.name} is the smallest size with the verdict usable{below}",
     )

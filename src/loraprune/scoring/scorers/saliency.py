@@ -118,9 +118,11 @@ def batch_sums(
     """Return the sums of a fused criterion by row and by column, of projections of one shape and format."""
     assert criterion.fused is not None
     dtype = working_dtype(projections[0])
-    own = [[proj.lora_a for proj in projections], [proj.lora_b for proj in projections]]
-    grads = [[_gradient(criterion, *each) for each in zip(projections, factor, strict=True)] for factor in own]
-    a, b, grad_a, grad_b = (torch.stack(tensors).flatten(2).to(dtype) for tensors in (*own, *grads))
+    factors_a, factors_b = tuple(proj.lora_a for proj in projections), tuple(proj.lora_b for proj in projections)
+    grads_a = tuple(_gradient(criterion, proj, proj.lora_a) for proj in projections)
+    grads_b = tuple(_gradient(criterion, proj, proj.lora_b) for proj in projections)
+    stacks = (torch.stack(tensors) for tensors in (factors_a, factors_b, grads_a, grads_b))
+    a, b, grad_a, grad_b = (tensors.flatten(2).to(dtype) for tensors in stacks)
     factors = Factors(a, b, grad_a, grad_b, projections[0].scaling)
     out, in_ = criterion.fused(weights, factors, power=power, rows="out" in wanted, columns="in" in wanted)
     found: dict[Side, Tensor | None] = {"out": out, "in": None if in_ is None else projections[0].by_channel(in_)}
