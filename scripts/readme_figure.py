@@ -35,10 +35,6 @@ NAMES = {
     "torch-pruning": "Torch-Pruning",
 }
 """method in the results -> its name in the figure, from top to bottom"""
-UNTRAINED = ("dense", "recommended", "optipfair", "torch-pruning")
-"""methods of the panel without training"""
-TRAINED = ("dense", "recommended", "optipfair")
-"""methods of the panels with training"""
 COLOURS = {"dense": PALE, "recommended": PALETTE[0]}
 """colour of a method's bar; the others share one"""
 ROWS = ("dense", "recommended", "optipfair")
@@ -79,8 +75,7 @@ def picture(result: Mapping[str, Any], ratio: float, speed: Mapping[str, Any]) -
     figure = new_figure(3.3 * (len(numbers) + 1) + 1.2, 2.3)
     panels = figure.subplots(1, len(numbers) + 1)
     for axes, steps in zip(panels, numbers, strict=False):
-        names = TRAINED if steps else UNTRAINED
-        found = {name: point(cells, name, ratio, steps, text) for name in names}
+        found = {name: point(cells, name, ratio, steps, text) for name in NAMES}
         bars(
             axes,
             {NAMES[name]: (mean, COLOURS.get(name, PALETTE[1]), f"{mean:.1f}") for name, (_, mean, _) in found.items()},
