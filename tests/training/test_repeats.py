@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,12 +62,8 @@ def test_a_few_layers_tell_what_all_of_them_take(case: str, monkeypatch: pytest.
 
 def test_another_number_of_layers_takes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     right = predict("bert")
-    trace = Repeats.trace
-
-    def one_fewer(self: Repeats, *given: Any) -> Trace | None:
-        return trace(replace(self, number=self.number - 1), *given)
-
-    monkeypatch.setattr(Repeats, "trace", one_fewer)
+    grown = Trace.grown
+    monkeypatch.setattr(Trace, "grown", lambda self, more, times: grown(self, more, times - 1))
     wrong = predict("bert")
     assert wrong.dense.flops < right.dense.flops
     assert wrong.dense.parts["activations"] < right.dense.parts["activations"]

@@ -30,9 +30,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         turn.update(step=turn["step"] + 1, on=on)
         listen(self, on)
 
-    def noted(self: Pruner) -> None:
+    def noted(self: Pruner, finite: torch.Tensor) -> torch.Tensor:
         steps.append(turn["step"])
-        score(self)
+        return score(self, finite)
 
     def gathered(self: ActivationScorer, *given: Any) -> Mapping[str, torch.Tensor]:
         assert turn["on"]

@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
         PruneConfig, "pipeline:prune", "results:report",
         examples=("prune --model Qwen/Qwen3-0.6B --data train.jsonl --output small --ratio 0.2 --steps 1000",
                   "prune --model demo --data stdlib --output small --recipe layerwise --steps 100"),
-        common=(*RUN, "ratio", *AMOUNTS, "sizes", "max_drop"),
+        common=(*RUN, "ratio", "size", "sizes", "file_size", "speedup", "max_drop"),
     ),
     "finetune": Command(
         FinetuneConfig, "pipeline:finetune", "results:report",

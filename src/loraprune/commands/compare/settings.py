@@ -14,7 +14,7 @@ from loraprune.runtime.output import replaced_input
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(PruneConfig):
-    """Run a grid of options over several seeds, and write one table and plots; it can be continued."""
+    """Run a grid of options over several seeds, and write one table and plots."""
 
     grid: dict[str, list[Value]] = field(default_factory=dict)
     """options and their values, such as {criterion: [lora, gate], ratio: [0.2, 0.5], seed: [0, 1, 2]}; every combination is one run (a
