@@ -169,7 +169,7 @@ def run_round(
     if config.resume and is_finished(config, place):
         logger.info("%s is finished", name)
         return
-    logger.info("%s: ratio %.4f of the remaining parameters, rank %d", name, config.ratio, config.rank)
+    logger.info("%s: ratio %.4f of the remaining prunable parameters, rank %d", name, config.ratio, config.rank)
     prune(config)
     first_alone(lambda: _forget(places[1:]))
 

@@ -34,7 +34,7 @@ from loraprune.runtime.output import PARTIAL
 from loraprune.runtime.processes import first_alone, joined
 from loraprune.runtime.run_file import write_run
 from loraprune.runtime.workspace import TRIES, has_checkpoints, new_folder, workspace_of
-from loraprune.runtime.written import RECORD
+from loraprune.runtime.written import KEPT, RECORD
 from loraprune.training.resume.run import is_finished
 from loraprune.training.setup import check_goal
 
@@ -102,8 +102,11 @@ class Tries:
 
     def restore(self, ratio: float) -> None:
         """Repeat the run of a ratio if its weights are gone, as they are if an earlier attempt had a smaller limit."""
-        if not (self.folder / f"{ratio:g}" / RECORD).is_file():
+        place = self.folder / f"{ratio:g}"
+        if not (place / RECORD).is_file():
+            logger.info("ratio %g is repeated: only the weights of the best try so far are kept", ratio)
             self.run(self.options(ratio))
+            first_alone(lambda: remove_kept(place))
 
     @property
     def limit(self) -> float:
@@ -197,6 +200,12 @@ class Tries:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def remove_kept(place: Path) -> None:
+    """Remove the reports of a try that its repetition kept beside its own."""
+    for path in place.glob(f"*{KEPT}"):
+        path.unlink()
+
+
 def prune_within(config: PruneConfig, run: Run) -> Report:
     """Find the largest cut whose loss of quality stays within `config.max_drop`, and write the folder of its run.
 
@@ -246,10 +255,11 @@ def nothing_holds(tries: Tries) -> PlanError:
     report = tries.reports[smallest.ratio]
     choice, _ = tries.reference(report)
     metric, dense = report.metric.replace("_", " "), "tuned dense model" if tries.dense else "dense model"
+    finer = f", a finer --round than {config.round}" if config.round > 1 else ""
     return PlanError(
-        f"{config.drop_given}: no cut stays within it: the smallest one, ratio {smallest.ratio:g} ({smallest.parameters:,} of "
+        f"{config.drop_given}: no cut stays within it: the smallest one, ratio {smallest.ratio_reached:.3g} ({smallest.parameters:,} of "
         f"{report.parameters[0]:,} parameters), loses {100 * smallest.drop:.2f} % ({metric} {smallest.value:.4g}, {dense} "
-        f"{choice:.4g}); give a larger --max-drop with --resume, which reads the tries in {tries.folder}, or train longer"
+        f"{choice:.4g}); give a larger --max-drop with --resume, which reads the tries in {tries.folder}{finer}, or train longer"
     )
 
 

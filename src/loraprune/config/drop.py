@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from loraprune.config.base import Options, at_least, failed, idle_options
@@ -26,10 +25,10 @@ class DropOptions(Options):
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
         limit = self.max_drop
-        good = limit is None or (limit >= 0 and math.isfinite(limit))
+        good = limit is None or 0 <= limit <= 1
         return [
             *super().problems(),
-            *failed((good, f"--max-drop {limit}: a fraction of at least 0 is needed, such as 5%")),
+            *failed((good, f"--max-drop {limit}: a fraction from 0 to 1 is needed, such as 5%")),
         ]
 
 

@@ -27,8 +27,12 @@ class SizesOptions(Options):
         Raises:
             ValueError: if one of them is no fraction.
         """
+        return tuple(sorted((read_fraction(one) for one in self._words()), reverse=True))
+
+    def _words(self) -> list[float | str]:
+        """Return the sizes as typed."""
         given = self.sizes if isinstance(self.sizes, list) else self.sizes.split(",") if self.sizes else []
-        return tuple(sorted((read_fraction(_word(one)) for one in given), reverse=True))
+        return [one.strip() if isinstance(one, str) else one for one in given]
 
     @property
     def sizes_given(self) -> str:
@@ -47,13 +51,13 @@ class SizesOptions(Options):
         return [*super().problems(), *([] if self.sizes is None else self._wrong_sizes())]
 
     def _wrong_sizes(self) -> list[str]:
-        needed = f"{self.sizes_given}: fractions above 0 and at most 1 are needed, such as 90%,80%,60%"
-        try:
-            found = self.all_sizes
-        except ValueError:
-            return [needed]
+        wrong = next((one for one in self._words() if not _is_size(one)), None)
+        if wrong is not None:
+            return [
+                f"{self.sizes_given}: {str(wrong)!r} is no fraction above 0 and at most 1; write sizes as 90%,80%,60%"
+            ]
+        found = self.all_sizes
         return failed(
-            (all(0 < size <= 1 for size in found), needed),
             (len(found) > 1, f"{self.sizes_given}: at least two sizes are needed; --size states a single one"),
             (len(set(found)) == len(found), f"{self.sizes_given}: a size is given twice; list each once"),
         )
@@ -69,5 +73,8 @@ def folder_of(size: float) -> str:
     return f"{100 * size:g}"
 
 
-def _word(value: float | str) -> float | str:
-    return value.strip() if isinstance(value, str) else value
+def _is_size(value: float | str) -> bool:
+    try:
+        return 0 < read_fraction(value) <= 1
+    except ValueError:
+        return False

@@ -156,7 +156,7 @@ def _report(recovery: Recovery) -> None:
     if after - before > FAR:
         logger.warning(
             "the removal raised the loss from %.2f to %.2f: the perplexity is %.1f times as high. Fine-tuning may not recover it; "
-            "give a smaller --ratio or more tokens of --calibration", before, after, math.exp(min(700.0, after - before)),
+            "remove less, or give more tokens of --calibration", before, after, math.exp(min(700.0, after - before)),
         )  # fmt: skip
 
 
