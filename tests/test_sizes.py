@@ -220,8 +220,8 @@ def test_an_output_of_sizes_is_replaced_only_when_asked(
         ({"steps": 2}, "--sizes 90%,80%,60% --steps 2: .*give at least 3, or 0"),
         ({"sizes": "80%"}, "--sizes 80%: at least two sizes"),
         ({"sizes": "80%,0.8"}, "--sizes 80%,0.8: a size is given twice"),
-        ({"sizes": "80,60"}, "--sizes 80,60: '80' is no fraction above 0 and at most 1"),
-        ({"sizes": "80%,,60%"}, "--sizes 80%,,60%: '' is no fraction above 0"),
+        ({"sizes": "80,60"}, "--sizes 80,60: '80' is not a fraction above 0 and at most 1"),
+        ({"sizes": "80%,,60%"}, "--sizes 80%,,60%: '' is not a fraction above 0"),
     ],
 )
 def test_options_that_make_no_sense_with_sizes_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -54,7 +54,7 @@ class SizesOptions(Options):
         wrong = next((one for one in self._words() if not _is_size(one)), None)
         if wrong is not None:
             return [
-                f"{self.sizes_given}: {str(wrong)!r} is no fraction above 0 and at most 1; write sizes as 90%,80%,60%"
+                f"{self.sizes_given}: {str(wrong)!r} is not a fraction above 0 and at most 1; write sizes as 90%,80%,60%"
             ]
         found = self.all_sizes
         return failed(
