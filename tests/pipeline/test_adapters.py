@@ -54,6 +54,8 @@ def test_finetuning_with_weights_that_moved_to_the_adapters_is_verified(inputs: 
 def test_a_combination_that_cannot_be_done_is_refused_in_one_line(
     options: list[str], words: tuple[str, ...], inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    if "--quantize" in options:
+        pytest.importorskip("bitsandbytes")
     case = Case(inputs)
     arguments = [*case.arguments(output=str(tmp_path / "out")), *options]
     refused(arguments, capfd, *words, root=tmp_path)
