@@ -25,7 +25,7 @@ class SizesOptions(Options):
         """Return the sizes, largest first; none without the option.
 
         Raises:
-            ValueError: if one of them is no fraction.
+            ValueError: if one of them is not a fraction.
         """
         return tuple(sorted((read_fraction(one) for one in self._words()), reverse=True))
 
