@@ -73,7 +73,9 @@ def find_aims(config: PruneConfig) -> list[Preview]:
     for place, (more, less) in enumerate(pairwise(kept)):
         if less >= more:
             both = " and ".join(map(in_percent, sizes[place : place + 2]))
-            raise PlanError(f"{config.sizes_given}: {both} give the same shape of this model; leave one of the two out")
+            raise PlanError(
+                f"{config.sizes_given}: {both} give the same shape of this model; leave {in_percent(sizes[place + 1])} out"
+            )
     return aims
 
 
