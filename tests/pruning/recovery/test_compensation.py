@@ -23,7 +23,7 @@ from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.recovery.stream import token_weights
 from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.surgery import slice_
-from loraprune.training.callback import CalibrationRows
+from loraprune.training.calibration import CalibrationRows
 from tests.fitting import config, prune
 from tests.tiny import choose, logits, relative, tiny_model, tokens, with_lora
 
