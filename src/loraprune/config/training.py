@@ -39,8 +39,8 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     """Model, data, and how to train."""
 
     data: str
-    """training data: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, a hub id, `stdlib` (Python's own modules), or a GLUE
-    task such as glue:sst2 or the folder SST-2 of its archive; rows are texts, chats, or texts with a `label`"""
+    """training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, a hub id, `stdlib` (Python's own modules), or a
+    GLUE task such as glue:sst2 or the folder SST-2 of its archive; rows are texts, chats, or texts with a `label`"""
     output: str
     """folder for the result; it must not exist, unless --overwrite is given"""
     eval: str | None = None
