@@ -23,7 +23,7 @@ from loraprune.evaluation.apart import with_rows_apart
 from loraprune.evaluation.precision import rounding_noise, settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
-from loraprune.groups import EXPERTS, Group
+from loraprune.groups import EXPERTS, Group, layer_of
 from loraprune.models.adapters import linear_paths
 from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
@@ -201,6 +201,10 @@ def check_goal(
     empty = empty_model(described, head=task.head if task else None)
     check_groups(empty, groups)
     check_base(config.quantize, groups, device)
+    if config.is_streamed and (odd := [group.name for group in groups if group.kind in EXPERTS or not layer_of(group)]):
+        raise ConfigError(
+            f"--base streamed: {odd[0]!r} is a stack of experts, or belongs to no single layer; leave it out"
+        )
     check_adapter(config.adapter, empty, groups, quantize=config.quantize)
     if not isinstance(config, PruneConfig):
         return groups, None
