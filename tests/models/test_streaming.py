@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraprune.errors import ConfigError, NumericsError
+from loraprune.families import find_groups
 from loraprune.models.loading import load_with_head
+from loraprune.models.saving import cast_weights_, round_weights_, save_model
 from loraprune.models.streaming import at_hand, is_streamed
 from tests.tiny import logits, tiny_model, tokens
 
@@ -83,6 +86,26 @@ def test_what_is_written_stays_and_the_checkpoint_does_too(tmp_path: Path) -> No
         assert torch.allclose(layer.weight, 15 * tiny_model("llama").model.layers[1].mlp.down_proj.weight)
     assert not torch.allclose(logits(model, IDS), before)
     assert torch.equal(logits(streamed(str(tmp_path)), IDS), before)
+
+
+def test_weights_are_rounded_and_saved_as_those_in_memory(tmp_path: Path) -> None:
+    folder, found = saved(tmp_path / "dense", "llama-tied"), {}
+    for on_disk in (False, True):
+        model, out = load_with_head(folder, None, device=CPU, streamed=on_disk)[0], tmp_path / str(on_disk)
+        groups, config = find_groups(model.config), copy.deepcopy(model.config)
+        round_weights_(model, torch.bfloat16)
+        with at_hand(model.model.layers[0]):
+            rounded = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+        cast_weights_(model, torch.bfloat16)
+        assert bool(held(model)) != on_disk
+        counts = {group.name: group.units for group in groups}
+        save_model(model, out, config=config, groups=groups, counts=counts, dtype=torch.bfloat16, max_shard_size="20KB")
+        found[on_disk] = {name: each for file in out.glob("*.safetensors") for name, each in load_file(file).items()}
+        assert torch.equal(found[on_disk]["model.layers.0.mlp.up_proj.weight"].float(), rounded)
+        assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+        assert len(list(out.glob("*.safetensors"))) > 2
+    assert found[True].keys() == found[False].keys()
+    assert all(torch.equal(found[True][name], tensor) for name, tensor in found[False].items())
 
 
 def test_checkpoints_that_cannot_be_streamed_are_refused(tmp_path: Path) -> None:

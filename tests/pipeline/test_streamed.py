@@ -61,7 +61,7 @@ def test_recovery_and_quality_are_the_same_and_the_folder_is_verified(folders: d
     assert streamed["errors"] == pytest.approx(memory["errors"], rel=1e-3)
     assert streamed["errors"]["refitted"] < streamed["errors"]["removed"]
     for name in ("dense", "pruned"):
-        assert reports["streamed"]["quality"][name] == pytest.approx(reports["memory"]["quality"][name], rel=1e-4)
+        assert reports["streamed"]["perplexity"][name] == pytest.approx(reports["memory"]["perplexity"][name], rel=1e-4)
     verification = reports["streamed"]["verification"]
     assert not verification["failed"]
     assert max(verification["masked_vs_sliced"], verification["sliced_vs_reloaded"]) <= verification["tolerance"]
