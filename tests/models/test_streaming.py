@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from loraprune.errors import ConfigError, NumericsError
 from loraprune.families import find_groups
@@ -24,11 +24,12 @@ IDS = tokens(3)
 
 
 def saved(folder: Path, variant: str = "llama", **options: Any) -> str:
-    tiny_model(variant).save_pretrained(folder, **options)
+    dense: Any = tiny_model(variant)
+    dense.save_pretrained(folder, **options)
     return str(folder)
 
 
-def streamed(folder: str, **options: Any) -> PreTrainedModel:
+def streamed(folder: str, **options: Any) -> Any:
     return load_with_head(folder, None, device=CPU, streamed=True, **options)[0]
 
 
@@ -53,7 +54,8 @@ def test_outputs_are_those_of_the_model_in_memory(variant: str, dtype: torch.dty
 
 
 def test_one_layer_is_there_at_a_time(tmp_path: Path) -> None:
-    model, seen = streamed(saved(tmp_path)), []
+    model = streamed(saved(tmp_path))
+    seen: list[set[str]] = []
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(lambda *_: seen.append(held(model)))
     assert not held(model)
@@ -83,15 +85,18 @@ def test_what_is_written_stays_and_the_checkpoint_does_too(tmp_path: Path) -> No
             with at_hand(layer, write=write):
                 layer.weight.mul_(times)
     with at_hand(layer):
-        assert torch.allclose(layer.weight, 15 * tiny_model("llama").model.layers[1].mlp.down_proj.weight)
+        dense: Any = tiny_model("llama")
+        assert torch.allclose(layer.weight, 15 * dense.model.layers[1].mlp.down_proj.weight)
     assert not torch.allclose(logits(model, IDS), before)
     assert torch.equal(logits(streamed(str(tmp_path)), IDS), before)
 
 
 def test_weights_are_rounded_and_saved_as_those_in_memory(tmp_path: Path) -> None:
-    folder, found = saved(tmp_path / "dense", "llama-tied"), {}
+    folder = saved(tmp_path / "dense", "llama-tied")
+    found: dict[bool, dict[str, torch.Tensor]] = {}
     for on_disk in (False, True):
-        model, out = load_with_head(folder, None, device=CPU, streamed=on_disk)[0], tmp_path / str(on_disk)
+        model: Any = load_with_head(folder, None, device=CPU, streamed=on_disk)[0]
+        out = tmp_path / str(on_disk)
         groups, config = find_groups(model.config), copy.deepcopy(model.config)
         round_weights_(model, torch.bfloat16)
         with at_hand(model.model.layers[0]):

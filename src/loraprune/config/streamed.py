@@ -14,7 +14,7 @@ POSSIBLE: Mapping[str, tuple[object, ...]] = {
     "allocation": ("auto", "uniform", "balanced", "paper", "global"),
     "end_to_end": (None, 0), "local": (0,), "depth": (False,), "layers": (None,), "speedup": (None,), "sparsity": (None,),
     "vocabulary": (None,), "sizes": (None,), "max_drop": (None,), "teacher": ("none",), "adapter": ("lora",), "quantize": ("none",),
-    "shrink": (True,), "compile": (False,), "checkpointing": (False,), "resume": (False,),
+    "trust_remote_code": (False,), "shrink": (True,), "compile": (False,), "checkpointing": (False,), "resume": (False,),
 }  # fmt: skip
 """option -> its values with which one layer at a time is enough"""
 

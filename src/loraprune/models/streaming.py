@@ -256,7 +256,7 @@ def save_streamed(
     plan = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_size)
     with quiet():
         empty.save_pretrained(folder, state_dict={})  # config.json, and the modelling code where there is some
-        if empty.can_generate():
+        if model.generation_config is not None and empty.can_generate():
             save_generation(model.generation_config, folder)
     for file, names in plan.filename_to_tensors.items():
         tensors = {name: state[name].to(dtype).contiguous() for name in names}
