@@ -49,7 +49,7 @@ class Home:
     """blocks of code that need them now"""
 
     def read(self) -> Shaped[Tensor, "..."]:
-        """Return the numbers, in memory of their own if they were changed: they are written where they were read."""
+        """Return the numbers; a copy if they were changed, as they are written where they were read."""
         found = self.source[self.name]
         return found.clone() if self.source is self.spool else found
 
