@@ -179,7 +179,7 @@ def _names(shell: PreTrainedModel, stored: Mapping[str, Tensor], model: str) -> 
     shared: dict[int, list[str]] = {}
     for name, tensor in shell.state_dict(keep_vars=True).items():
         shared.setdefault(id(tensor), []).append(name)
-    found = {}
+    found: dict[str, str] = {}
     for names in shared.values():
         sources = [name for name in names if name in stored]
         if not sources:

@@ -104,7 +104,7 @@ class _Filed:
 
     def append(self, part: Tensor) -> None:
         self.file.seek(self.start + self.written)
-        self.written += self.file.write(part.cpu().contiguous().view(torch.uint8).numpy())
+        self.written += self.file.write(part.cpu().contiguous().view(torch.uint8).numpy().data)
         self.file.flush()
 
     def read(self) -> Tensor:
