@@ -66,7 +66,8 @@ def fit(
         trains=setup.config.steps != 0,
     )
     parts = [callback or guard, watch, bar]
-    keeper = Keeper(workspace, identity, every=setup.config.save, parts=parts, guard=guard)
+    every = 0 if setup.config.is_streamed else setup.config.save  # a checkpoint would hold layers that are on disk
+    keeper = Keeper(workspace, identity, every=every, parts=parts, guard=guard)
     if checkpoint:
         if callback:
             callback.prepare(adapted)
