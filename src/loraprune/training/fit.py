@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,8 +16,9 @@ from transformers import PreTrainedModel
 from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
-from loraprune.models.quantised import Quantisation
+from loraprune.models.quantised import Quantisation, quantised_layers, restore_, stored_parameters
 from loraprune.pruning.verify import check_merging
+from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import first_alone, from_first
 from loraprune.runtime.run_file import write_run
@@ -67,9 +69,9 @@ def fit(
     )
     parts = [callback or guard, watch, bar]
     keeper = Keeper(workspace, identity, every=setup.config.save, parts=parts, guard=guard)
+    if callback and (checkpoint or launch.is_sharded()):
+        callback.prepare(adapted)
     if checkpoint:
-        if callback:
-            callback.prepare(adapted)
         keeper.restore(checkpoint, adapted)
     steps = train(
         adapted, setup.data, config=setup.config, task=setup.task, callbacks=parts, keeper=keeper, teacher=teacher,
@@ -114,15 +116,23 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
     """Return a sharded model that was trained as one that is not, and cut.
 
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
-    spares their traffic. Masks become cuts here: a cut would change the shapes of shards, which FSDP2 fixes when it wraps a module.
+    spares their traffic, and cut before or after, as those of LoRA are cut or were masked. Quantised weights were not sharded and are
+    kept: every cut quantises 4-bit ones anew.
     """
     trained = {name: gather_tensor(tensor.detach()) for name, tensor in changing(sharded)}
+    is_cut = run.pruner is not None and run.pruner.config.shrink
+    quantised = {path: dict(stored_parameters(layer)) for path, layer in quantised_layers(sharded).items() if is_cut}
     run.free()
     run.model, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
     adapted = _attach(setup, run)
+    if run.pruner and is_cut:
+        run.pruner.cut(adapted)
+    with torch.no_grad():
+        for path, weights in quantised.items():
+            restore_(adapted.get_submodule(path), weights)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])
-    if run.pruner:
+    if run.pruner and not is_cut:
         run.pruner.cut(adapted)
     return adapted
 
