@@ -1,8 +1,9 @@
 """Shard a block of a model again whose shapes have changed, while the other blocks stay as they are.
 
 FSDP2 fixes the shapes of parameters when it wraps a module, and `fully_shard` wraps a module once. So the block is replaced by a fresh
-module of its class that has the same children, parameters and attributes; that one is wrapped. What FSDP2 keeps of the former block stays
-alive without its memory. To FSDP2 every new block is a root of its own: its weights are gathered when it is called, and no earlier.
+module of its class that has the same children, parameters and attributes, and the hooks that it had before it was wrapped first; that one
+is wrapped. What FSDP2 keeps of the former block stays alive without its memory. To FSDP2 every new block is a root of its own: its weights
+are gathered when it is called, and no earlier.
 `load_state_dict` does not work for a block that was sharded again, as hooks of FSDP2 that know the old shapes stay on its children (torch
 2.13); here adapters are only loaded before. All processes must do the same in the same order. Knows nothing about pruning.
 """
@@ -64,6 +65,7 @@ class Blocks:
         block = self._model.get_submodule(path)
         assert isinstance(block, FSDPModule)
         block.reshard()
+        mesh = next(each.device_mesh for each in block.parameters() if isinstance(each, DTensor))
         found = [(module, name, parameter) for module in block.modules() for name, parameter in _own(module)]
         kept = {parameter for _, _, parameter in found if not isinstance(parameter, DTensor)}
         shards = [each for each in found if isinstance(each[2], DTensor)]
@@ -75,7 +77,7 @@ class Blocks:
         whole = [getattr(module, name) for module, name, _ in shards]
         fresh = _renewed(self._patterns[path], block)
         self._model.set_submodule(path, fresh)
-        _shard(fresh, mesh=shards[0][2].device_mesh, ignored_params=kept)
+        _shard(fresh, mesh=mesh, ignored_params=kept)
         renewed: dict[Tensor, nn.Parameter] = {}
         for (module, name, shard), gathered in zip(shards, whole, strict=True):
             new = getattr(fresh if module is block else module, name)
