@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from loraprune.runtime import launch
-from loraprune.runtime.sharding import gather_tensor, own_shard, shard_like
+from loraprune.runtime.sharding import gather_tensor, is_shard, own_shard, shard_like
 
 OWN = frozenset(vars(nn.Module()))
 """attributes in which every module keeps its children, parameters, buffers and hooks"""
@@ -67,8 +67,7 @@ class Blocks:
         block.reshard()
         mesh = next(each.device_mesh for each in block.parameters() if isinstance(each, DTensor))
         found = [(module, name, parameter) for module in block.modules() for name, parameter in _own(module)]
-        kept = {parameter for _, _, parameter in found if not isinstance(parameter, DTensor)}
-        shards = [each for each in found if isinstance(each[2], DTensor)]
+        shards = [each for each in found if is_shard(each[2])]
         for module, name, shard in shards:
             gathered = nn.Parameter(gather_tensor(shard.detach()), requires_grad=shard.requires_grad)
             setattr(module, name, gathered)
@@ -77,7 +76,7 @@ class Blocks:
         whole = [getattr(module, name) for module, name, _ in shards]
         fresh = _renewed(self._patterns[path], block)
         self._model.set_submodule(path, fresh)
-        _shard(fresh, mesh=mesh, ignored_params=kept)
+        _shard(fresh, mesh=mesh, ignored_params=set(fresh.parameters()) - set(whole))
         renewed: dict[Tensor, nn.Parameter] = {}
         for (module, name, shard), gathered in zip(shards, whole, strict=True):
             new = getattr(fresh if module is block else module, name)

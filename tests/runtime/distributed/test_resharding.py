@@ -175,16 +175,20 @@ def test_masked_shards_keep_their_bytes_and_lead_to_the_same_plan(alone: Mapping
         assert found["whole"].tolist() == []
 
 
-def test_a_policy_that_gathers_the_whole_model_masks_and_says_so(given: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["NO_WRAP", None])
+def test_a_policy_that_gathers_the_whole_model_masks_and_says_so(
+    policy: str | None, given: Path, tmp_path: Path
+) -> None:
     arguments = [
         "prune", "--model", str(given / "model"), "--data", str(given / "text.txt"), "--output", str(tmp_path / "out"), "--steps", "4",
         "--batch", "2", "--length", "32", "--rank", "4", "--device", "cpu", "--html", "false",
     ]  # fmt: skip
-    ended = run(command(arguments), tmp_path, launcher=FSDP2 | {launch.POLICY: "NO_WRAP"})
+    launcher = {name: value for name, value in FSDP2.items() if name != launch.POLICY}
+    ended = run(command(arguments), tmp_path, launcher=launcher | ({launch.POLICY: policy} if policy else {}))
     assert ended.codes == [0, 0], ended.stderr
-    said = [line for line in ended.stderr[0].splitlines() if "masked" in line]
-    assert len(said) == 1
-    assert "with --fsdp_auto_wrap_policy NO_WRAP shards keep their shapes" in said[0]
+    said = [line for line in ended.stderr[0].splitlines() if "masked during training" in line]
+    assert len(said) == (1 if policy else 0)
+    assert all(f"with --fsdp_auto_wrap_policy {policy} shards keep their shapes" in line for line in said)
 
 
 @pytest.mark.parametrize(
