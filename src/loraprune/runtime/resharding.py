@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from accelerate import FullyShardedDataParallelPlugin
@@ -80,7 +81,7 @@ class Blocks:
         renewed: dict[Tensor, nn.Parameter] = {}
         for (module, name, shard), gathered in zip(shards, whole, strict=True):
             new = getattr(fresh if module is block else module, name)
-            _hand_over(optimizer, gathered, new, lambda value, like=new: shard_like(value, like))
+            _hand_over(optimizer, gathered, new, partial(shard_like, like=new))
             renewed[shard] = new
             own_shard(shard.detach()).untyped_storage().resize_(0)
         for group in optimizer.param_groups if optimizer else ():
@@ -95,7 +96,10 @@ def _shard(block: nn.Module, **options: Any) -> None:
     """Wrap a block as accelerate has wrapped the one before it."""
     plugin = AcceleratorState().fsdp_plugin
     policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
-    fully_shard(block, reshard_after_forward=plugin.reshard_after_forward, mp_policy=policy, **options)
+    sharded = fully_shard(block, reshard_after_forward=plugin.reshard_after_forward, mp_policy=policy, **options)
+    # FSDP2 makes the tensors that it gathers into when it does so first: those of an evaluation, in inference mode, no step could use.
+    sharded.unshard()
+    sharded.reshard()
 
 
 def _hand_over(optimizer: Optimizer | None, old: Tensor, new: nn.Parameter, change: Callable[[Tensor], Tensor]) -> None:
