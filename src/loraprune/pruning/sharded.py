@@ -1,6 +1,7 @@
 """Cut a model that FSDP2 shards: one block at a time is gathered, cut and sharded again.
 
-A removal gathers the blocks twice, as every step of the training does. So it is done at every removal, however close the next one is. Knows nothing about scores or schedules.
+A removal gathers the blocks twice, as every step of the training does. So it is done at every removal, however close the next one is.
+Knows nothing about scores or schedules.
 """
 
 from __future__ import annotations
