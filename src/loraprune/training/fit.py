@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from loraprune.config.training import PruneConfig, as_dict
 from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
-from loraprune.models.quantised import Quantisation, quantised_layers, restore_, stored_parameters
+from loraprune.models.quantised import Quantisation
 from loraprune.pruning.verify import check_merging
 from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
@@ -116,20 +115,16 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
     """Return a sharded model that was trained as one that is not, and cut.
 
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
-    spares their traffic, and cut before or after, as those of LoRA are cut or were masked. Quantised weights were not sharded and are
-    kept: every cut quantises 4-bit ones anew.
+    spares their traffic, and cut at once: before LoRA is copied if it was cut too, else afterwards. 4-bit weights are the same as after
+    several cuts, which quantise the original ones anew each time.
     """
     trained = {name: gather_tensor(tensor.detach()) for name, tensor in changing(sharded)}
     is_cut = run.pruner is not None and run.pruner.config.shrink
-    quantised = {path: dict(stored_parameters(layer)) for path, layer in quantised_layers(sharded).items() if is_cut}
     run.free()
     run.model, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
     adapted = _attach(setup, run)
     if run.pruner and is_cut:
         run.pruner.cut(adapted)
-    with torch.no_grad():
-        for path, weights in quantised.items():
-            restore_(adapted.get_submodule(path), weights)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])
     if run.pruner and not is_cut:
