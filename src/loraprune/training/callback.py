@@ -17,13 +17,17 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
-from loraprune.models.adapters import base_model
+from loraprune.families import find_groups
+from loraprune.models.adapters import base_model, config_of
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.pruning.method import Goal, PruningMethod, make_method
 from loraprune.pruning.schedule import Schedule
+from loraprune.pruning.sharded import why_masked
+from loraprune.pruning.target import Target
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
+from loraprune.runtime.resharding import Blocks
 from loraprune.training.calibration import CalibrationRows
 from loraprune.training.guard import StepGuard, take_scale_out
 from loraprune.training.starts import check_arguments, check_optimizer, check_outputs
@@ -133,14 +137,23 @@ class LoRAPruneCallback(TrainerCallback):
             return None
 
     def prepare(self, model: nn.Module) -> None:
-        """Prepare the pruning of an adapted, dense model; the start of a training does so by itself."""
+        """Prepare the pruning of an adapted, dense model; the start of a training does so by itself, but for one that is to be sharded."""
         config, base = self.config, base_model(model)
         if isinstance(base, PreTrainedModel):
             name_class_(base)
-        if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
-            logger.info("processes: %d; units are masked during training and cut at its end", count())
+        blocks = Blocks(base) if launch.is_sharded() else None
+        if config.shrink and (reason := self._why_masked(base, blocks)):
+            logger.info("processes: %d; units are masked during training and cut at its end: %s", count(), reason)
             config = replace(config, shrink=False)
-        self.pruner = make_method(model, config, self.goal, folder=self.folder)
+        self.pruner = make_method(model, config, self.goal, folder=self.folder, blocks=blocks)
+
+    def _why_masked(self, base: nn.Module, blocks: Blocks | None) -> str | None:
+        """Return why a model cannot be cut while several processes train it; None if it can be."""
+        if blocks:
+            return why_masked(
+                self.goal.groups if isinstance(self.goal, Target) else find_groups(config_of(base)), blocks
+            )
+        return "a Trainer of your own does not wrap a cut model again" if are_joined() and not self.guarded else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, plan and history that a resumed run needs."""
