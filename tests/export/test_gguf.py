@@ -116,7 +116,7 @@ def test_rows_that_fill_no_block_keep_16_bits(
     ]
     assert set(others) == {quantization.upper()}
     assert bool(left) == (quantization != "f16")  # columns of ffn_down are no multiple of 32 here
-    print_export(Export(values))
+    print_export(Export({"output": "out", "bytes": 1} | values))
     assert ("not quantised" in capsys.readouterr().out) == bool(left)
 
 
