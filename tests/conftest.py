@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,16 +29,20 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.load_profile("tests")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads this when it is first imported
+parser.build_parser = functools.cache(
+    parser.build_parser
+)  # a command builds one and ends; tests run hundreds of commands
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _frozen_heap() -> Iterator[None]:
-    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time."""
+def _frozen_heap() -> None:
+    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time.
+
+    They are never thawed, so that only the first module waits until all of them are looked at.
+    """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
