@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,14 @@ def _frozen_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_parser() -> Iterator[None]:
+    """Let the hundreds of command lines of the tests share the parser of each command, which a program makes once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "build_parser", functools.cache(parser.build_parser))
+        yield
 
 
 @pytest.fixture(autouse=True)
