@@ -30,9 +30,6 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.load_profile("tests")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads this when it is first imported
-parser.build_parser = functools.cache(
-    parser.build_parser
-)  # a command builds one and ends; tests run hundreds of commands
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 
