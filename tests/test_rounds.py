@@ -252,7 +252,7 @@ def test_rounds_share_steps_and_target_and_shrink_lora(inputs: Path, tmp_path: P
     aim = preview(config)
     assert aim.target.ratio == 0.6
     for turn in range(3):
-        made.append(rounds.round_config(config, turn, places, before, aim=aim))
+        made.append(rounds.round_config(config, turn, before, places=places, aim=aim))
         now, left = left, round(left * (1 - made[-1].ratio))
         before.append(Removed(made[-1].ratio, made[-1].ratio, now, left, units={"model.layers.0.mlp": {}}))
     assert [removed.prunable_pruned for removed in before] == [800, 600, 400]

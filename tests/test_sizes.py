@@ -262,7 +262,7 @@ def test_all_sizes_together_take_what_one_run_takes(inputs: Path, tmp_path: Path
     before: list[Removed] = []
     made, left = [], 1000
     for turn, aim in enumerate(aims):
-        made.append(sizes.size_config(config, turn, places, before, aim=aim))
+        made.append(sizes.size_config(config, turn, before, places=places, aims=aims))
         now, left = left, round(left * (1 - made[-1].ratio))
         before.append(Removed(made[-1].ratio, made[-1].ratio, now, left, units={}))
         assert left / 1000 == pytest.approx(1 - aim.target.ratio, abs=1e-3)
@@ -274,7 +274,7 @@ def test_all_sizes_together_take_what_one_run_takes(inputs: Path, tmp_path: Path
     assert {(each.rank, each.lr) for each in made} == {(config.rank, config.lr)}
     assert all(
         each.end_to_end is None
-        for each in [sizes.size_config(replace(config, end_to_end=None), 0, places, [], aim=aims[0])]
+        for each in [sizes.size_config(replace(config, end_to_end=None), 0, [], places=places, aims=aims)]
     )
 
 

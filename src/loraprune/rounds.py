@@ -12,8 +12,9 @@ import gc
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,42 @@ def prune_in_rounds(config: PruneConfig, prune: Callable[[PruneConfig], Report])
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
-        first_alone(lambda: store_options(config, folder.parent, begun=False))
+        first_alone(lambda: store_options(config, folder.parent))
         aim = preview(config)
         places = [folder.parent / ROUNDS / str(number) for number in range(1, config.rounds + 1)]
-        reports: list[Report] = []
-        for turn, place in enumerate(places):
-            before = [report.removed for report in reports if report.removed]
-            run_round(
-                round_config(config, turn, places, before, aim=aim), places[turn:], prune, name=f"round {turn + 1}"
-            )
-            first_alone(lambda: store_options(config, folder.parent, begun=True))
-            reports.append(read_report(place))
+        runs = {place: f"round {number}" for number, place in enumerate(places, 1)}
+        reports = run_all(config, runs, partial(round_config, config, aim=aim, places=places), prune)
         return first_alone(lambda: _write_last(config, folder, places, reports, aim))
 
 
-def store_options(config: PruneConfig, workspace: Path, *, begun: bool) -> None:
+def store_options(config: PruneConfig, workspace: Path) -> None:
     """Store the options of the whole run for `loraprune resume`; those of an unfinished run stay until a round has replaced it."""
-    if begun or not has_checkpoints(workspace):
+    if not has_checkpoints(workspace):
         write_run(workspace, config.job, as_dict(config))
+
+
+def run_all(
+    config: PruneConfig,
+    runs: Mapping[Path, str],
+    options: Callable[[int, Sequence[Removed]], RoundConfig],
+    prune: Callable[[PruneConfig], Report],
+) -> list[Report]:
+    """Do runs that continue from each other, and return their reports.
+
+    Args:
+        config: The options of the whole run.
+        runs: Folder and name of each, in order.
+        options: The number of earlier runs, and what they removed -> the options of the next.
+        prune: Does one run.
+    """
+    reports: list[Report] = []
+    places = list(runs)
+    for turn, (place, name) in enumerate(runs.items()):
+        before = [report.removed for report in reports if report.removed]
+        run_round(options(turn, before), places[turn:], prune, name=name)
+        first_alone(lambda: write_run(places[0].parents[1], config.job, as_dict(config)))
+        reports.append(read_report(place))
+    return reports
 
 
 def _write_last(
@@ -122,7 +141,7 @@ def as_one_run(
 
 
 def round_config(
-    config: PruneConfig, turn: int, places: Sequence[Path], before: Sequence[Removed], *, aim: Preview
+    config: PruneConfig, turn: int, before: Sequence[Removed], *, places: Sequence[Path], aim: Preview
 ) -> RoundConfig:
     """Return the options of a round; `before` is what earlier ones removed, `aim` what the whole run is to reach."""
     due, rank = aim.target.ratio * (turn + 1) / config.rounds, max(1, int(config.rank * RANK_FACTOR**turn))

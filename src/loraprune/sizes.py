@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from loraprune.errors import PlanError
 from loraprune.pruning.preview import Preview, preview
 from loraprune.pruning.removed import Removed
 from loraprune.reporting.html.page import write_page
-from loraprune.reporting.report import Report, read_report
+from loraprune.reporting.report import Report
 from loraprune.reporting.sizes import Size, Sizes, advice_on, write_sizes
 from loraprune.reporting.write import write_folder
-from loraprune.rounds import RoundConfig, as_one_run, next_options, run_round, share, store_options
+from loraprune.rounds import RoundConfig, as_one_run, next_options, run_all, share, store_options
 from loraprune.runtime.processes import first_alone, joined
 from loraprune.runtime.workspace import SIZES, new_folder
 
@@ -45,16 +46,11 @@ def prune_to_sizes(config: PruneConfig, prune: Callable[[PruneConfig], Report]) 
         joined("prune", config.device),
         new_folder(Path(config.output), overwrite=config.overwrite, resume=config.resume, costly=True) as folder,
     ):
-        first_alone(lambda: store_options(config, folder.parent, begun=False))
+        first_alone(lambda: store_options(config, folder.parent))
         sizes, aims = config.all_sizes, find_aims(config)
         places = [folder.parent / SIZES / folder_of(size) for size in sizes]
-        reports: list[Report] = []
-        for turn, (size, place) in enumerate(zip(sizes, places, strict=True)):
-            before = [report.removed for report in reports if report.removed]
-            inner = size_config(config, turn, places, before, aim=aims[turn])
-            run_round(inner, places[turn:], prune, name=f"size {in_percent(size)}")
-            first_alone(lambda: store_options(config, folder.parent, begun=True))
-            reports.append(read_report(place))
+        runs = {place: f"size {in_percent(size)}" for size, place in zip(sizes, places, strict=True)}
+        reports = run_all(config, runs, partial(size_config, config, places=places, aims=aims), prune)
         return first_alone(lambda: _write_all(config, folder, places, reports, aims))
 
 
@@ -73,19 +69,22 @@ def find_aims(config: PruneConfig) -> list[Preview]:
     for place, (more, less) in enumerate(pairwise(kept)):
         if less >= more:
             both = " and ".join(map(in_percent, sizes[place : place + 2]))
-            raise PlanError(f"{config.sizes_given}: {both} give the same shape of this model; leave one of the two out")
+            raise PlanError(
+                f"{config.sizes_given}: {both} give the same shape of this model; leave {in_percent(sizes[place + 1])} out"
+            )
     return aims
 
 
 def size_config(
-    config: PruneConfig, turn: int, places: Sequence[Path], before: Sequence[Removed], *, aim: Preview
+    config: PruneConfig, turn: int, before: Sequence[Removed], *, places: Sequence[Path], aims: Sequence[Preview]
 ) -> RoundConfig:
-    """Return the options of the run of one size; `before` is what the larger ones removed, `aim` what this one is to reach."""
+    """Return the options of the run of one size; `before` is what the larger ones removed, `aims` what each is to reach."""
     shared = {
         name: share(total, turn, len(places))
         for name in ("calibration", "end_to_end", "local")
         if (total := getattr(config, name)) is not None
     }
+    aim = aims[turn]
     options = next_options(config, turn, places, before, aim=aim, due=aim.target.ratio)
     shared["calibration"] = max(1, shared["calibration"])
     return RoundConfig(**options | shared | {"html": False}, turn=turn)

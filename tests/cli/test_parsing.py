@@ -132,7 +132,7 @@ def test_wrong_value_is_named_with_what_is_right(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["prune", "--heads", "many"], "--heads many: a whole number or null is needed"),
+        (["prune", "--heads", "many"], "--heads many: a whole number is needed"),
         (["prune", "--lr", "fast"], "--lr fast: a number is needed"),
         (["prune", "--shrink", "perhaps"], "--shrink perhaps: true or false is needed"),
         (["prune", "--power", "3"], "--power 3: one of 1, 2 is needed"),

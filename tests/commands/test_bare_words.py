@@ -65,6 +65,6 @@ def test_messages_write_options_with_dashes(capsys: pytest.CaptureFixture[str]) 
     base = ["prune", "--model", "demo", "--data", "stdlib", "--output", "o"]
     assert cli.main([*base, "--eval_every", "often", "--eval_evry", "3"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "loraprune: error: --eval-every often: a whole number or null is needed",
+        "loraprune: error: --eval-every often: a whole number is needed",
         "loraprune: error: unknown option 'eval-evry' (did you mean 'eval-every'?): see `loraprune prune --help`",
     ]

@@ -98,7 +98,7 @@ def test_null_is_the_one_word_for_nothing(tmp_path: Path, capfd: pytest.CaptureF
     assert (parsed["eval"], parsed["steps"]) == (None, None)
     for word in ("#5", "~"):
         assert cli.main(["prune", "--config", str(tmp_path / "run.yaml"), "--steps", word]) == 2
-        assert f"--steps {word}: a whole number or null is needed" in capfd.readouterr().err
+        assert f"--steps {word}: a whole number is needed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ratio", "seed", "overwrite", "schedule"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from loraprune.data import Row, TokenRows
@@ -43,6 +44,21 @@ def test_a_prompt_begins_where_a_document_does() -> None:
     rows = TokenRows((Row(row, row),), {})
     (prompt,) = draw_prompts(rows, byte_tokenizer())
     assert prompt == [BOS, *range(50, 50 + PROMPT_TOKENS - 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("lf a word. A tree grows here. ", "A tree"),
+        ("lf a word of more ", "a word"),
+        ("nowordhereatall", "nowordhereatall"),
+    ],
+)
+def test_the_prompt_of_a_text_begins_with_a_sentence_or_a_word(text: str, begins: str) -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text + "x" * PROMPT_TOKENS, add_special_tokens=False)["input_ids"]
+    (prompt,) = draw_prompts(TokenRows((Row(ids, ids),), {}), tokenizer)
+    assert decode(tokenizer, prompt).strip().startswith(begins[:PROMPT_TOKENS])
 
 
 def test_the_prompt_of_an_instruction_is_its_whole_prompt() -> None:

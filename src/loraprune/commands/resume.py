@@ -31,7 +31,7 @@ def stored_config(output: str) -> PruneConfig | FinetuneConfig:
     unknown = sorted(stored.keys() - {one.name for one in fields(kind)})
     if unknown:
         raise ConfigError(
-            f"--output {output}: the run was started by another version of loraprune (unknown options: {', '.join(unknown)}); resume it "
+            f"resume {output}: the run was started by another version of loraprune (unknown options: {', '.join(unknown)}); resume it "
             "with that version"
         )
     return kind(**{**stored, "output": output, "resume": True})

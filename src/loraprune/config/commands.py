@@ -101,7 +101,10 @@ class PlanConfig(
         return [
             (self.model != KNOWN, f"{given} --model {KNOWN}: their table has one size; name a model, or give --size"),
             (self.ratio == PlanConfig.ratio, f"--ratio {self.ratio} {given}: give one target only; leave --ratio out"),
-            (not (words := typed(self.other_targets or {})), f"{words} {given}: give one target only"),
+            (
+                not (words := typed(self.other_targets or {})),
+                f"{words} {given}: give one target only; leave the others out",
+            ),
         ]
 
     def idle(self) -> list[str]:

@@ -103,7 +103,7 @@ class TargetOptions(DeploymentOptions):
             ),
             (
                 sum(getattr(self, name) is not None for name in AMOUNTS) + self.has_dimensions <= 1,
-                f"{typed(self.other_targets or {})}: give one target only",
+                f"{typed(self.other_targets or {})}: give one target only; leave the others out",
             ),
         )
 

@@ -230,7 +230,7 @@ class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOption
         given, limit = self.drop_given, {"max_drop": self.max_drop}
         others = self.other_targets or {}
         return failed(
-            (not others, f"{typed({**others, **limit})}: give one target only"),
+            (not others, f"{typed({**others, **limit})}: give one target only; leave the others out"),
             (bool(others) or self.ratio == PruneConfig.ratio, second_target(self.ratio, limit)),
             (
                 self.sparsity is None,
@@ -265,7 +265,7 @@ class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOption
         alone = "leave one of the two out"
         return failed(
             (self.ratio == PruneConfig.ratio, f"--ratio {self.ratio} {given}: give one target only; leave --ratio out"),
-            (not (words := typed(others)), f"{words} {given}: give one target only"),
+            (not (words := typed(others)), f"{words} {given}: give one target only; leave the others out"),
             (self.rounds < 2, f"{given} --rounds {self.rounds}: every size is a round already; {alone}"),
             (self.sparsity is None, f"{given} --sparsity {self.sparsity}: zeros make no model smaller; {alone}"),
             (

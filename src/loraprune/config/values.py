@@ -33,7 +33,6 @@ WORDS = {
     bool: "true or false",
     list: "a list, such as [1, 2]",
     dict: "a mapping, such as {name: value}",
-    types.NoneType: "null",
 }
 """type -> description of a value"""
 
@@ -70,7 +69,7 @@ def wrong_value(hint: Any, value: object) -> str:
     choices = [str(choice) for one in _members(hint) if get_origin(one) is Literal for choice in get_args(one)]
     kinds = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
     plain = [get_origin(one) or one for one in _members(hint)]
-    kinds += sorted((WORDS[one] for one in plain if one in WORDS), key=WORDS[types.NoneType].__eq__)
+    kinds += [WORDS[one] for one in plain if one in WORDS]
     given = f" {value}" if value != "" else ""
     return f"{given}{nearest(str(value), choices)}: {' or '.join(kinds)} is needed"
 

@@ -19,6 +19,8 @@ from loraprune.models.modes import evaluation_mode
 PROMPTS = 3
 PROMPT_TOKENS = 24
 NEW_TOKENS = 48
+WORD_STARTS = ("Ġ", "▁")
+"""how tokens mark the space before a word: byte-level BPE, and SentencePiece"""
 
 
 def draw_prompts(rows: TokenRows, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -37,8 +39,15 @@ def _beginning(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizer
     # A row of a text starts anywhere; better is where a document does, if enough of it follows.
     ends = (tokenizer.eos_token_id, tokenizer.bos_token_id)
     starts = [place + 1 for place, token in enumerate(ids[:-PROMPT_TOKENS]) if token in ends]
-    start = starts[0] if starts else 0
+    start = starts[0] if starts else _first_sentence(tokenizer.convert_ids_to_tokens(ids[:-PROMPT_TOKENS]))
     return ids[start : start + PROMPT_TOKENS]
+
+
+def _first_sentence(tokens: Sequence[str]) -> int:
+    """Return where the first sentence of some tokens begins, else the first word."""
+    words = [place for place, token in enumerate(tokens) if token.startswith(WORD_STARTS)]
+    ended = [place for place in words if place and tokens[place - 1].endswith((".", "!", "?"))]
+    return next(iter([*ended, *words]), 0)
 
 
 def complete(

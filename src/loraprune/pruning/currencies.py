@@ -102,9 +102,9 @@ def linear_ratio(asked: str, wanted: int, whole: int, prunable: int, *, unit: st
     """
     fixed = whole - prunable
     if not fixed < wanted <= whole:
+        bound = f"more than {fixed:,}" if wanted <= fixed else f"at most {whole:,}"
         raise PlanError(
-            f"{asked}: this model has {whole:,} {unit}, of which {fixed:,} ({100 * fixed / whole:.0f} %) are never pruned; choose a size "
-            "between the two"
+            f"{asked}: this model has {whole:,} {unit}, of which {fixed:,} ({100 * fixed / whole:.0f} %) are never pruned; choose {bound}"
         )
     return (whole - wanted) / prunable
 

@@ -20,6 +20,7 @@ from loraprune.reporting.knee import RULE, Advice, Point, advise, unit_of
 from loraprune.reporting.plotting import INK, MissingMatplotlib, lines, new_figure, ring, save, styled
 
 NAME = "sizes.json"
+TABLE = "table.md"
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Sizes:
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the headings of the table."""
-        return ("size", "parameters", "removed", self.metric.replace("_", " "), "change", "verdict")
+        return ("size", "parameters", "removed of prunable", self.metric.replace("_", " "), "change", "verdict")
 
     @property
     def outcome(self) -> str:
@@ -111,7 +112,7 @@ def write_sizes(folder: Path, found: Sizes) -> None:
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
     head = [f"**{found.model}** on {found.data}", "", f"| {' | '.join(found.columns)} |", "|---" + "|--:" * 4 + "|---|"]
     body = [f"| {' | '.join(row)} |" for row in found.rows()]
-    (folder / "table.md").write_text(
+    (folder / TABLE).write_text(
         "\n".join([*head, *body, "", f"Recommended: {found.outcome}.", "", RULE, ""]), encoding="utf-8"
     )
     try:

@@ -46,13 +46,13 @@ def run_problem(output: str) -> str | None:
         read_run(folder)
     except OSError:
         if holds_result(folder):
-            return f"--output {output}: its run has finished, so nothing is left to resume"
+            return f"resume {output}: its run has finished, so nothing is left to resume"
         return (
-            f"--output {output}: no interrupted run found ({_file(folder)} does not exist); check the name, or start the run again with "
+            f"resume {output}: no interrupted run found ({_file(folder)} does not exist); check the name, or start the run again with "
             "`loraprune prune`"
         )
     except ValueError as error:
-        return f"--output {output}: {_file(folder)} is damaged ({error}); give the original command with --resume"
+        return f"resume {output}: {_file(folder)} is damaged ({error}); give the original command with --resume"
     return None
 
 

@@ -12,6 +12,7 @@ from loraprune.config.base import dashed
 from loraprune.export.gguf.architecture import ARCHITECTURES
 from loraprune.reporting.html.page import NAME as PAGE
 from loraprune.reporting.report import NAME, Report
+from loraprune.reporting.sizes import TABLE as SIZES_TABLE
 
 STYLES = {"usable": "bold green", "ruined": "bold red"}
 DEFAULT_STEPS = 200
@@ -23,9 +24,12 @@ def ending(result: Report) -> None:
     folder, verdict = Path(_folder(result)), result.verdict
     console = Console()
     lines = [("result", str(folder)), ("report", str(folder / (PAGE if (folder / PAGE).is_file() else NAME)))]
+    if result.sizes:
+        lines.append(("sizes", str(folder.parent / SIZES_TABLE)))
+    about = f"verdict on {folder.name}%" if result.sizes else "verdict"
     console.print()
     console.print(
-        Text.assemble("verdict  ", (verdict.word, STYLES.get(verdict.word, "bold yellow")), f": {verdict.reason}")
+        Text.assemble(f"{about}  ", (verdict.word, STYLES.get(verdict.word, "bold yellow")), f": {verdict.reason}")
     )
     for name, text in lines:
         console.print(Text(f"{name:8} {text}"), soft_wrap=True)

@@ -12,6 +12,13 @@ from loraprune.reporting.amounts import change, size
 from loraprune.reporting.asked import asked_and_reached
 
 INSTEAD = " (--kinds query,ffn)"
+WORDS = {
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "KV heads",
+    "intermediate_size": "FFN",
+    "num_hidden_layers": "layers",
+}
+"""key of config.json -> its short name, where many shapes stand in one column"""
 
 
 def inspection(result: Description) -> None:
@@ -70,7 +77,7 @@ def dry_run(result: Description) -> None:
     ]  # fmt: skip
     # The total comes first: its parts below it are indented.
     rows += [
-        ("memory of each GPU" if name == "total" else f"  {name}", size(part), size(memory["pruned"].get(name, 0)),
+        (_memory_name(values) if name == "total" else f"  {name}", size(part), size(memory["pruned"].get(name, 0)),
          change(part, memory["pruned"].get(name, 0)) if part else "")
         for name, part in sorted(memory["dense"].items(), key=lambda entry: entry[0] != "total")
     ]  # fmt: skip
@@ -88,6 +95,11 @@ def dry_run(result: Description) -> None:
     show("", ("", "plan"), facts)
 
 
+def _memory_name(values: dict[str, Any]) -> str:
+    """Return what the predicted memory is of."""
+    return "memory of training" if values["gpus"]["count"] == 1 else "memory of each GPU"
+
+
 def planned_sizes(values: dict[str, Any]) -> None:
     """Print the predictions for several sizes of a model, a row for each."""
     dense, memory = values["parameters"]["dense"], values["memory_bytes"]["dense"]["total"]
@@ -96,11 +108,11 @@ def planned_sizes(values: dict[str, Any]) -> None:
         (
             in_percent(one["size"]), f"{one['parameters']['pruned']:,}", f"{100 * one['ratio_reached']:.1f} %",
             size(one["file_bytes"]["pruned"]), size(one["memory_bytes"]["pruned"]["total"]),
-            ", ".join(f"{key} {value}" for key, value in one["shapes"].items()),
+            ", ".join(f"{WORDS.get(key, key)} {value}" for key, value in one["shapes"].items()),
         )
         for one in values["sizes"]
     ]  # fmt: skip
-    columns = ("size", "parameters", "removed", "file", "memory of each GPU", "shapes")
+    columns = ("size", "parameters", "removed of prunable", "file", _memory_name(values), "shape")
     show(f"{values['model']}: {values['family']}", columns, rows)
 
 

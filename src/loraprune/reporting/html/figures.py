@@ -33,7 +33,7 @@ def all_plots(run: Run) -> Iterator[Plot]:
     """Yield every plot that a run has data for; must be called within `plotting.styled`."""
     if speed := run.report.shown.speed:
         yield Plot("size-and-speed", "Size and speed", _speed_words(speed), size_and_speed(speed))
-    if run.report.training.curve:
+    if run.report.training.curve and run.report.training.steps:
         yield Plot("training", *_training_words(run.report), training(run.report))
     if run.report.training.evaluations:
         yield Plot(
