@@ -37,10 +37,15 @@ torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it giv
 def _frozen_heap() -> None:
     """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time.
 
-    They are never thawed, so that only the first module waits until all of them are looked at.
+    They are not thawed between modules, so that only the first module waits until all of them are looked at.
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let libraries free what they check at the end of the process."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

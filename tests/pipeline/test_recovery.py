@@ -23,7 +23,8 @@ from tests.published import by_the_paper
 from tests.samples import save_tiny, write_text
 from tests.tiny import relative
 
-SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu", "ratio": 0.5}
+SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu", "ratio": 0.5,
+                         "html": False}  # fmt: skip
 CRITERIA = sorted(
     (set(criteria.names()) & {path.stem for path in Path(pipeline.__file__).parent.glob("scoring/criteria/*.py")})
     - {"reap"}  # it scores experts
