@@ -133,7 +133,7 @@ def compare(shape: str, case: Mapping[str, Any], *, length: int) -> dict[str, An
         case.get("dtype", torch.float32), quantize=case.get("quantize", "none"),
         checkpointing=case.get("checkpointing", False), cpu=True,
     )  # fmt: skip
-    options = LoRAPruneConfig(criterion=case.get("criterion", "lora"), compensate=False, dropout=0.05)
+    options = LoRAPruneConfig(criterion=case.get("criterion", "lora"), compensate=False, end_to_end=0, dropout=0.05)
     foreseen = predicted(config, setting, options, batch=batch, length=length)
     found = measured(config, setting, options, batch=batch, length=length)
     return {"shape": shape, "measured": found, "predicted": foreseen.total, "ratio": foreseen.total / found,
@@ -150,7 +150,8 @@ def known(*, batch: int, length: int) -> list[dict[str, Any]]:
         setting = Setting(torch.bfloat16, quantize=quantize, checkpointing=True)
         both = footprints(
             empty_model(config, head=task.head), groups, {group.name: group.units // 2 for group in groups},
-            task.probe(config, batch, length), options=LoRAPruneConfig(criterion="lora", compensate=False, dropout=0.05), setting=setting,
+            task.probe(config, batch, length), setting=setting,
+            options=LoRAPruneConfig(criterion="lora", compensate=False, end_to_end=0, dropout=0.05),
         )  # fmt: skip
         dense = both.dense
         needed = {str(gib): gpus_needed(dense.parts, dense.blocks, trained=dense.trained, gib=gib) for gib in GPUS}

@@ -20,6 +20,7 @@ from loraprune.families import find_groups
 from loraprune.models.empty import empty_model
 from loraprune.models.known_shapes import published, published_config
 from loraprune.models.quantised import models
+from loraprune.pruning.recovery.changes import change_bytes
 from loraprune.scoring.scorers import gate
 from loraprune.training.footprint import (
     GPUS,
@@ -86,7 +87,7 @@ def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -
 def predict(variant: str, **values: Any) -> Any:
     config = tiny_config(variant)
     task, groups = find_task(config), find_groups(config)
-    given = {name: values.pop(name) for name in ("criterion", "compensate") if name in values}
+    given = {name: values.pop(name) for name in ("criterion", "compensate", "end_to_end") if name in values}
     options = LoRAPruneConfig(**by_the_paper(**given))
     inputs = task.probe(config, values.pop("batch", 2), 16)
     half = {group.name: max(1, group.units // 2) for group in groups}
@@ -111,6 +112,7 @@ def test_parts_add_up_and_extras_cost_something() -> None:
         ({"criterion": "gate"}, "criterion"),
         ({"teacher": "copy"}, "teacher"),
         ({"compensate": True}, "compensation"),
+        ({"end_to_end": 8}, "reconstruction"),
     ):
         richer = predict("llama", **values).dense
         assert richer.parts[part] > 0
@@ -120,6 +122,20 @@ def test_parts_add_up_and_extras_cost_something() -> None:
         predict("llama", teacher="cache").dense.parts["teacher"]
         < predict("llama", teacher="copy").dense.parts["teacher"]
     )
+
+
+def test_the_changes_of_llama_7b_take_what_the_documents_say() -> None:
+    model = empty_model(published_config("llama-7b"))
+    assert change_bytes(model, find_groups(model.config)) == pytest.approx(3.2e9, rel=0.01)
+
+
+def test_nothing_is_reconstructed_with_fsdp_or_in_few_bits() -> None:
+    parts = PARTS | {"compensation": 5, "reconstruction": 7}
+    shared = on_each_gpu(parts, BLOCKS, trained=8, gpus=2, sharding="fsdp")
+    assert not {"compensation", "reconstruction"} & shared.keys()
+    repeated = on_each_gpu(parts, BLOCKS, trained=8, gpus=2, sharding="ddp")
+    assert {"compensation": 5, "reconstruction": 7}.items() <= repeated.items()
+    assert "reconstruction" not in predict("llama", end_to_end=8, quantize="4bit", dtype=torch.bfloat16).dense.parts
 
 
 def test_accumulated_gradients_are_there_at_the_peak() -> None:

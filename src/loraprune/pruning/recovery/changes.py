@@ -62,6 +62,28 @@ class Change:
         weight += (change.T if is_transposed(self.layer) else change).to(weight.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A frozen weight that can be changed."""
+
+    layer: Any
+    """an nn.Linear or a Conv1D"""
+    out: int
+    in_: int
+    is_losing: bool
+    """whether its outputs are units, which a cut removes"""
+
+    @property
+    def size(self) -> int:
+        """Return the width of the side that loses no units."""
+        return self.in_ if self.is_losing else self.out
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of its change."""
+        return min(RANK, self.size)
+
+
 def can_change(layer: nn.Module) -> bool:
     """Return whether a layer's weight is a matrix of numbers: a quantised one would round most of a small change away."""
     return isinstance(layer, nn.Linear | Conv1D) and kind_of(layer) is None and layer.weight.is_floating_point()
@@ -75,23 +97,37 @@ def start_changes(model: nn.Module, groups: Sequence[Group], *, seed: int) -> di
     factor is about 1. So the weight's own step is alike at every width and rank.
     Source: Yang et al., A Spectral Condition for Feature Learning (arXiv 2310.17813).
     """
+    found = {}
+    for place, (path, site) in enumerate(find_sites(model, groups).items()):
+        rank, size, weight = site.rank, site.size, site.layer.weight
+        generator = torch.Generator().manual_seed(seed + place)
+        drawn = torch.randn(rank, size, generator=generator) / math.sqrt(size)
+        if site.is_losing:
+            a, b = drawn, torch.zeros(site.out, rank)
+        else:
+            a, b = torch.zeros(rank, site.in_), drawn.T.contiguous()
+        a, b = (nn.Parameter(factor.to(weight.device)) for factor in (a, b))
+        found[path] = Change(site.layer, a, b, RATE / math.sqrt(rank * size))
+    return found
+
+
+def find_sites(model: nn.Module, groups: Sequence[Group]) -> dict[str, Site]:
+    """Return path -> site of every projection whose frozen weight can be changed."""
     losing = {span.module for group in groups for span in group.spans if span.side == "out"}
     found = {}
-    for place, path in enumerate(linear_paths(groups)):
+    for path in linear_paths(groups):
         module = find_module(model, path)
         layer: Any = base_layer(module)
         # DoRA divides by the norms of the frozen weight's rows, which adding a change to it would move.
-        if not can_change(layer) or has_magnitudes(module):
-            continue
-        out, in_ = layer.weight.shape[::-1] if is_transposed(layer) else layer.weight.shape
-        size = in_ if path in losing else out
-        rank = min(RANK, size)
-        generator = torch.Generator().manual_seed(seed + place)
-        drawn = torch.randn(rank, size, generator=generator) / math.sqrt(size)
-        a, b = (drawn, torch.zeros(out, rank)) if path in losing else (torch.zeros(rank, in_), drawn.T.contiguous())
-        a, b = (nn.Parameter(factor.to(layer.weight.device)) for factor in (a, b))
-        found[path] = Change(layer, a, b, RATE / math.sqrt(rank * size))
+        if can_change(layer) and not has_magnitudes(module):
+            out, in_ = layer.weight.shape[::-1] if is_transposed(layer) else layer.weight.shape
+            found[path] = Site(layer, out, in_, path in losing)
     return found
+
+
+def change_bytes(model: nn.Module, groups: Sequence[Group]) -> int:
+    """Return the bytes of all changes while they are trained: factors, copies, gradients and two moments, in float32."""
+    return 5 * 4 * sum(site.rank * (site.out + site.in_) for site in find_sites(model, groups).values())
 
 
 def undoing(model: nn.Module, changes: MutableMapping[str, Change]) -> Callable[[], None]:

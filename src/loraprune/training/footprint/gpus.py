@@ -17,6 +17,8 @@ RESERVE = GIB
 """bytes of a card that tensors cannot use: CUDA's context, its libraries' workspaces and the allocator's unused memory"""
 MOST = 1024
 """GPUs that are tried"""
+UNSHARDED = ("compensation", "reconstruction")
+"""parts that there are only where weights are not sharded"""
 SHARDED = ("weights", "lora", "gradients", "optimiser", "teacher")
 """parts of which FSDP gives every GPU its share"""
 
@@ -46,7 +48,9 @@ def on_each_gpu(
         return dict(parts)
     if sharding == "ddp":
         return {**parts, "communication": trained}
-    shared = {name: -(-size // gpus) if name in SHARDED else size for name, size in parts.items()}
+    shared = {
+        name: -(-size // gpus) if name in SHARDED else size for name, size in parts.items() if name not in UNSHARDED
+    }
     shared["weights"] = blocks.undivided + -(-(parts["weights"] - blocks.undivided) // gpus)
     return {**shared, "communication": 2 * blocks.largest + blocks.outside}
 

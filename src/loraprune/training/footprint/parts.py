@@ -23,6 +23,8 @@ from loraprune.groups import Group, consumers, layer_of
 from loraprune.models.adapters import STACKS, attach_lora, base_model, find_module
 from loraprune.models.compat import enable_checkpointing
 from loraprune.models.opening import quiet
+from loraprune.pruning.recovery.changes import change_bytes
+from loraprune.pruning.recovery.end_to_end import TOKENS
 from loraprune.pruning.surgery import slice_
 from loraprune.pruning.target import decide_recovery
 from loraprune.scoring import make_scorer
@@ -41,7 +43,7 @@ class Footprint:
     """The peak memory of one GPU. Each part is its share of that peak."""
 
     parts: Mapping[str, int]
-    """weights, lora, gradients, optimiser, activations, logits, and criterion, teacher and compensation where there are any"""
+    """weights, lora, gradients, optimiser, activations, logits; where there are any: criterion, teacher, compensation, reconstruction"""
     blocks: Blocks
     trained: int
     """bytes of all trained parameters, which are those of their gradients"""
@@ -135,9 +137,13 @@ def _footprint(
     if teacher != "none":
         taught = run(teacher=base_model(model) if teacher == "copy" else "cache")
         parts["teacher"] = max(0, taught.total - step.total) + (weights if teacher == "copy" else 0)
-    if decide_recovery(groups, options).compensate:
-        still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)
+    recovery = decide_recovery(groups, options)
+    still = parts["weights"] + parts["lora"] + parts["optimiser"] + parts.get("teacher", 0)
+    if recovery.compensate:
         parts["compensation"] = max(0, still + refit_bytes(model, groups, options.calibration) - sum(parts.values()))
+    if recovery.end_to_end != 0 and setting.quantize == "none":  # else LoRA's factors are trained, as in a step
+        changes = change_bytes(model, groups) + round(rows_share(inputs) * (parts["activations"] + parts["logits"]))
+        parts["reconstruction"] = max(0, still + changes - sum(parts.values()))
     layers = [base_model(model).get_submodule(path) for path in {layer_of(group) for group in groups} if path]
     whole = undivided_bytes(model, setting)
     inside = [weight_bytes(layer, setting) - undivided_bytes(layer, setting) for layer in layers]
@@ -183,6 +189,12 @@ def weight_bytes(model: nn.Module, setting: Setting) -> int:
     return undivided_bytes(model, setting) + sum(
         each.numel() * each.element_size() for each in (*plain, *model.buffers())
     )
+
+
+def rows_share(inputs: Inputs) -> float:
+    """Return the tokens of a step of end-to-end reconstruction as a fraction of those of a micro-batch."""
+    shape = next(iter(inputs.values())).shape
+    return min(1.0, TOKENS / shape.numel() if len(shape) == 2 else 1 / shape[0])
 
 
 def refit_bytes(model: nn.Module, groups: Sequence[Group], tokens: int) -> int:
