@@ -1,4 +1,5 @@
-"""Peak memory of training steps: scoring against plain LoRA, quantised bases, and the vanilla criterion that keeps all weight gradients.
+"""Peak memory of training steps: scoring against plain LoRA, quantised bases, and the vanilla criterion that keeps all weight gradients;
+and of whole runs: plain LoRA, the recommended recipe, and a run with its layers on disk (`--base streamed`).
 
     python benchmarks/memory.py
 
@@ -23,8 +24,11 @@ from typing import Any
 import torch
 from helpers import common
 from torch import nn
+from training_cost import build as build_run
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from loraprune import pipeline
+from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.families import find_groups
 from loraprune.models.adapters import Projection, attach_lora, linear_paths
 from loraprune.models.loading import load_with_head
@@ -49,6 +53,12 @@ VARIANTS: dict[str, tuple[str, str | None]] = {
     "lora, 4bit": ("4bit", "lora"),
 }
 """how the base is held, and what scores: `vanilla` lets autograd keep the gradient of every projection, as LLM-Pruner does"""
+RUNS: dict[str, dict[str, Any]] = {
+    "plain LoRA": {},
+    "recommended": {"ratio": 0.2},
+    "streamed": {"ratio": 0.2, "steps": 0, "base": "streamed"},
+}
+"""whole runs, with their options"""
 CPU = torch.device("cpu")
 
 
@@ -102,6 +112,40 @@ def measure(folder: str, variant: str, options: argparse.Namespace, answer: Any)
     })  # fmt: skip
 
 
+def measure_run(work: str, name: str, options: argparse.Namespace, answer: Any) -> None:
+    """Send back how much memory a whole run took, from loading to verification; libraries that it imports on its way count too."""
+    torch.set_num_threads(1)
+    give_back_freed_memory()
+    chosen: dict[str, Any] = {
+        "model": f"{work}/model", "data": f"{work}/text.txt", "eval": f"{work}/held_out.txt", "output": f"{work}/out", "overwrite": True,
+        "steps": options.steps, "batch": options.batch, "length": options.length, "rows": 64, "device": "cpu", "dtype": "float32",
+        "html": False, "max_shard_size": "50MB",
+    }  # fmt: skip
+    if name != "plain LoRA":
+        chosen["calibration"] = options.calibration
+    config = (FinetuneConfig if name == "plain LoRA" else PruneConfig)(**(chosen | RUNS[name]))
+    gc.collect()
+    reset_peak_memory(CPU)
+    before = peak_memory_bytes(CPU)
+    pipeline.run(config)
+    answer.put({"libraries_bytes": before, "run_bytes": peak_memory_bytes(CPU) - before})
+
+
+def measure_runs(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the peak of every whole run, the median of several rounds, and its share of plain LoRA's."""
+    in_process(
+        lambda work, answer: answer.put(build_run(Path(work), folder / "text.txt", SHAPE)), str(folder / "model")
+    )
+    taken: dict[str, list[float]] = {name: [] for name in RUNS}
+    for _ in range(options.rounds):
+        for name, found in taken.items():
+            found.append(in_process(measure_run, str(folder), name, options)["run_bytes"])
+    peaks = {name: statistics.median(found) for name, found in taken.items()}
+    for name, peak in peaks.items():
+        print(f"whole run, {name}: {peak / 2**20:.0f} MiB", flush=True)
+    return {"bytes": peaks, "against": {name: peak / peaks["plain LoRA"] for name, peak in peaks.items()}}
+
+
 def in_process(target: Any, *arguments: Any) -> Any:
     """Call a function in a forked process and return what it puts into its last argument, a queue."""
     context = multiprocessing.get_context("fork")
@@ -153,6 +197,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--calibration", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -167,12 +212,14 @@ def main() -> None:
         }
         for name, run in runs.items():
             print(f"{name}: {run['training_bytes'] / 2**20:.0f} MiB", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = measure_runs(Path(folder), options)
     against = {
         name: {other: run["training_bytes"] / runs[other]["training_bytes"] for other in ("plain LoRA", "vanilla")}
         for name, run in runs.items()
     }
     common.write("memory", {
-        "shape": SHAPE, **model, "options": vars(options), "runs": runs, "against": against,
+        "shape": SHAPE, **model, "options": vars(options), "runs": runs, "against": against, "whole_runs": whole,
         "weights_a_second": in_process(throughput, options.repeats),
     })  # fmt: skip
 

@@ -35,14 +35,14 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def build(folder: Path, text: Path) -> None:
-    """Write a random model of the benchmark's shape, its tokenizer, and a text."""
+def build(folder: Path, text: Path, shape: dict[str, int] = SHAPE) -> None:
+    """Write a random model of a shape, by default the benchmark's, its tokenizer, and a text."""
     texts = stdlib_texts(held_out=False)[:80]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=SHAPE["vocab_size"], special_tokens=["</s>"]))
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=shape["vocab_size"], special_tokens=["</s>"]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(**SHAPE, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)).save_pretrained(
+    LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)).save_pretrained(
         folder
     )
     text.write_text("\n".join(texts), encoding="utf-8")

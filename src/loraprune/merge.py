@@ -25,7 +25,6 @@ from loraprune.evaluation.tasks import probe_of
 from loraprune.families.depth import numbered_as_before
 from loraprune.groups import Group, Side
 from loraprune.models.adapters import merge_lora
-from loraprune.models.loading import load_with_head
 from loraprune.models.opening import resolve
 from loraprune.models.quantised import dequantise_
 from loraprune.models.saving import cast_weights_, round_weights_, save_model
@@ -115,8 +114,8 @@ def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: S
 
     No two models are in memory at any time: the dense one is filled from the files, tensor by tensor.
     """
-    dtype, head, plan, checks = merged.dtype, setup.task.head, merged.plan, merged.checks
-    saved, _ = load_with_head(str(folder), head, device=setup.device, dtype=dtype)
+    dtype, plan, checks = merged.dtype, merged.plan, merged.checks
+    saved = setup.load_saved(folder, dtype)
     probe = probe_of(saved)
     reloaded = logits_of(saved, probe)
     with tempfile.TemporaryDirectory(dir=folder.parent) as spare:
@@ -141,4 +140,4 @@ def verify(setup: RunSetup, run: RunModel, merged: Merged, folder: Path, show: S
     gc.collect()
     checks.masked_vs_sliced = checks.compare("masked and sliced model", masked, merged.logits)
     checks.sliced_vs_reloaded = checks.compare("sliced and reloaded model", merged.logits, reloaded)
-    run.model, _ = load_with_head(str(folder), head, device=setup.device, dtype=run.dense.dtype)
+    run.model = setup.load_saved(folder, run.dense.dtype)

@@ -77,7 +77,10 @@ def run(config: PruneConfig | FinetuneConfig) -> Report:
                 "trained with" if config.steps != 0 else "scored on", len(setup.data.training),
             )  # fmt: skip
             task = with_bits_per_byte(setup.task, setup.data) if setup.tokens else setup.task
-            show = Showcase(task, setup.data, config.batch, wanted=config.html and launch.is_first())
+            wanted = (
+                config.html and launch.is_first() and not config.is_streamed
+            )  # every new token would read the model
+            show = Showcase(task, setup.data, config.batch, wanted=wanted)
             show.evaluate("dense", held.model)
         show.write("dense", held.model)
         if setup.tokens:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from loraprune import cli
+from loraprune.commands.parser import parse
 from loraprune.commands.tables.ending import next_steps
 from loraprune.commands.tables.results import report as print_report
 from loraprune.config.training import FinetuneConfig, PruneConfig, as_dict
@@ -126,3 +127,17 @@ def test_figures_of_an_untrained_head_are_named_as_such(capsys: pytest.CaptureFi
     shown = " ".join(capsys.readouterr().out.split())
     assert "verdict not comparable: perplexity 5 after 10 with an untrained head" in shown
     assert "loraprune finetune --model demo" in shown
+
+
+def test_the_dense_model_is_tuned_with_the_options_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small").mkdir()
+    own = {"batch": 2, "length": 64, "lr": 1e-3, "checkpointing": True, "data": ["a b.txt", "c.txt"]}
+    config = PruneConfig(model="demo", output="small", ratio=0.3, steps=100, **own)
+    Path("small/run.yaml").write_text(yaml.safe_dump(as_dict(config)))
+    (command,) = (command for _, command in next_steps(finished(0.5, **NEW_HEAD)) if "finetune" in command)
+    _, options = parse(shlex.split(command)[1:])
+    assert {name: getattr(options, name) for name in own if name != "data"} == {
+        n: v for n, v in own.items() if n != "data"
+    }
+    assert "ratio" not in command

@@ -17,6 +17,8 @@ from loraprune.config.values import Fraction, WrongValueError, parse_bytes, read
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
 from loraprune.functions.arguments import make_options
+from loraprune.plan import Plan
+from loraprune.pruning.removed import units_removed
 from loraprune.pruning.target import find_target, report_kinds
 from loraprune.runtime.workspace import new_folder
 from tests.samples import tiny_llama
@@ -137,3 +139,21 @@ def test_a_size_is_a_share_of_all_parameters() -> None:
     assert removed == pytest.approx(0.1 * total, abs=1)
     same = find_target(model, LoRAPruneConfig(parameters=str(round(0.9 * total)), kinds="ffn", round=1))
     assert same.counts == target.counts != find_target(model, LoRAPruneConfig(size=0.8, kinds="ffn", round=1)).counts
+
+
+def test_a_shape_far_from_the_ratio_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_llama()
+    for ratio, warns in ((0.5, True), (0.0, False)):  # nothing is removed
+        config = LoRAPruneConfig(ratio=ratio)
+        target = find_target(model, config)
+        plan = Plan.full(target.groups)
+        budget = target.space.budget
+        units_removed(config, budget, budget.prunable, target.groups, plan, [], {}, None)
+        assert (f"--ratio {ratio:g}: only 0.0000 is reached" in caplog.text) == warns
+        caplog.clear()
+
+
+def test_numbers_may_be_text_in_python_as_on_the_command_line() -> None:
+    assert LoRAPruneConfig(ratio="20%", rank="4").ratio == 0.2  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"--ratio many: a fraction or a percentage, such as 0\.2 or 20% is needed"):
+        LoRAPruneConfig(ratio="many")  # type: ignore[arg-type]

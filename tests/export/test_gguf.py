@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from loraprune.commands.tables.results import export as print_export
 from loraprune.errors import NumericsError, VerificationError
 from loraprune.export.gguf.architecture import ARCHITECTURES, rope_factors
 from loraprune.export.gguf.llamacpp import LlamaCpp, llamacpp_version
 from loraprune.export.gguf.tensors import Layout
+from loraprune.export.run import Export
 from loraprune.models.loading import from_pretrained
 from loraprune.models.opening import load_tokenizer
 from tests.export.cases import exported, save_pruned_tiny
@@ -97,7 +99,9 @@ def test_llama_cpp_writes_the_same_tokens(layerwise: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("quantization", ["f16", "q8_0", "q4_0"])
-def test_rows_that_fill_no_block_keep_16_bits(quantization: str, layerwise: Path, tmp_path: Path) -> None:
+def test_rows_that_fill_no_block_keep_16_bits(
+    quantization: str, layerwise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = exported(layerwise, tmp_path / "out", "gguf", quantization=quantization)
     assert values["verification"]["largest_rounding"] > 0
     types = {
@@ -112,6 +116,8 @@ def test_rows_that_fill_no_block_keep_16_bits(quantization: str, layerwise: Path
     ]
     assert set(others) == {quantization.upper()}
     assert bool(left) == (quantization != "f16")  # columns of ffn_down are no multiple of 32 here
+    print_export(Export(values))
+    assert ("not quantised" in capsys.readouterr().out) == bool(left)
 
 
 def test_rows_in_the_wrong_order_are_seen(uniform: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

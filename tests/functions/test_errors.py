@@ -24,7 +24,7 @@ TEXTS = sentences(30)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ratio": 1.5}, "ratio=1.5: a fraction in [0, 1) is needed, such as 0.5"),
+        ({"ratio": 1.5}, "ratio=1.5: a fraction in [0, 1) is needed, such as 0.5 or 50%"),
         ({"ratio": "a lot"}, "ratio='a lot': a fraction or a percentage, such as 0.2 or 20% is needed"),
         ({"ratoi": 0.5}, "unknown argument 'ratoi' (did you mean 'ratio'?)"),
         ({"heads": 2, "heads_ratio": 0.5, "ratio": 0.5}, "heads=2 heads_ratio=0.5: give one of the two"),

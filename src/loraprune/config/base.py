@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.util import find_spec
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
+from loraprune.config.values import WrongValueError, has_choices, read_value, takes_text
 from loraprune.errors import SECRET, ConfigError, nearest
 from loraprune.runtime.hub import at_home, is_gguf, parts
 
@@ -41,7 +43,21 @@ class Options:
     def __post_init__(self) -> None:
         for name, value in expanded({one.name: getattr(self, one.name) for one in fields(self)}).items():
             object.__setattr__(self, name, value)
+        self._read_numbers()
         raise_all(self.problems())
+
+    def _read_numbers(self) -> None:
+        """Convert numbers that are given as text in Python, such as "20%".
+
+        Raises:
+            ConfigError: for one that is none.
+        """
+        for name, hint in _numbers(type(self)).items():
+            if isinstance(value := getattr(self, name), str):
+                try:
+                    object.__setattr__(self, name, read_value(hint, value))
+                except WrongValueError as error:
+                    raise ConfigError(f"--{dashed(name)}{error}") from None
 
     def inputs(self) -> dict[str, str | None]:
         """Return the values of the options that may name a file to read."""
@@ -205,6 +221,17 @@ class QuantizeOptions(Options):
         """Return one sentence for every option that is wrong."""
         absent = missing_quantiser(self.quantize) if self.needs_library else None
         return [*super().problems(), *failed((absent is None, f"--quantize {self.quantize}: {absent}"))]
+
+
+@cache
+def _numbers(kind: type[Options]) -> dict[str, Any]:
+    """Return option -> type of the options whose value is no text."""
+    hints = get_type_hints(kind)
+    return {
+        one.name: hints[one.name]
+        for one in fields(kind)
+        if not (takes_text(hints[one.name]) or has_choices(hints[one.name]))
+    }
 
 
 def expanded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "speed": ("batches", "tokens", "repeats", "unmerged", "formats"),
     "format": ("format", "quantization", "tensor_parallel", "max_shard_size"),
     "interruption": ("save", "resume"),
-    "device and memory": ("device", "dtype", "quantize", "checkpointing", "compile", "gpus", "sharding"),
+    "device and memory": ("device", "dtype", "quantize", "base", "checkpointing", "compile", "gpus", "sharding"),
     "comparison": ("grid", "runs", "baselines", "reference", "jobs", "keep"),
 }  # fmt: skip
 """title -> names of the options below it, over all commands"""

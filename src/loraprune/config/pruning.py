@@ -106,8 +106,8 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     warmup: Fraction | None = None
     """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
     cooldown: Fraction | None = None
-    """fraction of the steps after the last removal; by default half of those after the warm-up for oneshot, and 0.1 for
-    other schedules"""
+    """fraction of the steps after the last removal; by default 0.1, and for oneshot half of those after the warm-up, or 0.9 if the first
+    tenth of at least 20 steps lowers the dense model's loss by less than 0.1"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
@@ -174,6 +174,11 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
         # A single removal: before it the dense model adapts to the data, which it does better than a pruned one (docs/log.md).
         cooldown = 0.5 * (1 - warmup) if once else 0.1
         return warmup, cooldown if self.cooldown is None else self.cooldown
+
+    @property
+    def may_remove_early(self) -> bool:
+        """Return whether the first steps decide when all units are removed at once; the user has given no step."""
+        return self.chosen_schedule == "oneshot" and self.cooldown is None and not self.warmup
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""

@@ -72,7 +72,7 @@ class TargetOptions(DeploymentOptions):
     def _wrong_targets(self) -> list[str]:
         """Return one sentence for every option whose own value is wrong."""
         return failed(
-            (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5"),
+            (0 <= self.ratio < 1, f"--ratio {self.ratio}: a fraction in [0, 1) is needed, such as 0.5 or 50%"),
             (
                 self.size is None or 0 < self.size <= 1,
                 f"--size {self.size}: a fraction above 0 and at most 1 is needed, such as 80%",

@@ -26,6 +26,7 @@ from loraprune.config.columns import ColumnOptions
 from loraprune.config.drop import SearchOptions
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.sizes import SizesOptions
+from loraprune.config.streamed import BaseOptions, streaming_problems
 from loraprune.config.target import second_target, typed
 from loraprune.config.vocabulary import VocabularyOptions
 from loraprune.runtime.output import output_problem
@@ -39,8 +40,8 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     """Model, data, and how to train."""
 
     data: str
-    """training data: a .txt, .jsonl, .json, .csv or .parquet file, a folder of them, a hub id, `stdlib` (Python's own modules), or a GLUE
-    task such as glue:sst2 or the folder SST-2 of its archive; rows are texts, chats, or texts with a `label`"""
+    """training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of them, a hub id, `stdlib` (Python's own modules), or a
+    GLUE task such as glue:sst2 or the folder SST-2 of its archive; rows are texts, chats, or texts with a `label`"""
     output: str
     """folder for the result; it must not exist, unless --overwrite is given"""
     eval: str | None = None
@@ -79,6 +80,11 @@ class TrainConfig(ModelOptions, ColumnOptions, MachineOptions, QuantizeOptions, 
     least_steps: ClassVar[int] = 1
     held_out_apart: ClassVar[bool] = False
     """whether a half of the held-out rows chooses between runs, so that figures are measured on the other half"""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Return whether layers are read from disk when they are at work."""
+        return False
 
     def problems(self) -> list[str]:
         """Return one sentence for every option that is wrong."""
@@ -136,7 +142,7 @@ class FinetuneConfig(AdapterOptions, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOptions, TrainConfig):
+class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOptions, BaseOptions, TrainConfig):
     """Prune a model while fine-tuning it with LoRA; merge, verify and save it."""
 
     job: ClassVar[str] = "prune"
@@ -172,6 +178,8 @@ class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOption
             ),
         ]
         several = [*self._round_problems(), *self._search_problems(), *self._size_problems()]
+        if self.is_streamed:
+            several += streaming_problems(as_dict(self))
         return [*super().problems(), *failed(*checks), *several]
 
     def _round_problems(self) -> list[str]:
@@ -290,9 +298,16 @@ class PruneConfig(LoRAPruneConfig, SizesOptions, SearchOptions, VocabularyOption
         )
 
     def pruning(self) -> LoRAPruneConfig:
-        """Return the options of the callback. Without training there is no cooldown, so that the whole pass is used for scoring."""
+        """Return the options of the callback. Without training there is no cooldown, so that the whole pass is used for scoring.
+
+        What needs the whole model is left out if its layers are on disk.
+        """
         options = {f.name: getattr(self, f.name) for f in fields(LoRAPruneConfig)}
-        return LoRAPruneConfig(**options | ({"cooldown": 0.0} if self.steps == 0 else {}))
+        if self.steps == 0:
+            options["cooldown"] = 0.0
+        if self.is_streamed:
+            options |= {"end_to_end": 0, "allocation": "uniform" if self.allocation == "auto" else self.allocation}
+        return LoRAPruneConfig(**options)
 
 
 def as_dict(config: TrainConfig | LoRAPruneConfig) -> dict[str, Any]:

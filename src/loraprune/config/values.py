@@ -108,6 +108,11 @@ def takes_text(hint: Any) -> bool:
     return str in _members(hint)
 
 
+def has_choices(hint: Any) -> bool:
+    """Return whether an option of type `hint` accepts some words."""
+    return any(get_origin(one) is Literal for one in _members(hint))
+
+
 def _members(hint: Any) -> Iterator[Any]:
     """Yield the types that a union allows, or the type itself."""
     if get_origin(hint) in (Union, types.UnionType):

@@ -21,6 +21,7 @@ from loraprune.data import draw_rows
 from loraprune.evaluation.tasks import Inputs, Prepared, Task
 from loraprune.models.adapters import dequantise_adapted_
 from loraprune.models.quantised import quantised_layers
+from loraprune.models.streaming import is_streamed
 from loraprune.runtime.memory import free_memory_bytes
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
@@ -78,7 +79,9 @@ def rounding_noise(model: PreTrainedModel, inputs: Inputs) -> float | None:
 
 
 def has_room_for(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Return whether memory has room for the weights of a model in a wider precision."""
+    """Return whether memory has room for the weights of a model in a wider precision; never for one whose layers are on disk."""
+    if is_streamed(model):
+        return False
     device = next(model.parameters()).device
     if device.type == "mps" and dtype == torch.float64:
         return False  # it has no such numbers

@@ -73,6 +73,15 @@ def fill_empty_(empty: PreTrainedModel, tensors: Mapping[str, Shaped[Tensor, "..
     empty.tie_weights()
 
 
+def described_model(config: PreTrainedConfig, *, dtype: torch.dtype, head: str | None) -> PreTrainedModel:
+    """Return the model of a configuration, which gets the `dtype`, without weights, to be saved."""
+    config.dtype = dtype
+    empty = empty_model(config, head=head)
+    if type(empty).__module__.partition(".")[0] == "transformers":
+        forget_code_(empty.config)
+    return empty
+
+
 def save_tensors(
     config: PreTrainedConfig,
     tensors: Mapping[str, Shaped[Tensor, "..."]],
@@ -87,10 +96,7 @@ def save_tensors(
 
     Tensors of another dtype are copied, all at once.
     """
-    config.dtype = dtype
-    empty = empty_model(config, head=head)
-    if type(empty).__module__.partition(".")[0] == "transformers":
-        forget_code_(empty.config)
+    empty = described_model(config, dtype=dtype, head=head)
     fill_empty_(empty, {name: tensor.to(dtype) for name, tensor in tensors.items()})
     with quiet():
         empty.save_pretrained(folder, max_shard_size=max_shard_size)

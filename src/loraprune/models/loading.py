@@ -29,6 +29,7 @@ from loraprune.models.embeddings import is_untied, untie_config_
 from loraprune.models.folder import check_weights
 from loraprune.models.opening import HUB_OPTIONS, clear_errors, load_config, opened, quiet, read_config
 from loraprune.models.quantised import Quantisation, forget_quantiser, loading_options, prepare_, stored_parameters
+from loraprune.models.streaming import load_streamed
 from loraprune.runtime.hub import at_home, parts
 
 ADAPTERS = re.compile(r"\blora_|\bmodules_to_save\b|\bbase_layer\b|\boriginal_module\b|\blora_magnitude_vector\b")
@@ -152,12 +153,13 @@ def load_with_head(
     new: Callable[[str], bool] | None = None,
     seed: int = 0,
     quantisation: Quantisation | None = None,
+    streamed: bool = False,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a model with the head of an Auto class, None for its own; parameters that `new` names may be missing.
 
     They are then initialised from the seed. `original` is its configuration if already read, `values` are keys of it to set,
     such as num_labels. With a `quantisation` weights are quantised one by one as they are read: the whole model is never in memory
-    in 16 bits.
+    in 16 bits. `streamed` leaves the layers on disk.
 
     Returns:
         The model, and the paths of the initialised modules.
@@ -169,6 +171,10 @@ def load_with_head(
     config = copy.deepcopy(original) if original else load_config(model, trust_remote_code=trust_remote_code)
     named = dict(config.id2label or {})
     config.update(dict(values or {}))
+    if streamed:
+        left_on_disk, unread = load_streamed(model, head, config, device=device, dtype=dtype)
+        check_unread(model, left_on_disk, unread)
+        return left_on_disk, ()
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "config": config}
     quantising = None
     if quantisation:

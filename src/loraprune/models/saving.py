@@ -5,7 +5,7 @@ Knows nothing about scores or training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from loraprune.models.empty import MAX_SHARD_SIZE, save_tensors
 from loraprune.models.layerwise.register import stock_of
 from loraprune.models.layerwise.save import layerwise_for
 from loraprune.models.opening import quiet
+from loraprune.models.streaming import at_hand, is_streamed, save_streamed
 
 
 def config_sizes(groups: Sequence[Group], counts: Mapping[str, int]) -> dict[str, int | float] | None:
@@ -160,12 +161,22 @@ def save_model(
     Raises:
         UnsupportedModelError: if widths need modelling code and the dense model is no model of transformers.
     """
-    config, tensors = config_as_tied(config, model), model.state_dict()
+    config = config_as_tied(config, model)
     own = stock_for(config, groups, counts)
-    if own is not None:
-        tensors = renumbered(tensors, counts)
+    described = own or layerwise_for(model, config, groups, counts)
+    if is_streamed(model):
+        save_streamed(
+            model,
+            described,
+            folder,
+            dtype=dtype or model.dtype,
+            head=find_head(model.config),
+            max_shard_size=max_shard_size,
+        )
+        return
+    tensors = renumbered(model.state_dict(), counts) if own else model.state_dict()
     save_tensors(
-        own or layerwise_for(model, config, groups, counts), tensors, folder, dtype=dtype or model.dtype,
+        described, tensors, folder, dtype=dtype or model.dtype,
         generation=getattr(model, "generation_config", None), head=find_head(model.config), max_shard_size=max_shard_size,
     )  # fmt: skip
 
@@ -173,12 +184,21 @@ def save_model(
 @torch.no_grad()
 def round_weights_(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every weight the value that it will have when saved in `dtype`; the precision of computation stays."""
-    for parameter in model.parameters():
+    for parameter in _others(model, dtype):
         parameter.copy_(parameter.to(dtype))
 
 
 @torch.no_grad()
 def cast_weights_(model: nn.Module, dtype: torch.dtype) -> None:
     """Give a model the precision of its file, one weight after the other, so that saving it needs no second copy."""
-    for parameter in model.parameters():
+    for parameter in _others(model, dtype):
         parameter.data = parameter.data.to(dtype)
+
+
+def _others(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Parameter]:
+    """Yield the parameters in another precision, each at hand until the next one."""
+    for module in model.modules():
+        others = [parameter for parameter in module.parameters(recurse=False) if parameter.dtype != dtype]
+        if others:
+            with at_hand(module, write=True, deep=False):
+                yield from others

@@ -27,6 +27,7 @@ from loraprune.pruning.removed import Removed
 from loraprune.pruning.sparsity.sparsifier import Sparsifier, check_sparsity
 from loraprune.pruning.surgery import check_groups
 from loraprune.pruning.target import Target, find_target
+from loraprune.runtime.resharding import Blocks
 
 Goal: TypeAlias = Target | Pattern
 """the target of a method: the remaining units, or a pattern of zeros"""
@@ -83,7 +84,7 @@ class PruningMethod(Protocol):
         """End scoring; remove what was only masked during training."""
 
     def cut(self, model: nn.Module) -> None:
-        """Remove from `model` what was masked while its weights were sharded."""
+        """Remove from `model`, which is dense, what was masked or cut while its weights were sharded."""
 
     def release(self) -> None:
         """Drop the reference to the model."""
@@ -122,9 +123,19 @@ def find_goal(
 
 
 def make_method(
-    model: nn.Module, config: LoRAPruneConfig, goal: Goal | None = None, *, folder: Path | None = None
+    model: nn.Module,
+    config: LoRAPruneConfig,
+    goal: Goal | None = None,
+    *,
+    folder: Path | None = None,
+    blocks: Blocks | None = None,
 ) -> PruningMethod:
-    """Return the method for an adapted model; without a `goal` it is computed here. Trained blocks are stored in `folder`."""
+    """Return the method for an adapted model; without a `goal` it is computed here.
+
+    Trained blocks are stored in `folder`; `blocks` are those of a model that will be sharded and cut.
+    """
     check_groups(model, find_groups(config_of(model)))
     goal = goal or find_goal(model, config)
-    return Pruner(model, config, goal, folder=folder) if isinstance(goal, Target) else Sparsifier(model, config, goal)
+    if isinstance(goal, Target):
+        return Pruner(model, config, goal, folder=folder, blocks=blocks)
+    return Sparsifier(model, config, goal)

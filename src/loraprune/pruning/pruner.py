@@ -37,12 +37,14 @@ from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.removed import Removed, units_removed
 from loraprune.pruning.shapes import View, search
+from loraprune.pruning.sharded import slice_sharded_
 from loraprune.pruning.split import Trial, measured_counts
 from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
 from loraprune.pruning.target import Target, decide_recovery, find_target, goal_counts, report_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, together
+from loraprune.runtime.resharding import Blocks
 from loraprune.runtime.sharding import is_sharded
 from loraprune.scoring import make_scorer
 from loraprune.scoring.average import RunningScores, read_scores
@@ -59,9 +61,15 @@ class Pruner:
     """Owns the scores, the plan and the removal of units of one adapted model."""
 
     def __init__(
-        self, model: nn.Module, config: LoRAPruneConfig, target: Target | None = None, *, folder: Path | None = None
+        self,
+        model: nn.Module,
+        config: LoRAPruneConfig,
+        target: Target | None = None,
+        *,
+        folder: Path | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.blocks = model, blocks
         self.dense_config = copy.deepcopy(config_of(model))
         self.target = target or find_target(model, config)
         self.groups, self.space = self.target.groups, self.target.space
@@ -281,9 +289,7 @@ class Pruner:
             self.masks.set(plan.kept)
             self._left = None
         else:
-            self.present = slice_(self.model, self.present, positions, optimizer=optimizer)
-            if are_joined() and optimizer is not None:
-                renew_trained_(self.model, optimizer)
+            self.present = self._slice(positions, optimizer)
             if self.plan.is_full and not is_sharded(self.model):
                 check_merging(self.model, self.present)
             if is_due:
@@ -298,6 +304,15 @@ class Pruner:
                 share_(self.model, self._changed_layers().values())
             self.recoveries.append(recovery)
         self.plan = plan
+
+    def _slice(self, positions: Mapping[str, Units], optimizer: torch.optim.Optimizer | None) -> tuple[Group, ...]:
+        """Cut the model that trains, and return its groups."""
+        if self.blocks and is_sharded(self.model):
+            return slice_sharded_(self.model, self.present, positions, blocks=self.blocks, optimizer=optimizer)
+        present = slice_(self.model, self.present, positions, optimizer=optimizer)
+        if are_joined() and optimizer is not None:
+            renew_trained_(self.model, optimizer)
+        return present
 
     def _prepare_recovery(
         self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Units]
@@ -354,9 +369,9 @@ class Pruner:
                 self.cut(self.model)
 
     def cut(self, model: nn.Module) -> None:
-        """Cut a model that was masked during training."""
-        self.model = model
-        self.present = slice_(model, self.present, self.plan.kept)
+        """Cut a dense model like the one that was trained."""
+        self.model, self.blocks = model, None
+        self.present = slice_(model, self.groups, self.plan.kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, besides the adapters: plan, scores, and the frozen weights that removal changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
@@ -9,6 +10,11 @@ from typing import Any, NotRequired, TypedDict
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.groups import Group
 from loraprune.plan import Budget, Plan
+
+SHORT = 0.2
+"""fraction of --ratio by which a shape may fall short without a warning"""
+
+logger = logging.getLogger(__name__)
 
 
 class Units(TypedDict):
@@ -68,8 +74,14 @@ def units_removed(
     """
     counts = {name: len(kept) for name, kept in plan.kept.items()}
     left = prunable - (budget.prunable - budget.kept(counts))
+    ratio = 1 - left / prunable
+    if config.has_ratio and config.ratio - ratio > SHORT * config.ratio:
+        logger.warning(
+            "--ratio %g: only %.4f is reached, because units of this model go in large steps; a smaller --round than %d, or other "
+            "--kinds, may come closer", config.ratio, ratio, config.round,
+        )  # fmt: skip
     return Removed(
-        ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=1 - left / prunable, prunable_dense=prunable,
+        ratio_requested=config.ratio if config.has_ratio else None, ratio_reached=ratio, prunable_dense=prunable,
         prunable_pruned=left, target=config.other_targets, reached=reached,
         units={
             group.name: {"kind": group.kind, "dense": plan.units[group.name], "kept": counts[group.name]} for group in groups

@@ -26,6 +26,10 @@ class Schedule:
     interval: int | None
     warmup: float
     cooldown: float
+    look: int | None = None
+    """step after which it is decided whether the only removal is due at once; None if that is settled"""
+    early: int | None = None
+    """step after which everything is removed, where that was decided"""
 
     @property
     def first(self) -> int:
@@ -35,7 +39,7 @@ class Schedule:
     @property
     def last(self) -> int:
         """Return the step after which the target is reached."""
-        return max(1, self.steps - int(self.cooldown * self.steps))
+        return self.early or max(1, self.steps - int(self.cooldown * self.steps))
 
     @property
     def stride(self) -> int:
@@ -59,7 +63,9 @@ class Schedule:
         return decay ** max(0, self.next_event(step) - step) >= REMEMBERED
 
     def next_event(self, step: int) -> int:
-        """Return the first step from `step` on after which units are removed; the last such step if there is none."""
+        """Return the first step from `step` on after which units are or may be removed; the last such step if there is none."""
+        if self.look is not None and step <= self.look:
+            return self.look
         if self.name == "oneshot":
             return self.last
         strides = max(1, -(-(step - self.first) // self.stride))
@@ -67,4 +73,4 @@ class Schedule:
 
     def is_event(self, step: int) -> bool:
         """Return whether units are removed after `step` steps; the last event is exactly at `last`."""
-        return step == self.next_event(step)
+        return step == self.next_event(step) != self.look

@@ -31,6 +31,7 @@ from loraprune.models.adapters import (
 )
 from loraprune.models.layerwise.modeling_loraprune import LayerConfig
 from loraprune.models.quantised import restore_, stored_parameters
+from loraprune.models.streaming import at_hand
 from loraprune.pruning.optimizer_state import cut_state_
 from loraprune.runtime.processes import take_from_first_
 
@@ -62,7 +63,7 @@ def _slice_group(model: nn.Module, group: Group, kept: Units, optimizer: torch.o
     """entries that stay, where the tensors are: most sides of a group lose the same ones"""
     for (path, side), spans in sides(group).items():
         module = find_module(model, path)
-        with factors_kept(module) if side == "in" else nullcontext():
+        with at_hand(module, write=True), factors_kept(module) if side == "in" else nullcontext():
             for cut in cuts(module, side):
                 size, device = cut.size, cut.tensor.device
                 key = (device, size, *((span.offset, span.width) for span in spans))

@@ -22,6 +22,7 @@ from loraprune.evaluation.tasks import Inputs
 from loraprune.families.depth import gone_layers
 from loraprune.groups import Group, Side, Span, kept_entries, layer_path, sides
 from loraprune.models.adapters import base_layer, cuts, find_module, linear_paths, merging_error
+from loraprune.models.streaming import at_hand
 from loraprune.plan import Plan
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.surgery import rescale_norm_
@@ -101,7 +102,8 @@ def check_merging(model: nn.Module, groups: Sequence[Group]) -> None:
         if kind in seen:
             continue
         seen.add(kind)
-        found = merging_error(model, path)
+        with at_hand(module):
+            found = merging_error(model, path)
         weight = layer.weight
         assert isinstance(weight, Tensor)
         if found is not None and not found <= MARGIN * torch.finfo(weight.dtype).eps:
@@ -164,10 +166,11 @@ def fill_dense_(
         if name in norms:
             values = values.to(tensor, copy=True)
             rescale_norm_(values, before=len(values), after=len(tensor))
-        if cut_dims:
-            tensor[_grid(tensor, cut_dims)] = values.to(tensor)
-        else:
-            tensor.copy_(values)
+        with at_hand(dense.get_submodule(name.rpartition(".")[0]), write=True, deep=False):
+            if cut_dims:
+                tensor[_grid(tensor, cut_dims)] = values.to(tensor)
+            else:
+                tensor.copy_(values)
 
 
 def kept_along(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, dict[int, Int[Tensor, " left"]]]:
@@ -207,12 +210,14 @@ def unit_sums(
     entries = kept_along(model, groups, plan) if plan else {}
     for group in groups:
         for place, span in enumerate(s for s in group.spans if s.side in FROZEN and s.side not in changed):
-            cut = next(cuts(base_layer(find_module(model, span.module)), span.side))
-            tensor = cut.values()
-            for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
-                tensor = tensor if dim == cut.dim else tensor.index_select(dim, kept.to(tensor.device))
-            rows = tensor.movedim(cut.dim, 0).flatten(1)
-            rows = rows[span.offset : span.offset + group.units * span.width].double()
+            layer = base_layer(find_module(model, span.module))
+            cut = next(cuts(layer, span.side))
+            with at_hand(layer):
+                tensor = cut.values()
+                for dim, kept in entries.get(f"{span.module}.{cut.name}", {}).items():
+                    tensor = tensor if dim == cut.dim else tensor.index_select(dim, kept.to(tensor.device))
+                rows = tensor.movedim(cut.dim, 0).flatten(1)
+                rows = rows[span.offset : span.offset + group.units * span.width].double()
             owned = (rows @ _mixtures(rows)).view(group.units, span.width, MIXTURES).sum(1)
             chosen = owned[list(plan.kept[group.name])] if plan else owned
             sums[group.name, replace(span, offset=place)] = chosen.cpu()

@@ -22,6 +22,17 @@ from loraprune.runtime.hub import OURS, is_local, parts
 CARD = "README.md"
 UNKNOWN = "unknown"
 """the hub's word for a licence that is not stated"""
+READERS = {
+    "text": (", AutoTokenizer", "tokenizer = AutoTokenizer.from_pretrained(folder)\n"),
+    "causal-lm": (
+        ", AutoTokenizer",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        'prompt = tokenizer("Once upon a time", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))\n",
+    ),
+    "image-classification": (", AutoImageProcessor", "processor = AutoImageProcessor.from_pretrained(folder)\n"),
+}
+"""task -> what the card's example imports besides the model's class, and its lines after the model"""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -104,6 +115,7 @@ def model_card(report: Report, *, output: str) -> str:
     if bits := report.quality.others.get(BITS):
         rows.append(("bits per byte", f"{bits['dense']:.3f}", f"{bits['pruned']:.3f}"))
     flag = ", trust_remote_code=True" if report.needs_code else ""
+    reader = READERS.get(report.task, READERS["text"])
     table = "\n".join(f"| {name} | {dense} | {pruned} |" for name, dense, pruned in rows)
     return join_card(
         about,
@@ -122,7 +134,7 @@ def model_card(report: Report, *, output: str) -> str:
         + (f" About the dense figure: {NEW_HEAD}." if new else "")
         + "\n\n"
         f"To load it, use {report.load}:\n\n"
-        f"```python\nfrom transformers import {head}\n\n"
-        f'model = {head}.from_pretrained("path/of/this/folder"{flag})\n```\n\n'
+        f'```python\nfrom transformers import {head}{reader[0]}\n\nfolder = "path/of/this/folder"\n'
+        f"model = {head}.from_pretrained(folder{flag})\n{reader[1]}```\n\n"
         f"To repeat the run: `loraprune {report.job} --config run.yaml --output another/folder`.\n",
     )

@@ -17,6 +17,9 @@ DEEPSPEED = (
 )
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """with it transformers reads weights only in the first process; here each one checks and scores the weights it has read"""
+POLICY = "FSDP_AUTO_WRAP_POLICY"
+BY_BLOCK = "TRANSFORMER_BASED_WRAP"
+"""the policy by which FSDP gathers one block at a time"""
 
 
 def is_launched() -> bool:
@@ -42,6 +45,30 @@ def is_first() -> bool:
 def is_sharded() -> bool:
     """Return whether the launcher asks for FSDP, where each process holds a part of every parameter."""
     return _flag("ACCELERATE_USE_FSDP")
+
+
+def names_policy() -> bool:
+    """Return whether the launcher says which modules FSDP gathers together."""
+    return POLICY in os.environ
+
+
+def named_blocks() -> list[str]:
+    """Return the classes that the launcher names as blocks of the model; none if that is left to the model."""
+    return list(filter(None, os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")))
+
+
+def why_shards_stay() -> str | None:
+    """Return the option of the launcher with which FSDP's shards keep their shapes; None if blocks can be sharded again."""
+    policy = os.environ.get(POLICY, BY_BLOCK)
+    if policy.upper() != BY_BLOCK:
+        return f"--fsdp_auto_wrap_policy {policy}"
+    for option in ("offload_params", "activation_checkpointing"):
+        if _flag(f"FSDP_{option.upper()}"):
+            return f"--fsdp_{option}"
+    for size in ("dp_replicate", "tp", "cp", "sp"):
+        if os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}_SIZE", "1") != "1":
+            return f"--parallelism_config_{size}_size"
+    return None
 
 
 def uses_deepspeed() -> bool:

@@ -6,7 +6,7 @@ Knows nothing about criteria or plans; it only decides when the pruning method r
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,22 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
-from loraprune.models.adapters import base_model
+from loraprune.families import find_groups
+from loraprune.models.adapters import base_model, config_of
 from loraprune.models.auto_classes import name_class_
 from loraprune.models.foreign_state import give_back_clipping, take_over_clipping
 from loraprune.pruning.method import Goal, PruningMethod, make_method
-from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.schedule import Schedule
+from loraprune.pruning.sharded import why_masked
+from loraprune.pruning.target import Target
 from loraprune.runtime import launch
 from loraprune.runtime.processes import are_joined, count
+from loraprune.runtime.resharding import Blocks
+from loraprune.training.calibration import CalibrationRows
 from loraprune.training.guard import StepGuard, take_scale_out
 from loraprune.training.starts import check_arguments, check_optimizer, check_outputs
-from loraprune.training.teachers import ROW
+from loraprune.training.when import When
 
-IMAGE_TOKENS = 64
-"""what an image counts towards --calibration"""
 LAYERDROP = "layerdrop"
 """attribute of transformers' encoders and decoders: the share of layers that a step skips"""
 
@@ -71,7 +73,7 @@ class LoRAPruneCallback(TrainerCallback):
         for sentence in () if guarded else config.idle():  # a run of this package has said so before
             logger.warning(sentence)
         self._rows: CalibrationRows | None = None
-        self._turn = 0
+        self._turn, self._when = 0, When()
         self._restored = False
         self._ended = False
         self._layers: EveryLayer | None = None
@@ -95,7 +97,9 @@ class LoRAPruneCallback(TrainerCallback):
         assert self.pruner is not None
         if self.pruner.config.recovers:
             self._rows = self._calibration_rows(kwargs["train_dataloader"])
-        self.schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
+        schedule = Schedule(config.chosen_schedule, state.max_steps, config.interval, *config.fractions)
+        rows = self._rows.fixed() if self._rows and config.may_remove_early else None
+        self.schedule = self._when.begin(schedule, kwargs["model"], rows, step=state.global_step)
         if self.clip is None:  # where a training broke off, clipping is still taken over
             self._clip = take_over_clipping(args) or self._clip
         self._layers, self._ended = EveryLayer(kwargs["model"]), False
@@ -133,21 +137,30 @@ class LoRAPruneCallback(TrainerCallback):
             return None
 
     def prepare(self, model: nn.Module) -> None:
-        """Prepare the pruning of an adapted, dense model; the start of a training does so by itself."""
+        """Prepare the pruning of an adapted, dense model; the start of a training does so by itself, but for one that is to be sharded."""
         config, base = self.config, base_model(model)
         if isinstance(base, PreTrainedModel):
             name_class_(base)
-        if config.shrink and (launch.is_sharded() or (are_joined() and not self.guarded)):
-            logger.info("processes: %d; units are masked during training and cut at its end", count())
+        blocks = Blocks(base) if launch.is_sharded() else None
+        if config.shrink and (reason := self._why_masked(base, blocks)):
+            logger.info("processes: %d; units are masked during training and cut at its end: %s", count(), reason)
             config = replace(config, shrink=False)
-        self.pruner = make_method(model, config, self.goal, folder=self.folder)
+        self.pruner = make_method(model, config, self.goal, folder=self.folder, blocks=blocks)
+
+    def _why_masked(self, base: nn.Module, blocks: Blocks | None) -> str | None:
+        """Return why a model cannot be cut while several processes train it; None if it can be."""
+        if blocks:
+            return why_masked(
+                self.goal.groups if isinstance(self.goal, Target) else find_groups(config_of(base)), blocks
+            )
+        return "a Trainer of your own does not wrap a cut model again" if are_joined() and not self.guarded else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, plan and history that a resumed run needs."""
         assert self.pruner is not None
         return {
             "pruner": self.pruner.state_dict(), "history": self.history, "turn": self._rows.turn if self._rows else 0,
-            "guard": self.guard.state_dict(),
+            "guard": self.guard.state_dict(), "when": self._when.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -156,6 +169,7 @@ class LoRAPruneCallback(TrainerCallback):
         self.pruner.load_state_dict(state["pruner"])
         self.history, self._turn, self._restored = list(state["history"]), int(state["turn"]), True
         self.guard.load_state_dict(state["guard"])
+        self._when = When(**state.get("when", {}))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -190,6 +204,8 @@ class LoRAPruneCallback(TrainerCallback):
         """Remove units if the schedule calls for it."""
         assert self.pruner is not None
         assert self.schedule is not None
+        if self.schedule.look == state.global_step and self._rows:
+            self.schedule = self._when.decide(self.schedule, kwargs["model"], self._rows.fixed())
         if self.pruner.is_done or not self.schedule.is_event(state.global_step):
             return
         progress, rows = self.schedule.progress(state.global_step), next(self._rows) if self._rows else None
@@ -245,35 +261,3 @@ class EveryLayer:
         """Give every module its own share back."""
         for module, share in self._before:
             setattr(module, LAYERDROP, share)
-
-
-class CalibrationRows(Iterator[Rows]):
-    """Inputs of training rows spread over the data, different ones each time; the loader's order does not change.
-
-    Raises:
-        ConfigError: if the data have no random access to rows.
-    """
-
-    def __init__(self, loader: Any, *, tokens: int, turn: int = 0) -> None:
-        self._data, self._collate = loader.dataset, loader.collate_fn
-        if not hasattr(self._data, "__getitem__") or not hasattr(self._data, "__len__"):
-            raise ConfigError(
-                f"compensate, local, end_to_end, searched, depth or layers: {type(self._data).__name__} has no random access to rows; "
-                "train on a map-style data set"
-            )
-        first = self._collate([self._data[0]])
-        if not isinstance(first, Mapping):  # GRPO's Trainer makes model inputs of its prompts itself
-            raise ConfigError(
-                "compensate, local, depth or layers: the collator of this Trainer returns no model inputs for calibration; leave them out"
-            )
-        longest = max(1, first["input_ids"].shape[1] if "input_ids" in first else IMAGE_TOKENS)
-        self._count = min(len(self._data), max(1, tokens // longest))
-        self.turn = turn
-
-    def __next__(self) -> Rows:
-        """Return the model inputs of the next rows."""
-        rows = len(self._data)
-        places = [(place * rows // self._count + self.turn) % rows for place in range(self._count)]
-        self.turn += 1
-        batch: Rows = self._collate([self._data[place] for place in places])
-        return {name: values for name, values in batch.items() if name != ROW}

@@ -17,6 +17,7 @@ from loraprune.evaluation.measurement import Measured
 from loraprune.models.adapters import attach_lora, base_model
 from loraprune.models.quantised import Quantisation
 from loraprune.pruning.verify import check_merging
+from loraprune.runtime import launch
 from loraprune.runtime.memory import peak_memory_bytes, reset_peak_memory
 from loraprune.runtime.processes import first_alone, from_first
 from loraprune.runtime.run_file import write_run
@@ -66,10 +67,11 @@ def fit(
         trains=setup.config.steps != 0,
     )
     parts = [callback or guard, watch, bar]
-    keeper = Keeper(workspace, identity, every=setup.config.save, parts=parts, guard=guard)
+    every = 0 if setup.config.is_streamed else setup.config.save  # a checkpoint would hold layers that are on disk
+    keeper = Keeper(workspace, identity, every=every, parts=parts, guard=guard)
+    if callback and (checkpoint or launch.is_sharded()):
+        callback.prepare(adapted)
     if checkpoint:
-        if callback:
-            callback.prepare(adapted)
         keeper.restore(checkpoint, adapted)
     steps = train(
         adapted, setup.data, config=setup.config, task=setup.task, callbacks=parts, keeper=keeper, teacher=teacher,
@@ -114,15 +116,19 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
     """Return a sharded model that was trained as one that is not, and cut.
 
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
-    spares their traffic. Masks become cuts here: a cut would change the shapes of shards, which FSDP2 fixes when it wraps a module.
+    spares their traffic, and cut at once: before LoRA is copied if it was cut too, else afterwards. 4-bit weights are the same as after
+    several cuts, which quantise the original ones anew each time.
     """
     trained = {name: gather_tensor(tensor.detach()) for name, tensor in changing(sharded)}
+    is_cut = run.pruner is not None and run.pruner.config.shrink
     run.free()
     run.model, _ = setup.load_dense(run.dense.dtype, quantisation=setup.quantisation)
     adapted = _attach(setup, run)
+    if run.pruner and is_cut:
+        run.pruner.cut(adapted)
     for name, tensor in changing(adapted):
         tensor.data.copy_(trained[name])
-    if run.pruner:
+    if run.pruner and not is_cut:
         run.pruner.cut(adapted)
     return adapted
 

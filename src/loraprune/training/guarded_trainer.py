@@ -14,6 +14,7 @@ from transformers import Trainer
 from loraprune.models.adapters import lora_plus_optimizer
 from loraprune.models.foreign_state import shard_on_cpus
 from loraprune.runtime import launch
+from loraprune.runtime.resharding import wrap_blocks
 from loraprune.training.guard import StepGuard
 
 
@@ -40,6 +41,8 @@ class GuardedTrainer(Trainer):
         super().__init__(*arguments, **options)
         if counts_targets is not None:
             self.model_accepts_loss_kwargs = counts_targets
+        if self.is_fsdp_enabled:
+            wrap_blocks(self.accelerator.state.fsdp_plugin, self.model)
         self._guard = guard
         self._last = torch.zeros((), device=self.args.device)
         self._wrapper: DistributedDataParallel | None = None

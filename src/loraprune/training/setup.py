@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from loraprune.evaluation.apart import with_rows_apart
 from loraprune.evaluation.precision import rounding_noise, settle_precision_
 from loraprune.evaluation.tasks import Prepared, Request, Task, choose_task, probe_of
 from loraprune.families import find_groups
-from loraprune.groups import EXPERTS, Group
+from loraprune.groups import EXPERTS, Group, layer_of
 from loraprune.models.adapters import linear_paths
 from loraprune.models.empty import empty_model
 from loraprune.models.loading import load_with_head
 from loraprune.models.quantised import Quantisation
+from loraprune.models.streaming import streamed_folder
 from loraprune.preflight import NEEDS, check_data, check_model
 from loraprune.pruning.adapters import check_adapter
 from loraprune.pruning.deployment import Deployment
@@ -76,7 +78,14 @@ class RunSetup:
         return load_with_head(
             self.place, self.task.head, device=self.device, dtype=dtype, trust_remote_code=config.trust_remote_code,
             original=self.original, values=self.data.values, new=self.task.new, seed=config.seed, quantisation=quantisation,
+            streamed=config.is_streamed,
         )  # fmt: skip
+
+    def load_saved(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """Return the model that the run wrote into a folder."""
+        return load_with_head(
+            str(folder), self.task.head, device=self.device, dtype=dtype, streamed=self.config.is_streamed
+        )[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,9 @@ def check_run(config: PruneConfig | FinetuneConfig) -> RunSetup:
         with found.check():
             check_compile(device)
             check_graph(config.pruning().chosen_criterion)
+    if config.is_streamed:
+        with found.check():
+            check_streaming(config.model)
     original = check_model(config.model, NEEDS["prune"], found, trust_remote_code=trust)
     if found.errors or original is None:
         check_data(
@@ -189,6 +201,10 @@ def check_goal(
     empty = empty_model(described, head=task.head if task else None)
     check_groups(empty, groups)
     check_base(config.quantize, groups, device)
+    if config.is_streamed and (odd := [group.name for group in groups if group.kind in EXPERTS or not layer_of(group)]):
+        raise ConfigError(
+            f"--base streamed: {odd[0]!r} is a stack of experts, or belongs to no single layer; leave it out"
+        )
     check_adapter(config.adapter, empty, groups, quantize=config.quantize)
     if not isinstance(config, PruneConfig):
         return groups, None
@@ -199,6 +215,17 @@ def check_goal(
         return groups, find_goal(empty, config.pruning(), deployment=deployment)
     smaller = empty_model(tokens.choice.config(described), head=task.head if task else None)
     return groups, find_goal(smaller, config.pruning(), dense=empty, deployment=deployment)
+
+
+def check_streaming(model: str) -> None:
+    """Refuse --base streamed for models that cannot be read block by block.
+
+    Raises:
+        ConfigError: for one that is not in a folder, and for several processes.
+    """
+    streamed_folder(model)
+    if launch.count() > 1:
+        raise ConfigError("--base streamed: it runs in a single process; start `loraprune` without a launcher")
 
 
 def check_graph(criterion: str) -> None:
@@ -267,7 +294,13 @@ def load_run(setup: RunSetup) -> RunModel:
     model, new = setup.load_dense(setup.dtype, quantisation=setup.quantisation)
     if new:
         logger.info("randomly initialised and fully trained, as the checkpoint has no such head: %s", ", ".join(new))
-    if config.dtype == "auto" and model.dtype == torch.bfloat16 and setup.device.type == "cpu" and not new:
+    if (
+        not config.is_streamed
+        and config.dtype == "auto"
+        and model.dtype == torch.bfloat16
+        and setup.device.type == "cpu"
+        and not new
+    ):
         settle_precision_(model, setup.task, setup.data, config.batch)
     check_groups(model, setup.groups)
     if new and isinstance(config, PruneConfig) and config.teacher != "none":
@@ -278,6 +311,11 @@ def load_run(setup: RunSetup) -> RunModel:
     if new and config.dtype == "float16":
         raise ConfigError(
             f"--dtype float16: {new[0]} is new and would be trained in 16 bits; use --dtype bfloat16 or float32"
+        )
+    if config.is_streamed:
+        logger.info(
+            "--base streamed: one layer is in memory at a time; left out, because they need the whole model: end-to-end reconstruction, "
+            "the measured split, example texts and speed"
         )
     known = setup.original.dtype
     stored = known if config.dtype == "auto" and isinstance(known, torch.dtype) else model.dtype

@@ -228,6 +228,11 @@ def test_factors_are_those_of_the_times_beside_them(tmp_path: Path) -> None:
     assert "generation: 2.00×, 80 → 160 tokens/s" in words
     assert "1.54" not in words
     assert "1.90×" not in words
+    assert "overlap" not in words
+    for name, least, most in (("dense", 0.02, 0.03), ("pruned", 0.018, 0.021)):
+        rows[name]["prefill_seconds"]["1"] |= {"minimum": least, "maximum": most}
+    noisy = shown(write_run(tmp_path / "noisy", speed={**report()["speed"], "rows": rows, "ratios": ratios}))
+    assert "the times of the two overlap from run to run" in noisy
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from loraprune.commands.config_file import read_config
 from loraprune.config.base import dashed
+from loraprune.config.training import FinetuneConfig
 from loraprune.export.gguf.architecture import ARCHITECTURES
 from loraprune.reporting.html.page import NAME as PAGE
 from loraprune.reporting.report import NAME, Report
@@ -69,12 +72,25 @@ def _export(result: Report) -> list[tuple[str, str]]:
 
 def _dense_baseline(result: Report) -> list[tuple[str, str]]:
     words = ["finetune", "--model", result.model, "--data", result.data, "--output", f"{_folder(result)}-dense"]
-    return [
-        (
-            "tune the dense model to compare with",
-            _command(*words, "--steps", str(result.training.steps or DEFAULT_STEPS)),
-        )
-    ]
+    words += ["--steps", str(result.training.steps or DEFAULT_STEPS), *_shared_options(Path(_folder(result)))]
+    return [("tune the dense model to compare with", _command(*words))]
+
+
+def _shared_options(folder: Path) -> list[str]:
+    """Return the options of a run that `finetune` has too and that are not at their defaults, without those about its output."""
+    file = folder / "run.yaml"
+    values = read_config(str(file)) if file.is_file() else {}
+    named = {"model", "data", "output", "overwrite", "resume", "steps"}
+    changed = [
+        one.name for one in fields(FinetuneConfig)
+        if one.name in values and one.name not in named and values[one.name] != one.default
+    ]  # fmt: skip
+    return [word for name in changed for word in (f"--{dashed(name)}", _typed(values[name]))]
+
+
+def _typed(value: object) -> str:
+    """Return a value of a YAML file as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", '"')
 
 
 def _tune_differently(result: Report) -> list[tuple[str, str]]:

@@ -198,6 +198,10 @@ def export(result: Export) -> None:
     facts = [("written", values["output"]), ("size", size(values["bytes"])), ("loads with", values["load"])]
     facts += [(name.replace("_", " "), f"{found:.1e}") for name, found in values["verification"].items()]
     facts += _beside_float32(values["int8"]) if "int8" in values else []
+    if left := values.get("not_quantized"):
+        facts.append(
+            ("not quantised", f"{len(left)} tensors whose width is no multiple of the block, such as {left[0]}")
+        )
     facts.append(("verified by", values["verified_by"]))
     show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -13,6 +15,8 @@ from loraprune.families import positions
 from loraprune.models.opening import load_tokenizer
 
 PROBE_SEED = 0
+
+logger = logging.getLogger(__name__)
 
 
 def fitting_tokenizer(request: Request) -> PreTrainedTokenizerBase:
@@ -28,7 +32,12 @@ def fitting_tokenizer(request: Request) -> PreTrainedTokenizerBase:
 
 def fit_length(request: Request) -> int:
     """Return the tokens of a row: as requested, capped at the model's positions."""
-    return min(request.length, positions(request.config) or request.length)
+    most = positions(request.config) or request.length
+    if most < request.length:
+        logger.info(
+            "--length %d: the model has %d positions, so rows have at most %d tokens", request.length, most, most
+        )
+    return min(request.length, most)
 
 
 def random_tokens(config: PreTrainedConfig, rows: int, tokens: int) -> Int[Tensor, "rows tokens"]:

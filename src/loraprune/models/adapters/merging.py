@@ -22,6 +22,7 @@ from loraprune.models.adapters.lora import KEPT_WEIGHTS, projection, zero_weight
 from loraprune.models.adapters.modules import find_module
 from loraprune.models.folder import ADAPTER_WEIGHTS
 from loraprune.models.quantised import dense_layer, forget_quantiser, kind_of
+from loraprune.models.streaming import is_streamed
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -117,7 +118,8 @@ def merge_lora(model: PeftModel, dequantised: Collection[str] = ()) -> PreTraine
         proj = projection(base, path)
         dense = dense_layer(proj.layer, proj.merged_rows(0, proj.shape[0]).to(base.dtype))
         base.set_submodule(path, dense)
-    merged = model.merge_and_unload(progressbar=False)
+    # Layers are on disk where nothing is trained: B is zero, and there is nothing to merge.
+    merged = model.unload() if is_streamed(base) else model.merge_and_unload(progressbar=False)
     assert isinstance(merged, PreTrainedModel)
     forget_quantiser(merged)
     for layer in merged.modules():

@@ -197,6 +197,7 @@ class _Block:
                 places = self.stream.places()
                 self._calls = Calls(module, args, kwargs, places, max(1, TOKENS // max(1, places.shape[1])))
                 gains[self.path] = self._train(weights, options, advance)
+                del self._calls  # it holds the inputs of the block for all rows
                 if options.finished:
                     tensors = {str(place): weight.detach() for place, weight in enumerate(weights)}
                     options.finished.write(self.path, gains[self.path], tensors)

@@ -1,7 +1,8 @@
 """Least-squares reconstruction: when units are removed, the projections that read them are fitted to the former outputs.
 
 Some training rows pass through the unpruned model, and each projection that reads units gets the weights that best reproduce its output
-from the remaining units. One matrix of second moments exists at a time. Errors of the layers below are left to training.
+from the remaining units. One matrix of second moments exists at a time, and the changes of most layers wait in a file. Errors of the
+layers below are left to training.
 Knows nothing about scores.
 """
 
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, Span, Stream, consumers, kept_entries
 from loraprune.models.adapters import Projection, factors_kept, find_module, projection
+from loraprune.models.streaming import at_hand
 from loraprune.pruning.recovery.least_squares import Fit, refit
 from loraprune.pruning.recovery.rows import Rows, on_device, present_tokens, run
 from loraprune.pruning.recovery.stream import TokenStream
 from loraprune.pruning.recovery.trace import CHANGING, SHARED
 from loraprune.runtime.progress import Advance, phase
+from loraprune.runtime.spool import Spool
 
 
 def check_compensation(groups: Sequence[Group]) -> None:
@@ -58,11 +61,17 @@ class Gain:
 class Refit:
     """Change of one projection that reads units by least squares."""
 
-    change: Float[Tensor, "out kept"]
-    """added to the columns that stay"""
+    path: str
+    changes: Mapping[str, Float[Tensor, "out kept"]]
+    """path -> change, of all projections; each is read when it is asked for"""
     shift: Float[Tensor, " out"] | None
     """added to the bias, where there is one"""
     gain: Gain
+
+    @property
+    def change(self) -> Float[Tensor, "out kept"]:
+        """Return what is added to the columns that stay."""
+        return self.changes[self.path]
 
 
 def solve_refits(
@@ -100,12 +109,14 @@ def apply_refits_(
             if span.module not in refits:
                 continue
             refit_one, proj = refits[span.module], projection(model, span.module)
-            with factors_kept(find_module(model, span.module)):
-                proj.add_columns_(_stays(proj, group, span, kept[group.name]), refit_one.change.to(proj.lora_a.device))
-            if refit_one.shift is not None:
-                bias = proj.layer.bias
-                assert isinstance(bias, Tensor)
-                bias += refit_one.shift.to(bias)
+            module, columns = find_module(model, span.module), _stays(proj, group, span, kept[group.name])
+            with at_hand(module, write=True):
+                with factors_kept(module):
+                    proj.add_columns_(columns, refit_one.change.to(proj.lora_a.device))
+                if refit_one.shift is not None:
+                    bias = proj.layer.bias
+                    assert isinstance(bias, Tensor)
+                    bias += refit_one.shift.to(bias)
 
 
 def _absorbing(reading: Sequence[tuple[Group, Span]], kept: Mapping[str, Sequence[int]]) -> set[str]:
@@ -130,6 +141,7 @@ class _Solver:
         self.found: dict[str, Refit] = {}
         """path of a projection -> its change"""
         self._streams: dict[Stream, TokenStream] = {}
+        self._spool = Spool()
         self._open: _Problem | None = None
         """the problem of a projection right before a layer that goes"""
 
@@ -168,7 +180,7 @@ class _Solver:
     def settle(self) -> None:
         """Solve the problem that is open."""
         if self._open:
-            self.found[self._open.proj.path] = self._open.solve()
+            self.found[self._open.proj.path] = self._open.solve(self._spool)
             self._open = None
 
     def _stream(self, name: Stream, tokens: int) -> TokenStream:
@@ -192,8 +204,8 @@ class _Problem:
     """the residual stream before the projection"""
     residual: bool
 
-    def solve(self) -> Refit:
-        """Return the change of the columns that stay; errors count relative to the goal."""
+    def solve(self, spool: Spool) -> Refit:
+        """Return the change of the columns that stay, set aside in a spool; errors count relative to the goal."""
         weight, bias = self.proj.merged_rows(0, self.proj.shape[0]), getattr(self.proj.layer, "bias", None)
         fit = Fit(
             self.z[:, self.stays].to(weight.dtype), weight[:, self.stays], self.goal - (0 if bias is None else bias),
@@ -203,6 +215,10 @@ class _Problem:
         held_out = fit.evaluating
         energy = (fit.weights[held_out] * self.goal[held_out].square()).sum()
         size = energy.clamp_min(torch.finfo(fit.weight.dtype).tiny)
+        spool.add(self.proj.path, change)
         return Refit(
-            change.cpu(), shift.cpu() if bias is not None else None, Gain(float(error / size), float(left / size))
+            self.proj.path,
+            spool,
+            shift.cpu() if bias is not None else None,
+            Gain(float(error / size), float(left / size)),
         )

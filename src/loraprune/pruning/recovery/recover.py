@@ -150,7 +150,10 @@ def _report(recovery: Recovery) -> None:
         f"{sum(gain.kept for gain in gains.values())} of {len(gains)} {name}" for name, gains in steps.items() if gains
     ]
     if helped:
-        logger.info("recovery: %s helped; loss on rows kept aside %s", ", ".join(helped), _arrow(losses))
+        logger.info(
+            "recovery: %s helped; on rows kept aside: distance from the dense model's outputs %s; loss %s",
+            ", ".join(helped), _arrow(recovery.errors), _arrow(losses),
+        )  # fmt: skip
     for step in recovery.undone:
         logger.warning("recovery: the step %r moved the outputs further from the dense model's and was undone", step)
     if after - before > FAR:

@@ -86,6 +86,10 @@ def _speed(speed: Mapping[str, Any]) -> Card:
     if slow and fast:
         lines.append(f"generation: {fast / slow:.2f}×, {short(slow)} → {short(fast)} tokens/s")
     lines.append(f"expected from the number of MACs: {dense['macs_per_token'] / pruned['macs_per_token']:.2f}×")
+    spreads = [row["prefill_seconds"][batch] for row in (dense, pruned)]
+    lows, highs = ([one.get(end, one["median"]) for one in spreads] for end in ("minimum", "maximum"))
+    if max(lows) < min(highs):
+        lines.insert(1, "the times of the two overlap from run to run: measure again with `loraprune benchmark`")
     return Card("Speed", f"{before / after:.2f}×", "as fast", lines)
 
 

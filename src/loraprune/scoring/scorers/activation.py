@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from loraprune.errors import ConfigError
 from loraprune.groups import Group, consumers
 from loraprune.models.adapters import channels_last, find_module, projection
+from loraprune.models.streaming import at_hand
 from loraprune.runtime.processes import add_up
 from loraprune.runtime.sharding import gathered
 from loraprune.scoring.base import Kept, Scores
@@ -69,7 +70,8 @@ class ActivationScorer(Hooks):
             )
         tokens, first, second = self.sums[path]
         sums = add_up({"tokens": torch.tensor(tokens), "first": first, "second": second})
-        with gathered(find_module(self.model, path)):
+        module = find_module(self.model, path)
+        with gathered(module), at_hand(module):
             proj = projection(self.model, path)
             norms = side_sums(proj, proj.merged_rows, power=2, wanted={"in"})["in"]
         count = int(sums["tokens"])
