@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -33,12 +34,26 @@ torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it giv
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _frozen_heap() -> Iterator[None]:
-    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time."""
+def _frozen_heap() -> None:
+    """Spare the garbage collections of every run the objects of the imported libraries: they take most of the time.
+
+    They are not thawed between modules, so that only the first module waits until all of them are looked at.
+    """
     gc.collect()
     gc.freeze()
-    yield
+
+
+def pytest_sessionfinish() -> None:
+    """Let libraries free what they check at the end of the process."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_parser() -> Iterator[None]:
+    """Let the hundreds of command lines of the tests share the parser of each command, which a program makes once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "build_parser", functools.cache(parser.build_parser))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
 from loraprune import cli
-from loraprune.commands import parser
 from loraprune.commands.compare.grid import OPTIONS
 from loraprune.runtime.output import PARTIAL
 from loraprune.runtime.run_file import write_run
@@ -99,16 +98,10 @@ def check_extras(text: str) -> None:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: list[Any]) -> Path:
-    """Return a folder to work in, with the ready grids where the documents say; one parser serves all uses of a command."""
-    monkeypatch.setattr(parser, "build_parser", cached_parser)
+    """Return a folder to work in, with the ready grids where the documents say."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     return tmp_path
-
-
-@cache
-def cached_parser(wanted: str, build: Callable[[str], Any] = parser.build_parser) -> Any:
-    return build(wanted)
 
 
 def is_absent(option: str, library: str) -> bool:

@@ -72,8 +72,9 @@ def test_a_public_name_appears_in_the_documentation(name: str) -> None:
     assert [path.name for path in DOCUMENTS if name in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert docstring is not None
-    assert len(docstring.splitlines()[0]) > 20
+def test_every_module_says_what_it_is_for() -> None:
+    assert len(FILES) > 100
+    found = {
+        str(path.relative_to(PACKAGE)): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in FILES
+    }
+    assert [name for name, text in found.items() if len((text or "").partition("\n")[0]) <= 20] == []

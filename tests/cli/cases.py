@@ -32,6 +32,8 @@ KEPT = {"model.layers.0.self_attn": (1,), "model.layers.1.self_attn": (0, 1),
         "model.layers.0.mlp": tuple(range(0, 48, 2)), "model.layers.1.mlp": tuple(range(40))}  # fmt: skip
 """what layers of the layer-wise folder keep of the good model"""
 SHORT = ["--steps", "2", "--batch", "2", "--length", "32", "--device", "cpu", "--html", "false"]
+CALIBRATION = ["--calibration", "512"]
+"""of prune: recovery of a few steps, where the default takes a pass over all of the text three times"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Case:
     def arguments(self, command: str = "prune", **changes: str) -> list[str]:
         """Return a good command line with some options changed."""
         options = {"model": str(self.model), "data": str(self.text), "output": str(self.output)} | changes
-        return [command, *(part for name, value in options.items() for part in (f"--{name}", value)), *SHORT]
+        recovery = CALIBRATION if command == "prune" else []
+        return [command, *(part for name, value in options.items() for part in (f"--{name}", value)), *SHORT, *recovery]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from loraprune.export import formats, serving
 from loraprune.groups import Kind
 from loraprune.models import opening
 from loraprune.scoring.criteria import criteria
-from tests.cli.cases import Case, python
+from tests.cli.cases import python
 
 RUN = """
 import contextlib, io, json, sys
@@ -103,8 +103,9 @@ def run_lines(lines: list[list[str]]) -> list[tuple[int, str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def told(good: Path) -> list[tuple[int, str, list[str]]]:
-    """Return what came of each wrong line."""
-    return run_lines([line_of(command, options, good) for command, options, _ in WRONG])
+    """Return what came of each wrong line, and of a good one after them."""
+    lines = [line_of(command, options, good) for command, options, _ in WRONG]
+    return run_lines([*lines, ["inspect", "--model", str(good / "model")]])
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,9 @@ def test_what_shows_without_a_library_is_told_without_it(place: int, told: list[
         assert word in stderr
 
 
-def test_the_control_needs_torch(case: Case) -> None:
-    (case.root / "text.txt").write_bytes(b"")
-    [(code, _, imported)] = run_lines([case.arguments()])
-    assert (code, "torch" in imported) == (2, True)
+def test_the_control_needs_torch(told: list[tuple[int, str, list[str]]]) -> None:
+    code, stderr, imported = told[len(WRONG)]
+    assert (code, "torch" in imported) == (0, True), stderr
 
 
 def test_names_that_are_known_at_once_are_those_that_are_registered() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import CheckpointError, PlanError
@@ -59,6 +59,13 @@ def edit_record(folder: Path, change: Any) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def uneven(variant: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    """Return a model of a variant with widths of its own in every layer, and its folder; a test changes neither."""
+    folder = tmp_path_factory.mktemp(variant)
+    return cut(variant, uneven_plan(groups_of(variant)), folder), folder
+
+
 @every_variant
 def test_uneven_widths_survive_the_folder_and_being_saved_again(variant: str, tmp_path: Path) -> None:
     adapted = with_lora(tiny_model(variant, layers=LAYERS))
@@ -84,9 +91,11 @@ def test_uneven_widths_survive_the_folder_and_being_saved_again(variant: str, tm
 
 
 @every_variant
-def test_generation_agrees_with_the_sliced_model_whatever_the_cache(variant: str, tmp_path: Path) -> None:
-    sliced = cut(variant, uneven_plan(groups_of(variant)), tmp_path)
-    loaded: Any = from_pretrained(tmp_path)
+def test_generation_agrees_with_the_sliced_model_whatever_the_cache(
+    variant: str, uneven: tuple[PreTrainedModel, Path]
+) -> None:
+    sliced, folder = uneven
+    loaded: Any = from_pretrained(folder)
     prompt = tokens(length=8)
     settings = {
         "attention_mask": torch.ones_like(prompt),
@@ -103,11 +112,12 @@ def test_generation_agrees_with_the_sliced_model_whatever_the_cache(variant: str
 
 
 @every_variant
-def test_recomputed_activations_give_the_gradients_of_kept_ones(variant: str, tmp_path: Path) -> None:
-    cut(variant, uneven_plan(groups_of(variant)), tmp_path)
+def test_recomputed_activations_give_the_gradients_of_kept_ones(
+    variant: str, uneven: tuple[PreTrainedModel, Path]
+) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = from_pretrained(tmp_path).train()
+        model = from_pretrained(uneven[1]).train()
         if checkpointing:
             recompute_activations(model)
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
@@ -116,10 +126,12 @@ def test_recomputed_activations_give_the_gradients_of_kept_ones(variant: str, tm
 
 
 @every_variant
-def test_half_precision_is_kept_and_computes_nearly_the_same(variant: str, tmp_path: Path) -> None:
-    sliced = cut(variant, uneven_plan(groups_of(variant)), tmp_path)
+def test_half_precision_is_kept_and_computes_nearly_the_same(
+    variant: str, uneven: tuple[PreTrainedModel, Path], tmp_path: Path
+) -> None:
+    sliced = copy.deepcopy(uneven[0])
     round_weights_(sliced, torch.bfloat16)
-    half = from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half = from_pretrained(uneven[1], dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert relative(logits(sliced, tokens()), logits(half, tokens()).float()) < 0.1
     half.save_pretrained(tmp_path / "half")
@@ -129,9 +141,10 @@ def test_half_precision_is_kept_and_computes_nearly_the_same(variant: str, tmp_p
 
 
 @every_variant
-def test_a_pruned_model_is_pruned_once_more_with_adapters(variant: str, tmp_path: Path) -> None:
-    cut(variant, uneven_plan(groups_of(variant)), tmp_path / "first")
-    model = from_pretrained(tmp_path / "first")
+def test_a_pruned_model_is_pruned_once_more_with_adapters(
+    variant: str, uneven: tuple[PreTrainedModel, Path], tmp_path: Path
+) -> None:
+    model = from_pretrained(uneven[1])
     config, groups = copy.deepcopy(model.config), find_groups(model.config)
     check_groups(model, groups)
     kept = {g.name: tuple(range(min(g.units // 2, g.units - g.least), g.units)) for g in groups}

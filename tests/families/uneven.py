@@ -19,7 +19,7 @@ SAME = 2e-5
 """largest relative difference of logits that float32 summation in another order explains; a wrong unit gives > 1e-2"""
 LAYERS = 3
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_variant = pytest.mark.parametrize("variant", VARIANTS, scope="module")
 
 
 def groups_of(variant: str) -> tuple[Group, ...]:

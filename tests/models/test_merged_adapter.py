@@ -83,7 +83,7 @@ def run(command: str, model: str, root: Path, *more: str) -> list[str]:
     return [command, "--model", model, *data, *output, *more]
 
 
-TRAINED = ("--steps", "1", "--html", "false", "--device", "cpu", "--local", "0", "--json")
+TRAINED = ("--steps", "1", "--html", "false", "--device", "cpu", "--calibration", "512", "--json")
 
 
 def test_what_was_tuned_is_pruned_and_evaluated(root: Path, capfd: pytest.CaptureFixture[str]) -> None:

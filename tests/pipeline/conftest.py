@@ -11,13 +11,13 @@ from tests.pipeline.cases import prune_config
 from tests.samples import save_inputs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a tiny random model and a text."""
+    """Return a folder with a tiny random model and a text; a test that changes a file puts it back."""
     return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pruned(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of one pruning run to 50 %, its page included."""
     output = tmp_path_factory.mktemp("pruned") / "out"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,7 @@ from loraprune.errors import ConfigError
 from loraprune.pipeline import prune
 from loraprune.reporting.report import Report
 from tests.models.vocabulary.trained import CORPUS, byte_level, save_inputs
-from tests.pipeline import stranger
-from tests.pipeline.cases import prune_config, read_report
+from tests.pipeline.cases import check_loads_anywhere, prune_config, read_report
 from tests.pipeline.test_resume import MIDDLE, results, stopped
 from tests.published import by_the_paper
 
@@ -58,18 +54,9 @@ def test_the_logits_of_kept_tokens_are_the_dense_models(root: Path, alone: tuple
     assert logits[1].shape[-1] == report.vocabulary["kept"] == len(tokenizers[1])
 
 
-def test_plain_transformers_loads_it_without_this_package(alone: tuple[Report, Path]) -> None:
+def test_plain_transformers_loads_it(alone: tuple[Report, Path]) -> None:
     _, folder = alone
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", stranger.__file__, str(folder)],
-        capture_output=True, text=True, timeout=600, check=False, env=environment,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["ours"] == []
-    assert found["parameters"] == read_report(folder)["parameters"]["pruned"]
-    assert found["cached"] == found["plain"]
+    found = check_loads_anywhere(folder)
     assert max(found["plain"]) < read_report(folder)["vocabulary"]["kept"]
 
 

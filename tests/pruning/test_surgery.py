@@ -28,8 +28,18 @@ def plan_of(callback: LoRAPruneCallback) -> Plan:
     return callback.pruner.plan
 
 
-@pytest.mark.parametrize("criterion", ["lora", "gate", "magnitude"])
-@pytest.mark.parametrize("variant", ["llama", "phi3", "olmo2"])
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Tensor]]:
+    """Return the plan and the merged weights of a run with no option of its own."""
+    torch.manual_seed(0)  # as before every test
+    model, callback, _ = prune(tmp_path_factory.mktemp("usual"), config())
+    return plan_of(callback), weights(model)
+
+
+@pytest.mark.parametrize(
+    ("variant", "criterion"),
+    [("llama", "lora"), ("llama", "gate"), ("llama", "magnitude"), ("phi3", "gate"), ("olmo2", "lora")],
+)  # scores of cut models by every criterion and of more variants: tests/scoring/criteria/test_all_kinds.py
 def test_shrinking_while_training_equals_masked_training_over_a_whole_run(
     variant: str, criterion: str, tmp_path: Path
 ) -> None:
@@ -50,11 +60,17 @@ def test_shrinking_while_training_equals_masked_training_over_a_whole_run(
     ids=["schedule", "LoRA seed", "data order", "decay", "power"],
 )
 def test_another_schedule_or_seed_gives_another_model(
-    settings: dict[str, Any], run: dict[str, Any], tmp_path: Path
+    settings: dict[str, Any], run: dict[str, Any], usual: tuple[Plan, dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    one, first, _ = prune(tmp_path, config())
-    other, second, _ = prune(tmp_path, config(**settings), **run)
-    assert plan_of(first) != plan_of(second) or distance(weights(one), weights(other)) > 1e-2
+    other, callback, _ = prune(tmp_path, config(**settings), **run)
+    assert plan_of(callback) != usual[0] or distance(usual[1], weights(other)) > 1e-2
+
+
+def test_the_same_options_give_the_same_model(usual: tuple[Plan, dict[str, Tensor]], tmp_path: Path) -> None:
+    """The control of the test above."""
+    again, callback, _ = prune(tmp_path, config())
+    assert plan_of(callback) == usual[0]
+    assert distance(usual[1], weights(again)) == 0
 
 
 @pytest.mark.parametrize("variant", ["llama", "phi3"])

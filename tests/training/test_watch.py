@@ -169,7 +169,7 @@ def test_dashboards_hear_loss_ratio_and_perplexity_and_stdout_is_the_result(
         "--output",
         str(tmp_path / "out"),
     ]
-    arguments += ["--log", "tensorboard", "--eval-every", "3", "--html", "false", "--json"]
+    arguments += ["--log", "tensorboard", "--eval-every", "3", "--html", "false", "--calibration", "512", "--json"]
     assert cli.main([*arguments, *(word for name, value in SHORT.items() for word in (f"--{name}", str(value)))]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == SHORT["steps"]
     events = EventAccumulator(str(tmp_path / "out-logs"))

@@ -24,24 +24,17 @@ SHARED = Path(__file__).resolve().parents[4] / "shared"
 REAL_MODEL, REAL_DATA = SHARED / "models" / "vit-cifar10-546k", SHARED / "data" / "images" / "cifar10"
 
 
+def prune(output: Path, model: Path, data: Path, *options: str) -> list[str]:
+    """Return the command line of a short run, which recovers on eight images."""
+    return [
+        "prune", "--model", str(model), "--data", str(data), "--output", str(output), "--batch", "8", "--device", "cpu",
+        "--html", "false", "--calibration", "2048", *options,
+    ]  # fmt: skip
+
+
 def run(output: Path, model: Path, data: Path, *options: str) -> dict[str, Any]:
     """Prune from the command line and return the report."""
-    arguments = [
-        "prune",
-        "--model",
-        str(model),
-        "--data",
-        str(data),
-        "--output",
-        str(output),
-        "--batch",
-        "8",
-        "--device",
-        "cpu",
-        "--html",
-        "false",
-    ]
-    assert cli.main([*arguments, *options]) == 0
+    assert cli.main(prune(output, model, data, *options)) == 0
     report: dict[str, Any] = json.loads((output / "report.json").read_text())
     return report
 
@@ -158,8 +151,7 @@ def test_images_that_vanish_while_training_end_it_in_one_line_and_it_goes_on_whe
 
     monkeypatch.setattr(GuardedTrainer, "compute_loss", vanishing)
     capsys.readouterr()
-    arguments = ["prune", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out"), "--batch", "8"]
-    assert cli.main([*arguments, "--device", "cpu", "--html", "false", *options]) == 2
+    assert cli.main(prune(tmp_path / "out", model, data, *options)) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("loraprune: error: ")
     assert "No such file or directory" in told

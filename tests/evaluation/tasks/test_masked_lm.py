@@ -62,7 +62,7 @@ def test_a_pruned_model_fills_in_better_than_before(
 ) -> None:
     report = run(
         capfd, "prune", "--model", str(inputs / "model"), "--data", str(inputs / "text.txt"), "--output", str(tmp_path / "out"),
-        *SHORT, "--teacher=cache", "--compensate=true", "--criterion=gate",
+        *SHORT, "--teacher=cache", "--compensate=true", "--criterion=gate", "--calibration=1024",
     )  # fmt: skip
     measured = report["perplexity"]
     assert measured["pruned"] < measured["dense"]

@@ -103,7 +103,7 @@ def test_a_worthless_layer_is_gone_and_the_rest_loads_without_this_package(input
         {"compensate": True, "criterion": "taylor"},
         {"local": 3},
         {"compensate": True, "local": 2, "shrink": False},
-        {"steps": 0},
+        {"steps": 0, "rows": 32},
         {"teacher": "copy"},
     ],
     ids=str,

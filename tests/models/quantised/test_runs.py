@@ -102,7 +102,8 @@ def test_wrong_scales_do_not_pass(shared: Path, tmp_path: Path, monkeypatch: pyt
 )
 def test_what_a_run_can_do_it_can_do_on_a_quantised_base(changes: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
-    report = pipeline.prune(PruneConfig(**of_inputs(inputs, tmp_path / "out", **changes))).values
+    options = of_inputs(inputs, tmp_path / "out", calibration=512, **changes)
+    report = pipeline.prune(PruneConfig(**options)).values
     assert report["verification"]["masked_vs_sliced"] < 1e-4
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 

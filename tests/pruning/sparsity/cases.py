@@ -18,7 +18,8 @@ from loraprune.scoring.scorers.elementwise import tiles
 from loraprune.scoring.scorers.saliency import saliency_rows
 from tests.tiny import tiny_model, tokens, with_lora
 
-SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu"}
+SHORT: dict[str, Any] = {"steps": 8, "batch": 4, "length": 32, "lr": 1e-3, "rank": 4, "device": "cpu",
+                         "html": False}  # fmt: skip
 
 
 def run(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def prune(given: Path, output: Path, *more: str) -> list[str]:
     return [
         "prune", "--model", str(given / "model"), "--data", str(given / "text.txt"), "--output", str(output), "--steps", str(STEPS),
         "--batch", "2", "--length", "32", "--lr", "1e-3", "--rank", "4", "--device", "cpu", "--html", "false", "--save", "2",
-        "--eval-every", "1", "--patience", "2", "--cooldown", "0.5", "--local", "0", *more,
+        "--eval-every", "1", "--patience", "2", "--cooldown", "0.5", "--local", "0", "--calibration", "512", *more,
     ]  # fmt: skip
 
 
