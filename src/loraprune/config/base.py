@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 from loraprune.config.values import WrongValueError, has_choices, read_value, takes_text
 from loraprune.errors import SECRET, ConfigError, nearest
@@ -52,7 +52,7 @@ class Options:
         Raises:
             ConfigError: for one that is none.
         """
-        for name, hint in _numbers(type(self)).items():
+        for name, hint in _numbers(cast("Any", type(self))).items():
             if isinstance(value := getattr(self, name), str):
                 try:
                     object.__setattr__(self, name, read_value(hint, value))

@@ -37,7 +37,7 @@ def slice_sharded_(
     optimizer: Optimizer | None = None,
 ) -> tuple[Group, ...]:
     """Remove all units but those in `kept` from a sharded model, as `slice_` does; parameters are new ones, also in the optimiser."""
-    smaller = {}
+    smaller: dict[str, Group] = {}
     for path in blocks.paths:
         lost = [each for each in groups if _block_of(each, blocks) == path and len(kept[each.name]) < each.units]
         if lost:

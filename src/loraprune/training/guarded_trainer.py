@@ -42,6 +42,7 @@ class GuardedTrainer(Trainer):
         if counts_targets is not None:
             self.model_accepts_loss_kwargs = counts_targets
         if self.is_fsdp_enabled:
+            assert self.model is not None
             wrap_blocks(self.accelerator.state.fsdp_plugin, self.model)
         self._guard = guard
         self._last = torch.zeros((), device=self.args.device)

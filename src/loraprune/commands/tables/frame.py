@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, f
         return
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
-        side = "right" if place and figures else "left"
+        side: Literal["left", "right"] = "right" if place and figures else "left"
         table.add_column(column, justify=side, overflow="fold", width=widths[place] if widths else None)
     for row in rows:
         table.add_row(*row)
