@@ -50,7 +50,7 @@ class Options:
         """Convert numbers that are given as text in Python, such as "20%".
 
         Raises:
-            ConfigError: for one that is none.
+            ConfigError: for a text that is not a number.
         """
         for name, hint in _numbers(cast("Any", type(self))).items():
             if isinstance(value := getattr(self, name), str):
@@ -225,7 +225,7 @@ class QuantizeOptions(Options):
 
 @cache
 def _numbers(kind: type[Options]) -> dict[str, Any]:
-    """Return option -> type of the options whose value is no text."""
+    """Return option -> type of the options that take neither text nor a choice of words."""
     hints = get_type_hints(kind)
     return {
         one.name: hints[one.name]

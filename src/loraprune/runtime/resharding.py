@@ -2,7 +2,7 @@
 
 FSDP2 fixes the shapes of parameters when it wraps a module, and `fully_shard` wraps a module once. So the block is replaced by a fresh
 module of its class that has the same children, parameters and attributes, and the hooks that it had before it was wrapped first; that one
-is wrapped. What FSDP2 keeps of the former block stays alive without its memory. To FSDP2 every new block is a root of its own: its weights
+is wrapped. What FSDP2 keeps of the former block stays alive without its memory. To FSDP2 every new block is a separate root: its weights
 are gathered when it is called, and no earlier.
 `load_state_dict` does not work for a block that was sharded again, as hooks of FSDP2 that know the old shapes stay on its children (torch
 2.13); here adapters are only loaded before. All processes must do the same in the same order. Knows nothing about pruning.
@@ -120,7 +120,7 @@ def _pattern(block: nn.Module) -> nn.Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Return a copy of a module itself: it has hooks of its own, and shares children, tensors and other attributes."""
+    """Return a copy of a module itself: it has separate hooks, and shares children, tensors and other attributes."""
     attributes = [value for name, value in vars(module).items() if name not in OWN]
     shared = [*module.children(), *module.parameters(recurse=False), *module.buffers(recurse=False), *attributes]
     return copy.deepcopy(module, {id(each): each for each in shared})

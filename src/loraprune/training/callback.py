@@ -153,7 +153,7 @@ class LoRAPruneCallback(TrainerCallback):
             return why_masked(
                 self.goal.groups if isinstance(self.goal, Target) else find_groups(config_of(base)), blocks
             )
-        return "a Trainer of your own does not wrap a cut model again" if are_joined() and not self.guarded else None
+        return "your own Trainer does not wrap a cut model again" if are_joined() and not self.guarded else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores, plan and history that a resumed run needs."""

@@ -46,7 +46,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 
 
 def _words(text: str) -> list[str]:
-    """Return what may stand on a line of its own; a number stays with its unit."""
+    """Return the parts between which a line may break; a number stays with its unit."""
     return text.split("\n") if text[:1].isdigit() else text.split()
 
 

@@ -200,7 +200,7 @@ def export(result: Export) -> None:
     facts += _beside_float32(values["int8"]) if "int8" in values else []
     if left := values.get("not_quantized"):
         facts.append(
-            ("not quantised", f"{len(left)} tensors whose width is no multiple of the block, such as {left[0]}")
+            ("not quantised", f"{len(left)} tensors whose width is not a multiple of the block, such as {left[0]}")
         )
     facts.append(("verified by", values["verified_by"]))
     show(f"{values['model']} as {values['format']}", ("", "export"), facts, figures=False)

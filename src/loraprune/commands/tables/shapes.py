@@ -18,7 +18,7 @@ WORDS = {
     "intermediate_size": "FFN",
     "num_hidden_layers": "layers",
 }
-"""key of config.json -> its short name, where many shapes stand in one column"""
+"""key of config.json -> its short name, for columns that list several shapes"""
 
 
 def inspection(result: Description) -> None:
