@@ -42,7 +42,7 @@ def test_a_model_of_the_wrong_kind(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "gguf", "--quantization", "q4_k_m"], ["llama-quantize model.gguf small.gguf Q4_K_M"]),
+        (["--format", "gguf", "--quantization", "q4_k_m"], ["llama-quantize model-f16.gguf small.gguf Q4_K_M"]),
         (["--format", "gguf", "--quantization", "q8"], ["did you mean 'q8_0'", "f16, f32, bf16"]),
         (["--format", "onnx", "--quantization", "int8"], ["onnx has it for encoders", "--format gguf"]),
         (["--format", "torchao", "--quantization", "int4"], ["kernels of a GPU", "q4_0"]),

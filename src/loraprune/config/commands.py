@@ -337,5 +337,5 @@ class DemoConfig(Options):
         return PruneConfig(
             model=DEMO, data=STDLIB, output=self.output, overwrite=self.overwrite, ratio=self.ratio, steps=self.steps,
             seed=self.seed, batch=8, length=256, lr=3e-3, device="cpu",
-            **(recipes.recipe("best") | {"calibration": DEMO_CALIBRATION}),
+            **(recipes.recipe("best") | {"calibration": DEMO_CALIBRATION, "cooldown": 0.975}),
         )  # fmt: skip

@@ -28,7 +28,7 @@ ELSEWHERE: Mapping[str, Mapping[str, str]] = {
     "gguf": dict.fromkeys(
         K_QUANTS,
         "K- and I-quants are written by llama.cpp's own tool: export with --quantization f16, then run "
-        "`llama-quantize model.gguf small.gguf {}`",
+        "`llama-quantize model-f16.gguf small.gguf {}`",
     ),
     "torchao": {
         "int4": "torchao packs 4-bit weights with kernels of a GPU, so that nothing written here could be checked; on one, load the "

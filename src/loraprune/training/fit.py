@@ -117,7 +117,7 @@ def _gathered(setup: RunSetup, run: RunModel, sharded: PeftModel) -> PeftModel:
 
     Only what training changed is gathered: LoRA, new modules and buffers. The frozen weights are read from the checkpoint again, which
     spares their traffic, and cut at once: before LoRA is copied if it was cut too, else afterwards. 4-bit weights are the same as after
-    several cuts, which quantise the original ones anew each time.
+    several cuts, which quantise the original ones again each time.
     """
     trained = {name: gather_tensor(tensor.detach()) for name, tensor in changing(sharded)}
     is_cut = run.pruner is not None and run.pruner.config.shrink
