@@ -78,7 +78,8 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     (the split that changes the outputs on calibration rows least; needs --schedule oneshot) give all layers equal widths, so that the
     model loads anywhere. So does searched: it also tries query heads instead of key-value heads, and with --depth fewer layers; the best
     four shapes are reconstructed for a few steps before one is chosen. paper (the first tenth and the last layer are not pruned) and
-    global (one ranking over the model) give every layer its own width. auto: measured with --schedule oneshot, else uniform"""
+    global (one ranking over the model) give every layer its own width. auto: measured with --schedule oneshot, else uniform;
+    always uniform with FSDP and with --base streamed"""
     depth: bool = False
     """also remove whole layers where that costs less; the remaining layers are renumbered. With --allocation measured or searched, the
     layers whose removal changes the outputs on calibration rows least, and as many as leave the outputs nearest; with balanced, those
@@ -106,8 +107,8 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     warmup: Fraction | None = None
     """fraction of the steps before the first removal; by default 0 for oneshot and 0.1 for other schedules"""
     cooldown: Fraction | None = None
-    """fraction of the steps after the last removal; by default 0.1, and for oneshot half of those after the warm-up, or 0.9 if the first
-    tenth of at least 20 steps lowers the dense model's loss by less than 0.1"""
+    """fraction of the steps after the last removal; by default 0.1, and for oneshot half of the steps after the warm-up. In oneshot runs of
+    20 steps or more without --warmup, it is 0.9 if the first tenth of the steps lowers the loss on calibration rows by less than 0.1"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
 
