@@ -131,7 +131,14 @@ def test_figures_of_an_untrained_head_are_named_as_such(capsys: pytest.CaptureFi
 
 def test_the_dense_model_is_tuned_with_the_options_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    own = {"batch": 2, "length": 64, "lr": 1e-3, "checkpointing": True, "data": ["a b.txt", "c.txt"]}
+    own = {
+        "batch": 2,
+        "length": 64,
+        "lr": 1e-3,
+        "checkpointing": True,
+        "eval": "it's.txt",
+        "data": ["a b.txt", "c.txt"],
+    }
     config = PruneConfig(model="demo", output="small", ratio=0.3, steps=100, **own)
     Path("small").mkdir()
     Path("small/run.yaml").write_text(yaml.safe_dump(as_dict(config)))

@@ -5,6 +5,7 @@ Imports no torch, so that `--help` is fast.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -248,6 +249,11 @@ def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
+def as_typed(value: object) -> str:
+    """Return the value of an option as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def rounding_problem(model: str, option: str, kind: str) -> str | None:
     """Return a sentence if the weights of a model cannot be quantised as they are loaded; None if they can."""
     if kind not in QUANTISERS or not (is_gguf(model) or parts(model)[1]):
@@ -267,8 +273,7 @@ def missing_quantiser(kind: str) -> str | None:
 def idle_options(options: Options, why: str, *names: str) -> list[str]:
     """Return one sentence for each of the options that is not at its default, which has no effect."""
     changed = [name for name in names if getattr(options, name) != getattr(type(options), name)]
-    values = {name: getattr(options, name) for name in changed}
-    shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
+    shown = {name: as_typed(getattr(options, name)) for name in changed}
     return [f"--{dashed(name)} {value} has no effect: {why}" for name, value in shown.items()]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loraprune.config.base import Options, dashed
+from loraprune.config.base import Options, as_typed, dashed
 
 STREAMED = "streamed"
 POSSIBLE: Mapping[str, tuple[object, ...]] = {
@@ -44,8 +44,9 @@ def streaming_problems(options: Mapping[str, Any]) -> list[str]:
         value = options[name]
         if value in possible:
             continue
-        shown = str(value).lower() if isinstance(value, bool) else value
         others = [str(each) for each in possible if isinstance(each, str)]
         remedy = f"use {' or '.join(others)}" if len(others) > 1 else "leave one of the two out"
-        found.append(f"--base {STREAMED} --{dashed(name)} {shown}: it needs the whole model in memory; {remedy}")
+        found.append(
+            f"--base {STREAMED} --{dashed(name)} {as_typed(value)}: it needs the whole model in memory; {remedy}"
+        )
     return found

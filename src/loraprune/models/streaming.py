@@ -114,7 +114,7 @@ def load_streamed(
         The model, and the names of tensors that it lacks.
 
     Raises:
-        ConfigError: for weights that are no safetensors files of a folder with the names that the model has.
+        ConfigError: for weights that are not safetensors files of a folder, with the names that the model has.
         CheckpointError: for weights that are torn, or of other shapes than the configuration says.
         NumericsError: for NaN or infinite weights.
     """

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loraprune.commands.config_file import read_config
-from loraprune.config.base import dashed
+from loraprune.config.base import as_typed, dashed
 from loraprune.config.training import FinetuneConfig
 from loraprune.export.gguf.architecture import ARCHITECTURES
 from loraprune.reporting.html.page import NAME as PAGE
@@ -85,12 +85,7 @@ def _shared_options(folder: Path) -> list[str]:
         one.name for one in fields(FinetuneConfig)
         if one.name in values and one.name not in named and values[one.name] != one.default
     ]  # fmt: skip
-    return [word for name in changed for word in (f"--{dashed(name)}", _typed(values[name]))]
-
-
-def _typed(value: object) -> str:
-    """Return a value of a YAML file as it is written on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", '"')
+    return [word for name in changed for word in (f"--{dashed(name)}", as_typed(values[name]))]
 
 
 def _tune_differently(result: Report) -> list[tuple[str, str]]:
