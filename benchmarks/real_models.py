@@ -33,13 +33,15 @@ from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
-METHODS = ("dense", "recommended", "late", "least-squares", "paper", "layerwise", *PEERS, "scratch")
+METHODS = ("dense", "recommended", "late", "one-pass", "least-squares", "paper", "layerwise", *PEERS, "scratch")
 OWN: dict[str, dict[str, Any]] = {
     "recommended": {},
     "late": {"cooldown": 0.25, "calibration": 98_304, "end_to_end": 336},
+    "one-pass": {"end_to_end": 112},
     "least-squares": {"end_to_end": 0},
 }
-"""methods that are no recipe: options of `prune`; the recommended recipe is its default"""
+"""methods that are no recipe: options of `prune`; the recommended recipe is its default. `one-pass` reconstructs in one pass instead of
+three over 32,768 tokens in rows of 256"""
 TOKENS = 32_768
 """calibration tokens for every method but `late`, which reads three times as many once"""
 SCRATCH_LR = 1e-3
@@ -129,7 +131,8 @@ def peer(bench: Bench, method: str, ratio: float, folder: Path, *, seed: int) ->
     """Prune FFN channels by another tool until `ratio` of the parameters of heads and channels is gone."""
     model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32)
     chosen = bench.rows(seed)[: bench.tokens // bench.length]
-    _save(PEERS[method](model, chosen, ratio / _ffn_share(model)), bench, folder)
+    pruned = PEERS[method](model, chosen, ratio / _ffn_share(model))
+    _save(pruned.to(AutoConfig.from_pretrained(bench.model).dtype), bench, folder)
     return folder
 
 
@@ -188,10 +191,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--name", default="", help="what the name of the result's file ends with")
     options = parser.parse_args()
     texts = {name: Path(file) for name, _, file in (entry.partition("=") for entry in options.eval)}
     bench = Bench(options.model, options.train, texts, options.length, options.batch, options.lr, options.tokens)
-    name = f"real_{options.model.name}"
+    name = f"real_{options.model.name}{options.name}"
     path = common.RESULTS / f"{name}.json"
     protocol = {"length": bench.length, "tokens": bench.tokens}
     former = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"protocol": protocol, "cells": []}

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loraprune.config.in_python import spoken_in_python
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.config.training import PruneConfig
 from loraprune.errors import CheckpointError, ConfigError
 from loraprune.evaluation.precision import difference, logits_of
 from loraprune.evaluation.tasks import probe_of
 from loraprune.families import find_groups
-from loraprune.functions.arguments import spoken_in_python
 from loraprune.models import adapters
 from loraprune.models.adapters import merge_lora
 from loraprune.models.auto_classes import name_class_
@@ -45,16 +45,17 @@ def attach_lora(model: nn.Module, config: LoRAPruneConfig) -> PeftModel:
         ConfigError: if its weights are quantised in a way that cannot be cut, or were repacked by a forward pass on a CPU, or if the kind
             of adapter cannot be used on them.
     """
-    described = adapters.config_of(model)
-    assert isinstance(model, PreTrainedModel)  # else it had no configuration
-    name_class_(model)  # the paths of the layers depend on it
-    groups = find_groups(described)
-    check_groups(model, groups)
-    prepare_(model)
-    return adapters.attach_lora(
-        model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed,
-        whole=adapters.head_paths(model, groups), kind=config.adapter,
-    )  # fmt: skip
+    with spoken_in_python(vars(config), type(config)):
+        described = adapters.config_of(model)
+        assert isinstance(model, PreTrainedModel)  # else it had no configuration
+        name_class_(model)  # the paths of the layers depend on it
+        groups = find_groups(described)
+        check_groups(model, groups)
+        prepare_(model)
+        return adapters.attach_lora(
+            model, groups, rank=config.rank, alpha=config.alpha, dropout=config.dropout, seed=config.seed,
+            whole=adapters.head_paths(model, groups), kind=config.adapter,
+        )  # fmt: skip
 
 
 def save_pruned(

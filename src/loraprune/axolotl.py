@@ -19,9 +19,10 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from loraprune.api import save_pruned
+from loraprune.config.in_python import spoken_in_python
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
-from loraprune.functions.arguments import make_options, spoken_in_python
+from loraprune.functions.arguments import make_options
 from loraprune.models.opening import load_tokenizer
 from loraprune.runtime import launch
 from loraprune.training.callback import LoRAPruneCallback

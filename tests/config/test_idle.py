@@ -87,7 +87,7 @@ def test_functions_and_the_callback_say_it_too(caplog: pytest.LogCaptureFixture)
         LoRAPruneCallback(LoRAPruneConfig(interval=5))
     first, second = (record.message for record in caplog.records)
     assert first == "sharding='fsdp' has no effect: a single GPU shares nothing; give gpus=2 or more"
-    assert second.startswith("--interval 5 has no effect")
+    assert second.startswith("interval=5 has no effect")
 
 
 @pytest.mark.parametrize(
@@ -133,5 +133,5 @@ def test_a_file_may_hold_every_option(captured: list[Any], tmp_path: Any) -> Non
     assert cli.main(flags("prune", {"config": file, "ffn": 8})) == 0
     assert [options.ffn for options in captured] == [None, 8]
     assert cli.main(flags("prune", {"config": file, "ratio": 0.5})) == 2  # typed, and without effect
-    with pytest.raises(ConfigError, match=r"--ratio 0\.3 --heads 4"):
+    with pytest.raises(ConfigError, match=r"ratio=0\.3 heads=4"):
         LoRAPruneConfig(ratio=0.3, heads=4)

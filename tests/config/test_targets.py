@@ -35,11 +35,14 @@ OTHERS: list[dict[str, Any]] = [
     {"layers": 3},
 ]
 
+RUN = {"model": "demo", "data": "stdlib", "output": "nowhere"}
+"""what `prune` needs besides a target"""
+
 
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
 def test_a_ratio_beside_another_target_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"--ratio 0\.3 --[a-z-]+ .*one target only"):
-        LoRAPruneConfig(ratio=0.3, **other)
+        PruneConfig(**RUN, ratio=0.3, **other)
     assert LoRAPruneConfig(**other)  # the control: alone
     assert LoRAPruneConfig(ratio=0.3)
 
@@ -94,7 +97,7 @@ def test_bytes_have_units(text: str, count: int) -> None:
 def test_other_texts_are_no_bytes(text: str) -> None:
     for option, name in (("memory", "memory"), ("file_size", "file-size")):
         with pytest.raises(ConfigError, match=rf"^--{name} {text}: a number of bytes such as 200MB"):
-            LoRAPruneConfig(**{option: text})  # type: ignore[arg-type]
+            PruneConfig(**RUN, **{option: text})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_other_texts_are_no_bytes(text: str) -> None:
 )
 def test_contradictions_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        LoRAPruneConfig(**options)
+        PruneConfig(**RUN, **options)
     last = list(options)[-1]
     assert LoRAPruneConfig(**{last: options[last] if options[last] != 1.0 else 1.1})  # the control: alone
 
@@ -125,10 +128,9 @@ def test_what_says_nothing_beside_a_ratio_is_said() -> None:
 
 @pytest.mark.parametrize("option", [{"memory": "1GB"}, {"speedup": 2.0}])
 def test_rounds_are_refused_where_one_shape_is_fixed(option: dict[str, Any]) -> None:
-    fixed = {"model": "demo", "data": "stdlib", "output": "nowhere"}
     with pytest.raises(ConfigError, match=r"--rounds 2: --memory and --speedup fix the shape"):
-        PruneConfig(**fixed, rounds=2, **option)
-    assert PruneConfig(**fixed, rounds=2, file_size="1GB")  # the control
+        PruneConfig(**RUN, rounds=2, **option)
+    assert PruneConfig(**RUN, rounds=2, file_size="1GB")  # the control
 
 
 def test_a_size_is_a_share_of_all_parameters() -> None:
@@ -155,5 +157,5 @@ def test_a_shape_far_from_the_ratio_is_reported(caplog: pytest.LogCaptureFixture
 
 def test_numbers_may_be_text_in_python_as_on_the_command_line() -> None:
     assert LoRAPruneConfig(ratio="20%", rank="4").ratio == 0.2  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"--ratio many: a fraction or a percentage, such as 0\.2 or 20% is needed"):
+    with pytest.raises(ConfigError, match=r"ratio='many': a fraction or a percentage, such as 0\.2 or 20% is needed"):
         LoRAPruneConfig(ratio="many")  # type: ignore[arg-type]

@@ -11,9 +11,9 @@ from torch import nn
 
 import loraprune
 from loraprune.config.commands import EvaluateConfig
+from loraprune.config.in_python import in_python
 from loraprune.config.training import PruneConfig
 from loraprune.errors import ConfigError, LoraPruneError
-from loraprune.functions.arguments import in_python
 from loraprune.runtime import launch
 from tests.functions.cases import SHORT
 from tests.samples import byte_tokenizer, save_tiny, sentences, tiny_llama
@@ -59,6 +59,27 @@ def test_an_argument_that_is_wrong_is_named(
     assert words in str(caught.value)
     assert "--" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ratio": 1.5}, "ratio=1.5: a fraction in [0, 1) is needed"),
+        ({"end_to_end": -1}, "end_to_end=-1: 0 or a number of steps is needed"),
+        ({"depth": True, "allocation": "uniform"}, "depth=True: give allocation='measured' or balanced"),
+        (
+            {"sparsity": "2:4", "local": 3, "local_all": True},
+            "sparsity='2:4' local_all=True: local_all=True is about units",
+        ),
+    ],
+)
+def test_the_configuration_of_the_callback_speaks_of_arguments(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loraprune.LoRAPruneConfig(**options)
+    assert words in str(caught.value)
+    assert "--" not in str(caught.value)
+    with pytest.raises(ConfigError, match="--"):  # the control: the options of a command
+        PruneConfig(model="demo", data="stdlib", output="small", **options)
 
 
 def test_everything_wrong_is_told_at_once() -> None:

@@ -159,13 +159,13 @@ def test_what_was_decided_survives_in_the_state() -> None:
 
 
 def test_wrong_numbers_of_layers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--layers 0: at least 1"):
+    with pytest.raises(ConfigError, match="layers=0: at least 1"):
         LoRAPruneConfig(layers=0)
     with pytest.raises(
-        ConfigError, match="--layers 3 --schedule cubic: the layers are chosen once; use --schedule oneshot"
+        ConfigError, match="layers=3 schedule='cubic': the layers are chosen once; use schedule='oneshot'"
     ):
         LoRAPruneConfig(layers=3, schedule="cubic")
-    with pytest.raises(ConfigError, match="--depth true: give --allocation measured or balanced"):
+    with pytest.raises(ConfigError, match="depth=True: give allocation='measured' or balanced"):
         LoRAPruneConfig(layers=3, depth=True)
     with pytest.raises(PlanError, match="--layers 5: this model has 4 layers; choose 1 to 4"):
         Pruner(scaled({}), LoRAPruneConfig(layers=5))

@@ -49,7 +49,7 @@ def test_the_kinds_in_play(variant: str, options: dict[str, object], expected: l
 
 
 def test_a_kind_that_the_model_lacks_is_refused_with_those_it_has() -> None:
-    with pytest.raises(ConfigError, match=r"--kinds atention: .*did you mean 'attention'.* attention, query, ffn"):
+    with pytest.raises(ConfigError, match=r"kinds='atention': .*did you mean 'attention'.* attention, query, ffn"):
         kinds("gpt2", kinds="atention")
 
 

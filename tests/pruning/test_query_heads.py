@@ -59,7 +59,7 @@ def test_query_heads_are_units_where_asked_for_or_where_one_key_value_head_is_al
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kinds": "attention,query"}, "--kinds attention,query: one run removes .* or query heads"),
+        ({"kinds": "attention,query"}, "kinds='attention,query': one run removes .* or query heads"),
         ({"kinds": "query", "depth": True, "allocation": "balanced"}, "use attention instead of query"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_target_that_rounds_to_nothing_is_warned_of(
 
 
 def test_a_measured_split_needs_a_single_removal() -> None:
-    with pytest.raises(ConfigError, match="--allocation measured --schedule cubic: the split is measured once"):
+    with pytest.raises(ConfigError, match="allocation='measured' schedule='cubic': the split is measured once"):
         LoRAPruneConfig(allocation="measured", schedule="cubic")
     assert LoRAPruneConfig().chosen_allocation == "measured"
     assert LoRAPruneConfig(schedule="cubic").chosen_allocation == "uniform"

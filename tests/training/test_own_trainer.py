@@ -17,6 +17,7 @@ from loraprune.models.adapters import linear_paths
 from loraprune.training.callback import EveryLayer
 from tests.fitting import Rows, adapted, arguments, config, fit
 from tests.samples import tiny_llama
+from tests.tiny import tiny_model
 
 
 def test_the_best_checkpoint_at_the_end_is_refused_before_any_step(tmp_path: Path) -> None:
@@ -191,3 +192,11 @@ def test_a_training_that_ended_before_its_target_is_not_begun_again(tmp_path: Pa
     trainer.train()
     with pytest.raises(ConfigError, match=r"train\(\) again"):
         trainer.train()
+
+
+def test_errors_in_a_trainer_speak_of_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter='olora': .*stores its weight as .in, out."):
+        attach_lora(tiny_model("gpt2"), LoRAPruneConfig(adapter="olora"))
+    callback = LoRAPruneCallback(LoRAPruneConfig(kinds="query"))
+    with pytest.raises(ConfigError, match="kinds='query': this model has no 'query'"):
+        fit(attach_lora(tiny_model("gpt2"), LoRAPruneConfig()), arguments(tmp_path, steps=2), [callback])

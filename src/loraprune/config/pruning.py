@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loraprune.config.base import PLAIN, SPLITTING, AdapterOptions, dashed, failed, idle_options
+from loraprune.config.base import PLAIN, SPLITTING, AdapterOptions, as_typed, dashed, failed, idle_options
+from loraprune.config.in_python import spoken_in_python
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.target import TARGETS, TargetOptions
 from loraprune.config.values import Fraction
@@ -111,6 +112,14 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     20 steps or more without --warmup, it is 0.9 if the first tenth of the steps lowers the loss on calibration rows by less than 0.1"""
     shrink: bool = True
     """cut the model at each removal, which makes later steps faster; false only masks units until the end, with the same result"""
+
+    def __post_init__(self) -> None:
+        """Check the options. One who writes this class, not one that adds a run's, writes Python: errors speak of arguments."""
+        if type(self) is not LoRAPruneConfig:
+            super().__post_init__()
+            return
+        with spoken_in_python(dict(vars(self)), LoRAPruneConfig):
+            super().__post_init__()
 
     @property
     def changed(self) -> tuple[Literal["in", "out"], ...]:
@@ -297,8 +306,8 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
             return []
         odd = [name for name in UNIT_OPTIONS if getattr(self, name) != getattr(LoRAPruneConfig, name)]
         found = [
-            f"--sparsity {self.sparsity} --{dashed(name)} {getattr(self, name)}: --{dashed(name)} is about units, and --sparsity removes "
-            "none; leave one of the two out"
+            f"--sparsity {self.sparsity} --{dashed(name)} {as_typed(getattr(self, name))}: --{dashed(name)} is about units, and --sparsity "
+            "removes none; leave one of the two out"
             for name in odd
         ]
         if self.adapter not in PLAIN:

@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from loraprune.config.export import ExportConfig
+from loraprune.config.in_python import spoken_in_python
 from loraprune.export.run import export as export_by_options
-from loraprune.functions.arguments import make_options, spoken_in_python, takes
+from loraprune.functions.arguments import make_options, takes
 from loraprune.functions.objects import Data, Model, Processing, objects
 from loraprune.functions.results import Exported
 from loraprune.models.opening import load_tokenizer

@@ -7,7 +7,8 @@ from typing import Any
 from loraprune.commands.inspect import inspect as inspect_by_options
 from loraprune.commands.plan import predict
 from loraprune.config.commands import InspectConfig, PlanConfig
-from loraprune.functions.arguments import make_options, spoken_in_python, takes
+from loraprune.config.in_python import spoken_in_python
+from loraprune.functions.arguments import make_options, takes
 from loraprune.functions.objects import Model, objects
 from loraprune.functions.results import Inspection, Prediction
 

@@ -13,7 +13,8 @@ from loraprune.commands.compare_models import compare_models
 from loraprune.commands.evaluate import evaluate as evaluate_by_options
 from loraprune.config.base import Device
 from loraprune.config.commands import BenchmarkConfig, CompareModelsConfig, EvaluateConfig
-from loraprune.functions.arguments import make_options, spoken_in_python, takes
+from loraprune.config.in_python import spoken_in_python
+from loraprune.functions.arguments import make_options, takes
 from loraprune.functions.objects import Data, Model, Objects, Processing, objects
 from loraprune.functions.results import Comparison, Evaluation, Speed
 

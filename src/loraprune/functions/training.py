@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from loraprune import pipeline
 from loraprune.config.base import Device, Dtype
+from loraprune.config.in_python import spoken_in_python
 from loraprune.config.training import FinetuneConfig, PruneConfig, TrainConfig
 from loraprune.errors import ConfigError
-from loraprune.functions.arguments import make_options, spoken_in_python, takes
+from loraprune.functions.arguments import make_options, takes
 from loraprune.functions.objects import Data, Model, Processing, objects
 from loraprune.functions.results import Result
 from loraprune.models.loading import from_pretrained

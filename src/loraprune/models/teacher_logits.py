@@ -44,7 +44,8 @@ def divergence(logits: Float[Tensor, "places classes"], teacher: TeacherLogits) 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network (arXiv 1503.02531), at temperature 1.
     """
     theirs = teacher.log_probabilities
-    ours = (logits.float() - logits.float().logsumexp(-1, keepdim=True)).gather(-1, teacher.tokens)
+    # All logits are read once: a difference of every one would be another tensor of the vocabulary's width.
+    ours = logits.gather(-1, teacher.tokens).float() - logits.float().logsumexp(-1, keepdim=True)
     named = (theirs.exp() * (theirs - ours)).sum(-1)
     rest, our_rest = _others(theirs), _others(ours)
     return named + rest.exp() * (rest - our_rest)

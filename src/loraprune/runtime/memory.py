@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from loraprune.runtime.allocator import return_freed_memory
+
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
@@ -21,6 +23,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    return_freed_memory()
     try:
         CLEAR_REFS.write_text("5")  # Linux: sets VmHWM back to the present size
     except OSError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loraprune.config.in_python import in_python, spoken_in_python
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
@@ -71,7 +73,7 @@ class LoRAPruneCallback(TrainerCallback):
         """step and ratio reached after every removal"""
         self.clip, self._clip = clip, clip or 0.0
         for sentence in () if guarded else config.idle():  # a run of this package has said so before
-            logger.warning(sentence)
+            logger.warning(in_python(sentence, vars(config), type(config)))
         self._rows: CalibrationRows | None = None
         self._turn, self._when = 0, When()
         self._restored = False
@@ -82,6 +84,14 @@ class LoRAPruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the groups, check everything that could fail later, and take over gradient clipping."""
+        with self._wording():
+            self._begin(args, state, **kwargs)
+
+    def _wording(self) -> AbstractContextManager[None]:
+        """Return a context in which errors speak of the configuration's arguments; in a run of this package they speak of options."""
+        return nullcontext() if self.guarded else spoken_in_python(vars(self.config), type(self.config))
+
+    def _begin(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         check_arguments(args, guarded=self.guarded)
         check_outputs(kwargs["model"])
         if self.config.shrink and not self.config.sparsity:
@@ -210,7 +220,8 @@ class LoRAPruneCallback(TrainerCallback):
             return
         progress, rows = self.schedule.progress(state.global_step), next(self._rows) if self._rows else None
         self.pruner.note(state.global_step)
-        self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=rows)
+        with self._wording():
+            self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=rows)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 

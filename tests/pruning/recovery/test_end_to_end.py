@@ -13,6 +13,7 @@ from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.recovery import changes
+from loraprune.pruning.recovery.descent import Descent
 from loraprune.pruning.recovery.end_to_end import PASSES, Outputs, default_steps, learn_outputs_
 from tests.fitting import config
 from tests.tiny import EVERY, tiny_model, tokens, with_lora
@@ -75,8 +76,11 @@ def test_a_change_has_a_low_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes[2] < 1e-3 * sizes[0]  # the weights are in float32
 
 
-def test_a_step_too_large_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "RATE", 1e4)
+def test_steps_that_lead_away_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Descent.step
+    monkeypatch.setattr(
+        Descent, "step", lambda self, gradients: step(self, [None if one is None else -one for one in gradients])
+    )
     pruner = removed("llama")
     (found,) = pruner.recoveries
     assert found.undone == ["end_to_end"]

@@ -51,8 +51,8 @@ class Change:
         self, _: nn.Module, args: tuple[Float[Tensor, "*places in_"], ...], output: Float[Tensor, "*places out"]
     ) -> Float[Tensor, "*places out"]:
         """Add the change's part to the output of its layer; a forward hook."""
-        reduced = functional.linear(args[0].to(self.a.dtype), self.a)
-        return output + functional.linear(reduced, self.b).to(output.dtype)
+        reduced = functional.linear(args[0], self.a.to(args[0].dtype))
+        return output + functional.linear(reduced, self.b.to(reduced.dtype))
 
     @torch.no_grad()
     def merge_(self) -> None:
