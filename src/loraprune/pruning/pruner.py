@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from loraprune.config.pruning import LoRAPruneConfig
 from loraprune.errors import ConfigError
 from loraprune.families import find_groups
-from loraprune.families.depth import gone_layers
 from loraprune.groups import Group, Units
 from loraprune.models.adapters import config_of, linear_paths, projection
 from loraprune.models.quantised import kind_of, restore_, stored_parameters
 from loraprune.plan import Plan
 from loraprune.pruning.allocation import ALLOCATIONS, reach, towards
-from loraprune.pruning.influence import layer_order
+from loraprune.pruning.choice import Choice, choose_layers, choose_split
 from loraprune.pruning.masking import Masks
 from loraprune.pruning.query_units import QueryUnits
 from loraprune.pruning.recovery.blockwise import weight_scales
@@ -36,11 +35,10 @@ from loraprune.pruning.recovery.recover import Recovery, Steps, recover_
 from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.recovery.trace import Trace
 from loraprune.pruning.removed import Removed, units_removed
-from loraprune.pruning.shapes import View, search
 from loraprune.pruning.sharded import slice_sharded_
-from loraprune.pruning.split import Trial, measured_counts
+from loraprune.pruning.split import Trial
 from loraprune.pruning.surgery import changed_layers, renew_trained_, share_, slice_
-from loraprune.pruning.target import Target, decide_recovery, find_target, goal_counts, report_kinds
+from loraprune.pruning.target import Target, decide_recovery, find_target, report_kinds
 from loraprune.pruning.verify import check_merging, check_units, unit_sums
 from loraprune.runtime.interrupts import at_once
 from loraprune.runtime.processes import are_joined, from_first, together
@@ -201,34 +199,24 @@ class Pruner:
         with at_once():
             outputs = self.outputs(rows)
             try:
-                counts = self._decide(outputs, compensate=bool(self.config.compensate))
+                choice = self._choose(outputs, compensate=bool(self.config.compensate))
             except ConfigError:  # layers share projections
                 if self.recovery_is_wanted:
                     raise
-                counts = self._decide(outputs, compensate=False)
-        self.target = replace(self.target, counts=counts)
+                choice = self._choose(outputs, compensate=False)
+        self.shapes = choice.shapes
+        self._choose_units(query_heads=choice.by_query_heads)
+        self.target = replace(self.target, counts=choice.counts)
         return outputs
 
-    def _decide(self, outputs: Outputs, *, compensate: bool) -> Mapping[str, int]:
-        """Return the counts that calibration rows decide for."""
+    def _choose(self, outputs: Outputs, *, compensate: bool) -> Choice:
         if not self.config.measures_split:
-            return self._fewer_layers(outputs)
+            return choose_layers(self.model, self.groups, outputs, self.target, self.config)
         ranked = {name: self._ranked(name, units) for name, units in self.plan.kept.items()}
-        trial = Trial(self.model, self.groups, ranked, outputs, compensate)
-        if self.config.searches:
-            return self._search(trial)
-        return measured_counts(trial, self.space, self.target.ratio, self.target.counts)
-
-    def _search(self, trial: Trial) -> Mapping[str, int]:
-        """Return the counts of the best shape; from now on its units are the pruner's."""
-        views = [View(self.target, trial)]
-        if finer := self.query_units:
-            ranked = {**trial.ranked, **finer.ranked()}
-            views.append(View(finer.target, replace(trial, groups=finer.target.groups, ranked=ranked)))
-        found = search(views, steps=self._learning_steps(trial.outputs), seed=self.config.seed)
-        self.shapes = found.entry
-        self._choose_units(query_heads=found.place > 0)
-        return found.counts
+        return choose_split(
+            Trial(self.model, self.groups, ranked, outputs, compensate), self.target, self.query_units,
+            searches=self.config.searches, steps=self._learning_steps(outputs), seed=self.config.seed,
+        )  # fmt: skip
 
     def _learning_steps(self, outputs: Outputs) -> int:
         """Return the steps of end-to-end reconstruction after a removal."""
@@ -251,12 +239,6 @@ class Pruner:
         if self.masks:
             self.masks.remove()
             self.masks = Masks(self.model, self.groups)
-
-    def _fewer_layers(self, outputs: Outputs) -> Mapping[str, int]:
-        """Return the counts of --layers, with the layers that change the outputs least removed."""
-        order = layer_order(self.model, self.groups, outputs, len(gone_layers(self.target.counts)))
-        logger.info("layers that change the outputs least: %s", ", ".join(order))
-        return goal_counts(self.space, self.config, self.target.ratio, order)
 
     def _counts_at(self, progress: float) -> dict[str, int]:
         """Return the counts due at `progress`; final counts that depend on scores are computed again each time."""
@@ -329,17 +311,10 @@ class Pruner:
             names = list(plan.kept)
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
-        return recovery, Steps(
-            refits,
-            trace,
-            outputs,
-            self.config.local,
-            self._learning_steps(outputs),
-            changed,
-            scales,
-            self.config.seed,
-            self.folder,
-        )
+        steps = Steps(
+            refits, trace, outputs, self.config.local, self._learning_steps(outputs), changed, scales, self.config.seed, self.folder
+        )  # fmt: skip
+        return recovery, steps
 
     def _look_at_rows(
         self, positions: Mapping[str, Sequence[int]], rows: Rows
