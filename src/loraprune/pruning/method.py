@@ -76,9 +76,14 @@ class PruningMethod(Protocol):
         """Keep the scores as they are at a step, if the options ask for it."""
 
     def remove(
-        self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
+        self,
+        progress: float,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        rows: Rows | None = None,
+        is_tuned: bool = False,
     ) -> None:
-        """Remove the lowest scores until `progress` (0 to 1) of the way to the target."""
+        """Remove the lowest scores until `progress` (0 to 1) of the way to the target; `is_tuned` says whether training follows."""
 
     def finish(self) -> None:
         """End scoring; remove what was only masked during training."""

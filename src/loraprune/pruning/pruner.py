@@ -163,10 +163,16 @@ class Pruner:
             self.query_units.scorer.forget()
 
     def remove(
-        self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: Rows | None = None
+        self,
+        progress: float,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        rows: Rows | None = None,
+        is_tuned: bool = False,
     ) -> None:
         """Remove the lowest units until `progress` (0 to 1) of the way to the target; with `rows`, recover the remaining weights on them.
 
+        `is_tuned` says whether training follows.
         Processes rank by the first one's scores: rounding may differ between machines, plans may not.
 
         Raises:
@@ -176,7 +182,7 @@ class Pruner:
         outputs = self.measure(rows) if rows and self.plan.is_full and self.config.measures else None
         counts = self._counts_at(progress)
         kept = {name: self._best(name, units, counts[name]) for name, units in self.plan.indices.items()}
-        self.apply(self.plan.keeping(kept), optimizer=optimizer, rows=rows, outputs=outputs)
+        self.apply(self.plan.keeping(kept), optimizer=optimizer, rows=rows, outputs=outputs, is_tuned=is_tuned)
         self.is_done = progress >= 1
         if self.is_done:
             self.scorer.close()
@@ -212,15 +218,12 @@ class Pruner:
     def _choose(self, outputs: Outputs, *, compensate: bool) -> Choice:
         if not self.config.measures_split:
             return choose_layers(self.model, self.groups, outputs, self.target, self.config)
+        steps = default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
         ranked = {name: self._ranked(name, units) for name, units in self.plan.kept.items()}
         return choose_split(
             Trial(self.model, self.groups, ranked, outputs, compensate), self.target, self.query_units,
-            searches=self.config.searches, steps=self._learning_steps(outputs), seed=self.config.seed,
+            searches=self.config.searches, steps=steps, seed=self.config.seed,
         )  # fmt: skip
-
-    def _learning_steps(self, outputs: Outputs) -> int:
-        """Return the steps of end-to-end reconstruction after a removal."""
-        return default_steps(outputs) if self.config.end_to_end is None else self.config.end_to_end
 
     def _choose_units(self, *, query_heads: bool) -> None:
         """Let the units be query heads from now on, or keep those that they are."""
@@ -259,12 +262,15 @@ class Pruner:
         optimizer: torch.optim.Optimizer | None = None,
         rows: Rows | None = None,
         outputs: Outputs | None = None,
+        is_tuned: bool = False,
     ) -> None:
         """Carry out a plan that keeps a part of the units; `outputs` are the model's present outputs for `rows`, if known."""
         positions = plan.indices if self.masks else self.plan.positions(plan)
         is_due = rows is not None and plan != self.plan
         recovery, steps = (
-            self._prepare_recovery(rows, outputs, plan, positions) if is_due and rows else (Recovery(), None)
+            self._prepare_recovery(rows, outputs, plan, positions, is_tuned=is_tuned)
+            if is_due and rows
+            else (Recovery(), None)
         )
         due = unit_sums(self.model, self.present, plan=_plan(self.present, positions)) if is_due else {}
         if self.masks:
@@ -297,7 +303,7 @@ class Pruner:
         return present
 
     def _prepare_recovery(
-        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Units]
+        self, rows: Rows, outputs: Outputs | None, plan: Plan, positions: Mapping[str, Units], *, is_tuned: bool
     ) -> tuple[Recovery, Steps]:
         """Measure the model before a cut: its loss, the least-squares changes of projections, and the targets of blocks."""
         recovery = Recovery()
@@ -312,7 +318,7 @@ class Pruner:
             changed = names[names.index(changed[0]) :]
         scales = self.scales if self.config.local else {}
         steps = Steps(
-            refits, trace, outputs, self.config.local, self._learning_steps(outputs), changed, scales, self.config.seed, self.folder
+            refits, trace, outputs, self.config.local, self.config.end_to_end, changed, scales, self.config.seed, is_tuned, self.folder
         )  # fmt: skip
         return recovery, steps
 

@@ -221,7 +221,8 @@ class LoRAPruneCallback(TrainerCallback):
         progress, rows = self.schedule.progress(state.global_step), next(self._rows) if self._rows else None
         self.pruner.note(state.global_step)
         with self._wording():
-            self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=rows)
+            follows = state.global_step < state.max_steps
+            self.pruner.remove(progress, optimizer=kwargs["optimizer"], rows=rows, is_tuned=follows)
         self.history.append({"step": state.global_step, "ratio": self.pruner.ratio()})
         logger.debug("step %d: ratio %.4f", state.global_step, self.pruner.ratio())
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from loraprune import LoRAPruneCallback
 from loraprune.errors import NumericsError
 from loraprune.models.adapters import linear_paths, trained_factors
 from loraprune.plan import Plan
 from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.recovery import changes
+from loraprune.pruning.recovery import changes, end_to_end, recover
 from loraprune.pruning.recovery.descent import Descent
-from loraprune.pruning.recovery.end_to_end import PASSES, Outputs, default_steps, learn_outputs_
-from tests.fitting import config
+from loraprune.pruning.recovery.end_to_end import NEAR, PASSES, Outputs, default_steps, learn_outputs_
+from tests.fitting import adapted, arguments, config, fit
 from tests.tiny import EVERY, tiny_model, tokens, with_lora
 
 IDS = tokens(64, 16, seed=3)
@@ -89,10 +91,30 @@ def test_steps_that_lead_away_are_undone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(torch.equal(tensor, former[name]) for name, tensor in restored.items())
 
 
-def test_a_pass_over_the_rows_is_the_default() -> None:
+def test_passes_over_the_rows_are_the_default() -> None:
     outputs = Outputs(with_lora(tiny_model("llama")), (), ROWS)
-    assert default_steps(outputs) == PASSES * math.ceil(56 / (256 // 16))
+    one = math.ceil(56 / (256 // 16))
+    assert default_steps(outputs) == PASSES * one
+    assert default_steps(outputs, error=0.9 * NEAR, is_tuned=True) == one
+    assert default_steps(outputs, error=0.9 * NEAR) == PASSES * one  # the controls: no training follows,
+    assert default_steps(outputs, error=1.1 * NEAR, is_tuned=True) == PASSES * one  # or the outputs are far away,
     assert outputs.aside.sum() == 8
+    outputs.by_prediction = False
+    assert default_steps(outputs, error=0.9 * NEAR, is_tuned=True) == PASSES * one  # or are no predictions
+
+
+@pytest.mark.parametrize(("cooldown", "near", "passes"), [(0.5, 99.0, 1), (0.5, 0.0, PASSES), (0.0, 99.0, PASSES)])
+def test_a_model_near_by_that_is_tuned_gets_one_pass(
+    cooldown: float, near: float, passes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(end_to_end, "NEAR", near)
+    monkeypatch.setattr(recover, "learn_outputs_", lambda *_, steps, seed: seen.append(steps))
+    settings = config(schedule="oneshot", cooldown=cooldown, end_to_end=None)
+    fit(adapted(settings), arguments(tmp_path, steps=4), [LoRAPruneCallback(settings)])
+    monkeypatch.setattr(end_to_end, "PASSES", 1)
+    fit(adapted(settings), arguments(tmp_path, steps=4), [LoRAPruneCallback(settings)])
+    assert seen[0] == passes * seen[1]
 
 
 def test_padding_does_not_count() -> None:

@@ -39,7 +39,7 @@ def recovered(
         patch.setattr(spool, "IN_MEMORY", in_memory)
         refits, trace = solve_refits(model, groups, kept, ROWS), Trace(model, groups, ROWS)
         masks.set(kept)
-        steps = Steps(refits, trace, outputs, 2, 0, [group.name for group in groups], scales, 0)
+        steps = Steps(refits, trace, outputs, 2, 0, [group.name for group in groups], scales, 0, False)
         recover_(model, groups, kept, ROWS, steps, recovery)
     return watched.peak, recovery, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -29,7 +29,9 @@ from loraprune.runtime.progress import phase, shown
 RATE = 8e-3
 """peak learning rate of LoRA's factors, divided by the adapters' scale, alpha over rank; docs/log.md compares values"""
 PASSES = 3
-"""default number of passes over the rows to learn from; docs/log.md compares it with one"""
+"""default number of passes over the rows to learn from, at most; docs/log.md compares it with one"""
+NEAR = 0.5
+"""divergence in nats a token up to which one pass is enough where training follows"""
 TOKENS = 256
 """tokens of a step, in whole rows"""
 IMAGE_TOKENS = 256
@@ -126,9 +128,18 @@ class Outputs:
         return Distance(error / len(places), loss / len(places))
 
 
-def default_steps(outputs: Outputs) -> int:
-    """Return the steps that `PASSES` passes over the rows to learn from take."""
-    return PASSES * math.ceil(len(outputs.learned) / outputs.together)
+def default_steps(outputs: Outputs, *, error: float = math.inf, is_tuned: bool = False) -> int:
+    """Return the steps of `PASSES` passes over the rows to learn from, or of one.
+
+    One pass is enough for outputs that are near by, if the model is trained further afterwards.
+
+    Args:
+        outputs: The outputs to reproduce.
+        error: How far from them the model is.
+        is_tuned: Whether training follows.
+    """
+    is_near = outputs.by_prediction and error <= NEAR
+    return (1 if is_near and is_tuned else PASSES) * math.ceil(len(outputs.learned) / outputs.together)
 
 
 def learn_outputs_(model: nn.Module, changes: Mapping[str, Change], outputs: Outputs, *, steps: int, seed: int) -> None:

@@ -20,7 +20,7 @@ from loraprune.models.adapters import linear_paths
 from loraprune.pruning.recovery.blockwise import BlockOptions, Scales, fit_blocks_
 from loraprune.pruning.recovery.changes import learning, start_changes, undoing
 from loraprune.pruning.recovery.compensation import Gain, Refit, apply_refits_
-from loraprune.pruning.recovery.end_to_end import Distance, Outputs, learn_outputs_
+from loraprune.pruning.recovery.end_to_end import Distance, Outputs, default_steps, learn_outputs_
 from loraprune.pruning.recovery.finished import Finished, digest
 from loraprune.pruning.recovery.rows import Rows
 from loraprune.pruning.recovery.snapshot import Snapshot
@@ -75,11 +75,13 @@ class Steps:
     """the model's outputs before the removal"""
     blocks: int
     """steps of every block with a group in `changed`; 0 for none"""
-    end_to_end: int
-    """steps of the adapters; 0 for none"""
+    end_to_end: int | None
+    """steps of end-to-end reconstruction; 0 for none, None for `default_steps`"""
     changed: Collection[str]
     scales: Scales
     seed: int
+    is_tuned: bool
+    """whether the model is trained further afterwards"""
     folder: Path | None = None
     """folder of trained blocks, so that a run that is stopped meanwhile does not train them again"""
 
@@ -114,7 +116,7 @@ def recover_(
             finished = Finished(steps.folder, digest(steps.trace, about)) if steps.folder else None
             options = BlockOptions(steps.scales, steps.blocks, steps.seed, finished)
             recovery.blocks = fit_blocks_(model, groups, steps.changed, steps.trace, rows, options)
-    if steps.end_to_end:
+    if steps.end_to_end != 0:
         _reproduce_outputs(model, groups, steps, recovery)
     _report(recovery)
 
@@ -122,9 +124,12 @@ def recover_(
 def _reproduce_outputs(model: nn.Module, groups: Sequence[Group], steps: Steps, recovery: Recovery) -> None:
     """Train low-rank changes end to end, and add them to the weights if they help."""
     changes = start_changes(model, groups, seed=steps.seed)
-    undo = undoing(model, changes)
+    undo, count = undoing(model, changes), steps.end_to_end
+    if count is None:
+        error = list(recovery.errors.values())[-1]
+        count = default_steps(steps.outputs, error=error, is_tuned=steps.is_tuned)
     with learning(changes), undone_if_worse(undo, model, steps.outputs, recovery, "end_to_end"):
-        learn_outputs_(model, changes, steps.outputs, steps=steps.end_to_end, seed=steps.seed)
+        learn_outputs_(model, changes, steps.outputs, steps=count, seed=steps.seed)
 
 
 @contextmanager

@@ -177,12 +177,19 @@ class Sparsifier:
         self.model = nn.Module()
 
     @torch.no_grad()
-    def remove(self, progress: float, *, optimizer: torch.optim.Optimizer | None = None, rows: object = None) -> None:
+    def remove(
+        self,
+        progress: float,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        rows: object = None,
+        is_tuned: bool = False,
+    ) -> None:
         """Mask the lowest weights of every projection until `progress` (0 to 1) of the way to the target.
 
         In a pattern of blocks the blocks do not step from M weights to M - 1 all at once: at any time the lowest of the
         weights that may go are gone, so that the ratio follows the schedule as smoothly as without a pattern. `optimizer` is
-        unchanged: LoRA's factors keep their shapes. `rows` are None: there is no recovery.
+        unchanged: LoRA's factors keep their shapes. `rows` are None: there is no recovery, whether training follows or not.
 
         Raises:
             NumericsError: if the scores are useless: none were gathered, or all weights of a projection score the same.
