@@ -133,6 +133,24 @@ def test_names_that_are_known_at_once_are_those_that_are_registered() -> None:
     assert set(KINDS) == set(get_args(Kind))
 
 
+def test_a_folder_that_looks_like_a_hub_id_is_found_beside_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ConnectError(Exception):
+        """As httpx raises it."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ConnectError("Name or service not known")
+
+    (tmp_path / "models" / "small-one").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = r"--model models/small-on: no such folder \(did you mean 'small-one'\?\), and the hub cannot be reached \(ConnectError"
+    with pytest.raises(CheckpointError, match=words), opening.clear_errors("models/small-on"):
+        fails()
+    with pytest.raises(CheckpointError, match="cannot read the model"), opening.clear_errors("models/small-on"):
+        raise RuntimeError("another error")  # the control
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, no_network: list[object]) -> None:
     asked: list[str] = []
 

@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loraprune.commands.tables.results import export as print_export
 from loraprune.errors import NumericsError, VerificationError
+from loraprune.export.gguf import llamacpp
 from loraprune.export.gguf.architecture import ARCHITECTURES, rope_factors
 from loraprune.export.gguf.llamacpp import LlamaCpp, llamacpp_version
 from loraprune.export.gguf.tensors import Layout
@@ -125,6 +126,17 @@ def test_rows_in_the_wrong_order_are_seen(uniform: Path, tmp_path: Path, monkeyp
     with pytest.raises(VerificationError, match=r"other weights than the model: .*_proj"):
         exported(uniform, tmp_path / "out", "gguf", quantization="f32")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_crash_of_llama_cpp_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model-q8_0.gguf"
+    monkeypatch.setattr(llamacpp, "TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(
+        VerificationError, match=r"crashed with signal 11 when it ran model-q8_0\.gguf; .*--quantization f16"
+    ):
+        llamacpp.check_runs(file, context=64)
+    monkeypatch.setattr(llamacpp, "TRIAL", "raise ValueError")
+    llamacpp.check_runs(file, context=64)  # the control: what llama.cpp reports, is reported where the file is read
 
 
 @needs_llamacpp

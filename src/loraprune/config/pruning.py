@@ -95,8 +95,8 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
     """with --local, also train the blocks above the first pruned one that lost no units"""
     end_to_end: int | None = None
     """steps of end-to-end reconstruction after each removal: all projections are trained to reproduce the outputs of the model before the
-    removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration wherever possible (not with
-    --sparsity or FSDP)"""
+    removal, on 256 calibration tokens a step; 0 for none; by default three passes over --calibration, or one if training follows
+    and the outputs are near, wherever possible (not with --sparsity or FSDP)"""
     calibration: int = 32768
     """tokens used by --compensate, --local and --end-to-end"""
     history: bool = False

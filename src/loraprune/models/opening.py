@@ -26,10 +26,12 @@ from loraprune.models.auto_classes import forget_code_
 from loraprune.models.folder import TOKENIZER_CONFIG, check_adapter, check_folder, check_tokenizer
 from loraprune.models.layerwise.register import register_type
 from loraprune.runtime.held import held
-from loraprune.runtime.hub import DEMO, at_home, is_gguf, model_problem, parts
+from loraprune.runtime.hub import DEMO, at_home, is_gguf, like, model_problem, parts
 
 HUB_SECONDS = 10
 """how long the hub may take to answer"""
+UNREACHABLE = ("ConnectError", "ConnectTimeout", "ReadTimeout")
+"""names of httpx's errors where nothing answers; they are no OSError, and httpx is the hub client's dependency, not ours"""
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
 PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
@@ -77,6 +79,11 @@ def clear_errors(model: str, what: str = "the model") -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"--model {model}: it needs code from the checkpoint; if you trust it, give --trust-remote-code"
+            ) from None
+        if type(error).__name__ in UNREACHABLE:
+            raise CheckpointError(
+                f"--model {model}: no such folder{like(model)}, and the hub cannot be reached ({type(error).__name__}: {text}); check the "
+                "path or the network"
             ) from None
         unknown = re.search(r"has model type `([^`]+)`", str(error))
         if unknown:

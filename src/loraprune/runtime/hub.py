@@ -146,8 +146,12 @@ def data_problem(name: str) -> str | None:
     path = at_home(name)
     if name == STDLIB or (name and os.path.exists(path)) or may_be_on_hub(name) or matching(path):
         return None
+    return f"{name!r}: no such file or folder{like(path)}: check the path"
+
+
+def like(path: str) -> str:
+    """Return " (did you mean X?)" for the file or folder beside a path whose name is closest, or nothing."""
     try:
-        close = nearest(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
+        return nearest(os.path.basename(path), os.listdir(os.path.dirname(path) or "."))
     except (OSError, ValueError):
-        close = ""
-    return f"{name!r}: no such file or folder{close}: check the path"
+        return ""

@@ -5,6 +5,8 @@ Knows nothing about how the file was written.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +18,13 @@ import torch
 from loraprune.errors import VerificationError
 
 PACKAGE = "llama-cpp-python"
+TRIAL = """
+import sys, llama_cpp
+file, context = sys.argv[1], int(sys.argv[2])
+model = llama_cpp.Llama(file, n_ctx=context, n_batch=context, n_ubatch=context, n_gpu_layers=0, verbose=False)
+model.eval([1] * context)
+"""
+"""a program that reads `context` tokens with llama.cpp"""
 
 
 def llamacpp_version() -> str | None:
@@ -24,6 +33,21 @@ def llamacpp_version() -> str | None:
         return version(PACKAGE)
     except PackageNotFoundError:
         return None
+
+
+def check_runs(file: Path, *, context: int) -> None:
+    """Run a file in a process of its own, as a crash of llama.cpp would end this one without a word.
+
+    Raises:
+        VerificationError: if it crashes. Errors that llama.cpp reports are left to `LlamaCpp`.
+    """
+    done = subprocess.run([sys.executable, "-c", TRIAL, str(file), str(context)], capture_output=True, check=False)
+    if done.returncode < 0:
+        raise VerificationError(
+            f"llama.cpp ({PACKAGE} {llamacpp_version()}) crashed with signal {-done.returncode} when it ran {file.name}; nothing was "
+            "saved. All tensors were read back right, so try --quantization f16, build that package for another instruction set, or "
+            "uninstall it to export without running the file"
+        )
 
 
 class LlamaCpp:

@@ -22,7 +22,7 @@ from loraprune.export.gguf.architecture import (
     rope_of,
     shape_of,
 )
-from loraprune.export.gguf.llamacpp import PACKAGE, LlamaCpp, llamacpp_version
+from loraprune.export.gguf.llamacpp import PACKAGE, LlamaCpp, check_runs, llamacpp_version
 from loraprune.export.gguf.tensors import TYPES, add_tensors, make_layout, read_back_
 from loraprune.export.gguf.tokenizer import add_vocabulary, read_vocabulary
 from loraprune.models.folder import TOKENIZER_CONFIG
@@ -68,6 +68,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     how = f"every tensor read back by gguf's GGUFReader; {PACKAGE} is not installed, so llama.cpp did not run it"
     installed = llamacpp_version()
     if installed:
+        check_runs(path, context=64)
         found["rounded_vs_llama_cpp"] = compare_logits(source, path)
         how = f"{PACKAGE} {installed}: logits, and the tokens of {len(TEXTS)} texts; every tensor read back by gguf's GGUFReader"
         compare_tokens(tokenizer, LlamaCpp(path, context=64))
