@@ -33,15 +33,15 @@ from loraprune.config.recipes import recipe
 from loraprune.config.training import FinetuneConfig, PruneConfig
 from loraprune.pipeline import finetune, prune
 
-METHODS = ("dense", "recommended", "late", "one-pass", "least-squares", "paper", "layerwise", *PEERS, "scratch")
+METHODS = ("dense", "recommended", "late", "three-passes", "least-squares", "paper", "layerwise", *PEERS, "scratch")
 OWN: dict[str, dict[str, Any]] = {
     "recommended": {},
     "late": {"cooldown": 0.25, "calibration": 98_304, "end_to_end": 336},
-    "one-pass": {"end_to_end": 112},
+    "three-passes": {"end_to_end": 336},
     "least-squares": {"end_to_end": 0},
 }
-"""methods that are no recipe: options of `prune`; the recommended recipe is its default. `one-pass` reconstructs in one pass instead of
-three over 32,768 tokens in rows of 256"""
+"""methods that are no recipe: options of `prune`; the recommended recipe is its default. `three-passes` reconstructs in as many
+over 32,768 tokens in rows of 256, also where one is the default"""
 TOKENS = 32_768
 """calibration tokens for every method but `late`, which reads three times as many once"""
 SCRATCH_LR = 1e-3
