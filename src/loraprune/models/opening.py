@@ -31,7 +31,7 @@ from loraprune.runtime.hub import DEMO, at_home, is_gguf, like, model_problem, p
 HUB_SECONDS = 10
 """how long the hub may take to answer"""
 UNREACHABLE = ("ConnectError", "ConnectTimeout", "ReadTimeout")
-"""names of httpx's errors where nothing answers; they are no OSError, and httpx is the hub client's dependency, not ours"""
+"""names of httpx's errors where nothing answers; not OSErrors; the classes are not imported, as only the hub's client depends on httpx"""
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 """options of transformers that decide which file is read from the hub"""
 PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}

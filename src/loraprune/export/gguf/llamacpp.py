@@ -36,7 +36,7 @@ def llamacpp_version() -> str | None:
 
 
 def check_runs(file: Path, *, context: int) -> None:
-    """Run a file in a process of its own, as a crash of llama.cpp would end this one without a word.
+    """Run a file in a separate process, as a crash of llama.cpp would end this one without a word.
 
     Raises:
         VerificationError: if it crashes. Errors that llama.cpp reports are left to `LlamaCpp`.
