@@ -82,6 +82,21 @@ def test_the_configuration_of_the_callback_speaks_of_arguments(options: dict[str
         PruneConfig(model="demo", data="stdlib", output="small", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ratio": None}, "ratio=None: a value is needed"),
+        ({"schedule": "cosine"}, "schedule='cosine': one of auto, cubic, linear, oneshot is needed"),
+        ({"round": 32.5}, "round=32.5: "),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_where_it_is_written(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loraprune.LoRAPruneConfig(**options)
+    assert str(caught.value).startswith(words)
+    assert loraprune.LoRAPruneConfig(ratio="20%", schedule="cubic", round=32).ratio == 0.2  # type: ignore[arg-type]  # the control
+
+
 def test_everything_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         loraprune.prune("demo", data="stdlib", ratio=2.0, lr=-1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -284,6 +285,20 @@ def null_problems(kind: type[Options], values: Mapping[str, object]) -> dict[str
         for one in fields(kind)
         if one.name in values and values[one.name] is None and one.default is not None
     }
+
+
+def read_values(kind: type[Options], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return values with texts converted to the types of their options, and option -> sentence for those of a wrong type."""
+    found = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
+    hints, wrong = get_type_hints(kind), null_problems(kind, values)
+    for name, value in list(found.items()):
+        if name not in wrong and value is not None:
+            try:
+                read = read_value(hints[name], value)
+                found[name] = read if isinstance(value, str) else value
+            except WrongValueError as error:
+                wrong[name] = f"--{dashed(name)}{error}"
+    return found, wrong
 
 
 def failed(*checks: tuple[bool, str]) -> list[str]:

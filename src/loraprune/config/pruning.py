@@ -5,10 +5,20 @@ Imports no torch, so that `--help` is fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from loraprune.config.base import PLAIN, SPLITTING, AdapterOptions, as_typed, dashed, failed, idle_options
+from loraprune.config.base import (
+    PLAIN,
+    SPLITTING,
+    AdapterOptions,
+    as_typed,
+    dashed,
+    failed,
+    idle_options,
+    raise_all,
+    read_values,
+)
 from loraprune.config.in_python import spoken_in_python
 from loraprune.config.sparsity import pattern_problems
 from loraprune.config.target import TARGETS, TargetOptions
@@ -118,7 +128,12 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
         if type(self) is not LoRAPruneConfig:
             super().__post_init__()
             return
-        with spoken_in_python(dict(vars(self)), LoRAPruneConfig):
+        given = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
+        with spoken_in_python(given, LoRAPruneConfig):
+            read, wrong = read_values(LoRAPruneConfig, given)
+            raise_all(list(wrong.values()))
+            for name, value in read.items():
+                object.__setattr__(self, name, value)
             super().__post_init__()
 
     @property

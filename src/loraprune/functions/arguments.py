@@ -8,15 +8,13 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
-import os
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
-from loraprune.config.base import Options, null_problems
+from loraprune.config.base import Options, read_values
 from loraprune.config.in_python import in_python
-from loraprune.config.values import WrongValueError, read_value
 from loraprune.errors import ConfigError, nearest
 
 DOCUMENTED = ("model", "models", "against", "data", "eval", "output")
@@ -85,21 +83,14 @@ def make_options(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     Raises:
         ConfigError: with everything that is wrong with them.
     """
-    hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
-    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
+    known = {one.name: one for one in fields(kind)}
     wrong = {
         name: f"unknown argument {name!r}{nearest(name, known)}: see help() of the function"
         for name in values
         if name not in known
     }
-    wrong |= null_problems(kind, values)
-    for name, value in values.items():
-        if name not in wrong and value is not None:
-            try:
-                read = read_value(hints[name], value)
-                values[name] = read if isinstance(value, str) else value
-            except WrongValueError as error:
-                wrong[name] = f"--{name}{error}"
+    values, odd = read_values(kind, {name: value for name, value in values.items() if name in known})
+    wrong |= odd
     try:
         made = kind(**{name: value for name, value in values.items() if name not in wrong})
     except ConfigError as error:
