@@ -54,12 +54,20 @@ class Options:
         Raises:
             ConfigError: for a text that is not a number.
         """
-        for name, hint in _numbers(cast("Any", type(self))).items():
-            if isinstance(value := getattr(self, name), str):
-                try:
-                    object.__setattr__(self, name, read_value(hint, value))
-                except WrongValueError as error:
-                    raise ConfigError(f"--{dashed(name)}{error}") from None
+        names = _numbers(cast("Any", type(self)))
+        self._read({name: value for name in names if isinstance(value := getattr(self, name), str)})
+
+    def _read(self, values: Mapping[str, Any]) -> None:
+        """Set options to their values as `read_values` converts them.
+
+        Raises:
+            ConfigError: with every value of a wrong type.
+        """
+        if values:
+            read, wrong = read_values(type(self), values)
+            raise_all(list(wrong.values()))
+            for name, value in read.items():
+                object.__setattr__(self, name, value)
 
     def inputs(self) -> dict[str, str | None]:
         """Return the values of the options that may name a file to read."""

@@ -16,8 +16,6 @@ from loraprune.config.base import (
     dashed,
     failed,
     idle_options,
-    raise_all,
-    read_values,
 )
 from loraprune.config.in_python import spoken_in_python
 from loraprune.config.sparsity import pattern_problems
@@ -130,10 +128,7 @@ class LoRAPruneConfig(AdapterOptions, TargetOptions):
             return
         given = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
         with spoken_in_python(given, LoRAPruneConfig):
-            read, wrong = read_values(LoRAPruneConfig, given)
-            raise_all(list(wrong.values()))
-            for name, value in read.items():
-                object.__setattr__(self, name, value)
+            self._read(given)
             super().__post_init__()
 
     @property

@@ -5,6 +5,7 @@ Knows nothing about how the file was written.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,13 +19,14 @@ import torch
 from loraprune.errors import VerificationError
 
 PACKAGE = "llama-cpp-python"
+FLOAT32 = 0
+"""`GGML_TYPE_F32` of llama.cpp: the precision of the cache"""
 TRIAL = """
-import sys, llama_cpp
-file, context = sys.argv[1], int(sys.argv[2])
-model = llama_cpp.Llama(file, n_ctx=context, n_batch=context, n_ubatch=context, n_gpu_layers=0, verbose=False)
-model.eval([1] * context)
+import json, sys, llama_cpp
+settings = json.loads(sys.argv[1])
+llama_cpp.Llama(**settings).eval([1] * settings["n_ctx"])
 """
-"""a program that reads `context` tokens with llama.cpp"""
+"""a program that fills the context with llama.cpp"""
 
 
 def llamacpp_version() -> str | None:
@@ -35,13 +37,23 @@ def llamacpp_version() -> str | None:
         return None
 
 
+def settings_of(file: Path, *, context: int, threads: int | None = None) -> dict[str, Any]:
+    """Return the arguments of `llama_cpp.Llama` with which a file is run."""
+    count = threads or torch.get_num_threads()
+    return {
+        "model_path": str(file), "n_ctx": context, "n_batch": context, "n_ubatch": context, "logits_all": True, "verbose": False,
+        "n_threads": count, "n_threads_batch": count, "n_gpu_layers": 0, "type_k": FLOAT32, "type_v": FLOAT32,
+    }  # fmt: skip
+
+
 def check_runs(file: Path, *, context: int) -> None:
     """Run a file in a separate process, as a crash of llama.cpp would end this one without a word.
 
     Raises:
         VerificationError: if it crashes. Errors that llama.cpp reports are left to `LlamaCpp`.
     """
-    done = subprocess.run([sys.executable, "-c", TRIAL, str(file), str(context)], capture_output=True, check=False)
+    given = json.dumps(settings_of(file, context=context))
+    done = subprocess.run([sys.executable, "-c", TRIAL, given], capture_output=True, check=False)
     if done.returncode < 0:
         raise VerificationError(
             f"llama.cpp ({PACKAGE} {llamacpp_version()}) crashed with signal {-done.returncode} when it ran {file.name}; nothing was "
@@ -61,13 +73,8 @@ class LlamaCpp:
         """
         import llama_cpp
 
-        count = threads or torch.get_num_threads()
         try:
-            self.model = llama_cpp.Llama(
-                str(file), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True, verbose=False,
-                n_threads=count, n_threads_batch=count, n_gpu_layers=0,
-                type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
-            )  # fmt: skip
+            self.model = llama_cpp.Llama(**settings_of(file, context=context, threads=threads))
         except (ValueError, RuntimeError, AssertionError) as error:
             raise VerificationError(f"llama.cpp does not load {file.name}: {error}; nothing was saved") from None
 
